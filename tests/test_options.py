@@ -1,0 +1,70 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways import options
+
+
+@dataclass(frozen=True)
+class Inner:
+    max_duration: float = 200.0
+    """Seconds of audio per batch."""
+
+    use_fp16: bool = False
+    """Half precision."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    exp_dir: Path = Path("exp")
+    """Where results go."""
+
+    masks: Path | None = None
+    """A masks file."""
+
+
+def test_nested_fields_are_flat_options():
+    config = options.parse(Outer, "", ["--max-duration", "15", "--exp-dir", "a/b", "--masks", "m.safetensors"])
+    assert config == Outer(Inner(15.0), Path("a/b"), Path("m.safetensors"))
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("true", True), ("0", False), ("False", False)])
+def test_booleans_take_icefalls_words(word, value):
+    assert options.parse(Outer, "", ["--use-fp16", word]).inner.use_fp16 is value
+
+
+def test_other_words_are_no_booleans(capsys):
+    with pytest.raises(SystemExit):
+        options.parse(Outer, "", ["--use-fp16", "maybe"])
+    assert "expected one of 1, 0, true, false; found 'maybe'" in "".join(capsys.readouterr())
+
+
+def test_help_gives_text_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse(Outer, "Trains.", ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "Trains." in text and "Seconds of audio per batch. (default: 200.0)" in text
+
+
+def test_dict_round_trip():
+    config = Outer(Inner(15.0, True), Path("a"), Path("m"))
+    assert options.from_dict(Outer, options.to_dict(config)) == config
+    assert options.to_dict(Outer())["masks"] is None
+
+
+def test_unknown_option_in_a_dict_is_named():
+    with pytest.raises(ValueError, match="Inner has no option speed"):
+        options.from_dict(Outer, {"inner": {"speed": 1}})
+
+
+def test_a_users_error_is_one_line(capsys):
+    def main():
+        raise ValueError("no such file: run prepare.sh first")
+
+    with pytest.raises(SystemExit) as stop:
+        options.run_script(main)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: no such file: run prepare.sh first\n"
