@@ -77,7 +77,7 @@ install_kaldifeat() {
 
 main() {
   local wanted
-  wanted=$(cat requirements.txt "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
+  wanted=$(cat requirements.txt pyproject.toml "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
   if [ "$(cat "$VENV/.installed" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
@@ -90,6 +90,7 @@ main() {
   echo "Installing the packages of requirements.txt into .venv (about 3.5 GB)"
   pip_install install --quiet --progress-bar on --require-hashes -r requirements.txt
   install_kaldifeat
+  pip_install install --quiet --no-deps --no-build-isolation --editable .
   "$VENV/bin/python" -c 'import k2, kaldifeat, lhotse, torchaudio' || fail "the packages were installed but do not import (see above); remove .venv and run the same command again"
   echo "$wanted" > "$VENV/.installed"
 }
