@@ -43,35 +43,18 @@ pip_install() {
     || fail "pip failed (see above). If it could not reach the package index, connect this machine to the network or set PIP_INDEX_URL to a mirror, and run the same command again: what is already installed is kept"
 }
 
-# The wheel depends on torch, on Python and on the way it is built, so all of them name its folder in the cache.
-kaldifeat_wheel_dir() {
-  local key
-  key=$("$VENV/bin/python" -c 'import platform, torch; print(f"torch{torch.__version__}-py{platform.python_version()}-{platform.machine()}")')
-  echo "${WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/icefall_pathways/wheels}/$key-$(cat "$KALDIFEAT"/requirements.txt "$KALDIFEAT"/*/*.* "$0" | sha256sum | cut -c1-12)"
-}
-
-build_kaldifeat() {
-  local wheels=$1 torch_dir cxx11_abi building
-  command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler found, and kaldifeat is built from source; install one (apt install g++) or set CXX"
-  torch_dir=$("$VENV/bin/python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
-  cxx11_abi=$("$VENV/bin/python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))')
-  building=$(mktemp -d)
-  echo "Building kaldifeat (about 3 minutes, once; the wheel is kept in $wheels)"
-  PATH="$VENV/bin:$PATH" MAKEFLAGS="-j$(nproc)" KALDIFEAT_MAKE_ARGS="-j$(nproc)" KALDIFEAT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release \
-    -Dkaldifeat_BUILD_TESTS=OFF -DFETCHCONTENT_SOURCE_DIR_PYBIND11=$KALDIFEAT/pybind11 -DCMAKE_FIND_PACKAGE_TARGETS_GLOBAL=ON \
-    -Dpybind11_DIR=$("$VENV/bin/python" -m pybind11 --cmakedir) -DTorch_DIR=$KALDIFEAT/torch -DTORCH_DIR=$torch_dir -DTORCH_CXX11_ABI=$cxx11_abi" \
-    "$VENV/bin/python" -m pip --disable-pip-version-check wheel --no-deps --no-build-isolation --require-hashes \
-    -r "$KALDIFEAT/requirements.txt" -w "$building" >"$building/build.log" 2>&1 \
-    || { tail -n 40 "$building/build.log" >&2; fail "kaldifeat did not build (see above; whole log: $building/build.log)"; }
-  mkdir -p "$wheels"
-  cp "$building"/kaldifeat-*.whl "$wheels/"
-  rm -rf "$building"
+# The wheel depends on torch, on Python and on how it is built, so all of them are in the name of its folder.
+kaldifeat_wheels() {
+  local built_for how
+  built_for=$("$VENV/bin/python" -c 'import platform, torch; print(f"torch{torch.__version__}-py{platform.python_version()}-{platform.machine()}")')
+  how=$(find "$KALDIFEAT" -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-12)
+  echo "${WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/icefall_pathways/wheels}/$built_for-$how"
 }
 
 install_kaldifeat() {
   local wheels
-  wheels=$(kaldifeat_wheel_dir)
-  compgen -G "$wheels/kaldifeat-*.whl" >/dev/null || build_kaldifeat "$wheels"
+  wheels=$(kaldifeat_wheels)
+  compgen -G "$wheels/kaldifeat-*.whl" >/dev/null || "$KALDIFEAT/build.sh" "$VENV/bin/python" "$wheels"
   pip_install install --quiet --no-deps --force-reinstall "$wheels"/kaldifeat-*.whl
 }
 
