@@ -1,0 +1,203 @@
+"""Checkpoints: writing them, finding them, and making models of them.
+
+A checkpoint is one torch file of tensors, numbers and strings: `model` (dense weights under the model's own names),
+`model_avg` (their running average), `optimizer`, `masks`, `update`, `epoch`, `config` and `vocab_size`. It is read with
+`weights_only=True`, so a file from a stranger cannot run code.
+"""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icefall_pathways.files import atomic_write
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import Transducer, build_model
+from icefall_pathways.optim.averaging import average_range
+from icefall_pathways.options import from_dict
+
+Checkpoint = dict[str, Any]
+
+_REQUIRED = ("model", "model_avg", "update", "epoch", "config", "vocab_size")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint so that a reader finds a whole one or none."""
+    with atomic_write(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+      CheckpointError: The file is missing, cut short, holds more than plain data, or is no checkpoint of this project.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: {_found_in(path.parent)}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {reason}. "
+            "It was cut short or is no plain-data checkpoint: remove it, and an earlier one is used"
+        ) from error
+    missing = [key for key in _REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{path} is no training checkpoint of this project: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def batch_path(exp_dir: Path, update: int) -> Path:
+    """The checkpoint after `update` updates."""
+    return exp_dir / f"checkpoint-{update}.pt"
+
+
+def epoch_path(exp_dir: Path, epoch: int) -> Path:
+    """The checkpoint at the end of `epoch`."""
+    return exp_dir / f"epoch-{epoch}.pt"
+
+
+def batch_checkpoints(exp_dir: Path) -> list[Path]:
+    """The checkpoints named after updates, oldest first."""
+    return _numbered(exp_dir, "checkpoint")
+
+
+def epoch_checkpoints(exp_dir: Path) -> list[Path]:
+    """The checkpoints named after epochs, oldest first."""
+    return _numbered(exp_dir, "epoch")
+
+
+def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
+    """The readable checkpoint with the most updates, or None where there is no checkpoint at all.
+
+    Raises:
+      CheckpointError: There are checkpoints, and none of them is readable.
+    """
+    paths = batch_checkpoints(exp_dir) + epoch_checkpoints(exp_dir)
+    damaged = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            return path, read(path)
+        except CheckpointError as error:
+            print(f"warning: {error}")
+            damaged.append(path.name)
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {exp_dir} is readable ({', '.join(damaged)}): remove them to start anew"
+        )
+    return None
+
+
+def find(path: Path) -> tuple[Path, Checkpoint]:
+    """The checkpoint at `path`, or the newest one if `path` is an experiment's folder.
+
+    Raises:
+      CheckpointError: There is none.
+    """
+    if not path.is_dir():
+        return path, read(path)
+    found = newest(path)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {path}: train a model there first, or name another folder")
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file: what a masks file names its source by."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def load_model(
+    exp_dir: Path, epoch: int = 0, iteration: int = 0, avg: int = 1, use_averaged_model: bool = True
+) -> tuple[Transducer, dict[str, Any]]:
+    """The model of an experiment, in eval mode on the CPU, and the experiment's options.
+
+    Args:
+      exp_dir: The experiment's folder.
+      epoch: Use epoch-<epoch>.pt.
+      iteration: Use checkpoint-<iteration>.pt; wins over `epoch`. Both 0: the newest checkpoint.
+      avg: With `use_averaged_model`, average the weights over the training between the checkpoint and the one `avg`
+        places before it of the same kind (from the start of the training if there is none). Without it, average the
+        weights of the `avg` newest checkpoints up to the chosen one.
+      use_averaged_model: See `avg`.
+
+    Raises:
+      CheckpointError: A checkpoint that this needs is missing or damaged.
+    """
+    if avg < 1:
+        raise CheckpointError(f"--avg {avg}: expected at least 1")
+    if iteration > 0:
+        path, checkpoint = find(batch_path(exp_dir, iteration))
+    elif epoch > 0:
+        path, checkpoint = find(epoch_path(exp_dir, epoch))
+    else:
+        path, checkpoint = find(exp_dir)
+    model = build(checkpoint)
+    if use_averaged_model:
+        model.load_state_dict(_running_average(path, checkpoint, avg))
+    else:
+        model.load_state_dict(_mean_of_weights(path, avg) if avg > 1 else checkpoint["model"])
+    return model.eval(), checkpoint["config"]
+
+
+def build(checkpoint: Checkpoint) -> Transducer:
+    """The model that a checkpoint describes, with the checkpoint's weights."""
+    model = build_model(from_dict(ModelConfig, checkpoint["config"]["model"]), checkpoint["vocab_size"])
+    model.load_state_dict(checkpoint["model"])
+    return model
+
+
+def _same_kind_up_to(path: Path) -> list[Path]:
+    kind = path.stem.rsplit("-", 1)[0]
+    paths = _numbered(path.parent, kind)
+    return paths[: paths.index(path) + 1] if path in paths else [path]
+
+
+def _running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
+    earlier = _same_kind_up_to(path)[:-1]
+    if len(earlier) < avg:
+        return checkpoint["model_avg"]
+    start = read(earlier[-avg])
+    return average_range(start["model_avg"], checkpoint["model_avg"], start["update"], checkpoint["update"])
+
+
+def _mean_of_weights(path: Path, avg: int) -> dict[str, torch.Tensor]:
+    paths = _same_kind_up_to(path)
+    if len(paths) < avg:
+        raise CheckpointError(f"--avg {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
+    states = [read(path)["model"] for path in paths[-avg:]]
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in states[-1].items()
+    }
+
+
+def _numbered(exp_dir: Path, kind: str) -> list[Path]:
+    numbers = {}
+    for path in exp_dir.glob(f"{kind}-*.pt"):
+        if match := re.fullmatch(rf"{kind}-(\d+)\.pt", path.name):
+            numbers[int(match[1])] = path
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _found_in(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = [path.name for path in batch_checkpoints(folder) + epoch_checkpoints(folder)]
+    return f"its folder holds {', '.join(names) if names else 'no checkpoint'}"

@@ -1,0 +1,166 @@
+"""The options of a training run and of a mask search."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train: length, loss, optimizer, checkpoints."""
+
+    exp_dir: Path = Path("pruned_transducer_pathways/exp")
+    """Where checkpoints, logs and TensorBoard files go."""
+
+    bpe_model: Path = Path("data/lang_bpe_500/bpe.model")
+    """The SentencePiece model."""
+
+    init_from: Path | None = None
+    """Start from the weights, and with the architecture, of this checkpoint or of the newest one in this folder."""
+
+    masks: Path | None = None
+    """Masks file: every language runs and trains through its own sub-network. None trains the dense model."""
+
+    world_size: int = 1
+    """Number of processes (GPUs)."""
+
+    master_port: int = 12354
+    """Port of this machine on which the processes meet."""
+
+    num_epochs: int = 30
+    """Epochs to train; an epoch is as much audio as all languages have together."""
+
+    num_updates: int = 0
+    """Updates to train; 0 leaves it to --num-epochs."""
+
+    start_epoch: int = 0
+    """Resume after epoch start_epoch - 1; 0 resumes from the newest checkpoint if there is one."""
+
+    start_batch: int = 0
+    """Resume from checkpoint-<start_batch>.pt; 0 resumes from the newest checkpoint if there is one."""
+
+    seed: int = 42
+    """Seed of the weights, of the order of batches and of dropout and augmentation."""
+
+    base_lr: float = 1.5e-3
+    """Base learning rate."""
+
+    lr_schedule: Literal["eden", "linear"] = "eden"
+    """eden: icefall's decay by batches and epochs; linear: to zero at the last update, for short runs."""
+
+    lr_batches: float = 7500
+    """Eden: batches after which the learning rate falls."""
+
+    lr_epochs: float = 3.5
+    """Eden: epochs after which the learning rate falls."""
+
+    lr_warmup: int = 500
+    """Updates over which the learning rate rises to its full value."""
+
+    weight_decay: float = 0.01
+    """Weight decay of matrices and convolution kernels."""
+
+    clip_norm: float = 5.0
+    """The gradient of the active entries is scaled down to this norm."""
+
+    prune_range: int = 5
+    """Symbols per frame in the pruned RNN-T loss."""
+
+    lm_scale: float = 0.25
+    """Share of the predictor-only scores in the simple loss."""
+
+    am_scale: float = 0.0
+    """Share of the encoder-only scores in the simple loss."""
+
+    simple_loss_scale: float = 0.5
+    """Scale of the simple loss after warm-up."""
+
+    ctc_loss_scale: float = 0.0
+    """Scale of the auxiliary CTC loss; it speeds up small runs. 0 leaves the CTC head out."""
+
+    warm_updates: int = 2000
+    """Updates over which the simple loss gives way to the pruned loss; 0 suits a start from trained weights."""
+
+    use_fp16: bool = False
+    """Mixed precision with float16 and a loss scaler (CUDA)."""
+
+    use_bf16: bool = False
+    """Mixed precision with bfloat16."""
+
+    valid_interval: int = 500
+    """Updates between validations."""
+
+    log_interval: int = 50
+    """Updates between lines in the log and in metrics.jsonl."""
+
+    save_every_n: int = 1000
+    """Updates between checkpoints checkpoint-<update>.pt; the ends of epochs are saved as epoch-<N>.pt too."""
+
+    keep_last_k: int = 10
+    """Keep the newest k of checkpoint-<update>.pt."""
+
+    average_period: int = 100
+    """Updates between two updates of the running average of the weights."""
+
+    tensorboard: bool = True
+    """Write TensorBoard files."""
+
+    def __post_init__(self) -> None:
+        if self.use_fp16 and self.use_bf16:
+            raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
+        if self.start_epoch and self.start_batch:
+            raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
+        for name in ("num_epochs", "num_updates", "save_every_n", "log_interval", "valid_interval", "average_period"):
+            least = 0 if name in ("num_epochs", "num_updates") else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {least}")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that defines a training run."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """How to look for masks."""
+
+    prune_for: Literal["each-language", "all-languages"] = "each-language"
+    """each-language: one mask per language, found on its data alone. all-languages: one mask for all of them (LAP)."""
+
+    prune_method: Literal["imp", "lth", "one-shot"] = "imp"
+    """imp: train and prune in rounds; lth: the same, every round from the first weights; one-shot: prune at once."""
+
+    sparsity: float = 0.7
+    """Share of the prunable entries of every tensor to remove."""
+
+    prune_rounds: int = 0
+    """Rounds of training and pruning; 0: as many as --prune-drop needs."""
+
+    prune_drop: float = 0.2
+    """Share of the remaining entries that a round removes (the paper's 20 %)."""
+
+    updates_per_round: int = 1000
+    """Updates of training before every pruning."""
+
+    prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
+    """Which parts are pruned."""
+
+    num_jobs: int = 1
+    """Languages searched at the same time, each in a process of its own."""
+
+
+@dataclass(frozen=True)
+class MaskSearchConfig:
+    """Everything that defines a mask search."""
+
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)

@@ -1,0 +1,146 @@
+"""What a run tells while it runs: log file, metrics.jsonl, TensorBoard, progress bar."""
+
+import json
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from icefall_pathways.files import atomic_write
+from icefall_pathways.training.distributed import Rank
+
+logger = logging.getLogger("icefall_pathways")
+
+LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
+
+
+class LossSums:
+    """Sums of losses per language, kept on the device so that adding never waits for it."""
+
+    def __init__(self, languages: list[str], device: torch.device) -> None:
+        self._index = {language: i for i, language in enumerate(languages)}
+        self._sums = torch.zeros(len(languages), len(LOSSES) + 2, dtype=torch.float64, device=device)
+
+    def add(self, language: str, losses: dict[str, Tensor], tokens: int, seconds: float) -> None:
+        """Add one batch: the sums of its losses, its number of tokens and its seconds of audio."""
+        row = self._sums[self._index[language]]
+        for i, name in enumerate(LOSSES):
+            if name in losses:
+                row[i] += losses[name].detach()
+        row[-2] += tokens
+        row[-1] += seconds
+
+    def flush(self, rank: Rank) -> dict[str, dict[str, float]]:
+        """Per language, the mean losses per token over all ranks and the seconds of audio, since the last flush."""
+        sums = rank.sum(self._sums.clone()).tolist()
+        self._sums.zero_()
+        return {
+            language: {name: sums[i][k] / sums[i][-2] for k, name in enumerate(LOSSES)} | {"audio_seconds": sums[i][-1]}
+            for language, i in self._index.items()
+            if sums[i][-2] > 0
+        }
+
+
+class MetricsLog:
+    """Writes a run's figures; on ranks other than 0 it only logs."""
+
+    def __init__(self, exp_dir: Path, rank: Rank, start_update: int, num_updates: int, tensorboard: bool) -> None:
+        self._main = rank.is_main
+        self._path = exp_dir / "metrics.jsonl"
+        self._log_handler = _open_log(exp_dir / "log", rank)
+        if self._main:
+            _drop_after(self._path, start_update)
+        self._file = self._path.open("a", encoding="utf-8") if self._main else None
+        self._writer = (
+            SummaryWriter(str(exp_dir / "tensorboard"), purge_step=start_update) if self._main and tensorboard else None
+        )
+        self._bar = tqdm(
+            total=num_updates,
+            initial=start_update,
+            desc=exp_dir.name,
+            unit="update",
+            disable=not self._main,
+            mininterval=1.0,
+        )
+        self._shown: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def advance(self, language: str) -> None:
+        """Move the progress bar by one update."""
+        self._bar.update()
+        self._bar.set_postfix({"language": language} | self._shown, refresh=False)
+
+    def write(self, kind: str, update: int, language: str, values: dict[str, float]) -> None:
+        """Record figures of one language."""
+        if self._file is None:
+            return
+        record = {
+            "kind": kind,
+            "update": update,
+            "language": language,
+            "time": time.monotonic() - self._started,
+        } | values
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{kind}/{name}/{language}", value, update)
+        self._shown = {f"{kind} loss": f"{values['loss']:.3f}"} if "loss" in values else self._shown
+        logger.info("%s, update %d, %s: %s", kind, update, language, _format(values))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            logger.error("stopped by %s: %s", type(error).__name__, error)
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        logger.removeHandler(self._log_handler)
+        self._log_handler.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _drop_after(path: Path, update: int) -> None:
+    """Forget what a killed run wrote after the checkpoint that this one goes on from."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["update"] <= update]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _format(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _open_log(folder: Path, rank: Rank) -> logging.Handler:
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f"-{rank.index}" if rank.world_size > 1 else ""
+    handler = logging.FileHandler(folder / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
