@@ -1,0 +1,110 @@
+import json
+
+import kaldialign
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icefall_pathways.decoding.scoring import Utterance, format_table, score, summarise, write_results, write_summary
+
+
+def _utterance(cut_id, ref, hyp):
+    return Utterance(cut_id, ref.split(), hyp.split())
+
+
+UTTERANCES = [
+    _utterance("cut-b", "one two three", "one too three four"),
+    _utterance("cut-a", "good day", "day"),
+]
+
+
+def test_counts():
+    figures = score(UTTERANCES).as_dict()
+    expected = {"wer": 60.0, "errors": 3, "words": 5, "sub": 1, "del": 1, "ins": 1, "utterances": 2}
+    assert figures == pytest.approx(expected)
+
+
+_sentence = st.lists(st.sampled_from("abcd"), max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(_sentence, _sentence), min_size=1, max_size=5))
+def test_counts_are_edit_distances(sentences):
+    result = score(Utterance(str(n), ref, hyp) for n, (ref, hyp) in enumerate(sentences))
+    distances = [kaldialign.edit_distance(ref, hyp) for ref, hyp in sentences]
+    assert result.errors == sum(distance["total"] for distance in distances)
+    assert result.errors == result.insertions + result.deletions + result.substitutions
+    assert result.words == sum(len(ref) for ref, _ in sentences)
+
+
+def test_empty_reference_and_empty_hypothesis():
+    result = score([_utterance("a", "", "one two"), _utterance("b", "three", ""), _utterance("c", "", "")])
+    assert (result.insertions, result.deletions, result.words, result.utterances) == (2, 1, 1, 3)
+    assert score([_utterance("a", "", "")]).wer == 0.0
+
+
+def test_no_utterance_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="mls-french-dev: no utterance"):
+        write_results(tmp_path, "mls-french-dev", "greedy", [])
+    with pytest.raises(ValueError, match="test set is empty"):
+        score([])
+    with pytest.raises(ValueError, match="no language"):
+        summarise("test", "greedy_search", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cut_decoded_twice_is_an_error():
+    with pytest.raises(ValueError, match="cut-b was decoded twice"):
+        score([UTTERANCES[0], UTTERANCES[0]])
+
+
+def test_files_of_a_language(tmp_path):
+    write_results(tmp_path, "mls-english-test", "epoch-1", UTTERANCES)
+    recogs = (tmp_path / "recogs-mls-english-test-epoch-1.txt").read_text().splitlines()
+    assert recogs == [
+        "cut-a:\tref=['good', 'day']",
+        "cut-a:\thyp=['day']",
+        "cut-b:\tref=['one', 'two', 'three']",
+        "cut-b:\thyp=['one', 'too', 'three', 'four']",
+    ]
+    errors = (tmp_path / "errs-mls-english-test-epoch-1.txt").read_text().splitlines()
+    assert errors[:2] == [
+        "%WER = 60.00",
+        "Errors: 1 insertions, 1 deletions, 1 substitutions, over 5 reference words (3 correct)",
+    ]
+    for line in (
+        "cut-a:\t(good->*) day",
+        "cut-b:\tone (two->too) three (*->four)",
+        "1   two -> too",
+        "1   good",
+        "1   four",
+        "day   1 0 1 1",
+        "too   0 1 0 1",
+    ):
+        assert line in errors
+    assert (tmp_path / "wer-summary-mls-english-test-epoch-1.txt").read_text() == "settings\tWER\nepoch-1\t60.00\n"
+
+
+def test_neighbouring_errors_share_a_bracket(tmp_path):
+    write_results(tmp_path, "t", "s", [_utterance("x", "a b c d", "a x y d"), _utterance("y", "a b", "c")])
+    errors = (tmp_path / "errs-t-s.txt").read_text()
+    assert "x:\ta (b c->x y) d\n" in errors
+    assert "y:\t(a b->c)\n" in errors
+
+
+def test_table_of_all_languages(tmp_path):
+    scores = {"en": score(UTTERANCES), "nl": score([_utterance("a", "een twee drie vier", "een twee drie vijf")])}
+    summary = summarise("test", "greedy_search", scores, {"real_time_factor": 0.1})
+    table = write_summary(tmp_path, "epoch-1", summary)
+    assert table == format_table(summary)
+    lines = table.splitlines()
+    assert lines[1].split() == ["english", "60.00", "3", "5", "1", "1", "1", "2"]
+    assert lines[2].split() == ["dutch", "25.00", "1", "4", "1", "0", "0", "1"]
+    assert lines[3].split() == ["average", "42.50"]
+    assert len({line.index(".") for line in lines[1:]}) == 1
+    assert (tmp_path / "wer-summary-all-mls-test-epoch-1.txt").read_text() == table + "\n"
+    stored = json.loads((tmp_path / "wer-summary-all-mls-test-epoch-1.json").read_text())
+    assert (stored["split"], stored["method"]) == ("test", "greedy_search")
+    assert stored["average_wer"] == pytest.approx(42.5)
+    assert stored["languages"]["nl"] == scores["nl"].as_dict()
+    assert stored["real_time_factor"] == 0.1
