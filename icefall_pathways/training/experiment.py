@@ -1,6 +1,6 @@
 """Whole runs: one training, and the search for masks, which is one training per language."""
 
-import logging
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -15,11 +15,150 @@ from icefall_pathways.languages import parse_languages
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import from_dict, to_dict
-from icefall_pathways.pathways.masks import MasksError, PathwayMasks
-from icefall_pathways.pathways.schedules import PruningSchedule
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneShot, PruningSchedule
 from icefall_pathways.training import checkpoints
-from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig
+from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig
 from icefall_pathways.training.distributed import Rank, launch
 from icefall_pathways.training.trainer import Trainer
 
-logger = logging.getLogger("icefall_pathways")
+MASKS_FILE = "masks.safetensors"
+
+#: The transducer's submodules that each --prune-scope covers.
+PRUNING_ROOTS = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
+
+
+def train(config: ExperimentConfig) -> None:
+    """Train as `config` says, from the newest checkpoint if there is one.
+
+    Raises:
+      ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
+    """
+    config = _with_architecture(config)
+    languages = [language.code for language in parse_languages(config.data.languages)]
+    if config.training.masks is not None:
+        masks = PathwayMasks.load(config.training.masks).restrict(languages)
+        masks.check(_model(config))
+        masks.save(config.training.exp_dir / MASKS_FILE)
+    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
+
+
+def find_masks(config: MaskSearchConfig) -> None:
+    """Find masks as `config` says and write them to the experiment's folder; finished languages are skipped.
+
+    Raises:
+      ValueError: Options, checkpoints or data that do not fit together; the message says what to do.
+    """
+    if config.training.init_from is None:
+        raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
+    languages = [language.code for language in parse_languages(config.data.languages)]
+    shared = config.pruning.prune_for == "all-languages"
+    searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
+    output = config.training.exp_dir / MASKS_FILE
+    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    _run_searches(searches, config.pruning)
+    masks = PathwayMasks.merge([PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches])
+    masks.save(output)
+    told = ", ".join(f"{code} {100 * masks.sparsity(code):.1f} %" for code in masks.languages)
+    print(f"Masks: {output} (sparsity: {told}; entries used by any language: {100 * masks.union_density():.1f} %)")
+
+
+def _search_config(config: MaskSearchConfig, languages: list[str]) -> ExperimentConfig:
+    """The training that finds the mask which `languages` share."""
+    training = replace(
+        config.training,
+        exp_dir=config.training.exp_dir / "-".join(languages),
+        num_updates=_schedule(config.pruning).num_updates,
+    )
+    return _with_architecture(ExperimentConfig(training, replace(config.data, languages=" ".join(languages))))
+
+
+def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> None:
+    waiting = [search for search in searches if not (search.training.exp_dir / MASKS_FILE).exists()]
+    if pruning.num_jobs == 1 or len(waiting) < 2:
+        for search in waiting:
+            _search(search, pruning)
+        return
+    # Processes that share the cores slow each other down when each uses all of them.
+    threads = max(1, torch.get_num_threads() // pruning.num_jobs)
+    with ProcessPoolExecutor(pruning.num_jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
+        for job in [pool.submit(_search, search, pruning, i) for i, search in enumerate(waiting)]:
+            job.result()
+
+
+def _limit_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def _search(config: ExperimentConfig, pruning: PruningConfig, place: int = 0) -> None:
+    os.environ["TQDM_POSITION"] = str(place)  # a line of its own for each search that runs at the same time
+    training = config.training
+    write_json(training.exp_dir / "config.json", to_dict(config))
+    launch(_train_rank, training.world_size, training.master_port + place, config, pruning)
+
+
+def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | None) -> None:
+    """One rank of a training, or of a mask search if `pruning` is given."""
+    torch.manual_seed(config.training.seed)
+    tokenizer = Tokenizer(config.training.bpe_model)
+    data = SpeechDataModule(config.data, tokenizer)
+    model = _model(config)
+    languages = [language.code for language in data.languages]
+    if pruning is not None:
+        masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[pruning.prune_scope])
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, _schedule(pruning))
+    elif config.training.masks is not None:
+        masks = PathwayMasks.load(config.training.exp_dir / MASKS_FILE)
+        trainer = Trainer(config, model, data, tokenizer, rank, masks)
+    else:
+        trainer = Trainer(config, model, data, tokenizer, rank)
+    trainer.run()
+    if pruning is not None and rank.is_main:
+        _save_found(trainer, config, pruning)
+
+
+def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConfig) -> None:
+    assert trainer.masks is not None and config.training.init_from is not None
+    found = trainer.masks.to("cpu")
+    source, _ = checkpoints.find(config.training.init_from)
+    found.header = replace(
+        found.header,
+        method=_schedule(pruning).method,
+        target_sparsity=pruning.sparsity,
+        source=checkpoints.file_hash(source),
+    )
+    found.save(config.training.exp_dir / MASKS_FILE)
+
+
+def _schedule(pruning: PruningConfig) -> PruningSchedule:
+    if pruning.prune_method == "one-shot":
+        return OneShot(pruning.sparsity, pruning.updates_per_round)
+    return IterativeMagnitudePruning(
+        pruning.sparsity,
+        pruning.updates_per_round,
+        pruning.prune_rounds,
+        pruning.prune_drop,
+        rewinds=pruning.prune_method == "lth",
+    )
+
+
+def _with_architecture(config: ExperimentConfig) -> ExperimentConfig:
+    """The options with those of the architecture taken from --init-from, so that nobody types them twice."""
+    if config.training.init_from is None:
+        return replace(config, model=replace(config.model, ctc_head=config.training.ctc_loss_scale > 0))
+    _, checkpoint = checkpoints.find(config.training.init_from)
+    return replace(config, model=from_dict(ModelConfig, checkpoint["config"]["model"]))
+
+
+def _model(config: ExperimentConfig) -> Transducer:
+    vocab_size = Tokenizer(config.training.bpe_model).vocab_size
+    if config.training.init_from is None:
+        return build_model(config.model, vocab_size)
+    path, checkpoint = checkpoints.find(Path(config.training.init_from))
+    if checkpoint["vocab_size"] != vocab_size:
+        raise ValueError(
+            f"{path} has {checkpoint['vocab_size']} tokens, {config.training.bpe_model} has {vocab_size}: "
+            "use the --bpe-model that it was trained with"
+        )
+    return checkpoints.build(checkpoint)

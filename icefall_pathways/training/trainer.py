@@ -19,7 +19,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.losses import loss_scales
 from icefall_pathways.models.transducer import Transducer, TransducerLoss
 from icefall_pathways.optim.averaging import ModelAverage
-from icefall_pathways.optim.eden import Eden, LinearDecay
+from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
 from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
@@ -86,7 +86,7 @@ class Trainer:
     def run(self) -> None:
         """Train from the newest checkpoint, if there is one, to the last update."""
         start = self._resume()
-        if start == 0:
+        if start == 0 and self.schedule is not None and self.schedule.rewinds:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
         with MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard) as log:
@@ -124,7 +124,17 @@ class Trainer:
         self._record(batch, loss)
         self.average.update(self.model, update)
         if self.schedule is not None and self.masks is not None:
-            self.schedule.after_update(update, self.model, self.masks)
+            self._prune(update, self.schedule, self.masks)
+
+    def _prune(self, update: int, schedule: PruningSchedule, masks: PathwayMasks) -> None:
+        start = None
+        if schedule.rewinds and schedule.sparsity_after(update) is not None:
+            start = checkpoints.read(checkpoints.batch_path(self.options.exp_dir, 0))["model"]
+        if schedule.prune_after(update, self.model, masks, masks.languages, start):
+            logger.info("pruned after update %d to sparsity %.4f", update, masks.sparsity(masks.languages[0]))
+            if schedule.rewinds:
+                # Moments gathered on the weights before the rewinding say nothing about the weights after it.
+                self.optimizer.state.clear()
 
     def _forward_backward(self, batch: Batch, update: int) -> dict[str, Tensor]:
         loss = self._losses(batch, self.parallel, update)
@@ -239,9 +249,9 @@ class Trainer:
 
     def _drop_old_checkpoints(self) -> None:
         if self.rank.is_main:
-            # The start (update 0) stays: it is what rewinding goes back to.
-            for path in checkpoints.batch_checkpoints(self.options.exp_dir)[1 : -self.options.keep_last_k]:
-                path.unlink()
+            for path in checkpoints.batch_checkpoints(self.options.exp_dir)[: -self.options.keep_last_k]:
+                if path != checkpoints.batch_path(self.options.exp_dir, 0):  # what rewinding goes back to
+                    path.unlink()
 
     def _resume(self) -> int:
         """Take over the newest checkpoint, or the one that the options name; returns its update number."""
@@ -286,7 +296,7 @@ class Trainer:
                     "use the same options, or another --exp-dir"
                 )
 
-    def _learning_rate(self) -> Any:
+    def _learning_rate(self) -> LearningRate:
         options = self.options
         if options.lr_schedule == "linear":
             return LinearDecay(options.base_lr, self.num_updates, options.lr_warmup)

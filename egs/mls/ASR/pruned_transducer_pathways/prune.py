@@ -6,10 +6,11 @@ Usage:
   # one mask per language, to 70 % sparsity
   ./pruned_transducer_pathways/prune.py --init-from exp/dense --exp-dir exp/masks-pathways --sparsity 0.7
   # language-agnostic pruning: one mask, found on all languages
-  ./pruned_transducer_pathways/prune.py --init-from exp/dense --exp-dir exp/masks-lap --sparsity 0.7 --prune-for all-languages
+  ./pruned_transducer_pathways/prune.py --init-from exp/dense --exp-dir exp/masks-lap --sparsity 0.7 \
+    --prune-for all-languages
 
-The masks end up in EXP_DIR/masks.safetensors, their description in EXP_DIR/masks.json. The same command goes on after an
-interruption and skips the languages that are finished.
+The masks end up in EXP_DIR/masks.safetensors, their description in EXP_DIR/masks.json. The same command goes on after
+an interruption and skips the languages that are finished.
 """
 
 from icefall_pathways.options import parse, run_script

@@ -1,0 +1,62 @@
+"""Averages of weights over a training."""
+
+import torch
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+
+class ModelAverage:
+    """The running mean of a model's weights over its training, in float64.
+
+    Every `period` updates: average <- average * (1 - period / n) + model * period / n, n being the updates so far. An
+    entry that no active sub-network has trained has kept one value all along, and so has its average.
+
+    Args:
+      model: The model at the start.
+      period: Updates between two samples.
+    """
+
+    def __init__(self, model: nn.Module, period: int) -> None:
+        self._period = period
+        self._state = {name: _widened(value) for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, update: int) -> None:
+        """Take the weights after `update` updates in, if a period ends with it."""
+        if update % self._period:
+            return
+        share = self._period / update
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self._state[name].lerp_(value.double(), share)
+            else:
+                self._state[name].copy_(value)
+
+    def state_dict(self) -> StateDict:
+        """The average, under the model's names."""
+        return self._state
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Go on from an average read from a checkpoint."""
+        for name, value in state.items():
+            self._state[name].copy_(value)
+
+
+def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int) -> StateDict:
+    """The mean of the weights over the updates after `num_start` up to `num_end`, from the running means at both.
+
+    Raises:
+      ValueError: `num_end` is not after `num_start`.
+    """
+    if num_end <= num_start:
+        raise ValueError(f"cannot average from update {num_start} to {num_end}: the end must come after the start")
+    share = num_end / (num_end - num_start)
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
+        for name, value in end.items()
+    }
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.detach().double() if value.is_floating_point() else value.detach().clone()

@@ -1,0 +1,74 @@
+"""Running a model through one language's sub-network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from icefall_pathways.pathways.masks import PathwayMasks
+
+
+@contextmanager
+def activate(model: nn.Module, masks: PathwayMasks | None, language: str) -> Iterator[None]:
+    """Inside this context the model computes with `mask * weight` for every parameter that the masks cover.
+
+    The stored weights are never touched: `parameters()` and `state_dict()` give them as ever, and gradients flow
+    through the product to them, zero outside the mask. The products are made once, on entering; enter anew after the
+    weights or the masks have changed.
+
+    Args:
+      model: The model that the masks were made for.
+      masks: The sub-networks; None runs the dense model.
+      language: Whose sub-network to run.
+
+    Raises:
+      MasksError: The masks do not know the language.
+      RuntimeError: The model runs through a sub-network already.
+    """
+    if masks is None:
+        yield
+        return
+    shadowed: list[tuple[nn.Module, str]] = []
+    flat_weights: dict[nn.RNNBase, Any] = {}
+    try:
+        for name in masks.names:
+            owner_name, _, attribute = name.rpartition(".")
+            owner = model.get_submodule(owner_name)
+            if attribute in owner.__dict__:
+                raise RuntimeError(
+                    f"{name} runs through a sub-network already: leave that context before entering another"
+                )
+            # Python finds an attribute in __dict__ before a module's registered parameters, so the product shadows the
+            # parameter for the module's forward and for nobody else.
+            owner.__dict__[attribute] = owner._parameters[attribute] * masks.mask(name, language)
+            shadowed.append((owner, attribute))
+        for owner in {owner for owner, _ in shadowed if isinstance(owner, nn.RNNBase)}:
+            # Recurrent modules compute with this list, not with their attributes.
+            flat_weights[owner] = owner._flat_weights
+            owner.__dict__["_flat_weights"] = [getattr(owner, name) for name in owner._flat_weights_names]
+        yield
+    finally:
+        for owner, attribute in shadowed:
+            del owner.__dict__[attribute]
+        for recurrent, weights in flat_weights.items():
+            recurrent.__dict__["_flat_weights"] = weights
+
+
+class PathwayModule(nn.Module):
+    """A model whose forward takes a language and runs through its sub-network; what DDP wraps.
+
+    Args:
+      model: Any module; its parameters keep their names under `model.`.
+      masks: The sub-networks, on the model's device; None runs the dense model. They are no part of the state_dict.
+    """
+
+    def __init__(self, model: nn.Module, masks: PathwayMasks | None) -> None:
+        super().__init__()
+        self.model = model
+        self.masks = masks
+
+    def forward(self, language: str, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward of the other arguments, through the sub-network of `language`."""
+        with activate(self.model, self.masks, language):
+            return self.model(*args, **kwargs)

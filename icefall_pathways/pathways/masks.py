@@ -1,0 +1,306 @@
+"""Which entries of a model's weights each language uses.
+
+One integer tensor ("code") per prunable parameter, of the parameter's shape; bit `i` of an entry says whether language
+`i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from icefall_pathways.files import atomic_write, read_json, write_json
+
+# The weights of these modules are matrices or convolution kernels. Embeddings are tables and never pruned.
+_PRUNABLE_MODULES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
+
+_CODE_TYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+MAX_LANGUAGES = max(_CODE_TYPES)
+
+
+class MasksError(ValueError):
+    """A masks file that is damaged, or that does not fit the model or the languages."""
+
+
+def prunable_parameters(model: nn.Module, roots: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
+    """The parameters that masks cover: matrices and kernels of linear, convolution and recurrent modules.
+
+    Biases, norms, embeddings and free parameters (gates, scales, tables) are never among them. A module whose class
+    sets `prunable = False` is left out with all that it holds.
+
+    Args:
+      model: Any module.
+      roots: Names of the submodules to look in, such as ("encoder", "decoder"); None looks everywhere.
+
+    Raises:
+      ValueError: `model` has no submodule of such a name, or nothing in it can be pruned.
+    """
+    roots = [""] if roots is None else list(roots)
+    found: dict[str, nn.Parameter] = {}
+    seen: set[nn.Module] = set()
+    for root in roots:
+        try:
+            start = model.get_submodule(root)
+        except AttributeError as error:
+            children = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"the model has no submodule {root!r}: it has {children}") from error
+        found.update(_prunable_below(start, root, seen))
+    if not found:
+        raise ValueError(f"nothing to prune below {roots}: expected linear, convolution or recurrent modules")
+    return found
+
+
+def _prunable_below(module: nn.Module, prefix: str, seen: set[nn.Module]) -> dict[str, nn.Parameter]:
+    if module in seen or not getattr(module, "prunable", True):
+        return {}
+    seen.add(module)
+    found = {}
+    dot = f"{prefix}." if prefix else ""
+    if isinstance(module, _PRUNABLE_MODULES):
+        for name, parameter in module.named_parameters(recurse=False):
+            if "weight" in name and parameter.dim() >= 2:
+                found[dot + name] = parameter
+    for name, child in module.named_children():
+        found.update(_prunable_below(child, dot + name, seen))
+    return found
+
+
+@dataclass(frozen=True)
+class MasksHeader:
+    """What a masks file says about itself, beside the codes.
+
+    Attributes:
+      languages: Language tags in the order of their bits.
+      method: How the masks were found ("imp", "lth", ..., "dense").
+      granularity: What is pruned as one: "element".
+      target_sparsity: What was asked for.
+      source: Hash of the checkpoint whose magnitudes were taken.
+    """
+
+    languages: tuple[str, ...]
+    method: str = "dense"
+    granularity: str = "element"
+    target_sparsity: float = 0.0
+    source: str = ""
+
+
+@dataclass
+class PathwayMasks:
+    """The sub-network of each language inside one model.
+
+    Attributes:
+      header: Languages in bit order, and where the masks come from.
+      codes: One integer tensor per prunable parameter, by the parameter's name, of the parameter's shape.
+    """
+
+    header: MasksHeader
+    codes: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.languages:
+            raise MasksError("masks need at least one language")
+        if len(set(self.languages)) < len(self.languages):
+            raise MasksError(f"a language stands twice in {self.languages}: name each once")
+        dtype = code_type(len(self.languages))
+        for name, code in self.codes.items():
+            if code.dtype != dtype:
+                raise MasksError(
+                    f"codes of {name} are {code.dtype}: expected {dtype} for {len(self.languages)} languages"
+                )
+
+    @classmethod
+    def dense(cls, model: nn.Module, languages: Sequence[str], roots: Iterable[str] | None = None) -> "PathwayMasks":
+        """Masks in which every language uses every prunable entry of `model`."""
+        dtype = code_type(len(languages))
+        everyone = _bits(range(len(languages)), dtype)
+        codes = {
+            name: torch.full(parameter.shape, everyone, dtype=dtype, device=parameter.device)
+            for name, parameter in prunable_parameters(model, roots).items()
+        }
+        return cls(MasksHeader(tuple(languages)), codes)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Language tags in the order of their bits."""
+        return self.header.languages
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters that the masks cover."""
+        return list(self.codes)
+
+    def bit(self, language: str) -> int:
+        """The bit of a language.
+
+        Raises:
+          MasksError: The masks do not know the language.
+        """
+        try:
+            return self.languages.index(language)
+        except ValueError:
+            raise MasksError(
+                f"no pathway for language {language!r}: the masks hold {', '.join(self.languages)}"
+            ) from None
+
+    def mask(self, name: str, language: str) -> Tensor:
+        """Which entries of parameter `name` the language uses: bool, of the parameter's shape."""
+        code = self.codes[name]
+        return code.bitwise_and(_bits([self.bit(language)], code.dtype)).bool()
+
+    def set_mask(self, name: str, languages: str | Iterable[str], mask: Tensor) -> None:
+        """Let the languages use exactly the entries in `mask` of parameter `name`; other languages keep theirs."""
+        code = self.codes[name]
+        if mask.shape != code.shape or mask.dtype != torch.bool:
+            raise MasksError(
+                f"mask of {name}: expected bool of shape {tuple(code.shape)}, found {mask.dtype} of {tuple(mask.shape)}"
+            )
+        languages = [languages] if isinstance(languages, str) else languages
+        theirs = [self.bit(language) for language in languages]
+        others = [bit for bit in range(len(self.languages)) if bit not in theirs]
+        code.bitwise_and_(_bits(others, code.dtype)).bitwise_or_(mask.to(code.dtype) * _bits(theirs, code.dtype))
+
+    def sparsity(self, language: str, name: str | None = None) -> float:
+        """Pruned entries / prunable entries of one parameter, or of all of them together."""
+        names = self.names if name is None else [name]
+        kept = sum(int(self.mask(n, language).sum()) for n in names)
+        return 1 - kept / sum(self.codes[n].numel() for n in names)
+
+    def union_density(self) -> float:
+        """Share of the prunable entries that at least one language uses."""
+        used = sum(int(torch.count_nonzero(code)) for code in self.codes.values())
+        return used / sum(code.numel() for code in self.codes.values())
+
+    def overlap(self, a: str, b: str) -> float:
+        """Intersection over union of the masks of two languages; 1 where both are empty."""
+        both = either = 0
+        for name in self.names:
+            mask_a, mask_b = self.mask(name, a), self.mask(name, b)
+            both += int((mask_a & mask_b).sum())
+            either += int((mask_a | mask_b).sum())
+        return both / either if either else 1.0
+
+    def restrict(self, languages: Sequence[str]) -> "PathwayMasks":
+        """The masks of some of the languages, their bits in the order given."""
+        return self._assemble([(self, language) for language in languages])
+
+    @staticmethod
+    def merge(parts: Sequence["PathwayMasks"]) -> "PathwayMasks":
+        """Masks of all languages of `parts`, which cover the same parameters.
+
+        Raises:
+          MasksError: The parts cover different parameters or share a language.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            _check_codes({n: c.shape for n, c in first.codes.items()}, part.codes, "the first masks", "other masks")
+        return first._assemble([(part, language) for part in parts for language in part.languages])
+
+    def _assemble(self, picks: list[tuple["PathwayMasks", str]]) -> "PathwayMasks":
+        dtype = code_type(len(picks))
+        codes = {}
+        for name, code in self.codes.items():
+            codes[name] = torch.zeros(code.shape, dtype=dtype, device=code.device)
+            for i, (part, language) in enumerate(picks):
+                codes[name] |= part.mask(name, language).to(dtype) * _bits([i], dtype)
+        return PathwayMasks(replace(self.header, languages=tuple(language for _, language in picks)), codes)
+
+    def to(self, device: torch.device | str) -> "PathwayMasks":
+        """The same masks on another device."""
+        return PathwayMasks(self.header, {name: code.to(device) for name, code in self.codes.items()})
+
+    def check(self, model: nn.Module, languages: Iterable[str] = ()) -> None:
+        """Check that the masks fit `model` and know `languages`.
+
+        Raises:
+          MasksError: They do not; the message says which names or shapes differ.
+        """
+        for language in languages:
+            self.bit(language)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        missing = [name for name in self.codes if name not in shapes]
+        wrong = [
+            f"{name} is {tuple(code.shape)} in the masks and {tuple(shapes[name])} in the model"
+            for name, code in self.codes.items()
+            if name in shapes and shapes[name] != code.shape
+        ]
+        if missing or wrong:
+            told = [*(f"the model has no parameter {name}" for name in missing), *wrong]
+            raise MasksError(
+                f"the masks are for another model ({len(told)} of {len(self.codes)} parameters differ): "
+                + "; ".join(told[:5])
+                + ("; ..." if len(told) > 5 else "")
+                + ". Use the masks found from this model, or the model they were found from"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write `path` (safetensors, the codes) and beside it a JSON header of the same stem."""
+        path = Path(path)
+        header = asdict(self.header) | {
+            "sparsity": {language: self.sparsity(language) for language in self.languages},
+            "prunable": {name: list(code.shape) for name, code in self.codes.items()},
+        }
+        with atomic_write(path) as temporary:
+            save_file({name: code.cpu().contiguous() for name, code in self.codes.items()}, temporary)
+        write_json(path.with_suffix(".json"), header)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "PathwayMasks":
+        """Read masks from `path` and the JSON header beside it.
+
+        Raises:
+          MasksError: A file is missing, damaged, or the two do not belong together.
+        """
+        path = Path(path)
+        header_path = path.with_suffix(".json")
+        for file in (path, header_path):
+            if not file.is_file():
+                raise MasksError(f"no masks file {file}: expected {path.name} and {header_path.name} side by side")
+        try:
+            codes = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MasksError(
+                f"{path} is damaged or no safetensors file ({error}): copy it again or search anew"
+            ) from error
+        return cls._from_header(read_json(header_path), codes, path)
+
+    @classmethod
+    def _from_header(cls, values: object, codes: dict[str, Tensor], path: Path) -> "PathwayMasks":
+        wanted = set(MasksHeader.__dataclass_fields__) | {"prunable"}
+        if not isinstance(values, dict) or not wanted <= set(values):
+            lacking = ", ".join(sorted(wanted - set(values))) if isinstance(values, dict) else "everything"
+            raise MasksError(f"{path.with_suffix('.json')} is no header of masks: it lacks {lacking}")
+        shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}
+        _check_codes(shapes, codes, path.with_suffix(".json").name, path.name)
+        fields = {name: values[name] for name in MasksHeader.__dataclass_fields__}
+        header = MasksHeader(**(fields | {"languages": tuple(fields["languages"])}))
+        return cls(header, {name: codes[name] for name in shapes})
+
+
+def code_type(num_languages: int) -> torch.dtype:
+    """The narrowest integer type with a bit for each language.
+
+    Raises:
+      MasksError: There is none for so many languages.
+    """
+    for bits, dtype in _CODE_TYPES.items():
+        if num_languages <= bits:
+            return dtype
+    raise MasksError(f"{num_languages} languages: masks hold at most {MAX_LANGUAGES}")
+
+
+def _bits(bits: Iterable[int], dtype: torch.dtype) -> int:
+    """The number with these bits set, as a (possibly signed) integer of type `dtype`."""
+    value, limits = sum(1 << bit for bit in bits), torch.iinfo(dtype)
+    return value if value <= limits.max else value - (1 << limits.bits)
+
+
+def _check_codes(shapes: dict[str, torch.Size], codes: dict[str, Tensor], expected: str, found: str) -> None:
+    differing = [name for name in sorted(set(shapes) | set(codes)) if name not in shapes or name not in codes]
+    differing += [name for name, code in codes.items() if name in shapes and shapes[name] != code.shape]
+    if differing:
+        raise MasksError(f"{found} does not belong to {expected}: they differ in {json.dumps(differing[:5])}")

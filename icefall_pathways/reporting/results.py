@@ -1,0 +1,107 @@
+"""What experiments have left on disk, gathered for comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from icefall_pathways.files import read_json
+from icefall_pathways.pathways import analysis
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints
+from icefall_pathways.training.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One trained and decoded system.
+
+    Attributes:
+      name: As it stands in the table.
+      wer: Word error rate in percent, by language code.
+      average_wer: Mean over the languages.
+      utterances: Number of decoded utterances, all languages together.
+      active_parameters: Number of parameters that a language runs through, by language code.
+      masks: None for a dense system.
+      metrics: The records of its metrics.jsonl.
+    """
+
+    name: str
+    wer: dict[str, float]
+    average_wer: float
+    utterances: int
+    active_parameters: dict[str, int]
+    masks: PathwayMasks | None
+    metrics: list[dict[str, Any]]
+
+    @property
+    def sparsity(self) -> float:
+        """Mean share of pruned entries over the languages; 0 for a dense system."""
+        if self.masks is None:
+            return 0.0
+        return sum(self.masks.sparsity(language) for language in self.wer) / len(self.wer)
+
+
+def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
+    """Read the newest result of `method` (such as "streaming/modified_beam_search") on `split` of an experiment.
+
+    Raises:
+      ValueError: It has not been decoded so.
+    """
+    summaries = sorted(
+        (exp_dir / method).glob(f"wer-summary-all-mls-{split}-*.json"), key=lambda path: path.stat().st_mtime_ns
+    )
+    if not summaries:
+        raise ValueError(f"no wer-summary-all-mls-{split}-*.json in {exp_dir / method}: decode {name} first")
+    summary = read_json(summaries[-1])
+    masks_path = exp_dir / "masks.safetensors"
+    masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
+    found = checkpoints.newest(exp_dir)
+    if found is None:
+        raise ValueError(f"no checkpoint in {exp_dir}: train {name} first")
+    model = checkpoints.build(found[1])
+    languages = summary["languages"]
+    return SystemResult(
+        name=name,
+        wer={code: scores["wer"] for code, scores in languages.items()},
+        average_wer=summary["average_wer"],
+        utterances=sum(scores["utterances"] for scores in languages.values()),
+        active_parameters={code: analysis.active_parameters(model, masks, code) for code in languages},
+        masks=masks,
+        metrics=read_metrics(exp_dir / "metrics.jsonl"),
+    )
+
+
+def comparison_rows(results: list[SystemResult]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the comparison: WER per language and on average, sparsity, active parameters."""
+    languages = list(results[0].wer)
+    header = ["system", *languages, "average WER (%)", "sparsity", "parameters active per language"]
+    rows = [
+        [
+            result.name,
+            *(f"{result.wer[language]:.1f}" for language in languages),
+            f"{result.average_wer:.1f}",
+            f"{100 * result.sparsity:.0f} %",
+            _millions(result.active_parameters),
+        ]
+        for result in results
+    ]
+    return header, rows
+
+
+def comparison_table(results: list[SystemResult]) -> str:
+    """The comparison as text for a terminal."""
+    header, rows = comparison_rows(results)
+    return tabulate(rows, header, tablefmt="simple_outline", stralign="right", disable_numparse=True)
+
+
+def relative_change(results: list[SystemResult], system: str, reference: str) -> float:
+    """By how many percent the average WER of `system` differs from that of `reference`; negative is better."""
+    by_name = {result.name: result.average_wer for result in results}
+    return 100 * (by_name[system] / by_name[reference] - 1)
+
+
+def _millions(active: dict[str, int]) -> str:
+    least, most = min(active.values()) / 1e6, max(active.values()) / 1e6
+    return f"{least:.2f} M" if f"{least:.2f}" == f"{most:.2f}" else f"{least:.2f} to {most:.2f} M"
