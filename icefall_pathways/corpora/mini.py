@@ -1,0 +1,262 @@
+"""The embedded corpus: a small multi-speaker folder in MLS layout, synthesised on the spot.
+
+Every utterance is a function of the seed, its language, split and number: the same options give the same bytes, however
+many processes make them and in whatever order.
+"""
+
+import math
+import random
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+from icefall_pathways.corpora.mini_speech import SAMPLE_RATE, Speaker, Synthesiser, speakers_of, utter
+from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
+from icefall_pathways.files import atomic_write, read_json, write_json
+from icefall_pathways.languages import Language, get_language, parse_languages
+from icefall_pathways.options import to_dict
+
+SPLITS = ("train", "dev", "test")
+
+_STAMP = "mini_corpus.json"
+_HELD_OUT_SPEAKERS = 10  # in dev, and as many others in test
+_TYPICAL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class MiniCorpusConfig:
+    """What the embedded corpus holds."""
+
+    corpus_dir: Path = Path("download/mls")
+    """The folder to make."""
+
+    languages: str = "en fr it nl"
+    """Languages, of en fr it nl de es pt pl."""
+
+    hours_per_language: float = 0.4
+    """Hours of training speech in each language."""
+
+    hours: str = ""
+    """Hours of training speech where a language differs: "en=0.6 it=0.2"."""
+
+    content: str = "numbers calendar"
+    """Kinds of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary)."""
+
+    highest_number: int = 30
+    """Numbers go from 0 to this one."""
+
+    dev_utterances: int = 60
+    """Utterances of the dev split of each language."""
+
+    test_utterances: int = 120
+    """Utterances of the test split of each language."""
+
+    seed: int = 42
+    """Another seed, another corpus."""
+
+    num_jobs: int = 0
+    """Processes that synthesise; 0 uses all cores."""
+
+    overwrite: bool = False
+    """Replace a corpus that was made with other options."""
+
+    def hours_of(self, language: Language) -> float:
+        """Hours of training speech of one language.
+
+        Raises:
+          ValueError: --hours is not a list of LANGUAGE=HOURS, or the number is not above 0.
+        """
+        chosen = {}
+        for word in self.hours.split():
+            tag, _, value = word.partition("=")
+            try:
+                chosen[get_language(tag).code] = float(value)
+            except ValueError as error:
+                raise ValueError(
+                    f'--hours {self.hours!r}, at {word!r}: {error}; expected such as "en=2 it=0.5"'
+                ) from error
+        hours = chosen.get(language.code, self.hours_per_language)
+        if not hours > 0:
+            raise ValueError(f"{hours} hours of {language.name}: expected more than 0")
+        return hours
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sentences.
+
+        Raises:
+          ValueError: One is not known.
+        """
+        kinds = tuple(self.content.split())
+        if not kinds or not set(kinds) <= set(CONTENTS):
+            raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}")
+        return kinds
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    handle: str
+    text: str
+    speaker: Speaker
+    seconds: float
+
+
+def make_mini_corpus(config: MiniCorpusConfig) -> None:
+    """Make the corpus; a finished one is left as it is, an interrupted one is completed.
+
+    Raises:
+      ValueError: Options out of range, or the folder holds a corpus made with other options.
+    """
+    languages = parse_languages(config.languages)
+    hours = {language.code: config.hours_of(language) for language in languages}
+    config.kinds()
+    if _is_finished(config):
+        print(f"{config.corpus_dir} is finished already")
+        return
+    seconds = 3600 * sum(hours.values()) + _TYPICAL_SECONDS * len(languages) * (
+        config.dev_utterances + config.test_utterances
+    )
+    jobs = config.num_jobs or cpu_count() or 1
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool,
+        tqdm(total=round(seconds), desc="synthesising", unit="s of audio", unit_scale=True) as bar,
+    ):
+        for language in languages:
+            speakers = speakers_of(language, config.seed)
+            held_out = {
+                "dev": speakers[:_HELD_OUT_SPEAKERS],
+                "test": speakers[_HELD_OUT_SPEAKERS : 2 * _HELD_OUT_SPEAKERS],
+            }
+            made = {}
+            for split in SPLITS:
+                people = held_out.get(split, speakers[2 * _HELD_OUT_SPEAKERS :])
+                made[split] = list(_make_split(config, language, split, people, pool, bar))
+                _write_split(config.corpus_dir, language, split, made[split])
+            _write_metainfo(config.corpus_dir, language, made)
+    write_json(config.corpus_dir / _STAMP, _options(config) | {"finished": True})
+
+
+def _options(config: MiniCorpusConfig) -> dict[str, object]:
+    """The options that decide what the corpus holds."""
+    return {
+        name: value for name, value in to_dict(config).items() if name not in ("corpus_dir", "num_jobs", "overwrite")
+    }
+
+
+def _is_finished(config: MiniCorpusConfig) -> bool:
+    """Look at what stands in the folder already, and stamp it with the options if it is new."""
+    stamp, options = config.corpus_dir / _STAMP, _options(config)
+    if not stamp.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
+        raise ValueError(f"{config.corpus_dir} holds something that is no embedded corpus: name an empty --corpus-dir")
+    if stamp.exists():
+        there = read_json(stamp)
+        finished = there.pop("finished")
+        if there == options:
+            return finished
+        differing = [f"{name}={there.get(name)!r}" for name in options if there.get(name) != options[name]]
+        if not config.overwrite:
+            raise ValueError(
+                f"{config.corpus_dir} holds a corpus made with {', '.join(differing)}: "
+                "use the same options, --overwrite 1 to replace it, or another --corpus-dir"
+            )
+        shutil.rmtree(config.corpus_dir)
+    write_json(stamp, options | {"finished": False})
+    return False
+
+
+def _make_split(
+    config: MiniCorpusConfig,
+    language: Language,
+    split: str,
+    speakers: list[Speaker],
+    pool: ProcessPoolExecutor,
+    bar: tqdm,
+) -> Iterator[_Utterance]:
+    """The utterances of a split: up to the hours asked for in train, a number of them elsewhere."""
+    counts = {"dev": config.dev_utterances, "test": config.test_utterances}
+    wanted = math.inf if split in counts else 3600 * config.hours_of(language)
+    seconds, start = 0.0, 0
+    while seconds < wanted and start < counts.get(split, math.inf):
+        # A batch is made whole and then cut where the hours are reached, so its size does not matter for the result.
+        size = counts.get(split) or max(8, math.ceil((wanted - seconds) / _TYPICAL_SECONDS))
+        jobs = [(config, language, split, speakers, index) for index in range(start, start + size)]
+        for utterance in pool.map(_make_utterance, jobs, chunksize=8):
+            if seconds >= wanted:
+                _audio_path(config.corpus_dir, language, split, utterance.handle).unlink()
+                continue
+            seconds += utterance.seconds
+            bar.update(utterance.seconds)
+            yield utterance
+        start += size
+
+
+_worker: dict[str, Synthesiser] = {}
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    _worker["synthesiser"] = Synthesiser()
+
+
+def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], int]) -> _Utterance:
+    config, language, split, speakers, index = job
+    rng = random.Random(f"{config.seed}/{language.code}/{split}/{index}")
+    speaker = rng.choice(speakers)
+    text = draw_sentence(language, split, config.kinds(), config.highest_number, config.seed, rng)
+    handle = f"{speaker.number}_{10000 + speaker.number}_{index:06d}"
+    path = _audio_path(config.corpus_dir, language, split, handle)
+    if not path.exists():
+        samples = utter(_worker["synthesiser"], text, speaker, config.seed, rng)
+        with atomic_write(path) as temporary:
+            soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    return _Utterance(handle, text, speaker, soundfile.info(path).duration)
+
+
+def _audio_path(corpus_dir: Path, language: Language, split: str, handle: str) -> Path:
+    speaker, book, _ = handle.split("_")
+    return corpus_dir / f"mls_{language.name}" / split / "audio" / speaker / book / f"{handle}.flac"
+
+
+def _write_split(corpus_dir: Path, language: Language, split: str, utterances: list[_Utterance]) -> None:
+    folder = corpus_dir / f"mls_{language.name}" / split
+    _write_lines(folder / "transcripts.txt", [f"{u.handle}\t{u.text}" for u in utterances])
+    _write_lines(folder / "segments.txt", [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.seconds:.2f}" for u in utterances])
+    if split == "train":
+        limited = folder / "limited_supervision"
+        for fold in range(6):
+            _write_lines(limited / "1hr" / str(fold) / "handles.txt", _up_to(utterances, 600 * fold, 600 * (fold + 1)))
+        _write_lines(limited / "9hr" / "handles.txt", _up_to(utterances, 3600, 36000))
+
+
+def _up_to(utterances: list[_Utterance], start: float, end: float) -> list[str]:
+    """The handles of the utterances that begin between `start` and `end` seconds of the split's audio."""
+    handles, passed = [], 0.0
+    for utterance in utterances:
+        if start <= passed < end:
+            handles.append(utterance.handle)
+        passed += utterance.seconds
+    return handles
+
+
+def _write_metainfo(corpus_dir: Path, language: Language, made: dict[str, list[_Utterance]]) -> None:
+    lines = ["SPEAKER | GENDER | PARTITION | MINUTES | BOOK ID | TITLE | CHAPTER"]
+    for split, utterances in made.items():
+        minutes: dict[Speaker, float] = {}
+        for utterance in utterances:
+            minutes[utterance.speaker] = minutes.get(utterance.speaker, 0.0) + utterance.seconds / 60
+        for speaker, spoken in sorted(minutes.items(), key=lambda item: item[0].number):
+            book = 10000 + speaker.number
+            lines.append(f"{speaker.number} | {speaker.gender} | {split} | {spoken:.3f} | {book} | {speaker.voice} | -")
+    _write_lines(corpus_dir / f"mls_{language.name}" / "metainfo.txt", lines)
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,230 @@
+"""Synthetic speech of many speakers: eSpeak NG's voices and variants, in rooms, with noise."""
+
+import _ctypes
+import ctypes
+import random
+from dataclasses import dataclass
+from functools import cache
+
+import espeakng_loader
+import numpy as np
+import torch
+import torchaudio
+
+from icefall_pathways.languages import Language
+
+SAMPLE_RATE = 16000
+
+_ESPEAK_RATE = 22050
+_SYNCHRONOUS = 2  # mode of espeak_Initialize: audio comes through the callback before espeak_Synth returns
+_UTF8 = 1
+_RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
+
+_VOICES = {
+    "en": ("en", "en-us", "en-gb-x-rp", "en-gb-scotland"),
+    "fr": ("fr", "fr-be", "fr-ch"),
+    "it": ("it",),
+    "nl": ("nl",),
+    "de": ("de",),
+    "es": ("es", "es-419"),
+    "pt": ("pt", "pt-br"),
+    "pl": ("pl",),
+}
+
+# Variants that sound like persons; whispering, croaking and robot voices are left out.
+_WOMEN = [
+    "Alicia",
+    "Andrea",
+    "Annie",
+    "anika",
+    "aunty",
+    "belinda",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "grandma",
+    "linda",
+    "shelby",
+    "steph",
+    "steph2",
+]
+_MEN = [
+    "Alex",
+    "Andy",
+    "Denis",
+    "Diogo",
+    "Gene",
+    "Henrique",
+    "Hugo",
+    "Lee",
+    "Marco",
+    "Mario",
+    "Michael",
+    "Mike",
+    "Nguyen",
+    "Reed",
+    "Storm",
+    "adam",
+    "announcer",
+    "antonio",
+    "benjamin",
+    "boris",
+    "caleb",
+    "david",
+    "ed",
+    "edward",
+    "edward2",
+    "grandpa",
+    "gustave",
+    "ian",
+    "john",
+    "kaukovalta",
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "marcelo",
+    "max",
+    "michel",
+    "miguel",
+    "norbert",
+    "pablo",
+    "paul",
+    "pedro",
+    "quincy",
+    "rob",
+    "robert",
+    "sandro",
+    "travis",
+    "victor",
+    "zac",
+]
+
+
+class SynthesisError(RuntimeError):
+    """The synthesiser refused a voice or a text."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A synthetic person.
+
+    Attributes:
+      number: Identifier, unique in the corpus.
+      voice: The synthesiser's voice and variant.
+      gender: "M" or "F".
+    """
+
+    number: int
+    voice: str
+    gender: str
+
+
+def speakers_of(language: Language, seed: int) -> list[Speaker]:
+    """All speakers of a language in an order drawn by `seed`, one per variant."""
+    rng = random.Random(f"{seed}/{language.code}/speakers")
+    variants = [(name, "F") for name in _WOMEN] + [(name, "M") for name in _MEN]
+    rng.shuffle(variants)
+    voices = _VOICES[language.code]
+    first = 1000 * (1 + list(_VOICES).index(language.code))
+    return [
+        Speaker(first + i, f"{voices[i % len(voices)]}+{name}", gender) for i, (name, gender) in enumerate(variants)
+    ]
+
+
+class Synthesiser:
+    """eSpeak NG in this process.
+
+    The library keeps state from one utterance to the next (noise generators, filters of the previous voice). To make an
+    utterance's samples depend on its own arguments alone, it is loaded afresh for each one, which takes 2 ms.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        # The library holds a bare pointer to the callback: this reference keeps it alive.
+        callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._callback = callback_type(self._take)
+
+    def speak(self, text: str, voice: str, words_per_minute: int, pitch: int, pitch_range: int) -> np.ndarray:
+        """Samples of `text` in [-1, 1] at 16 kHz, float32.
+
+        Args:
+          text: What to say.
+          voice: A voice, with a variant after a plus sign ("fr+f2").
+          words_per_minute: Speed, 80 to 450.
+          pitch: 0 to 100.
+          pitch_range: 0 (monotone) to 100.
+
+        Raises:
+          SynthesisError: The synthesiser has no such voice or makes no sound of the text.
+        """
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        try:
+            self._synthesise(library, text, voice, {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range})
+        finally:
+            library.espeak_Terminate()
+            _ctypes.dlclose(library._handle)
+        samples = np.frombuffer(b"".join(self._pieces), dtype=np.int16)
+        if not samples.any():
+            raise SynthesisError(f"the synthesiser made no sound of {text!r} with voice {voice!r}")
+        return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
+
+    def _synthesise(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
+        self._pieces.clear()
+        data = espeakng_loader.get_data_path().encode()
+        if library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0) != _ESPEAK_RATE:
+            raise SynthesisError(f"the synthesiser did not start with the voices in {data.decode()}")
+        library.espeak_SetSynthCallback(self._callback)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        ctypes.CDLL(None).srand(1)
+        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise SynthesisError(f"the synthesiser has no voice {voice!r}")
+        for parameter, value in parameters.items():
+            library.espeak_SetParameter(parameter, value, 0)
+        utf8 = text.encode() + b"\0"
+        if library.espeak_Synth(utf8, len(utf8), 0, 0, 0, _UTF8, None, None) != 0:
+            raise SynthesisError(f"the synthesiser refused {text!r}")
+
+    def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int) -> int:
+        if samples and count > 0:
+            self._pieces.append(ctypes.string_at(samples, 2 * count))
+        return 0
+
+
+def utter(synthesiser: Synthesiser, text: str, speaker: Speaker, seed: int, rng: random.Random) -> np.ndarray:
+    """One recording: `text` by `speaker`, with a speed, pitch, room, noise and level of its own.
+
+    Returns:
+      Samples in [-1, 1] at 16 kHz, float32.
+    """
+    person = random.Random(f"{seed}/{speaker.number}")
+    rate, pitch, pitch_range = person.randint(140, 185), person.randint(35, 65), person.randint(35, 65)
+    samples = synthesiser.speak(
+        text, speaker.voice, rate + rng.randint(-12, 12), pitch + rng.randint(-6, 6), pitch_range + rng.randint(-10, 10)
+    )
+    noise = np.random.default_rng(rng.getrandbits(63))
+    samples = _in_room(samples, rng.uniform(0.05, 0.25), rng.uniform(0.05, 0.3), noise)
+    power = float(np.mean(samples**2))
+    samples = samples + noise.normal(0, (power * 10 ** (-rng.uniform(20, 40) / 10)) ** 0.5, len(samples))
+    return (samples * 10 ** (-rng.uniform(3, 12) / 20) / np.abs(samples).max()).astype(np.float32)
+
+
+def _in_room(samples: np.ndarray, decay: float, wet: float, noise: np.random.Generator) -> np.ndarray:
+    """Convolve with exponentially decaying noise of `decay` seconds (to -60 dB) and relative energy `wet`."""
+    length = int(decay * SAMPLE_RATE)
+    response = noise.normal(size=length) * 10 ** (-3 * np.arange(length) / length)
+    response *= (wet / np.sum(response**2)) ** 0.5
+    response[0] = 1.0
+    size = len(samples) + length
+    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: len(samples)]
+
+
+@cache
+def _resampler() -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(_ESPEAK_RATE, SAMPLE_RATE)
