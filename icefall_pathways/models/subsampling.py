@@ -1,0 +1,51 @@
+"""From feature frames of 10 ms to encoder frames of 40 ms."""
+
+from torch import Tensor, nn
+
+FACTOR = 4
+# An output frame sees 7 input frames and the next one starts 4 later, so a run of them needs 3 beyond 4 for each.
+OVERLAP = 3
+
+# About the mean and the deviation of log mel energies of speech whose samples lie in [-1, 1]. Constants, not statistics
+# of the data: they only spare the first layers from learning a large offset, and a stream has no statistics to wait for.
+_FEATURE_MEAN = -8.0
+_FEATURE_SCALE = 0.25
+
+
+class ConvSubsampling(nn.Module):
+    """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and a layer norm.
+
+    Nothing is padded in time: output frame j is a function of input frames 4j to 4j + 6 and of no other, so pieces of an
+    utterance give the same frames as the whole.
+
+    Args:
+      num_bins: Features per frame, at least 7.
+      output_dim: Width of the output.
+      channels: Output channels of the two convolutions.
+    """
+
+    def __init__(self, num_bins: int, output_dim: int, channels: tuple[int, int]) -> None:
+        super().__init__()
+        first, second = channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, first, kernel_size=3, stride=2),
+            nn.SiLU(),
+            nn.Conv2d(first, second, kernel_size=3, stride=2),
+            nn.SiLU(),
+        )
+        self.out = nn.Linear(second * (((num_bins - 1) // 2 - 1) // 2), output_dim)
+        self.out_norm = nn.LayerNorm(output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample.
+
+        Args:
+          x: Features (N, T, num_bins), T at least 7.
+
+        Returns:
+          Frames (N, (T - 3) // 4, output_dim).
+        """
+        x = (x - _FEATURE_MEAN) * _FEATURE_SCALE
+        maps = self.conv(x.unsqueeze(1))  # (N, channels, T', bins')
+        frames: Tensor = self.out_norm(self.out(maps.transpose(1, 2).flatten(2)))
+        return frames
