@@ -1,0 +1,48 @@
+"""The predictor: what the tokens so far say about the next one."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CHANNELS_PER_GROUP = 4
+
+
+class Predictor(nn.Module):
+    """A stateless predictor: an embedding and a convolution over the last `context_size` tokens.
+
+    "RNN-Transducer with Stateless Prediction Network" (Ghodsi et al., 2020), with the convolution in groups.
+
+    Args:
+      vocab_size: Tokens, the blank included.
+      decoder_dim: Width; a multiple of 4.
+      context_size: Tokens it sees; 1 has no convolution.
+      blank_id: The token that begins every sequence.
+    """
+
+    def __init__(self, vocab_size: int, decoder_dim: int, context_size: int, blank_id: int = 0) -> None:
+        super().__init__()
+        self.context_size = context_size
+        self.blank_id = blank_id
+        self.embedding = nn.Embedding(vocab_size, decoder_dim)
+        if context_size > 1:
+            self.conv = nn.Conv1d(
+                decoder_dim, decoder_dim, context_size, groups=decoder_dim // _CHANNELS_PER_GROUP, bias=False
+            )
+
+    def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
+        """Predict.
+
+        Args:
+          y: Tokens (N, U); a negative one stands for "nothing yet" and embeds to zero.
+          need_pad: Begin with `context_size - 1` times "nothing yet", so that every token has an output. Without it
+            the first `context_size - 1` tokens are context alone.
+
+        Returns:
+          (N, U, decoder_dim), or (N, U - context_size + 1, decoder_dim) without `need_pad`.
+        """
+        embedded = self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
+        if self.context_size == 1:
+            return embedded
+        if need_pad:
+            embedded = F.pad(embedded, (0, 0, self.context_size - 1, 0))
+        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
