@@ -1,0 +1,40 @@
+"""The joiner: from an encoder frame and a predictor output to the scores of the tokens."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Joiner(nn.Module):
+    """Projects both, adds them, tanh, and a linear layer onto the tokens. Never pruned.
+
+    Args:
+      encoder_dim: Width of the encoder's output.
+      decoder_dim: Width of the predictor's output.
+      joiner_dim: Width in which they are added.
+      vocab_size: Tokens, the blank included.
+    """
+
+    prunable = False
+
+    def __init__(self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
+        self.decoder_proj = nn.Linear(decoder_dim, joiner_dim)
+        self.output_linear = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
+        """Score the tokens.
+
+        Args:
+          encoder_out: (..., encoder_dim), or (..., joiner_dim) if it went through `encoder_proj`.
+          decoder_out: (..., decoder_dim), or (..., joiner_dim) if it went through `decoder_proj`; its other axes
+            broadcast against those of `encoder_out`.
+          project_input: Whether to apply the projections.
+
+        Returns:
+          Logits (..., vocab_size).
+        """
+        if project_input:
+            encoder_out, decoder_out = self.encoder_proj(encoder_out), self.decoder_proj(decoder_out)
+        logits: Tensor = self.output_linear(torch.tanh(encoder_out + decoder_out))
+        return logits
