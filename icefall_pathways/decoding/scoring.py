@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kaldialign
+from tabulate import tabulate
 
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
@@ -170,18 +171,13 @@ def write_summary(folder: Path, suffix: str, summary: Mapping[str, Any]) -> str:
 
 def format_table(summary: Mapping[str, Any]) -> str:
     """An aligned table of what `summarise` gives: a row per language, and the average."""
-    rows = [["language", "WER %", "errors", "words", "sub", "del", "ins", "utterances"]]
-    for code, figures in summary["languages"].items():
-        counts = [str(figures[key]) for key in ("errors", "words", "sub", "del", "ins", "utterances")]
-        rows.append([get_language(code).name, f"{figures['wer']:.2f}", *counts])
-    rows.append(["average", f"{summary['average_wer']:.2f}", "", "", "", "", "", ""])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    )
+    columns = ("wer", "errors", "words", "sub", "del", "ins", "utterances")
+    rows: list[list[Any]] = [
+        [get_language(code).name, *(figures[column] for column in columns)]
+        for code, figures in summary["languages"].items()
+    ]
+    rows.append(["average", summary["average_wer"], *[None] * (len(columns) - 1)])
+    return tabulate(rows, ["language", "WER %", *columns[1:]], tablefmt="simple", floatfmt=".2f")
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -5,32 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-class _Predictor(nn.Module):
-    def __init__(self, vocab_size: int, dim: int, context_size: int) -> None:
-        super().__init__()
-        self.blank_id, self.context_size = 0, context_size
-        self.embedding = nn.Embedding(vocab_size, dim)
-        self.conv = nn.Conv1d(dim, dim, context_size, groups=dim // 4, bias=False)
-
-    def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        assert not need_pad
-        embedded = self.embedding(y.clamp(min=0)) * (y >= 0)[..., None]
-        return self.conv(embedded.transpose(1, 2)).transpose(1, 2).relu()
-
-
-class _Joiner(nn.Module):
-    def __init__(self, encoder_dim: int, decoder_dim: int, joiner_dim: int, vocab_size: int) -> None:
-        super().__init__()
-        self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
-        self.decoder_proj = nn.Linear(decoder_dim, joiner_dim)
-        self.output_linear = nn.Linear(joiner_dim, vocab_size)
-
-    def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
-        assert not project_input
-        return self.output_linear((encoder_out + decoder_out).tanh())
+from icefall_pathways.models.joiner import Joiner
+from icefall_pathways.models.predictor import Predictor
 
 
 class Head(nn.Module):
@@ -38,8 +16,8 @@ class Head(nn.Module):
 
     def __init__(self, vocab_size: int, encoder_dim: int = 8, dim: int = 8, context_size: int = 2) -> None:
         super().__init__()
-        self.decoder = _Predictor(vocab_size, dim, context_size)
-        self.joiner = _Joiner(encoder_dim, dim, dim, vocab_size)
+        self.decoder = Predictor(vocab_size, dim, context_size)
+        self.joiner = Joiner(encoder_dim, dim, dim, vocab_size)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,102 @@
+"""The options of decoding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """What both ways of decoding have."""
+
+    exp_dir: Path = Path("pruned_transducer_pathways/exp")
+    """The experiment: its checkpoints and options are read, results go below it."""
+
+    epoch: int = 0
+    """Decode with epoch-<epoch>.pt."""
+
+    iter: int = 0
+    """Decode with checkpoint-<iter>.pt; wins over --epoch. Both 0: the newest checkpoint."""
+
+    avg: int = 1
+    """Average the weights since the checkpoint this many before the chosen one."""
+
+    use_averaged_model: bool = True
+    """Average over all updates in between (from the running averages), not over the checkpoints themselves."""
+
+    languages: str = ""
+    """Languages to decode, such as "en fr"; empty: those of the experiment."""
+
+    split: Literal["test", "dev"] = "test"
+    """The part of the corpus to decode."""
+
+    masks: str = ""
+    """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
+
+    decoding_method: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
+    """The search."""
+
+    blank_penalty: float = 0.0
+    """Subtracted from the blank's logit: the larger, the fewer deletions and the more insertions."""
+
+    max_duration: float = 600.0
+    """Seconds of audio in a batch."""
+
+    manifest_dir: Path | None = None
+    """Folder of the cuts; None: that of the experiment."""
+
+    bpe_model: Path | None = None
+    """The SentencePiece model; None: that of the experiment."""
+
+    @property
+    def beam(self) -> int:
+        """Hypotheses per utterance in modified_beam_search."""
+        raise NotImplementedError
+
+    @property
+    def results_dir(self) -> Path:
+        """Where the results go."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DecodeConfig(CommonConfig):
+    """How to decode whole utterances."""
+
+    beam_size: int = 4
+    """Hypotheses per utterance in modified_beam_search."""
+
+    @property
+    def beam(self) -> int:
+        """Hypotheses per utterance in modified_beam_search."""
+        return self.beam_size
+
+    @property
+    def results_dir(self) -> Path:
+        """Where the results go."""
+        return self.exp_dir / self.decoding_method
+
+
+@dataclass(frozen=True)
+class StreamingDecodeConfig(CommonConfig):
+    """How to decode chunk by chunk."""
+
+    num_decode_streams: int = 2000
+    """Utterances decoded at the same time."""
+
+    num_active_paths: int = 4
+    """Hypotheses per stream in modified_beam_search."""
+
+    @property
+    def beam(self) -> int:
+        """Hypotheses per stream in modified_beam_search."""
+        return self.num_active_paths
+
+    @property
+    def results_dir(self) -> Path:
+        """Where the results go."""
+        return self.exp_dir / "streaming" / self.decoding_method
+
+    def __post_init__(self) -> None:
+        if self.num_decode_streams < 1:
+            raise ValueError(f"--num-decode-streams {self.num_decode_streams}: expected at least 1")

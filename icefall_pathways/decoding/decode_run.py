@@ -1,0 +1,224 @@
+"""Whole decoding runs: every language of an experiment, recognised, scored and put in one table."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
+from icefall_pathways.decoding.scoring import Score, Utterance, summarise, write_results, write_summary
+from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch, Search
+from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.languages import Language, parse_languages
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.options import from_dict
+from icefall_pathways.pathways.activation import activate
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What decoding needs of a trained experiment.
+
+    Attributes:
+      model: In eval mode, on the device where it runs.
+      masks: The languages' sub-networks; None for a dense model.
+      languages: To be decoded.
+      data: Of these languages.
+      tokenizer: The model's.
+      suffix: The settings, as they end the names of the result files.
+    """
+
+    model: Transducer
+    masks: PathwayMasks | None
+    languages: list[Language]
+    data: SpeechDataModule
+    tokenizer: Tokenizer
+    suffix: str
+
+
+@dataclass
+class Timing:
+    """Seconds spent on streams, how many of them on reading audio from disk, and seconds of audio."""
+
+    total: float = 0.0
+    reading: float = 0.0
+    audio: float = 0.0
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing per second of audio, from samples to tokens."""
+        return (self.total - self.reading) / self.audio
+
+
+def decode(config: DecodeConfig) -> str:
+    """Decode whole utterances; returns the table of all languages.
+
+    Results are written to `<exp_dir>/<decoding_method>`, those of a language as soon as it is done.
+
+    Raises:
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
+    """
+    experiment = load_experiment(config)
+    recognise = partial(_recognise_offline, experiment, _make_search(experiment.model, config))
+    scores = _decode_languages(config, experiment, recognise)
+    summary = summarise(config.split, config.decoding_method, scores)
+    return write_summary(config.results_dir, experiment.suffix, summary)
+
+
+def decode_streaming(config: StreamingDecodeConfig) -> str:
+    """Decode chunk by chunk from the audio; returns the table of all languages and the real-time factor.
+
+    Results are written to `<exp_dir>/streaming/<decoding_method>`, those of a language as soon as it is done.
+
+    Raises:
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
+    """
+    experiment, timing = load_experiment(config), Timing()
+    decoder = StreamingDecoder(experiment.model, _make_search(experiment.model, config), FbankConfig())
+    recognise = partial(_recognise_streams, experiment, decoder, config.num_decode_streams, timing)
+    scores = _decode_languages(config, experiment, recognise)
+    figures = {"real_time_factor": timing.real_time_factor}
+    summary = summarise(config.split, config.decoding_method, scores, figures)
+    table = write_summary(config.results_dir, experiment.suffix, summary)
+    return f"{table}\nreal-time factor: {timing.real_time_factor:.4f} for {timing.audio:.0f} s of audio"
+
+
+def load_experiment(config: CommonConfig) -> Experiment:
+    """Read back the experiment that `config` names.
+
+    Raises:
+      ValueError: The checkpoint, masks or tokens are missing, damaged or do not fit together.
+    """
+    epoch, iteration = _chosen_checkpoint(config)
+    model, options = checkpoints.load_model(config.exp_dir, epoch, iteration, config.avg, config.use_averaged_model)
+    data_config = from_dict(DataConfig, options["data"])
+    data_config = replace(
+        data_config,
+        languages=config.languages or data_config.languages,
+        max_duration=config.max_duration,
+        manifest_dir=config.manifest_dir or data_config.manifest_dir,
+    )
+    languages = parse_languages(data_config.languages)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Experiment(
+        model=model.to(device),
+        masks=_load_masks(config, model, languages),
+        languages=languages,
+        data=SpeechDataModule(data_config, languages),
+        tokenizer=Tokenizer(config.bpe_model or Path(options["training"]["bpe_model"])),
+        suffix=_suffix(config, f"iter-{iteration}" if iteration else f"epoch-{epoch}"),
+    )
+
+
+def _chosen_checkpoint(config: CommonConfig) -> tuple[int, int]:
+    """The epoch and the update to decode, one of them 0; the newest checkpoint's where the options name none."""
+    if config.epoch or config.iter:
+        return (0, config.iter) if config.iter else (config.epoch, 0)
+    path, _ = checkpoints.find(config.exp_dir)
+    kind, number = path.stem.split("-")
+    return (int(number), 0) if kind == "epoch" else (0, int(number))
+
+
+def _suffix(config: CommonConfig, checkpoint: str) -> str:
+    """What distinguishes this result from others in its folder, as icefall names it."""
+    parts = [checkpoint, f"avg-{config.avg}", config.decoding_method]
+    if config.decoding_method == "modified_beam_search":
+        parts.append(f"beam-size-{config.beam}")
+    if config.blank_penalty:
+        parts.append(f"blank-penalty-{config.blank_penalty:g}")
+    if config.use_averaged_model:
+        parts.append("use-averaged-model")
+    if config.masks:
+        parts.append("dense" if config.masks == "none" else f"{Path(config.masks).absolute().parent.name}-masks")
+    return "-".join(parts)
+
+
+def _load_masks(config: CommonConfig, model: Transducer, languages: list[Language]) -> PathwayMasks | None:
+    path = Path(config.masks or config.exp_dir / "masks.safetensors")
+    if config.masks == "none" or not (config.masks or path.exists()):
+        return None
+    masks = PathwayMasks.load(path)
+    masks.check(model, [language.code for language in languages])
+    return masks.to(next(model.parameters()).device)
+
+
+def _make_search(model: Transducer, config: CommonConfig) -> Search:
+    if config.decoding_method == "greedy_search":
+        return GreedySearch(model, config.blank_penalty)
+    return ModifiedBeamSearch(model, config.beam, config.blank_penalty)
+
+
+def _decode_languages(
+    config: CommonConfig, experiment: Experiment, recognise: Callable[[DataLoader], Iterator[Utterance]]
+) -> dict[str, Score]:
+    """Recognise and score every language through its pathway, and write its results."""
+    # Loaders first, so that a missing manifest stops the run before hours of decoding, not after.
+    loaders = {language: experiment.data.loader(language.code, config.split) for language in experiment.languages}
+    scores = {}
+    for language, loader in loaders.items():
+        with _pathway(experiment, language.code):
+            bar = tqdm(recognise(loader), desc=f"decoding {language.name} {config.split}", unit=" utterances")
+            utterances = list(bar)
+        test_set = f"mls-{language.name}-{config.split}"
+        scores[language.code] = write_results(config.results_dir, test_set, experiment.suffix, utterances)
+    return scores
+
+
+def _pathway(experiment: Experiment, language: str) -> AbstractContextManager[None]:
+    if experiment.masks is None:
+        return nullcontext()
+    return activate(experiment.model, experiment.masks, language)
+
+
+def _recognise_offline(experiment: Experiment, search: Search, loader: DataLoader) -> Iterator[Utterance]:
+    device = next(experiment.model.parameters()).device
+    for batch in loader:
+        supervisions = batch["supervisions"]
+        with torch.inference_mode():
+            encoder_out, lens = experiment.model.encode(
+                batch["inputs"].to(device), supervisions["num_frames"].to(device)
+            )
+            state = search.advance(search.init(len(lens)), encoder_out, lens)
+        hypotheses = experiment.tokenizer.decode([found.tokens for found in search.results(state)])
+        for cut, text, hypothesis in zip(supervisions["cut"], supervisions["text"], hypotheses, strict=True):
+            yield Utterance(cut.id, text.split(), hypothesis.split())
+
+
+def _recognise_streams(
+    experiment: Experiment, decoder: StreamingDecoder, num_streams: int, timing: Timing, loader: DataLoader
+) -> Iterator[Utterance]:
+    begin = time.perf_counter()
+    for cut, found in decoder.decode(_read_audio(decoder, timing, loader), num_streams):
+        hypothesis = experiment.tokenizer.decode([found.tokens])[0]
+        yield Utterance(cut.id, cut.supervisions[0].text.split(), hypothesis.split())
+    timing.total += time.perf_counter() - begin
+
+
+def _read_audio(
+    decoder: StreamingDecoder, timing: Timing, loader: DataLoader
+) -> Iterator[tuple[Cut, tuple[Tensor, ...]]]:
+    """Each cut with its samples in pieces of one chunk."""
+    rate = decoder.fbank.sample_rate
+    piece = round(decoder.model.chunk_shift * decoder.fbank.frame_shift * rate)
+    begin = time.perf_counter()
+    for batch in loader:
+        for cut in batch["supervisions"]["cut"]:
+            samples = torch.from_numpy(cut.drop_features().resample(rate).load_audio()[0])
+            timing.audio += cut.duration
+            timing.reading += time.perf_counter() - begin
+            yield cut, samples.split(piece)
+            begin = time.perf_counter()
+    timing.reading += time.perf_counter() - begin
