@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-SUBSAMPLING_FACTOR = 4
+from icefall_pathways.models.subsampling import FACTOR as SUBSAMPLING_FACTOR
 
 _POSITIVE = ("num_encoder_layers", "encoder_dim", "nhead", "dim_feedforward", "segment_length", "context_size")
 _NOT_NEGATIVE = ("left_context_length", "right_context_length", "memory_size", "cnn_module_kernel")

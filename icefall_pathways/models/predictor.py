@@ -40,7 +40,7 @@ class Predictor(nn.Module):
         Returns:
           (N, U, decoder_dim), or (N, U - context_size + 1, decoder_dim) without `need_pad`.
         """
-        embedded = self.embedding(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
+        embedded: Tensor = self.embedding(y.clamp(min=0)) * y.ge(0).unsqueeze(-1)
         if self.context_size == 1:
             return embedded
         if need_pad:

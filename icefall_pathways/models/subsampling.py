@@ -6,8 +6,8 @@ FACTOR = 4
 # An output frame sees 7 input frames and the next one starts 4 later, so a run of them needs 3 beyond 4 for each.
 OVERLAP = 3
 
-# About the mean and the deviation of log mel energies of speech whose samples lie in [-1, 1]. Constants, not statistics
-# of the data: they only spare the first layers from learning a large offset, and a stream has no statistics to wait for.
+# About the mean and the inverse deviation of log mel energies of speech with samples in [-1, 1]. Constants, not
+# statistics of the data: they spare the first layer from learning a large offset, and a stream has none to wait for.
 _FEATURE_MEAN = -8.0
 _FEATURE_SCALE = 0.25
 
@@ -15,8 +15,8 @@ _FEATURE_SCALE = 0.25
 class ConvSubsampling(nn.Module):
     """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and a layer norm.
 
-    Nothing is padded in time: output frame j is a function of input frames 4j to 4j + 6 and of no other, so pieces of an
-    utterance give the same frames as the whole.
+    Nothing is padded in time: output frame j is a function of input frames 4j to 4j + 6 and of no other, so pieces of
+    an utterance give the same frames as the whole.
 
     Args:
       num_bins: Features per frame, at least 7.
@@ -45,7 +45,7 @@ class ConvSubsampling(nn.Module):
         Returns:
           Frames (N, (T - 3) // 4, output_dim).
         """
-        x = (x - _FEATURE_MEAN) * _FEATURE_SCALE
-        maps = self.conv(x.unsqueeze(1))  # (N, channels, T', bins')
+        scaled = x.sub(_FEATURE_MEAN).mul(_FEATURE_SCALE)
+        maps = self.conv(scaled.unsqueeze(1))  # (N, channels, T', bins')
         frames: Tensor = self.out_norm(self.out(maps.transpose(1, 2).flatten(2)))
         return frames

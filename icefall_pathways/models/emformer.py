@@ -1,0 +1,358 @@
+"""The streaming Emformer encoder, for streams of different ages in one batch.
+
+"Emformer: Efficient Memory Transformer Based Acoustic Model for Low Latency Streaming Speech Recognition" (Shi et al.,
+arXiv 2010.10759). Parameters have the names and shapes of `torchaudio.models.Emformer`, and without the convolution
+module the outputs are the same.
+
+How it is computed. An utterance is cut into S segments. Segment s and the R frames of right context after it are a
+*window* of W = segment + R frames; everything is (N, S, W, D). The right-context frames of a window belong to it alone:
+they are computed anew in every layer, so nothing looks further ahead than R frames however many layers there are. What
+comes before a window (keys and values of the left context, memory vectors, inputs of the convolution) is taken from the
+windows before it and, for the first one, from the state. So an utterance is a long chunk, a chunk is a short utterance,
+and `forward` and `stream` run the same code. Masks are comparisons of positions, made once for all layers.
+
+An utterance may end within a window. The right context then follows its last frame directly, and what comes later in
+the window is masked; padding a batch therefore changes nothing for the shorter utterances. (torchaudio leaves a gap
+there: it equals this encoder for an utterance alone, or whose length is the longest or a multiple of the segment.)
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+# Far below any score, and finite: a query that sees nothing gets numbers that nobody reads, and not NaN.
+_MASKED = -1e8
+
+
+def _before_segments(frames: Tensor, past: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """What comes before each segment of a sequence.
+
+    Args:
+      frames: (N, S * step, C), S segments of `step` frames.
+      past: (N, P, C), the P frames before the first segment.
+      step: Frames per segment.
+
+    Returns:
+      (N, S, P, C), the P frames before each segment; and (N, P, C), the last P frames: the past of what follows.
+    """
+    count, segments = past.size(1), frames.size(1) // step
+    joined = torch.cat([past, frames], dim=1)
+    before = joined[:, : count + (segments - 1) * step].unfold(1, count, step).transpose(2, 3)
+    return before, joined[:, joined.size(1) - count :]
+
+
+class EmformerAttention(nn.Module):
+    """Attention of each window's frames to the memory bank, the left context and the window itself.
+
+    Args:
+      input_dim: Width.
+      num_heads: Attention heads.
+      dropout: Dropout of the attention weights.
+      weight_init_gain: Gain of the initial projections of queries, keys and values.
+      tanh_on_mem: Bound the memory vectors by tanh; else they are clamped to [-10, 10].
+    """
+
+    def __init__(
+        self, input_dim: int, num_heads: int, dropout: float, weight_init_gain: float, tanh_on_mem: bool
+    ) -> None:
+        super().__init__()
+        if input_dim % num_heads != 0:
+            raise ValueError(f"the encoder's width is {input_dim}: expected a multiple of its {num_heads} heads")
+        self.num_heads = num_heads
+        self.scaling = (input_dim // num_heads) ** -0.5
+        self.dropout = dropout
+        self.tanh_on_mem = tanh_on_mem
+        self.emb_to_key_value = nn.Linear(input_dim, 2 * input_dim)
+        self.emb_to_query = nn.Linear(input_dim, input_dim)
+        self.out_proj = nn.Linear(input_dim, input_dim)
+        nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=weight_init_gain)
+        nn.init.xavier_uniform_(self.emb_to_query.weight, gain=weight_init_gain)
+
+    def forward(
+        self, x: Tensor, segment: int, memory: Tensor | None, past_memory: Tensor, past: Tensor, blocked: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Attend.
+
+        Args:
+          x: Windows (N, S, W, D), layer-normalised.
+          segment: Frames of a segment, the first ones of its window.
+          memory: One vector for each segment (N, S, D); None without a memory bank.
+          past_memory: Keys and values (N, M, 2D) of the M memory vectors before the first segment.
+          past: Keys and values (N, L, 2D) of the L frames before the first segment.
+          blocked: What may not be seen (N * S, 1, Q or 1, M + L + W): by Q = W frames and, with memory, one summary.
+
+        Returns:
+          The outcome (N, S, W, D), the memory vectors for the next layer, and the new `past_memory` and `past`.
+        """
+        key_value = self.emb_to_key_value(x)
+        left, past = _before_segments(key_value[:, :, :segment].flatten(1, 2), past, segment)
+        sources, queries = [left, key_value], x
+        if memory is not None:
+            earlier, past_memory = _before_segments(self.emb_to_key_value(memory), past_memory, 1)
+            sources.insert(0, earlier)
+            queries = torch.cat([x, x[:, :, :segment].mean(dim=2, keepdim=True)], dim=2)
+        out = self.out_proj(self._attend(self.emb_to_query(queries), torch.cat(sources, dim=2), blocked))
+        if memory is not None:
+            out, summary = out[:, :, :-1], out[:, :, -1]
+            memory = summary.tanh() if self.tanh_on_mem else summary.clamp(-10, 10)
+        return out, memory, past_memory, past
+
+    def _attend(self, query: Tensor, key_value: Tensor, blocked: Tensor) -> Tensor:
+        """Queries (N, S, Q, D) to keys and values (N, S, K, 2D): (N, S, Q, D)."""
+        query_heads = (query * self.scaling).flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = key_value.flatten(0, 1).unflatten(-1, (2, self.num_heads, -1))
+        key, value = heads.permute(2, 0, 3, 1, 4)  # each (N * S, H, K, D / H)
+        scores = torch.matmul(query_heads, key.transpose(2, 3)).float().masked_fill(blocked, _MASKED)
+        weights = F.dropout(scores.softmax(dim=-1).type_as(value), self.dropout, self.training)
+        return torch.matmul(weights, value).transpose(1, 2).reshape(query.shape)
+
+
+class CausalConvolution(nn.Module):
+    """A convolution module that sees the past alone: layer norm, pointwise, GLU, depthwise, SiLU, pointwise, dropout.
+
+    Args:
+      dim: Width.
+      kernel: Frames that the depthwise convolution sees: a frame and the `kernel - 1` before it.
+      dropout: Dropout of the outcome.
+    """
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(dim)
+        self.pointwise_in = nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, groups=dim)
+        self.pointwise_out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, segment: int, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve each window as the continuation of the segments before it.
+
+        Args:
+          x: Windows (N, S, W, D).
+          segment: Frames of a segment, the first ones of its window.
+          past: What the depthwise convolution saw last (N, kernel - 1, D).
+
+        Returns:
+          The outcome, without the residual (N, S, W, D), and the new `past`.
+        """
+        gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
+        before, past = _before_segments(gated[:, :, :segment].flatten(1, 2), past, segment)
+        joined = torch.cat([before, gated], dim=2).flatten(0, 1)  # (N * S, kernel - 1 + W, D)
+        convolved = self.depthwise(joined.transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        return self.dropout(self.pointwise_out(F.silu(convolved))), past
+
+
+class EmformerLayer(nn.Module):
+    """Attention, the convolution module if there is one, and the feed-forward module; each with a residual.
+
+    Args are those of `Emformer`; `weight_init_gain` is that of `EmformerAttention`.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        activation: str,
+        tanh_on_mem: bool,
+        cnn_module_kernel: int,
+        weight_init_gain: float,
+    ) -> None:
+        super().__init__()
+        self.attention = EmformerAttention(input_dim, num_heads, dropout, weight_init_gain, tanh_on_mem)
+        self.conv_module = CausalConvolution(input_dim, cnn_module_kernel, dropout) if cnn_module_kernel else None
+        self.dropout = nn.Dropout(dropout)
+        self.pos_ff = nn.Sequential(
+            nn.LayerNorm(input_dim),
+            nn.Linear(input_dim, ffn_dim),
+            ACTIVATIONS[activation](),
+            nn.Dropout(dropout),
+            nn.Linear(ffn_dim, input_dim),
+            nn.Dropout(dropout),
+        )
+        self.layer_norm_input = nn.LayerNorm(input_dim)
+        self.layer_norm_output = nn.LayerNorm(input_dim)
+
+    def forward(
+        self, x: Tensor, segment: int, memory: Tensor | None, past: tuple[Tensor, ...], blocked: Tensor
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Run the layer.
+
+        Args:
+          x: Windows (N, S, W, D).
+          segment: Frames of a segment, the first ones of its window.
+          memory: See `EmformerAttention.forward`.
+          past: This layer's part of the state: of memory, left context and convolution.
+          blocked: See `EmformerAttention.forward`.
+
+        Returns:
+          Windows (N, S, W, D), memory for the next layer, and the new `past`.
+        """
+        past_memory, past_left, past_conv = past
+        attended, memory, past_memory, past_left = self.attention(
+            self.layer_norm_input(x), segment, memory, past_memory, past_left, blocked
+        )
+        x = x + self.dropout(attended)
+        if self.conv_module is not None:
+            convolved, past_conv = self.conv_module(x, segment, past_conv)
+            x = x + convolved
+        x = x + self.pos_ff(x)
+        return self.layer_norm_output(x), memory, (past_memory, past_left, past_conv)
+
+
+class Emformer(nn.Module):
+    """The encoder. All lengths are in its own frames.
+
+    The state of N streams is four tensors, streams first:
+    keys and values of the memory bank (N, layers, max_memory_size, 2D), of the left context
+    (N, layers, left_context_length, 2D), the convolutions' last inputs (N, layers, kernel - 1, D), and the age of each
+    stream in frames (N,), int64. A new stream's state is zero.
+
+    Args:
+      input_dim: Width D.
+      num_heads: Attention heads.
+      ffn_dim: Hidden width of the feed-forward modules.
+      num_layers: Layers.
+      segment_length: Frames of a segment.
+      dropout: Dropout everywhere.
+      activation: Of the feed-forward modules: relu, gelu or silu.
+      left_context_length: Frames before a segment that it attends to.
+      right_context_length: Frames R after a segment that it attends to.
+      max_memory_size: Memory vectors (one for each earlier segment) that a segment attends to; 0 has no memory bank.
+      tanh_on_mem: Bound memory vectors by tanh; else they are clamped to [-10, 10].
+      cnn_module_kernel: Kernel of the convolution module in every layer; 0 has none.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+        segment_length: int,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        left_context_length: int = 0,
+        right_context_length: int = 0,
+        max_memory_size: int = 0,
+        tanh_on_mem: bool = False,
+        cnn_module_kernel: int = 0,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        self.input_dim = input_dim
+        self.segment_length = segment_length
+        self.left_context_length = left_context_length
+        self.right_context_length = right_context_length
+        self.max_memory_size = max_memory_size
+        self.cnn_module_kernel = cnn_module_kernel
+        self.emformer_layers = nn.ModuleList(
+            EmformerLayer(
+                input_dim,
+                num_heads,
+                ffn_dim,
+                dropout,
+                activation,
+                tanh_on_mem,
+                cnn_module_kernel,
+                weight_init_gain=1.0 / math.sqrt(i + 1),
+            )
+            for i in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole utterances.
+
+        Args:
+          x: Frames (N, T + R, D): R frames of right context follow each utterance's last frame, whatever its length.
+          lens: Frames of each utterance without right context (N,), at most T.
+
+        Returns:
+          Frames (N, T, D), of which those from `lens` on mean nothing; and `lens`.
+        """
+        frames = x.size(1) - self.right_context_length
+        segments = max(1, math.ceil(frames / self.segment_length))
+        x = F.pad(x, (0, 0, 0, segments * self.segment_length - frames))
+        windows = x.unfold(1, self.segment_length + self.right_context_length, self.segment_length).transpose(2, 3)
+        out, _ = self._run(windows, lens, self.init_states(x.size(0), x.device, x.dtype))
+        return out[:, :frames], lens
+
+    def init_states(
+        self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> list[Tensor]:
+        """The state of `batch_size` new streams."""
+        layers, dim = len(self.emformer_layers), self.input_dim
+        sizes = (
+            (self.max_memory_size, 2 * dim),
+            (self.left_context_length, 2 * dim),
+            (max(self.cnn_module_kernel - 1, 0), dim),
+        )
+        states = [torch.zeros(batch_size, layers, *size, device=device, dtype=dtype) for size in sizes]
+        return [*states, torch.zeros(batch_size, dtype=torch.int64, device=device)]
+
+    def stream(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode one chunk of every stream.
+
+        Args:
+          x: Frames (N, segment_length + R, D): R frames of right context follow each stream's `lens` frames.
+          lens: Frames without right context (N,), at most `segment_length`. Fewer end a stream: what would come
+            after them is not defined.
+          states: The streams' state, of whatever ages; see the class. It is not changed.
+
+        Returns:
+          Frames (N, segment_length, D), of which those from `lens` on mean nothing; `lens`; and the new state.
+
+        Raises:
+          ValueError: The chunk has another number of frames.
+        """
+        window = self.segment_length + self.right_context_length
+        if x.size(1) != window:
+            raise ValueError(
+                f"a chunk has {x.size(1)} frames: expected {window}, which are the segment's {self.segment_length} "
+                f"and {self.right_context_length} of right context"
+            )
+        out, states = self._run(x.unsqueeze(1), lens, states)
+        return out, lens, states
+
+    def _run(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Windows (N, S, W, D) to frames (N, S * segment, D) and the new state."""
+        *pasts, ages = states
+        blocked = self._blocked(x.size(1), lens, ages)
+        memory = x[:, :, : self.segment_length].mean(dim=2) if self.max_memory_size else None
+        new_pasts = []
+        for i, layer in enumerate(self.emformer_layers):
+            past = tuple(tensor[:, i] for tensor in pasts)
+            x, memory, past = layer(x, self.segment_length, memory, past, blocked)
+            new_pasts.append(past)
+        out = x[:, :, : self.segment_length].flatten(1, 2)
+        new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
+        return out, [*new_states, ages + out.size(1)]
+
+    def _blocked(self, segments: int, lens: Tensor, ages: Tensor) -> Tensor:
+        """What the queries of each window may not see; see `EmformerAttention.forward`.
+
+        Sources are the memory bank and the left context, oldest first and as far as they lie after the stream's
+        beginning, then the window's frames as far as the utterance and its right context go.
+        """
+        segment, device = self.segment_length, lens.device
+        starts = torch.arange(segments, device=device) * segment
+        before = (ages.unsqueeze(1) + starts)[..., None]  # frames of the stream before each segment (N, S, 1)
+        valid = (lens.unsqueeze(1) - starts).clamp(0, segment)[..., None] + self.right_context_length
+        distance_memory = torch.arange(self.max_memory_size, 0, -1, device=device)
+        distance_left = torch.arange(self.left_context_length, 0, -1, device=device)
+        positions = torch.arange(segment + self.right_context_length, device=device)
+        blocked = torch.cat(
+            [distance_memory * segment > before, distance_left > before, positions >= valid], dim=-1
+        ).flatten(0, 1)[:, None, None]
+        if self.max_memory_size:
+            # The summary, the last query, makes this segment's memory vector and sees no earlier one.
+            hidden = torch.zeros(positions.numel() + 1, blocked.size(-1), dtype=torch.bool, device=device)
+            hidden[-1, : self.max_memory_size] = True
+            blocked = blocked | hidden
+        return blocked
