@@ -1,0 +1,210 @@
+"""The transducer: encoder, predictor, joiner and their losses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.emformer import Emformer
+from icefall_pathways.models.joiner import Joiner
+from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
+from icefall_pathways.models.predictor import Predictor
+from icefall_pathways.models.subsampling import FACTOR, OVERLAP, ConvSubsampling
+
+NUM_BINS = 80
+
+# What silence is in log mel energies: the feature extraction's floor, 1e-10, so that padding looks like silence.
+LOG_EPS = -23.025850929940457
+
+_PROJECTION_SCALE = 0.25
+
+
+class TransducerLoss(NamedTuple):
+    """Losses in nats, each summed over the batch.
+
+    Attributes:
+      simple: The smoothed simple loss.
+      pruned: The pruned loss.
+      ctc: The auxiliary CTC loss; None without a CTC head.
+    """
+
+    simple: Tensor
+    pruned: Tensor
+    ctc: Tensor | None
+
+
+class Transducer(nn.Module):
+    """A streaming transducer. Its parts have icefall's names: `decoder` is the predictor.
+
+    Args:
+      encoder_embed: Subsampling by 4.
+      encoder: The encoder; lengths are in frames after subsampling.
+      decoder: The predictor.
+      joiner: The joiner.
+      ctc_head: Whether to have an output layer for an auxiliary CTC loss.
+    """
+
+    def __init__(
+        self,
+        encoder_embed: ConvSubsampling,
+        encoder: Emformer,
+        decoder: Predictor,
+        joiner: Joiner,
+        ctc_head: bool = False,
+    ) -> None:
+        super().__init__()
+        vocab_size = joiner.output_linear.out_features
+        self.encoder_embed = encoder_embed
+        self.encoder = encoder
+        self.decoder = decoder
+        self.joiner = joiner
+        self.simple_am_proj = nn.Linear(joiner.encoder_proj.in_features, vocab_size)
+        self.simple_lm_proj = nn.Linear(joiner.decoder_proj.in_features, vocab_size)
+        self.ctc_output = nn.Linear(joiner.encoder_proj.in_features, vocab_size) if ctc_head else None
+        for projection in (joiner.encoder_proj, joiner.decoder_proj, self.simple_am_proj, self.simple_lm_proj):
+            _scale_initial_values(projection, _PROJECTION_SCALE)
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        prune_range: int = 5,
+        am_scale: float = 0.0,
+        lm_scale: float = 0.25,
+    ) -> TransducerLoss:
+        """The losses of a batch; computed in float32, under autocast too.
+
+        Args:
+          x: Features (N, T, 80).
+          x_lens: Feature frames of each utterance (N,).
+          y: Tokens (N, S), int64, padded with 0.
+          y_lens: Tokens of each utterance (N,).
+          prune_range: Predictor outputs to keep for each frame in the pruned loss.
+          am_scale: Share of the encoder-only scores in the simple loss.
+          lm_scale: Share of the predictor-only scores in the simple loss.
+
+        Raises:
+          ValueError: An utterance has more tokens than encoder frames.
+        """
+        y = F.pad(y, (0, max(0, 1 - y.size(1))))  # k2 wants room for a token, even where no utterance has one
+        boundary = boundaries(encoder_lens(x_lens), y_lens)  # before the work, which would be lost
+        encoder_out, lens = self.encode(x, x_lens)
+        decoder_out = self.decoder(F.pad(y, (1, 0), value=self.decoder.blank_id))
+        am, lm = self.simple_am_proj(encoder_out), self.simple_lm_proj(decoder_out)
+        joiner_am, joiner_lm = self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out)
+        ctc_logits = None if self.ctc_output is None else self.ctc_output(encoder_out)
+        with torch.amp.autocast_mode.autocast(x.device.type, enabled=False):
+            simple, ranges = simple_loss(am, lm, y, boundary, prune_range, am_scale, lm_scale)
+            ctc = None if ctc_logits is None else ctc_loss(ctc_logits, lens, y, y_lens)
+            pruned = pruned_loss(self._join, joiner_am.float(), joiner_lm.float(), y, ranges, boundary)
+        return TransducerLoss(simple, pruned, ctc)
+
+    def _join(self, am: Tensor, lm: Tensor) -> Tensor:
+        logits: Tensor = self.joiner(am, lm, project_input=False)
+        return logits
+
+    def encode(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole utterances, as `stream` does over their chunks.
+
+        Args:
+          x: Features (N, T, 80). Those beyond an utterance's length are taken for silence, whatever they are.
+          x_lens: Feature frames of each utterance (N,).
+
+        Returns:
+          Frames (N, T', D) with T' = ceil(T / 4), and how many of them each utterance has (N,), ceil(x_lens / 4).
+        """
+        frames = -(-x.size(1) // FACTOR)
+        look_ahead = FACTOR * (frames + self.encoder.right_context_length) + OVERLAP - x.size(1)
+        embedded = self.encoder_embed(_silence_beyond(F.pad(x, (0, 0, 0, look_ahead)), x_lens))
+        encoder_out, lens = self.encoder(embedded, encoder_lens(x_lens))
+        return encoder_out, lens
+
+    @property
+    def chunk_shift(self) -> int:
+        """Feature frames that a stream advances by per chunk."""
+        return FACTOR * self.encoder.segment_length
+
+    @property
+    def chunk_window(self) -> int:
+        """Feature frames that a chunk reads: the shift and the look-ahead."""
+        return self.chunk_shift + FACTOR * self.encoder.right_context_length + OVERLAP
+
+    def init_states(self, batch_size: int, device: torch.device | str = "cpu") -> list[Tensor]:
+        """The state of `batch_size` new streams: tensors with the streams on axis 0; see `Emformer`."""
+        return self.encoder.init_states(batch_size, device, self.joiner.encoder_proj.weight.dtype)
+
+    def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encode one chunk of every stream; the streams may be of different ages.
+
+        Args:
+          x: Features (N, chunk_window, 80), of which a stream's next chunk begins `chunk_shift` later. Those beyond
+            `x_lens` are taken for silence, whatever they are.
+          x_lens: Feature frames of each stream that are there (N,); fewer than `chunk_window` only where it ends.
+          states: See `init_states`; not changed.
+
+        Returns:
+          Frames (N, chunk_shift / 4, D), how many of them each stream has (N,), and the new states.
+        """
+        lens = encoder_lens(x_lens).clamp(max=self.encoder.segment_length)
+        return self.encoder.stream(self.encoder_embed(_silence_beyond(x, x_lens)), lens, states)
+
+    @staticmethod
+    def stack_states(states: Sequence[list[Tensor]]) -> list[Tensor]:
+        """Join the states of streams, or of batches of them, into one batch; `unstack_states` undoes it."""
+        return [torch.cat(tensors) for tensors in zip(*states, strict=True)]
+
+    @staticmethod
+    def unstack_states(states: list[Tensor]) -> list[list[Tensor]]:
+        """Take a batch apart: for each stream its state, a batch of one."""
+        return [list(tensors) for tensors in zip(*(tensor.split(1) for tensor in states), strict=True)]
+
+
+def encoder_lens(x_lens: Tensor) -> Tensor:
+    """Encoder frames of utterances of so many feature frames."""
+    return torch.div(x_lens + FACTOR - 1, FACTOR, rounding_mode="floor")
+
+
+def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
+    """Make a model with new weights.
+
+    Args:
+      config: Its architecture.
+      vocab_size: Tokens, the blank (0) included.
+    """
+    encoder = Emformer(
+        input_dim=config.encoder_dim,
+        num_heads=config.nhead,
+        ffn_dim=config.dim_feedforward,
+        num_layers=config.num_encoder_layers,
+        segment_length=config.segment_length // FACTOR,
+        dropout=config.dropout,
+        left_context_length=config.left_context_length // FACTOR,
+        right_context_length=config.right_context_length // FACTOR,
+        max_memory_size=config.memory_size,
+        cnn_module_kernel=config.cnn_module_kernel,
+    )
+    return Transducer(
+        ConvSubsampling(NUM_BINS, config.encoder_dim, config.channels),
+        encoder,
+        Predictor(vocab_size, config.decoder_dim, config.context_size),
+        Joiner(config.encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size),
+        ctc_head=config.ctc_head,
+    )
+
+
+def _silence_beyond(x: Tensor, x_lens: Tensor) -> Tensor:
+    """Features (N, T, F) with those from `x_lens` (N,) on set to silence."""
+    beyond = torch.arange(x.size(1), device=x.device) >= x_lens.unsqueeze(1)
+    return x.masked_fill(beyond.unsqueeze(-1), LOG_EPS)
+
+
+def _scale_initial_values(linear: nn.Linear, scale: float) -> None:
+    """Make new weights smaller by `scale`; the bias is drawn from U(-0.1 scale, 0.1 scale)."""
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+        linear.bias.uniform_(-0.1 * scale, 0.1 * scale)
