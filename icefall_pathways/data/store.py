@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, RecordingSet, SupervisionSet
+from lhotse import CutSet, FeatureExtractor, Features, LilcomChunkyWriter, MonoCut, RecordingSet, SupervisionSet
 from tqdm import tqdm
 
 from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
-from icefall_pathways.data.features import Fbank, FbankConfig
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import Language, parse_languages
 
@@ -58,7 +58,7 @@ def cuts_path(output_dir: Path, language: Language, split: str) -> Path:
 def store_features(config: StoreConfig) -> CorpusReport:
     """Make features and cuts of all languages and splits; a finished split is read back, not made again.
 
-    Audio that is not 16 kHz mono is resampled and downmixed. A file that cannot be decoded whole is left out and counted.
+    Audio that is not 16 kHz mono is resampled and downmixed. A file that cannot be decoded whole is left out, counted.
 
     Returns:
       What was kept and what was left out, from the reading of the transcripts on.
@@ -142,7 +142,7 @@ def _shards(cuts: CutSet) -> Iterator[list[MonoCut]]:
 
 def _store_shard(cuts: list[MonoCut], path: Path) -> tuple[list[MonoCut], list[tuple[str, str]]]:
     """Store the features of some cuts; returns the cuts with features, and which could not be decoded and why."""
-    extractor = Fbank(FbankConfig())
+    extractor = FbankConfig().extractor()
     stored, unreadable = [], []
     with LilcomChunkyWriter(path) as writer:
         for cut in cuts:
@@ -156,7 +156,9 @@ def _store_shard(cuts: list[MonoCut], path: Path) -> tuple[list[MonoCut], list[t
     return stored, unreadable
 
 
-def _with_features(cut: MonoCut, features: np.ndarray, extractor: Fbank, writer: LilcomChunkyWriter) -> MonoCut:
+def _with_features(
+    cut: MonoCut, features: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter
+) -> MonoCut:
     key = writer.write(cut.id, features)
     stored = Features(
         type=extractor.name,

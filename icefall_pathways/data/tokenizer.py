@@ -1,0 +1,113 @@
+"""Text to tokens and back: SentencePiece, one vocabulary for all languages."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from icefall_pathways.files import atomic_write
+
+BLANK, SOS_EOS, UNKNOWN = "<blk>", "<sos/eos>", "<unk>"
+BLANK_ID = 0
+
+
+class Tokenizer:
+    """A trained SentencePiece model; token 0 is the transducer's blank.
+
+    Args:
+      model_path: The model that `train_tokenizer` wrote, or icefall's of the same kind.
+
+    Raises:
+      ValueError: The file is missing, or no such model.
+    """
+
+    def __init__(self, model_path: Path | str) -> None:
+        if not Path(model_path).is_file():
+            raise ValueError(
+                f"no SentencePiece model {model_path}: run prepare.sh (stage 5), or name it with --bpe-model"
+            )
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.Load(str(model_path))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{model_path} is damaged or no SentencePiece model: run prepare.sh (stage 5) anew"
+            ) from error
+        if self._processor.PieceToId(BLANK) != BLANK_ID:
+            raise ValueError(f"{model_path} has no {BLANK} as token {BLANK_ID}: it was not trained for a transducer")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, blank included."""
+        return self._processor.GetPieceSize()
+
+    @property
+    def blank_id(self) -> int:
+        """The blank's token."""
+        return BLANK_ID
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each text."""
+        return self._processor.EncodeAsIds(texts) if texts else []
+
+    def decode(self, tokens: list[list[int]]) -> list[str]:
+        """The text of each list of tokens."""
+        return [self._processor.DecodeIds(ids) for ids in tokens]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> Path:
+    """Train a unigram model and write `bpe.model` and `tokens.txt` (a line SYMBOL ID per token).
+
+    The same texts in the same order give the same bytes.
+
+    Args:
+      texts: Training transcripts of all languages.
+      vocab_size: Number of tokens, with <blk>, <sos/eos> and <unk>.
+      output_dir: Made if need be.
+
+    Returns:
+      The path of the model.
+
+    Raises:
+      ValueError: There is no text, or too little for so many tokens; the message says how many are possible.
+    """
+    sentences = [text for text in texts if text.strip()]
+    if not sentences:
+        raise ValueError("no transcripts to train SentencePiece on: run the earlier stages of prepare.sh first")
+    model_path = output_dir / "bpe.model"
+    with atomic_write(model_path) as temporary, temporary.open("wb") as file:
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(sentences),
+                model_writer=file,
+                vocab_size=vocab_size,
+                model_type="unigram",
+                character_coverage=1.0,
+                user_defined_symbols=[BLANK, SOS_EOS],
+                unk_id=2,
+                bos_id=-1,
+                eos_id=-1,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(_explain(vocab_size, str(error))) from error
+    _write_tokens(model_path, output_dir / "tokens.txt")
+    return model_path
+
+
+def _explain(vocab_size: int, error: str) -> str:
+    if limit := re.search(r"<= (\d+)", error):
+        return f"--vocab-size {vocab_size} is too large for these transcripts: they give at most {limit[1]} tokens"
+    if limit := re.search(r"\d+ vs (\d+)", error):
+        return f"--vocab-size {vocab_size} is too small for these transcripts: they need at least {limit[1]} tokens"
+    return f"SentencePiece cannot train {vocab_size} tokens on these transcripts: {error.strip()}"
+
+
+def _write_tokens(model_path: Path, path: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.Load(str(model_path))
+    with atomic_write(path) as temporary:
+        lines = [f"{processor.IdToPiece(i)} {i}\n" for i in range(processor.GetPieceSize())]
+        temporary.write_text("".join(lines), encoding="utf-8")
