@@ -212,7 +212,7 @@ def _read_audio(
 ) -> Iterator[tuple[Cut, tuple[Tensor, ...]]]:
     """Each cut with its samples in pieces of one chunk."""
     rate = decoder.fbank.sample_rate
-    piece = round(decoder.model.chunk_shift * decoder.fbank.frame_shift * rate)
+    piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
     begin = time.perf_counter()
     for batch in loader:
         for cut in batch["supervisions"]["cut"]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icefall_pathways.data.features import LOG_EPS, FbankConfig, StreamingFbank
+from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.searches import Hypothesis, Search, SearchState
 from icefall_pathways.models.transducer import Transducer
 
@@ -92,9 +92,9 @@ class StreamingDecoder:
         if not ready:
             return ready
         window, shift = self.model.chunk_window, self.model.chunk_shift
-        # Silence fills the last chunk up to what it looks ahead, or the words in it would be lost.
+        # The last chunk is filled up to what it looks ahead, which the model takes for silence: no last word is lost.
         chunks = [stream.features[:window] for stream in ready]
-        x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0)), value=LOG_EPS) for chunk in chunks])
+        x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
         encoder_states = self.model.stack_states([stream.encoder_states for stream in ready])
         encoder_out, lens, encoder_states = self.model.stream(x, x_lens, encoder_states)

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch
+from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import build_model
+
+LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
+SMALL = {
+    "num_encoder_layers": 2,
+    "encoder_dim": 16,
+    "nhead": 2,
+    "dim_feedforward": 16,
+    "subsampling_channels": "2,4",
+    "decoder_dim": 16,
+    "joiner_dim": 16,
+    "segment_length": 16,
+    "left_context_length": 16,
+    "right_context_length": 8,
+}
+
+
+@pytest.fixture(params=[{}, {"cnn_module_kernel": 5, "memory_size": 2}, {"right_context_length": 0}], ids=str)
+def model(request):
+    model = build_model(ModelConfig(**(SMALL | request.param)), vocab_size=20).eval()
+    with torch.no_grad():
+        model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
+        model.joiner.output_linear.weight *= 8
+    return model
+
+
+@pytest.fixture(params=["greedy", "beam"])
+def search(request, model):
+    return GreedySearch(model) if request.param == "greedy" else ModifiedBeamSearch(model, beam_size=4)
+
+
+def _offline(model, search, features):
+    """Search whole utterances, all in one padded batch."""
+    lens = torch.tensor([len(x) for x in features])
+    x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    with torch.inference_mode():
+        encoder_out, out_lens = model.encode(x, lens)
+    return search.results(search.advance(search.init(len(features)), encoder_out, out_lens))
+
+
+def _assert_same(streaming, offline):
+    assert [found.tokens for found in streaming] == [found.tokens for found in offline]
+    assert [found.timestamps for found in streaming] == [found.timestamps for found in offline]
+    assert [x.log_prob for x in streaming] == pytest.approx([x.log_prob for x in offline], abs=1e-3)
+
+
+def _decode(model, search, utterances, num_streams, from_features):
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    found = dict(decoder.decode(enumerate(utterances), num_streams, from_features))
+    assert len(found) == len(utterances)
+    return [found[i] for i in range(len(utterances))]
+
+
+@pytest.mark.parametrize(("num_streams", "piece"), [(4, 16), (100, 7), (1, 1000)])
+def test_features_in_chunks_give_the_tokens_of_whole_utterances(model, search, num_streams, piece):
+    features = [torch.randn(length, 80) * 3 - 8 for length in LENGTHS]
+    offline = _offline(model, search, features)
+    assert sum(len(found.tokens) for found in offline) > 20
+    assert len({token for found in offline for token in found.tokens}) > 5
+    streaming = _decode(model, search, [x.split(piece) for x in features], num_streams, from_features=True)
+    _assert_same(streaming, offline)
+
+
+@pytest.mark.parametrize("piece", [2560, 1111])
+def test_samples_in_chunks_give_the_tokens_of_whole_utterances(model, search, piece):
+    extractor = FbankConfig().extractor()
+    samples = [torch.randn(length) * 0.1 for length in (900, 4000, 7777, 16000, 12345)]
+    for signal in samples:
+        signal *= (torch.arange(len(signal)) // 1000 % 3 + 0.01).float()
+    features = [torch.as_tensor(extractor.extract(x.numpy(), 16000)) for x in samples]
+    offline = _offline(model, search, features)
+    assert sum(len(found.tokens) for found in offline) > 5
+    streaming = _decode(model, search, [x.split(piece) for x in samples], 2, from_features=False)
+    _assert_same(streaming, offline)
+
+
+def test_an_utterance_that_ends_makes_room_for_the_next(model, search):
+    begun = []
+
+    def utterances():
+        for length in [160, 16, 16, 16, 160, 16]:
+            begun.append(length)
+            yield len(begun), torch.randn(length, 80).split(16)
+
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    ended = []
+    for key, _ in decoder.decode(utterances(), num_streams=2, from_features=True):
+        ended.append(key)
+        assert len(begun) - len(ended) <= 1
+    assert ended == [2, 3, 4, 1, 6, 5]
+
+
+def test_streams_of_different_age_share_a_batch(model, search):
+    features = [torch.randn(96, 80) for _ in range(2)]
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    old, new = decoder.open(), decoder.open()
+    old.accept_features(features[0])
+    assert decoder.advance([old, new]) == [old]
+    new.accept_features(features[1])
+    assert decoder.advance([old, new]) == [old, new]
+    old.finish()
+    new.finish()
+    while decoder.advance([old, new]):
+        pass
+    assert decoder.is_done(old)
+    assert decoder.is_done(new)
+    _assert_same(decoder.results([old, new]), _offline(model, search, features))
+
+
+def test_nothing_was_said(model, search):
+    assert _decode(model, search, [[], [torch.zeros(0)]], 2, from_features=False)[0].tokens == []
+    assert StreamingDecoder(model, search, FbankConfig()).results([]) == []
+
+
+def test_a_finished_stream_takes_no_more(model, search):
+    stream = StreamingDecoder(model, search, FbankConfig()).open()
+    stream.finish()
+    with pytest.raises(ValueError, match="finished"):
+        stream.accept_samples(torch.zeros(1600))
