@@ -14,11 +14,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success, sync it and rename it to `path`.
 
     The folder is made if need be. After an exception the temporary file is removed and `path` is as it was.
-    The temporary name keeps the suffix of `path`, since some writers choose their format by it.
+    The temporary name keeps the suffixes of `path`, since some writers choose their format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes), dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lhotse import CutSet, FeatureExtractor, Features, LilcomChunkyWriter, MonoCut, RecordingSet, SupervisionSet
+from tabulate import tabulate
 from tqdm import tqdm
 
 from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
@@ -73,6 +74,35 @@ def store_features(config: StoreConfig) -> CorpusReport:
             for split in SPLITS:
                 report.add(_store_split(config, language, split, pool))
     return report
+
+
+def describe(config: StoreConfig) -> str:
+    """A table of the stored cuts: number, hours and durations of each language and split."""
+    rows = []
+    for language in parse_languages(config.languages):
+        for split in SPLITS:
+            durations = sorted(cut.duration for cut in CutSet.from_file(cuts_path(config.output_dir, language, split)))
+            if durations:
+                middle, longest = durations[len(durations) // 2], durations[-1]
+                rows.append(
+                    [language.code, split, len(durations), sum(durations) / 3600, durations[0], middle, longest]
+                )
+    header = ["language", "split", "cuts", "hours", "shortest (s)", "median (s)", "longest (s)"]
+    return tabulate(rows, header, tablefmt="simple_outline", floatfmt=".2f")
+
+
+def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterator[str]:
+    """The transcripts of a split, language after language.
+
+    Raises:
+      CorpusError: The cuts of a language are missing.
+    """
+    for language in languages:
+        path = cuts_path(cuts_dir, language, split)
+        if not path.exists():
+            raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
+        for cut in CutSet.from_file(path):
+            yield from (supervision.text for supervision in cut.supervisions)
 
 
 def _store_split(config: StoreConfig, language: Language, split: str, pool: ProcessPoolExecutor) -> CorpusReport:
