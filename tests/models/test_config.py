@@ -1,0 +1,32 @@
+import dataclasses
+
+import pytest
+
+from icefall_pathways.models.config import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"segment_length": 30}, "segment_length is 30: expected a multiple of 4"),
+        ({"left_context_length": 2}, "left_context_length is 2: expected a multiple of 4"),
+        ({"right_context_length": -4}, "right_context_length is -4: expected 0 or more"),
+        ({"encoder_dim": 100}, r"encoder_dim is 100: expected a multiple of nhead \(8\)"),
+        ({"decoder_dim": 30}, "decoder_dim is 30: expected a multiple of 4"),
+        ({"encoder_type": "lstm"}, "encoder_type is 'lstm': expected emformer"),
+        ({"dropout": 1.0}, "dropout is 1.0: expected at least 0 and below 1"),
+        ({"num_encoder_layers": 0}, "num_encoder_layers is 0: expected a positive number"),
+        ({"subsampling_channels": "8"}, "subsampling_channels is '8': expected two positive numbers"),
+        ({"subsampling_channels": "8,-1"}, "expected two positive numbers"),
+    ],
+)
+def test_options_out_of_range_are_named(options, told):
+    with pytest.raises(ValueError, match=told):
+        ModelConfig(**options)
+
+
+def test_every_option_has_help():
+    source = ModelConfig.__doc__
+    assert source
+    assert ModelConfig().channels == (32, 128)
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(ModelConfig))

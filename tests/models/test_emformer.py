@@ -1,0 +1,175 @@
+"""The Emformer against torchaudio's, and its streams against its forward."""
+
+import itertools
+
+import pytest
+import torch
+import torchaudio
+
+from icefall_pathways.models.emformer import Emformer
+
+SEGMENT = 4
+LENGTHS = (1, 3, 4, 17, 24)
+
+# Memory bank, left context, right context: with and without each, and a left context that cuts segments.
+CONTEXTS = list(itertools.product((0, 3), (0, 6, 8), (0, 2)))
+contexts = pytest.mark.parametrize(("memory", "left", "right"), CONTEXTS)
+
+
+def _options(memory, left, right):
+    return {
+        "input_dim": 16,
+        "num_heads": 2,
+        "ffn_dim": 24,
+        "num_layers": 3,
+        "segment_length": SEGMENT,
+        "left_context_length": left,
+        "right_context_length": right,
+        "max_memory_size": memory,
+    }
+
+
+def _both(options):
+    ours, theirs = Emformer(**options).eval(), torchaudio.models.Emformer(**options).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def _close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@contexts
+@torch.inference_mode()
+def test_forward_equals_torchaudio(memory, left, right):
+    ours, theirs = _both(_options(memory, left, right))
+    for length in LENGTHS:
+        x, lens = torch.randn(2, length + right, 16), torch.full((2,), length)
+        _close(ours(x, lens)[0], theirs(x, lens)[0])
+
+
+@contexts
+@torch.inference_mode()
+def test_forward_equals_torchaudio_in_a_padded_batch(memory, left, right):
+    ours, theirs = _both(_options(memory, left, right))
+    x, lens = torch.randn(3, 22 + right, 16), torch.tensor([22, 8, 16])
+    out, expected = ours(x, lens)[0], theirs(x, lens)[0]
+    for i, length in enumerate(lens):
+        _close(out[i, :length], expected[i, :length])
+
+
+@pytest.mark.parametrize("options", [{"tanh_on_mem": True}, {"activation": "gelu"}, {"activation": "silu"}])
+@torch.inference_mode()
+def test_options_mean_what_they_mean_to_torchaudio(options):
+    ours, theirs = _both(_options(3, 8, 2) | options)
+    x, lens = torch.randn(2, 22, 16) * 3, torch.full((2,), 20)
+    _close(ours(x, lens)[0], theirs(x, lens)[0])
+
+
+@contexts
+@torch.inference_mode()
+def test_stream_equals_torchaudio_infer(memory, left, right):
+    ours, theirs = _both(_options(memory, left, right))
+    states, their_states = ours.init_states(2), None
+    x = torch.randn(2, 10 * SEGMENT + right, 16)
+    for start in range(0, 10 * SEGMENT, SEGMENT):
+        chunk = x[:, start : start + SEGMENT + right]
+        out, _, states = ours.stream(chunk, torch.full((2,), SEGMENT), states)
+        expected, _, their_states = theirs.infer(chunk, torch.full((2,), SEGMENT + right), their_states)
+        _close(out, expected)
+
+
+@torch.inference_mode()
+def _stream(encoder, x, length):
+    """One utterance (1, length + R, D) chunk by chunk."""
+    segment, window = encoder.segment_length, encoder.segment_length + encoder.right_context_length
+    states, pieces = encoder.init_states(1), []
+    for start in range(0, length, segment):
+        chunk = torch.nn.functional.pad(x[:, start : start + window], (0, 0, 0, window), value=9.0)[:, :window]
+        lens = torch.tensor([min(segment, length - start)])
+        out, lens, states = encoder.stream(chunk, lens, states)
+        pieces.append(out[:, : lens[0]])
+    return torch.cat(pieces, dim=1)
+
+
+@pytest.mark.parametrize("kernel", [0, 1, 5, 15])
+@pytest.mark.parametrize("segment", [1, 4, 7])
+@contexts
+@torch.inference_mode()
+def test_stream_equals_forward(memory, left, right, segment, kernel):
+    encoder = Emformer(**_options(memory, left, right) | {"segment_length": segment, "cnn_module_kernel": kernel})
+    encoder.eval()
+    for length in (2, 18, 21):  # the last chunk is partial for some
+        x = torch.randn(1, length + right, 16)
+        _close(_stream(encoder, x, length), encoder(x, torch.tensor([length]))[0])
+
+
+@pytest.mark.parametrize("kernel", [0, 5])
+@contexts
+@torch.inference_mode()
+def test_padding_changes_nothing(memory, left, right, kernel):
+    encoder = Emformer(**_options(memory, left, right), cnn_module_kernel=kernel).eval()
+    lens = torch.tensor([21, 3, 10, 16])
+    x = torch.randn(4, 21 + right, 16)
+    out, out_lens = encoder(x, lens)
+    assert torch.equal(out_lens, lens)
+    for i, length in enumerate(lens):
+        alone, _ = encoder(x[i : i + 1, : length + right], lens[i : i + 1])
+        _close(out[i, :length], alone[0])
+
+
+@pytest.mark.parametrize("kernel", [0, 5])
+@torch.inference_mode()
+def test_streams_of_all_ages_share_a_batch(kernel):
+    """Stream i joins at chunk i; each gets what it would get alone."""
+    encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=kernel).eval()
+    x = torch.randn(4, 6 * SEGMENT + 2, 16)
+    expected = encoder(x, torch.full((4,), 6 * SEGMENT))[0]
+    states = [encoder.init_states(1) for _ in range(4)]
+    found = [[] for _ in range(4)]
+    for chunk in range(6 + 4):
+        active = [i for i in range(4) if 0 <= chunk - i < 6]
+        if not active:
+            continue
+        starts = [SEGMENT * (chunk - i) for i in active]
+        batch = torch.stack([x[i, start : start + SEGMENT + 2] for i, start in zip(active, starts, strict=True)])
+        joined = [torch.cat(tensors) for tensors in zip(*(states[i] for i in active), strict=True)]
+        out, _, joined = encoder.stream(batch, torch.full((len(active),), SEGMENT), joined)
+        for row, i in enumerate(active):
+            states[i] = [tensor[row : row + 1] for tensor in joined]
+            found[i].append(out[row])
+    for i in range(4):
+        _close(torch.cat(found[i]), expected[i])
+
+
+def test_nothing_looks_further_ahead_than_the_right_context():
+    encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
+    x = torch.randn(1, 26, 16, requires_grad=True)
+    encoder(x, torch.tensor([24]))[0][0, 9, 3].backward()  # a frame of the third segment, 8 to 11
+    seen = x.grad[0].abs().sum(dim=1)
+    assert seen[13] > 0
+    assert seen[14:].abs().sum() == 0
+
+
+@torch.inference_mode()
+def test_stream_leaves_the_state_it_is_given():
+    encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
+    states = encoder.init_states(2)
+    encoder.stream(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
+    assert all(tensor.abs().sum() == 0 for tensor in states)
+
+
+def test_a_chunk_of_another_size_is_refused():
+    encoder = Emformer(**_options(0, 6, 2))
+    with pytest.raises(ValueError, match="a chunk has 5 frames: expected 6, which are the segment's 4 and 2 of right"):
+        encoder.stream(torch.randn(1, 5, 16), torch.tensor([4]), encoder.init_states(1))
+
+
+def test_gradients_are_finite_with_padding_and_reach_every_parameter():
+    encoder = Emformer(**_options(3, 6, 0), cnn_module_kernel=5)
+    lens = torch.tensor([24, 1])
+    out, _ = encoder(torch.randn(2, 24, 16), lens)
+    (out[0].square().sum() + out[1, :1].square().sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0 or name.startswith("emformer_layers.2"), name

@@ -1,0 +1,125 @@
+"""The losses against the public implementation's numbers and torchaudio's unpruned loss."""
+
+import pytest
+import torch
+import torchaudio
+
+from icefall_pathways.models.joiner import Joiner
+from icefall_pathways.models.losses import boundaries, ctc_loss, loss_scales, pruned_loss, simple_loss
+from icefall_pathways.models.predictor import Predictor
+
+
+class _Head(torch.nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.decoder = Predictor(30, 48, 2)
+        self.joiner = Joiner(64, 48, 40, 30)
+        self.simple_am_proj = torch.nn.Linear(64, 30)
+        self.simple_lm_proj = torch.nn.Linear(48, 30)
+        self.load_state_dict({name: weights[name] for name in self.state_dict()})
+
+    def join(self, am, lm):
+        return self.joiner(am, lm, project_input=False)
+
+
+@pytest.fixture(scope="module")
+def reference(fixtures_dir):
+    return torch.load(fixtures_dir / "causal.pt", map_location="cpu")
+
+
+@pytest.mark.parametrize("case", ["default", "am_scaled", "plain"])
+def test_losses_equal_icefall(reference, case):
+    expected, head = reference["loss"][case], _Head(reference["state_dict"])
+    y_lens = torch.tensor([len(tokens) for tokens in reference["loss"]["y"]])
+    y = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in reference["loss"]["y"]], batch_first=True)
+    encoder_out = reference["runs"][reference["loss"]["run"]]["out_f32"].clone().requires_grad_()
+    boundary = boundaries(reference["loss"]["enc_lens"], y_lens)
+    decoder_out = head.decoder(torch.nn.functional.pad(y, (1, 0)))
+
+    simple, ranges = simple_loss(
+        head.simple_am_proj(encoder_out),
+        head.simple_lm_proj(decoder_out),
+        y,
+        boundary,
+        expected["prune_range"],
+        am_scale=float(expected["am_scale"]),
+        lm_scale=float(expected["lm_scale"]),
+    )
+    am, lm = head.joiner.encoder_proj(encoder_out), head.joiner.decoder_proj(decoder_out)
+    # The posteriors of these numbers are peaked: which range is best hangs on rounding, so theirs is used.
+    pruned = pruned_loss(head.join, am, lm, y, expected["ranges"], boundary)
+
+    assert ranges.shape == expected["ranges"].shape
+    torch.testing.assert_close(simple.double(), expected["simple_loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(pruned.double(), expected["pruned_loss"], rtol=1e-5, atol=0)
+    (0.5 * simple + pruned).backward()
+    torch.testing.assert_close(encoder_out.grad, expected["enc_grad_of_half_simple_plus_pruned"], atol=1e-4, rtol=1e-4)
+    for name, gradient in expected.get("param_grads", {}).items():
+        torch.testing.assert_close(head.get_parameter(name).grad, gradient, atol=1e-3, rtol=1e-4)
+
+
+def test_ranges_equal_k2s(fixtures_dir):
+    numbers = torch.load(fixtures_dir / "rnnt.pt", map_location="cpu")
+    for case in numbers["cases"]:
+        loss, ranges = simple_loss(
+            numbers["am"],
+            numbers["lm"],
+            numbers["symbols"],
+            numbers["boundary"],
+            case["s_range"],
+            am_scale=float(case["am_only_scale"]),
+            lm_scale=float(case["lm_only_scale"]),
+        )
+        torch.testing.assert_close(loss, case["simple_loss"].sum(), rtol=1e-5, atol=0)
+        assert torch.equal(ranges, case["ranges"])
+
+
+def test_without_pruning_the_loss_is_torchaudios():
+    y, y_lens, lens = torch.randint(1, 12, (3, 6)), torch.tensor([6, 2, 4]), torch.tensor([15, 9, 4])
+    y = y * (torch.arange(6) < y_lens[:, None])
+    am = torch.randn(3, 15, 8, requires_grad=True)
+    lm = torch.randn(3, 7, 8, requires_grad=True)
+    joiner = Joiner(8, 8, 8, 12)
+
+    def join(am, lm):
+        return joiner(am, lm, project_input=False)
+
+    boundary = boundaries(lens, y_lens)
+    _, ranges = simple_loss(torch.randn(3, 15, 12), torch.randn(3, 7, 12), y, boundary, 100, 0.0, 0.25)
+    assert ranges.shape == (3, 15, 7)
+    ours = pruned_loss(join, am, lm, y, ranges, boundary)
+    ours_grads = torch.autograd.grad(ours, [am, lm])
+    theirs = torchaudio.functional.rnnt_loss(
+        join(am[:, :, None], lm[:, None]), y.int(), lens.int(), y_lens.int(), blank=0, reduction="sum"
+    )
+    theirs_grads = torch.autograd.grad(theirs, [am, lm])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    for ours_grad, theirs_grad in zip(ours_grads, theirs_grads, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-5, rtol=1e-4)
+
+
+def test_too_few_frames_are_told_with_the_utterance():
+    with pytest.raises(ValueError, match="utterance 1 has 3 for 4 tokens, utterance 2 has 0 for 0 tokens"):
+        boundaries(torch.tensor([4, 3, 0]), torch.tensor([4, 4, 0]))
+
+
+def test_a_prune_range_of_one_is_refused():
+    boundary = boundaries(torch.tensor([4]), torch.tensor([2]))
+    with pytest.raises(ValueError, match="prune_range is 1: expected at least 2"):
+        simple_loss(torch.randn(1, 4, 5), torch.randn(1, 3, 5), torch.tensor([[1, 2]]), boundary, 1, 0.0, 0.25)
+
+
+def test_ctc_counts_nothing_for_what_it_cannot_align():
+    logits = torch.randn(2, 4, 6, requires_grad=True)
+    y, y_lens = torch.tensor([[1, 2, 3], [1, 1, 1]]), torch.tensor([3, 3])  # three equal ones need five frames
+    loss = ctc_loss(logits, torch.tensor([4, 4]), y, y_lens)
+    torch.testing.assert_close(loss, ctc_loss(logits[:1], torch.tensor([4]), y[:1], y_lens[:1]))
+    loss.backward()
+    assert logits.grad[1].abs().sum() == 0
+
+
+def test_scales_warm_up():
+    assert loss_scales(0, 2000, 0.5) == (1.0, 0.1)
+    assert loss_scales(1000, 2000, 0.5) == pytest.approx((0.75, 0.55))
+    assert loss_scales(2000, 2000, 0.5) == loss_scales(9000, 2000, 0.5) == (0.5, 1.0)
+    assert loss_scales(1, 0, 0.5) == (0.5, 1.0)

@@ -1,0 +1,21 @@
+import torch
+
+from icefall_pathways.models.subsampling import FACTOR, OVERLAP, ConvSubsampling
+
+
+def test_pieces_give_the_frames_of_the_whole():
+    subsampling = ConvSubsampling(80, 24, (4, 8))
+    x = torch.randn(2, 4 * 25 + OVERLAP, 80) * 3 - 8
+    whole = subsampling(x)
+    assert whole.shape == (2, 25, 24)
+    for size in (1, 2, 5):
+        pieces = [subsampling(x[:, FACTOR * start : FACTOR * (start + size) + OVERLAP]) for start in range(0, 25, size)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
+
+
+def test_a_frame_sees_seven_frames():
+    subsampling = ConvSubsampling(80, 24, (4, 8))
+    x = torch.randn(1, 43, 80, requires_grad=True)
+    subsampling(x)[0, 5, 3].backward()
+    seen = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    assert seen == list(range(20, 27))
