@@ -1,0 +1,155 @@
+"""Which cuts make up which update: one language per batch, and every position a function of the update number."""
+
+import math
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lhotse import CutSet
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+from lhotse.dataset.sampling.base import CutSampler
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a data loader's worker makes a batch of.
+
+    Attributes:
+      update: The update that the batch is for, from 1.
+      language: Its one language.
+      cuts: Its cuts.
+      seed: Seed of its augmentation.
+    """
+
+    update: int
+    language: str
+    cuts: CutSet
+    seed: int
+
+
+@dataclass(frozen=True)
+class LanguageCuts:
+    """The training cuts of one language, and how much audio they are."""
+
+    cuts: CutSet
+    seconds: float
+
+
+class MonolingualSampler(Sampler[BatchPlan]):
+    """Draws a language for every update, then the next batch of that language.
+
+    A language is drawn with probability proportional to hours^(1/temperature), from the seed and the update alone: all
+    ranks draw the same. A language's cuts are gone through pass after pass, each in an order of its own. Starting at a
+    later update replays the draws without reading any audio, so that a resumed run gets the batches of the
+    uninterrupted one, whatever loaded them ahead of time.
+
+    Args:
+      languages: Training cuts by language code.
+      max_duration: Seconds of audio per batch and rank.
+      temperature: 1 draws languages as often as they have data, a large one evenly.
+      num_buckets: Buckets of cuts of similar duration.
+      shuffle: Whether passes are in random order.
+      short_first: Whether the first pass over each language goes from short to long cuts.
+      seed: Seed of all orders and draws.
+      rank: This process.
+      world_size: All processes; each gets cuts of its own in every update.
+      start_update: Updates that are done.
+      num_updates: Updates to come.
+    """
+
+    def __init__(
+        self,
+        languages: dict[str, LanguageCuts],
+        max_duration: float,
+        temperature: float,
+        num_buckets: int,
+        shuffle: bool,
+        short_first: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        start_update: int,
+        num_updates: int,
+    ) -> None:
+        self.languages = languages
+        self.max_duration = max_duration
+        self.weights = [part.seconds ** (1 / temperature) for part in languages.values()]
+        self.num_buckets = num_buckets
+        self.shuffle = shuffle
+        self.short_first = short_first
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_update = start_update
+        self.num_updates = num_updates
+
+    def __len__(self) -> int:
+        return self.num_updates
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        batches = {code: self._passes(code) for code in self.languages}
+        for update in range(1, self.start_update + self.num_updates + 1):
+            language = self.language_of(update)
+            cuts = next(batches[language])
+            if update > self.start_update:
+                seed = random.Random(f"{self.seed}/{self.rank}/{update}/augmentation").getrandbits(32)
+                yield BatchPlan(update, language, cuts, seed)
+
+    def language_of(self, update: int) -> str:
+        """The language of an update, the same on every rank."""
+        draw = random.Random(f"{self.seed}/{update}/language")
+        return draw.choices(list(self.languages), self.weights)[0]
+
+    def _passes(self, language: str) -> Iterator[CutSet]:
+        """Batches of one language without end."""
+        number = 0
+        while True:
+            yield from self._pass(language, number)
+            number += 1
+
+    def _pass(self, language: str, number: int) -> CutSampler:
+        cuts = self.languages[language].cuts
+        ranks = {"world_size": self.world_size, "rank": self.rank}
+        if number == 0 and self.short_first:
+            return in_order(cuts.sort_by_duration(ascending=True), self.max_duration, **ranks)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # small corpora are, on purpose
+            sampler = _BucketingSampler(
+                cuts,
+                max_duration=self.max_duration,
+                shuffle=self.shuffle,
+                num_buckets=self.num_buckets,
+                seed=self.seed,
+                drop_last=False,
+                **ranks,
+            )
+        sampler.set_epoch(number)
+        return sampler
+
+
+class _AnyTorchSampler(Sampler[CutSet]):
+    """Stands between lhotse's samplers and torch's, whose __init__ asks for an argument in old versions only."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+
+class _BucketingSampler(DynamicBucketingSampler, _AnyTorchSampler):
+    pass
+
+
+class _InOrderSampler(SimpleCutSampler, _AnyTorchSampler):
+    pass
+
+
+def in_order(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
+    """Batches of at most `max_duration` seconds of `cuts` as they come; ranks get cuts of their own."""
+    return _InOrderSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
+
+
+def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, world_size: int) -> int:
+    """Updates that take as much audio as all languages have together."""
+    return max(1, math.ceil(sum(part.seconds for part in languages.values()) / (max_duration * world_size)))
