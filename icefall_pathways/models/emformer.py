@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.models.norm import LayerNorm
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 # Far below any score, and finite: a query that sees nothing gets numbers that nobody reads, and not NaN.
@@ -122,7 +124,7 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(dim)
+        self.layer_norm = LayerNorm(dim)
         self.pointwise_in = nn.Linear(dim, 2 * dim)
         self.depthwise = nn.Conv1d(dim, dim, kernel, groups=dim)
         self.pointwise_out = nn.Linear(dim, dim)
@@ -168,15 +170,15 @@ class EmformerLayer(nn.Module):
         self.conv_module = CausalConvolution(input_dim, cnn_module_kernel, dropout) if cnn_module_kernel else None
         self.dropout = nn.Dropout(dropout)
         self.pos_ff = nn.Sequential(
-            nn.LayerNorm(input_dim),
+            LayerNorm(input_dim),
             nn.Linear(input_dim, ffn_dim),
             ACTIVATIONS[activation](),
             nn.Dropout(dropout),
             nn.Linear(ffn_dim, input_dim),
             nn.Dropout(dropout),
         )
-        self.layer_norm_input = nn.LayerNorm(input_dim)
-        self.layer_norm_output = nn.LayerNorm(input_dim)
+        self.layer_norm_input = LayerNorm(input_dim)
+        self.layer_norm_output = LayerNorm(input_dim)
 
     def forward(
         self, x: Tensor, segment: int, memory: Tensor | None, past: tuple[Tensor, ...], blocked: Tensor

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from icefall_pathways.models.norm import LayerNorm
+
 FACTOR = 4
 # An output frame sees 7 input frames and the next one starts 4 later, so a run of them needs 3 beyond 4 for each.
 OVERLAP = 3
@@ -34,7 +36,7 @@ class ConvSubsampling(nn.Module):
             nn.SiLU(),
         )
         self.out = nn.Linear(second * (((num_bins - 1) // 2 - 1) // 2), output_dim)
-        self.out_norm = nn.LayerNorm(output_dim)
+        self.out_norm = LayerNorm(output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample.
