@@ -17,6 +17,7 @@ there: it equals this encoder for an utterance alone, or whose length is the lon
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,21 +31,52 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 _MASKED = -1e8
 
 
-def _before_segments(frames: Tensor, past: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """What comes before each segment of a sequence.
+@dataclass(frozen=True)
+class _Reach:
+    """Where the frames before each segment, and its window, lie in "P frames of the past, then S windows".
 
-    Args:
-      frames: (N, S * step, C), S segments of `step` frames.
-      past: (N, P, C), the P frames before the first segment.
-      step: Frames per segment.
-
-    Returns:
-      (N, S, P, C), the P frames before each segment; and (N, P, C), the last P frames: the past of what follows.
+    Attributes:
+      sources: The P frames before each segment and then the W of its window (S * (P + W),), or without the window.
+      past: The last P frames of the segments: the past of what follows (P,).
     """
-    count, segments = past.size(1), frames.size(1) // step
-    joined = torch.cat([past, frames], dim=1)
-    before = joined[:, : count + (segments - 1) * step].unfold(1, count, step).transpose(2, 3)
-    return before, joined[:, joined.size(1) - count :]
+
+    sources: Tensor
+    past: Tensor
+
+    @staticmethod
+    def make(segments: int, segment: int, window: int, past: int, own: bool, device: torch.device) -> "_Reach":
+        """Args are S, the frames of a segment, W, P, and whether `sources` has the windows' own frames."""
+        starts = torch.arange(segments + 1, device=device).unsqueeze(1)
+        before = starts * segment + torch.arange(-past, 0, device=device)  # negative ones are of the past
+        in_windows = torch.div(before, segment, rounding_mode="floor") * window + before % segment
+        before = past + torch.where(before < 0, before, in_windows)
+        frames = past + starts * window + torch.arange(window if own else 0, device=device)
+        return _Reach(torch.cat([before, frames], dim=1)[:-1].flatten(), before[-1])
+
+    def gather(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """From windows (N * S, W, C) and past (N, P, C) to what they reach (N * S, P + W, C) and the new past."""
+        joined = torch.cat([past, x.reshape(past.size(0), -1, past.size(2))], dim=1)
+        sources = joined.index_select(1, self.sources).reshape(x.size(0), -1, x.size(2))
+        return sources, joined.index_select(1, self.past)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all layers share: the segment's length, what each window reaches, and what its queries may not see.
+
+    Attributes:
+      segment: Frames of a segment, the first ones of its window.
+      memory: Reach into the memory bank, where a segment is one vector; None without a memory bank.
+      context: Reach of attention.
+      convolution: Reach of the convolution.
+      blocked: (N * S, 1, Q or 1, M + L + W), for Q = W frames and, with a memory bank, one summary.
+    """
+
+    segment: int
+    memory: _Reach | None
+    context: _Reach
+    convolution: _Reach
+    blocked: Tensor
 
 
 class EmformerAttention(nn.Module):
@@ -75,42 +107,38 @@ class EmformerAttention(nn.Module):
         nn.init.xavier_uniform_(self.emb_to_query.weight, gain=weight_init_gain)
 
     def forward(
-        self, x: Tensor, segment: int, memory: Tensor | None, past_memory: Tensor, past: Tensor, blocked: Tensor
+        self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: _Plan
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Attend.
 
         Args:
-          x: Windows (N, S, W, D), layer-normalised.
-          segment: Frames of a segment, the first ones of its window.
-          memory: One vector for each segment (N, S, D); None without a memory bank.
+          x: Windows (N * S, W, D), layer-normalised.
+          memory: One vector for each segment (N * S, 1, D); None without a memory bank.
           past_memory: Keys and values (N, M, 2D) of the M memory vectors before the first segment.
           past: Keys and values (N, L, 2D) of the L frames before the first segment.
-          blocked: What may not be seen (N * S, 1, Q or 1, M + L + W): by Q = W frames and, with memory, one summary.
+          plan: What is reached and seen.
 
         Returns:
-          The outcome (N, S, W, D), the memory vectors for the next layer, and the new `past_memory` and `past`.
+          The outcome (N * S, W, D), the memory vectors for the next layer, and the new `past_memory` and `past`.
         """
-        key_value = self.emb_to_key_value(x)
-        left, past = _before_segments(key_value[:, :, :segment].flatten(1, 2), past, segment)
-        sources, queries = [left, key_value], x
-        if memory is not None:
-            earlier, past_memory = _before_segments(self.emb_to_key_value(memory), past_memory, 1)
-            sources.insert(0, earlier)
-            queries = torch.cat([x, x[:, :, :segment].mean(dim=2, keepdim=True)], dim=2)
-        out = self.out_proj(self._attend(self.emb_to_query(queries), torch.cat(sources, dim=2), blocked))
-        if memory is not None:
-            out, summary = out[:, :, :-1], out[:, :, -1]
-            memory = summary.tanh() if self.tanh_on_mem else summary.clamp(-10, 10)
+        sources, past = plan.context.gather(self.emb_to_key_value(x), past)
+        if memory is None or plan.memory is None:
+            return self.out_proj(self._attend(self.emb_to_query(x), sources, plan.blocked)), None, past_memory, past
+        earlier, past_memory = plan.memory.gather(self.emb_to_key_value(memory), past_memory)
+        queries = torch.cat([x, x[:, : plan.segment].mean(dim=1, keepdim=True)], dim=1)
+        attended = self._attend(self.emb_to_query(queries), torch.cat([earlier, sources], dim=1), plan.blocked)
+        out, summary = self.out_proj(attended).split([x.size(1), 1], dim=1)
+        memory = summary.tanh() if self.tanh_on_mem else summary.clamp(-10, 10)
         return out, memory, past_memory, past
 
     def _attend(self, query: Tensor, key_value: Tensor, blocked: Tensor) -> Tensor:
-        """Queries (N, S, Q, D) to keys and values (N, S, K, 2D): (N, S, Q, D)."""
-        query_heads = (query * self.scaling).flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        heads = key_value.flatten(0, 1).unflatten(-1, (2, self.num_heads, -1))
+        """Queries (N * S, Q, D) to keys and values (N * S, K, 2D): (N * S, Q, D)."""
+        query_heads = (query * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = key_value.unflatten(-1, (2, self.num_heads, -1))
         key, value = heads.permute(2, 0, 3, 1, 4)  # each (N * S, H, K, D / H)
         scores = torch.matmul(query_heads, key.transpose(2, 3)).float().masked_fill(blocked, _MASKED)
         weights = F.dropout(scores.softmax(dim=-1).type_as(value), self.dropout, self.training)
-        return torch.matmul(weights, value).transpose(1, 2).reshape(query.shape)
+        return torch.matmul(weights, value).transpose(1, 2).flatten(2)
 
 
 class CausalConvolution(nn.Module):
@@ -130,21 +158,20 @@ class CausalConvolution(nn.Module):
         self.pointwise_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, segment: int, past: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, past: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
         """Convolve each window as the continuation of the segments before it.
 
         Args:
-          x: Windows (N, S, W, D).
-          segment: Frames of a segment, the first ones of its window.
+          x: Windows (N * S, W, D).
           past: What the depthwise convolution saw last (N, kernel - 1, D).
+          plan: What is reached.
 
         Returns:
-          The outcome, without the residual (N, S, W, D), and the new `past`.
+          The outcome, without the residual (N * S, W, D), and the new `past`.
         """
         gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
-        before, past = _before_segments(gated[:, :, :segment].flatten(1, 2), past, segment)
-        joined = torch.cat([before, gated], dim=2).flatten(0, 1)  # (N * S, kernel - 1 + W, D)
-        convolved = self.depthwise(joined.transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        sources, past = plan.convolution.gather(gated, past)
+        convolved = self.depthwise(sources.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.pointwise_out(F.silu(convolved))), past
 
 
@@ -181,27 +208,26 @@ class EmformerLayer(nn.Module):
         self.layer_norm_output = LayerNorm(input_dim)
 
     def forward(
-        self, x: Tensor, segment: int, memory: Tensor | None, past: tuple[Tensor, ...], blocked: Tensor
+        self, x: Tensor, memory: Tensor | None, past: tuple[Tensor, ...], plan: _Plan
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Run the layer.
 
         Args:
-          x: Windows (N, S, W, D).
-          segment: Frames of a segment, the first ones of its window.
-          memory: See `EmformerAttention.forward`.
+          x: Windows (N * S, W, D).
+          memory: One vector for each segment (N * S, 1, D); None without a memory bank.
           past: This layer's part of the state: of memory, left context and convolution.
-          blocked: See `EmformerAttention.forward`.
+          plan: What is reached and seen.
 
         Returns:
-          Windows (N, S, W, D), memory for the next layer, and the new `past`.
+          Windows (N * S, W, D), memory for the next layer, and the new `past`.
         """
         past_memory, past_left, past_conv = past
         attended, memory, past_memory, past_left = self.attention(
-            self.layer_norm_input(x), segment, memory, past_memory, past_left, blocked
+            self.layer_norm_input(x), memory, past_memory, past_left, plan
         )
         x = x + self.dropout(attended)
         if self.conv_module is not None:
-            convolved, past_conv = self.conv_module(x, segment, past_conv)
+            convolved, past_conv = self.conv_module(x, past_conv, plan)
             x = x + convolved
         x = x + self.pos_ff(x)
         return self.layer_norm_output(x), memory, (past_memory, past_left, past_conv)
@@ -325,19 +351,32 @@ class Emformer(nn.Module):
     def _run(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Windows (N, S, W, D) to frames (N, S * segment, D) and the new state."""
         *pasts, ages = states
-        blocked = self._blocked(x.size(1), lens, ages)
-        memory = x[:, :, : self.segment_length].mean(dim=2) if self.max_memory_size else None
+        batch_size, segments = x.shape[:2]
+        plan = self._plan(segments, lens, ages)
+        x = x.flatten(0, 1)
+        memory = x[:, : plan.segment].mean(dim=1, keepdim=True) if plan.memory else None
         new_pasts = []
         for i, layer in enumerate(self.emformer_layers):
-            past = tuple(tensor[:, i] for tensor in pasts)
-            x, memory, past = layer(x, self.segment_length, memory, past, blocked)
+            x, memory, past = layer(x, memory, tuple(tensor[:, i] for tensor in pasts), plan)
             new_pasts.append(past)
-        out = x[:, :, : self.segment_length].flatten(1, 2)
+        out = x[:, : plan.segment].reshape(batch_size, -1, x.size(2))
         new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
         return out, [*new_states, ages + out.size(1)]
 
+    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> _Plan:
+        segment, window = self.segment_length, self.segment_length + self.right_context_length
+        convolved = max(self.cnn_module_kernel - 1, 0)
+        memory = _Reach.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
+        return _Plan(
+            segment,
+            memory,
+            context=_Reach.make(segments, segment, window, self.left_context_length, True, lens.device),
+            convolution=_Reach.make(segments, segment, window, convolved, True, lens.device),
+            blocked=self._blocked(segments, lens, ages),
+        )
+
     def _blocked(self, segments: int, lens: Tensor, ages: Tensor) -> Tensor:
-        """What the queries of each window may not see; see `EmformerAttention.forward`.
+        """What the queries of each window may not see; see `_Plan`.
 
         Sources are the memory bank and the left context, oldest first and as far as they lie after the stream's
         beginning, then the window's frames as far as the utterance and its right context go.
