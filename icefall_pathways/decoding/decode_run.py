@@ -117,7 +117,7 @@ def load_experiment(config: CommonConfig) -> Experiment:
         model=model.to(device),
         masks=_load_masks(config, model, languages),
         languages=languages,
-        data=SpeechDataModule(data_config, languages),
+        data=SpeechDataModule(data_config),
         tokenizer=Tokenizer(config.bpe_model or Path(options["training"]["bpe_model"])),
         suffix=_suffix(config, f"iter-{iteration}" if iteration else f"epoch-{epoch}"),
     )

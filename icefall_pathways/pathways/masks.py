@@ -184,6 +184,10 @@ class PathwayMasks:
             either += int((mask_a | mask_b).sum())
         return both / either if either else 1.0
 
+    def only(self, name: str) -> "PathwayMasks":
+        """The masks of one parameter; its codes are shared, not copied."""
+        return PathwayMasks(self.header, {name: self.codes[name]})
+
     def restrict(self, languages: Sequence[str]) -> "PathwayMasks":
         """The masks of some of the languages, their bits in the order given."""
         return self._assemble([(self, language) for language in languages])
