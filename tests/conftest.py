@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def fixtures_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference numbers in {folder}: set PATHWAYS_FIXTURES to their folder")
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

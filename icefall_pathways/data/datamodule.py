@@ -1,21 +1,20 @@
 """Manifests become monolingual batches."""
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lhotse import CutSet, MonoCut
-from lhotse.dataset import CutMix, K2SpeechRecognitionDataset, SpecAugment
+from lhotse.dataset import K2SpeechRecognitionDataset
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.sampling import BatchPlan, LanguageCuts, MonolingualSampler, in_order, updates_per_epoch
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import Language, get_language, parse_languages
@@ -25,9 +24,8 @@ logger = logging.getLogger("icefall_pathways")
 Batch = dict[str, Any]
 
 _SUBSAMPLING = 4
-_EAGER_BELOW = (
-    200_000  # cuts of a language that are kept in memory; beyond that they are read from the file pass by pass
-)
+_USED = "used"
+_EAGER_BELOW = 200_000  # a language with fewer cuts keeps them in memory; else every pass reads the file
 
 
 class DataError(ValueError):
@@ -35,7 +33,7 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(AugmentationConfig):
     """Which data to read, and how batches are made of it."""
 
     manifest_dir: Path = Path("data/fbank")
@@ -68,21 +66,6 @@ class DataConfig:
     max_cut_duration: float = 20.0
     """Leave out training cuts longer than this (seconds)."""
 
-    enable_spec_aug: bool = True
-    """SpecAugment: mask bands and stretches of the features, warp time."""
-
-    spec_aug_time_warp_factor: int = 80
-    """SpecAugment's time warping, in frames; 0 switches it off."""
-
-    spec_aug_num_frame_masks: int = 10
-    """SpecAugment's masked stretches; together at most 15 % of an utterance."""
-
-    enable_musan: bool = False
-    """Mix in noise, music and babble with probability 0.5 at 10 to 20 dB."""
-
-    musan_cuts: Path = Path("data/fbank/musan_cuts.jsonl.gz")
-    """The cuts to mix in."""
-
 
 class SpeechDataModule:
     """Batches of training, dev and test cuts.
@@ -99,7 +82,7 @@ class SpeechDataModule:
         self.config = config
         self.languages: list[Language] = parse_languages(config.languages)
         self._tokenizer = tokenizer
-        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
         self._training: dict[str, LanguageCuts] | None = None
 
     @property
@@ -111,14 +94,14 @@ class SpeechDataModule:
         """
         if self._training is None:
             self._training = {language.code: self._usable(language) for language in self.languages}
-            if self._dropped:
-                logger.warning("training cuts left out:\n%s", self.drop_report())
+            log = logger.warning if any(reason != _USED for _, reason in self._counts) else logger.info
+            log("training cuts:\n%s", self.drop_report())
         return self._training
 
     def drop_report(self) -> str:
-        """A table of the training cuts that are left out, by language and reason."""
-        rows = [[language, reason, count] for (language, reason), count in sorted(self._dropped.items())]
-        return tabulate(rows, ["language", "reason", "cuts"], tablefmt="simple_outline")
+        """A table of the training cuts, by language: those that are used, and those left out, by reason."""
+        rows = [[language, reason, count] for (language, reason), count in sorted(self._counts.items())]
+        return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
 
     def updates_per_epoch(self, world_size: int) -> int:
         """Updates that take as much audio as all languages have together."""
@@ -135,6 +118,9 @@ class SpeechDataModule:
           seed: Seed of order, language draws and augmentation.
           rank: This process.
           world_size: All processes.
+
+        Raises:
+          DataError: A batch cannot be made; the message names the cut and the file.
         """
         config = self.config
         sampler = MonolingualSampler(
@@ -150,21 +136,25 @@ class SpeechDataModule:
             start_update,
             num_updates,
         )
-        yield from _loader(_SpeechDataset(config), sampler, config.num_workers)
+        for batch in _loader(_SpeechDataset(Augmentation(config)), sampler, config.num_workers):
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
-    def loader(self, language: str, split: str) -> DataLoader[Batch]:
+    def loader(self, language: str, split: str) -> "SplitLoader":
         """Batches of the dev or test split of a language, long utterances first, without augmentation.
 
         Raises:
-          DataError: Its manifest is missing.
+          DataError: Its manifest is missing, damaged or empty.
         """
-        cuts = self._read(get_language(language), split).to_eager().sort_by_duration()
-        plans = [
-            BatchPlan(0, get_language(language).code, batch, 0) for batch in in_order(cuts, self.config.max_duration)
-        ]
-        return _loader(_SpeechDataset(None), plans, 0)
+        tag = get_language(language)
+        cuts = CutSet.from_cuts(self._cuts(tag, split))
+        if len(cuts) == 0:
+            raise DataError(f"{self._path(tag, split)} holds no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
+        batches = in_order(cuts.sort_by_duration(), self.config.max_duration)
+        return SplitLoader([BatchPlan(0, tag.code, batch, 0) for batch in batches])
 
-    def _read(self, language: Language, split: str) -> CutSet:
+    def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
         path = folder / f"mls-{language.name}_cuts_{split}.jsonl.gz"
         if not path.is_file():
@@ -173,21 +163,34 @@ class SpeechDataModule:
                 f"no {path} ({folder} holds {found}): run ./prepare.sh --languages {language.code}, stages 0 to 3, "
                 "or check --manifest-dir and --languages"
             )
-        return CutSet.from_jsonl_lazy(path)
+        return path
+
+    def _cuts(self, language: Language, split: str) -> Iterator[MonoCut]:
+        path = self._path(language, split)
+        try:
+            yield from CutSet.from_jsonl_lazy(path)
+        except (EOFError, OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{path} is damaged ({error}): remove it and run ./prepare.sh --stage 3 for {language.name} again"
+            ) from error
 
     def _usable(self, language: Language) -> LanguageCuts:
         """Read a language's training cuts once: count what is left out, add up what stays."""
-        cuts, kept, seconds = self._read(language, "train"), 0, 0.0
-        for cut in cuts:
-            if reason := self._reason_to_drop(cut):
-                self._dropped[language.code, reason] += 1
-            else:
-                kept += 1
+        kept: list[MonoCut] = []
+        number, seconds = 0, 0.0
+        for cut in tqdm(self._cuts(language, "train"), f"reading {language.code}", unit="cut", leave=False, delay=3):
+            reason = self._reason_to_drop(cut)
+            self._counts[language.code, reason or _USED] += 1
+            if reason is None:
+                number += 1
                 seconds += cut.duration
-        if not kept:
+                if number <= _EAGER_BELOW:
+                    kept.append(cut)
+        if not number:
             raise DataError(f"no training cut of {language.name} can be used:\n{self.drop_report()}")
-        usable = cuts.filter(self._is_usable)
-        return LanguageCuts(usable.to_eager() if kept < _EAGER_BELOW else usable, seconds)
+        if number <= _EAGER_BELOW:
+            return LanguageCuts(CutSet.from_cuts(kept), seconds)
+        return LanguageCuts(CutSet.from_jsonl_lazy(self._path(language, "train")).filter(self._is_usable), seconds)
 
     def _is_usable(self, cut: MonoCut) -> bool:
         return self._reason_to_drop(cut) is None
@@ -201,6 +204,10 @@ class SpeechDataModule:
             raise DataError(
                 "training needs a tokenizer: it tells which utterances have too many tokens for their length"
             )
+        if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
+            return "not one transcript"
+        if not cut.has_features:
+            return "no features"
         tokens = len(self._tokenizer.encode([cut.supervisions[0].text])[0])
         # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two frames to spare, as in icefall.
         if tokens + 2 > -(-cut.num_frames // _SUBSAMPLING):
@@ -208,48 +215,67 @@ class SpeechDataModule:
         return None
 
 
-class _SpeechDataset(Dataset[Batch]):
-    """Makes a batch of a plan; augments it if it is given the options of training."""
+class SplitLoader:
+    """The batches of a split, always the same ones in the same order."""
 
-    def __init__(self, augmentation: DataConfig | None) -> None:
+    def __init__(self, plans: list[BatchPlan]) -> None:
+        self._plans = plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        dataset = _SpeechDataset(None)
+        for plan in self._plans:
+            batch = dataset[plan]
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _SpeechDataset(Dataset[Batch | DataError]):
+    """Makes a batch of a plan.
+
+    An error is returned, not raised, so that it comes out of a worker as it is, without the worker's trace.
+    """
+
+    def __init__(self, augmentation: Augmentation | None) -> None:
         self._augmentation = augmentation
-        transforms = []
-        if augmentation is not None and augmentation.enable_spec_aug:
-            transforms.append(
-                SpecAugment(
-                    time_warp_factor=augmentation.spec_aug_time_warp_factor or None,
-                    num_feature_masks=2,
-                    features_mask_size=27,
-                    num_frame_masks=augmentation.spec_aug_num_frame_masks,
-                    frames_mask_size=100,
-                    max_frames_mask_fraction=0.15,
-                )
-            )
+        transforms = augmentation.transforms if augmentation else []
         self._dataset = K2SpeechRecognitionDataset(input_transforms=transforms, return_cuts=True)
-        self._musan: CutSet | None = None
-        if augmentation is not None and augmentation.enable_musan:
-            if not augmentation.musan_cuts.is_file():
-                raise DataError(
-                    f"no {augmentation.musan_cuts}: run ./prepare.sh --musan-dir DIR, or use --enable-musan 0"
-                )
-            self._musan = CutSet.from_file(augmentation.musan_cuts).to_eager()
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
-        check_monolingual(plan)
-        cuts = plan.cuts
-        with _seeded(plan.seed):
-            if self._musan is not None:
-                cuts = CutMix(self._musan, snr=(10, 20), p=0.5, preserve_id=True, seed=plan.seed)(cuts)
-            try:
+    def __getitem__(self, plan: BatchPlan) -> Batch | DataError:
+        try:
+            check_monolingual(plan)
+            with seeded(plan.seed):
+                cuts = self._augmentation.mix(plan.cuts) if self._augmentation else plan.cuts
                 batch = self._dataset[cuts]
-            except (OSError, ValueError, AssertionError) as error:
-                ids = ", ".join(cut.id for cut in cuts)
-                raise DataError(
-                    f"cannot make a batch of the {plan.language} cuts {ids}: {error}. If features are gone or damaged "
-                    "remove the cuts file of this language and run ./prepare.sh --stage 3 again"
-                ) from error
+        except DataError as error:
+            return error
+        except Exception as error:  # the readers of features raise whatever they like
+            return DataError(_explain(plan, error))
         batch["language"] = plan.language
         return batch
+
+
+def _explain(plan: BatchPlan, error: Exception) -> str:
+    """Why no batch could be made of `plan`: the first cut whose features cannot be read."""
+    for cut in plan.cuts:
+        try:
+            cut.load_features()
+        except Exception as cause:
+            path = Path(cut.features.storage_path) / cut.features.storage_key.split(",")[0]
+            file = cut.features.storage_path if cut.features.storage_type.startswith("lilcom_chunky") else path
+            return (
+                f"cannot read the features of cut {cut.id} in {file} ({_first_line(cause)}): remove the cuts files of "
+                f"{get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
+            )
+    ids = ", ".join(cut.id for cut in plan.cuts)
+    return f"cannot make a batch of the {plan.language} cuts {ids}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def check_monolingual(plan: BatchPlan) -> None:
@@ -263,20 +289,6 @@ def check_monolingual(plan: BatchPlan) -> None:
         raise DataError(f"a batch of {plan.language} holds cuts of another language: {', '.join(strangers)}")
 
 
-def _loader(dataset: _SpeechDataset, plans: Any, num_workers: int) -> DataLoader[Batch]:
-    return DataLoader(dataset, sampler=plans, batch_size=None, num_workers=num_workers)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside, and outside as if nothing had been drawn."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+def _loader(dataset: _SpeechDataset, sampler: MonolingualSampler, num_workers: int) -> DataLoader[Any]:
+    # The generator is there so that the loader does not draw from the trainer's random numbers.
+    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, generator=torch.Generator())

@@ -58,6 +58,9 @@ class MonolingualSampler(Sampler[BatchPlan]):
       world_size: All processes; each gets cuts of its own in every update.
       start_update: Updates that are done.
       num_updates: Updates to come.
+
+    Raises:
+      ValueError: The temperature is not above 0.
     """
 
     def __init__(
@@ -76,7 +79,10 @@ class MonolingualSampler(Sampler[BatchPlan]):
     ) -> None:
         self.languages = languages
         self.max_duration = max_duration
-        self.weights = [part.seconds ** (1 / temperature) for part in languages.values()]
+        if temperature <= 0:
+            raise ValueError(f"--sampling-temperature {temperature} is not above 0: 1 draws languages as the data is")
+        most = max(part.seconds for part in languages.values())
+        self.weights = [(part.seconds / most) ** (1 / temperature) for part in languages.values()]
         self.num_buckets = num_buckets
         self.shuffle = shuffle
         self.short_first = short_first
@@ -114,7 +120,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
         cuts = self.languages[language].cuts
         ranks = {"world_size": self.world_size, "rank": self.rank}
         if number == 0 and self.short_first:
-            return in_order(cuts.sort_by_duration(ascending=True), self.max_duration, **ranks)
+            return in_order(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # small corpora are, on purpose
             sampler = _BucketingSampler(

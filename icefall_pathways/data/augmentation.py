@@ -1,0 +1,97 @@
+"""Random changes to training batches, each drawn from a seed of its own."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.dataset import CutMix, SpecAugment
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How training batches are augmented."""
+
+    enable_spec_aug: bool = True
+    """SpecAugment: mask bands and stretches of the features, warp time."""
+
+    spec_aug_time_warp_factor: int = 80
+    """SpecAugment's time warping, in frames; 0 switches it off. Utterances under twice as long are not warped."""
+
+    spec_aug_num_feature_masks: int = 2
+    """SpecAugment's masked bands per utterance."""
+
+    spec_aug_feature_mask_size: int = 27
+    """Widest masked band, in mel bins."""
+
+    spec_aug_num_frame_masks: int = 10
+    """SpecAugment's masked stretches per utterance; short utterances get fewer and shorter ones."""
+
+    spec_aug_frame_mask_size: int = 100
+    """Longest masked stretch, in frames."""
+
+    spec_aug_max_frame_share: float = 0.15
+    """Largest share of an utterance that is masked by stretches."""
+
+    enable_musan: bool = False
+    """Mix in noise, music and babble with probability 0.5 at 10 to 20 dB."""
+
+    musan_cuts: Path = Path("data/fbank/musan_cuts.jsonl.gz")
+    """The cuts to mix in."""
+
+
+class Augmentation:
+    """Noise for cuts and masks for features; draws from the random state, see `seeded`.
+
+    Args:
+      config: See there.
+
+    Raises:
+      ValueError: The cuts to mix in are missing.
+    """
+
+    def __init__(self, config: AugmentationConfig) -> None:
+        self._noise: CutSet | None = None
+        if config.enable_musan:
+            if not config.musan_cuts.is_file():
+                raise ValueError(f"no {config.musan_cuts}: run ./prepare.sh --musan-dir DIR, or use --enable-musan 0")
+            self._noise = CutSet.from_file(config.musan_cuts).to_eager()
+        self.transforms: list[Callable[..., Tensor]] = []  # of features (N, T, 80)
+        if config.enable_spec_aug:
+            self.transforms.append(
+                SpecAugment(
+                    time_warp_factor=config.spec_aug_time_warp_factor or None,
+                    num_feature_masks=config.spec_aug_num_feature_masks,
+                    features_mask_size=config.spec_aug_feature_mask_size,
+                    num_frame_masks=config.spec_aug_num_frame_masks,
+                    frames_mask_size=config.spec_aug_frame_mask_size,
+                    max_frames_mask_fraction=config.spec_aug_max_frame_share,
+                )
+            )
+
+    def mix(self, cuts: CutSet) -> CutSet:
+        """Mix noise into about half of the cuts; names, durations and supervisions stay."""
+        if self._noise is None:
+            return cuts
+        rng = random.Random(random.getrandbits(32))
+        return CutMix(self._noise, snr=(10, 20), p=0.5, pad_to_longest=False, preserve_id=True, seed=rng)(cuts)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside, and outside as if nothing had been drawn."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())  # leaves the generators of GPUs alone
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

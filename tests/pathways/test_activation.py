@@ -1,0 +1,111 @@
+import copy
+
+import pytest
+import torch
+from every_kind import KINDS
+
+from icefall_pathways.pathways.activation import PathwayModule, activate
+from icefall_pathways.pathways.masks import MasksError
+
+
+def entry(mask, value):
+    """The index of the first entry of `mask` that is `value`."""
+    return tuple(torch.nonzero(mask == value)[0].tolist())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_pruned_entry_does_not_matter_and_a_kept_one_does(model, masks, x, name):
+    def output():
+        with torch.no_grad(), activate(model, masks, "fr"):
+            return model(x)
+
+    before, weight = output(), model.get_parameter(name)
+    pruned, kept = entry(masks.mask(name, "fr"), False), entry(masks.mask(name, "fr"), True)
+    with torch.no_grad():
+        weight[pruned] += 10.0
+    assert torch.equal(output(), before)
+    with torch.no_grad():
+        weight[kept] += 10.0
+    assert not torch.allclose(output(), before)
+
+
+def test_equals_a_copy_whose_weights_are_multiplied(model, masks, x):
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in masks.names:
+            masked.get_parameter(name).mul_(masks.mask(name, "it"))
+    with activate(model, masks, "it"):
+        assert torch.equal(model(x), masked(x))
+
+
+def test_stored_weights_and_names_stay(model, masks, x):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    identities = [(name, id(parameter)) for name, parameter in model.named_parameters()]
+    with activate(model, masks, "en"):
+        model(x)
+        inside = model.state_dict()
+        assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == identities
+    for state in (inside, model.state_dict()):
+        assert list(state) == list(before)
+        assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_after_the_context_the_model_is_dense_again_even_after_an_error(model, masks, x):
+    dense = model(x)
+    with pytest.raises(KeyError), activate(model, masks, "en"):
+        raise KeyError
+    assert torch.equal(model(x), dense)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradients_reach_kept_entries_only(model, masks, x, name):
+    PathwayModule(model, masks)("en", x).square().sum().backward()
+    gradient, mask = model.get_parameter(name).grad, masks.mask(name, "en")
+    assert torch.all(gradient[~mask] == 0)
+    assert torch.all(gradient[mask] != 0)
+
+
+def test_no_masks_is_the_dense_model(model, x):
+    assert torch.equal(PathwayModule(model, None)("en", x), model(x))
+
+
+def test_masks_are_no_part_of_the_state(model, masks):
+    assert set(PathwayModule(model, masks).state_dict()) == {f"model.{name}" for name in model.state_dict()}
+
+
+def test_two_languages_at_once_are_refused(model, masks, x):
+    dense = model(x)
+    with activate(model, masks, "en"), pytest.raises(RuntimeError, match="runs through a sub-network already"):
+        activate(model, masks, "fr").__enter__()
+    assert torch.equal(model(x), dense)
+
+
+def test_an_unknown_language_is_named(model, masks, x):
+    with pytest.raises(MasksError, match="no pathway for language 'pl': the masks hold en, fr, it"):
+        PathwayModule(model, masks)("pl", x)
+
+
+def _rank(rank, port, results):
+    import torch.distributed as dist
+    from every_kind import EveryKind, random_masks
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = EveryKind()
+    masks = random_masks(model)
+    parallel = torch.nn.parallel.DistributedDataParallel(PathwayModule(model, masks), find_unused_parameters=True)
+    x = torch.randn(2, 5, 8)
+    parallel("en", x[rank : rank + 1]).square().mean().backward()
+    shared = {name: model.get_parameter(name).grad for name in masks.names}
+    model.zero_grad(set_to_none=True)
+    PathwayModule(model, masks)("en", x).square().mean().backward()
+    results[rank] = max(float((model.get_parameter(n).grad - g).abs().max()) for n, g in shared.items())
+    dist.destroy_process_group()
+
+
+def test_ddp_averages_the_gradients_of_the_sub_network(free_port):
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_rank, (free_port, results), nprocs=2)
+        assert max(results.values()) < 1e-6

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+from every_kind import LANGUAGES, random_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks, code_type, prunable_parameters
+
+
+def equal(a, b):
+    return a.header == b.header and all(torch.equal(a.codes[name], b.codes[name]) for name in {*a.codes, *b.codes})
+
+
+def test_matrices_and_kernels_are_prunable_and_nothing_else(model):
+    found = prunable_parameters(model)
+    assert {name.split(".")[0] for name in found} == {"conv2d", "conv1d", "linear", "lstm"}
+    assert all("weight" in name for name in found)
+    assert len([name for name in found if name.startswith("lstm")]) == 8
+    assert all(found[name] is model.get_parameter(name) for name in found)
+
+
+def test_roots_choose_submodules_and_a_class_can_opt_out():
+    class Kept(nn.Sequential):
+        prunable = False
+
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Sequential(Kept(nn.Linear(2, 2)), nn.Linear(2, 2))})
+    assert list(prunable_parameters(model, ["b"])) == ["b.1.weight"]
+    assert list(prunable_parameters(model)) == ["a.weight", "b.1.weight"]
+    with pytest.raises(ValueError, match=r"no submodule 'c'.*a, b"):
+        prunable_parameters(model, ["c"])
+    with pytest.raises(ValueError, match="nothing to prune"):
+        prunable_parameters(nn.LayerNorm(3))
+
+
+def test_a_module_under_two_names_is_covered_once():
+    shared = nn.Linear(2, 2)
+    assert list(prunable_parameters(nn.ModuleList([shared, shared]))) == ["0.weight"]
+
+
+def test_dense_masks_keep_everything(model):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    assert all(masks.mask(name, language).all() for name in masks.names for language in LANGUAGES)
+    assert masks.sparsity("en") == 0 and masks.union_density() == 1
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(8, torch.uint8), (9, torch.int16), (17, torch.int32), (64, torch.int64)])
+def test_every_language_has_a_bit_of_its_own(count, dtype):
+    model, languages = nn.Linear(5, 7), [f"l{i}" for i in range(count)]
+    masks = random_masks(model, tuple(languages))
+    assert masks.codes["weight"].dtype == dtype == code_type(count)
+    before = {language: masks.mask("weight", language) for language in languages}
+    masks.set_mask("weight", languages[-1], ~before[languages[-1]])
+    for language in languages[:-1]:
+        assert torch.equal(masks.mask("weight", language), before[language])
+    assert torch.equal(masks.mask("weight", languages[-1]), ~before[languages[-1]])
+
+
+def test_more_languages_than_bits_are_refused():
+    with pytest.raises(MasksError, match="at most 64"):
+        code_type(65)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits=st.lists(st.integers(0, 7), min_size=1, max_size=60))
+def test_sparsity_union_and_overlap_are_counts(bits):
+    codes = torch.tensor(bits, dtype=torch.uint8)
+    masks = PathwayMasks(MasksHeader(LANGUAGES), {"w": codes})
+    en, fr = [b & 1 for b in bits], [b >> 1 & 1 for b in bits]
+    assert masks.sparsity("en") == pytest.approx(1 - sum(en) / len(bits))
+    assert masks.union_density() == pytest.approx(sum(b > 0 for b in bits) / len(bits))
+    either = sum(a | b for a, b in zip(en, fr, strict=True))
+    both = sum(a & b for a, b in zip(en, fr, strict=True))
+    assert masks.overlap("en", "fr") == pytest.approx(both / either if either else 1.0)
+
+
+def test_restrict_and_merge_are_inverse(masks):
+    parts = [masks.restrict([language]) for language in reversed(LANGUAGES)]
+    merged = PathwayMasks.merge(parts)
+    assert merged.languages == tuple(reversed(LANGUAGES))
+    assert equal(merged.restrict(LANGUAGES), masks)
+
+
+def test_merging_masks_of_different_models_names_the_difference(masks):
+    other = PathwayMasks.dense(nn.Linear(2, 2), ["pl"])
+    with pytest.raises(MasksError, match=r"differ in .*conv1d\.weight"):
+        PathwayMasks.merge([masks, other])
+
+
+def test_save_and_load_round_trip(masks, tmp_path):
+    masks.header = MasksHeader(LANGUAGES, "imp", "element", 0.5, "0123456789abcdef")
+    masks.save(tmp_path / "masks.safetensors")
+    assert equal(PathwayMasks.load(tmp_path / "masks.safetensors"), masks)
+    header = json.loads((tmp_path / "masks.json").read_text())
+    assert header["languages"] == list(LANGUAGES) and header["source"] == "0123456789abcdef"
+    assert header["sparsity"]["en"] == pytest.approx(masks.sparsity("en"))
+
+
+def test_masks_for_another_model_say_what_differs(masks, model):
+    masks.check(model, LANGUAGES)
+    model.linear = nn.Linear(6, 9)
+    del model.conv1d
+    with pytest.raises(MasksError) as error:
+        masks.check(model)
+    assert "no parameter conv1d.weight" in str(error.value)
+    assert "linear.weight is (7, 6) in the masks and (9, 6) in the model" in str(error.value)
+
+
+def test_masks_without_a_language_name_those_they_have(masks, model):
+    with pytest.raises(MasksError, match="no pathway for language 'nl': the masks hold en, fr, it"):
+        masks.check(model, ["nl"])
+
+
+@pytest.mark.parametrize("damage", ["cut short", "no header", "foreign header", "other header"])
+def test_a_damaged_file_is_named(masks, tmp_path, damage):
+    path, header = tmp_path / "masks.safetensors", tmp_path / "masks.json"
+    masks.save(path)
+    expected = {"cut short": "masks.safetensors is damaged", "no header": "no masks file .*masks.json"}
+    expected |= {
+        "foreign header": "no header of masks: it lacks .*prunable",
+        "other header": r"differ in .*linear\.weight",
+    }
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "no header":
+        header.unlink()
+    elif damage == "foreign header":
+        header.write_text('{"languages": ["en"]}')
+    else:
+        values = json.loads(header.read_text())
+        values["prunable"]["linear.weight"] = [1, 2]
+        header.write_text(json.dumps(values))
+    with pytest.raises(MasksError, match=expected[damage]):
+        PathwayMasks.load(path)
+
+
+def test_wrong_masks_are_refused(masks):
+    with pytest.raises(MasksError, match=r"expected bool of shape \(7, 6\)"):
+        masks.set_mask("linear.weight", "en", torch.ones(7, 6))
+    with pytest.raises(MasksError, match="stands twice"):
+        PathwayMasks(MasksHeader(("en", "en")))
+    with pytest.raises(MasksError, match=r"expected torch.uint8"):
+        PathwayMasks(MasksHeader(("en",)), {"w": torch.zeros(2, dtype=torch.int64)})

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from every_kind import LANGUAGES, EveryKind
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.pruning import keep_largest, num_kept, prune_by_magnitude
+
+# Few different values, so that ties are the rule.
+scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=scores, data=st.data())
+def test_exactly_as_many_are_kept_and_only_candidates(values, data):
+    candidates = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    kept = data.draw(st.integers(0, len(values)))
+    mask = keep_largest(torch.tensor(values), candidates, kept)
+    assert int(mask.sum()) == min(kept, int(candidates.sum()))
+    assert not (mask & ~candidates).any()
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=scores, data=st.data())
+def test_the_largest_stay_and_of_equals_the_first(values, data):
+    kept = data.draw(st.integers(0, len(values)))
+    mask = keep_largest(torch.tensor(values), torch.ones(len(values), dtype=torch.bool), kept)
+    order = sorted(range(len(values)), key=lambda i: (-values[i] if values[i] == values[i] else float("inf"), i))
+    assert sorted(order[:kept]) == torch.nonzero(mask).flatten().tolist()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 0.9])
+def test_every_tensor_meets_the_sparsity(model, sparsity):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    prune_by_magnitude(model, masks, ["fr"], sparsity)
+    for name, code in masks.codes.items():
+        assert int(masks.mask(name, "fr").sum()) == num_kept(code.numel(), sparsity)
+        assert masks.mask(name, "en").all()
+
+
+def test_zeros_are_ties_like_any_other(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    prune_by_magnitude(model, masks, ["en"], 0.5)
+    for name, code in masks.codes.items():
+        expected = torch.arange(code.numel()) < num_kept(code.numel(), 0.5)
+        assert torch.equal(masks.mask(name, "en").flatten(), expected)
+
+
+def test_what_is_pruned_stays_pruned_however_large_it_is(model):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    prune_by_magnitude(model, masks, ["en"], 0.5)
+    pruned = {name: ~masks.mask(name, "en") for name in masks.names}
+    with torch.no_grad():
+        for name in masks.names:
+            model.get_parameter(name)[pruned[name]] = 1e6
+    prune_by_magnitude(model, masks, ["en"], 0.7)
+    for name in masks.names:
+        assert not (masks.mask(name, "en") & pruned[name]).any()
+        assert int(masks.mask(name, "en").sum()) == num_kept(pruned[name].numel(), 0.7)
+
+
+def test_language_agnostic_pruning_gives_one_mask(model):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    prune_by_magnitude(model, masks, LANGUAGES, 0.6)
+    for name in masks.names:
+        assert torch.equal(masks.mask(name, "en"), masks.mask(name, "it"))
+    assert masks.overlap("en", "fr") == 1
+    assert masks.sparsity("en") == pytest.approx(0.6, abs=0.01)
+
+
+def test_the_weights_are_not_touched(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prune_by_magnitude(model, PathwayMasks.dense(model, LANGUAGES), ["en"], 0.9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 70])
+def test_a_sparsity_out_of_range_is_refused(sparsity):
+    with pytest.raises(ValueError, match="expected at least 0 and below 1"):
+        prune_by_magnitude(EveryKind(), PathwayMasks.dense(EveryKind(), ["en"]), ["en"], sparsity)
