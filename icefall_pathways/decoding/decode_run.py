@@ -8,19 +8,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lhotse.cut import Cut
+from lhotse import MonoCut
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule, SplitLoader
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.scoring import Score, Utterance, summarise, write_results, write_summary
 from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch, Search
 from icefall_pathways.decoding.streaming import StreamingDecoder
-from icefall_pathways.languages import Language, parse_languages
+from icefall_pathways.languages import Language
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import activate
@@ -35,15 +34,13 @@ class Experiment:
     Attributes:
       model: In eval mode, on the device where it runs.
       masks: The languages' sub-networks; None for a dense model.
-      languages: To be decoded.
-      data: Of these languages.
+      data: Of the languages to decode.
       tokenizer: The model's.
       suffix: The settings, as they end the names of the result files.
     """
 
     model: Transducer
     masks: PathwayMasks | None
-    languages: list[Language]
     data: SpeechDataModule
     tokenizer: Tokenizer
     suffix: str
@@ -111,14 +108,13 @@ def load_experiment(config: CommonConfig) -> Experiment:
         max_duration=config.max_duration,
         manifest_dir=config.manifest_dir or data_config.manifest_dir,
     )
-    languages = parse_languages(data_config.languages)
+    data = SpeechDataModule(data_config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Experiment(
         model=model.to(device),
-        masks=_load_masks(config, model, languages),
-        languages=languages,
+        masks=_load_masks(config, model, data.languages),
         data=SpeechDataModule(data_config),
-        tokenizer=Tokenizer(config.bpe_model or Path(options["training"]["bpe_model"])),
+        tokenizer=_load_tokenizer(config.bpe_model or Path(options["training"]["bpe_model"]), model),
         suffix=_suffix(config, f"iter-{iteration}" if iteration else f"epoch-{epoch}"),
     )
 
@@ -155,6 +151,16 @@ def _load_masks(config: CommonConfig, model: Transducer, languages: list[Languag
     return masks.to(next(model.parameters()).device)
 
 
+def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:
+    tokenizer, expected = Tokenizer(path), model.joiner.output_linear.out_features
+    if tokenizer.vocab_size != expected:
+        raise ValueError(
+            f"{path} has {tokenizer.vocab_size} tokens and the model {expected}: give the SentencePiece model it was "
+            "trained with by --bpe-model"
+        )
+    return tokenizer
+
+
 def _make_search(model: Transducer, config: CommonConfig) -> Search:
     if config.decoding_method == "greedy_search":
         return GreedySearch(model, config.blank_penalty)
@@ -162,16 +168,15 @@ def _make_search(model: Transducer, config: CommonConfig) -> Search:
 
 
 def _decode_languages(
-    config: CommonConfig, experiment: Experiment, recognise: Callable[[DataLoader], Iterator[Utterance]]
+    config: CommonConfig, experiment: Experiment, recognise: Callable[[SplitLoader, str], Iterator[Utterance]]
 ) -> dict[str, Score]:
     """Recognise and score every language through its pathway, and write its results."""
     # Loaders first, so that a missing manifest stops the run before hours of decoding, not after.
-    loaders = {language: experiment.data.loader(language.code, config.split) for language in experiment.languages}
+    loaders = {language: experiment.data.loader(language.code, config.split) for language in experiment.data.languages}
     scores = {}
     for language, loader in loaders.items():
         with _pathway(experiment, language.code):
-            bar = tqdm(recognise(loader), desc=f"decoding {language.name} {config.split}", unit=" utterances")
-            utterances = list(bar)
+            utterances = list(recognise(loader, f"decoding {language.name} {config.split}"))
         test_set = f"mls-{language.name}-{config.split}"
         scores[language.code] = write_results(config.results_dir, test_set, experiment.suffix, utterances)
     return scores
@@ -183,9 +188,9 @@ def _pathway(experiment: Experiment, language: str) -> AbstractContextManager[No
     return activate(experiment.model, experiment.masks, language)
 
 
-def _recognise_offline(experiment: Experiment, search: Search, loader: DataLoader) -> Iterator[Utterance]:
+def _recognise_offline(experiment: Experiment, search: Search, loader: SplitLoader, name: str) -> Iterator[Utterance]:
     device = next(experiment.model.parameters()).device
-    for batch in loader:
+    for batch in tqdm(loader, name, unit="batch"):
         supervisions = batch["supervisions"]
         with torch.inference_mode():
             encoder_out, lens = experiment.model.encode(
@@ -198,27 +203,30 @@ def _recognise_offline(experiment: Experiment, search: Search, loader: DataLoade
 
 
 def _recognise_streams(
-    experiment: Experiment, decoder: StreamingDecoder, num_streams: int, timing: Timing, loader: DataLoader
+    experiment: Experiment,
+    decoder: StreamingDecoder,
+    num_streams: int,
+    timing: Timing,
+    loader: SplitLoader,
+    name: str,
 ) -> Iterator[Utterance]:
+    cuts = [cut for batch in loader for cut in batch["supervisions"]["cut"]]
     begin = time.perf_counter()
-    for cut, found in decoder.decode(_read_audio(decoder, timing, loader), num_streams):
+    decoded = decoder.decode(_read_audio(decoder, timing, cuts), num_streams)
+    for cut, found in tqdm(decoded, name, total=len(cuts), unit="utterance"):
         hypothesis = experiment.tokenizer.decode([found.tokens])[0]
         yield Utterance(cut.id, cut.supervisions[0].text.split(), hypothesis.split())
     timing.total += time.perf_counter() - begin
 
 
 def _read_audio(
-    decoder: StreamingDecoder, timing: Timing, loader: DataLoader
-) -> Iterator[tuple[Cut, tuple[Tensor, ...]]]:
+    decoder: StreamingDecoder, timing: Timing, cuts: list[MonoCut]
+) -> Iterator[tuple[MonoCut, tuple[Tensor, ...]]]:
     """Each cut with its samples in pieces of one chunk."""
-    rate = decoder.fbank.sample_rate
     piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
-    begin = time.perf_counter()
-    for batch in loader:
-        for cut in batch["supervisions"]["cut"]:
-            samples = torch.from_numpy(cut.drop_features().resample(rate).load_audio()[0])
-            timing.audio += cut.duration
-            timing.reading += time.perf_counter() - begin
-            yield cut, samples.split(piece)
-            begin = time.perf_counter()
-    timing.reading += time.perf_counter() - begin
+    for cut in cuts:
+        begin = time.perf_counter()
+        samples = cut.recording.load_audio(offset=cut.start, duration=cut.duration).mean(axis=0)
+        timing.audio += cut.duration
+        timing.reading += time.perf_counter() - begin
+        yield cut, torch.from_numpy(samples).split(piece)

@@ -1,0 +1,195 @@
+"""Decoding an experiment's folder: a random model, two languages, a few cuts of noise."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
+
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
+from icefall_pathways.decoding.decode_run import decode, decode_streaming
+from icefall_pathways.languages import get_language
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.options import to_dict
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
+MODEL = ModelConfig(
+    num_encoder_layers=1,
+    encoder_dim=16,
+    nhead=2,
+    dim_feedforward=16,
+    subsampling_channels="2,4",
+    decoder_dim=16,
+    joiner_dim=16,
+    segment_length=16,
+    left_context_length=16,
+)
+VOCAB_SIZE = 24
+TEXTS = ["one two three", "four five", "een twee drie", "vier vijf zes"]
+
+
+def _cut(folder, code, number, rng):
+    """A cut of noise bursts, with its features stored."""
+    cut_id = f"{code}-{number}"
+    samples = rng.standard_normal(8000 + 3000 * number) * 0.1
+    samples *= np.arange(len(samples)) // 2000 % 2 + 0.01
+    soundfile.write(folder / f"{cut_id}.wav", samples, 16000)
+    recording = Recording.from_file(folder / f"{cut_id}.wav", recording_id=cut_id)
+    supervision = SupervisionSegment(
+        cut_id, cut_id, 0.0, recording.duration, text=TEXTS[number], language=code, speaker="x"
+    )
+    cut = MonoCut(cut_id, 0.0, recording.duration, 0, supervisions=[supervision], recording=recording)
+    extractor = FbankConfig().extractor()
+    with LilcomChunkyWriter(folder / f"{cut_id}-feats") as writer:
+        return cut.compute_and_store_features(extractor, writer)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """An experiment's folder with checkpoint-5.pt and, beside it, cuts of English and Dutch."""
+    folder = tmp_path_factory.mktemp("experiment")
+    rng = np.random.default_rng(1)
+    for code in ("en", "nl"):
+        cuts = CutSet.from_cuts(_cut(folder, code, number, rng) for number in range(3))
+        cuts.to_file(folder / f"mls-{get_language(code).name}_cuts_test.jsonl.gz")
+    train_tokenizer(TEXTS, VOCAB_SIZE, folder)
+    config = ExperimentConfig(
+        training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),
+        data=DataConfig(manifest_dir=folder, languages="en nl"),
+        model=MODEL,
+    )
+    torch.manual_seed(3)
+    model = build_model(MODEL, VOCAB_SIZE)
+    with torch.no_grad():
+        model.joiner.encoder_proj.weight *= 8
+        model.joiner.output_linear.weight *= 8
+    weights = model.state_dict()
+    checkpoint = {"model": weights, "model_avg": weights, "update": 5, "epoch": 1, "vocab_size": VOCAB_SIZE}
+    checkpoints.save(checkpoint | {"config": to_dict(config)}, folder / "exp" / "checkpoint-5.pt")
+    return folder
+
+
+@pytest.fixture
+def exp_dir(experiment, tmp_path):
+    """A copy of the experiment's own folder, for results."""
+    target = tmp_path / "exp"
+    target.mkdir()
+    (target / "checkpoint-5.pt").write_bytes((experiment / "exp" / "checkpoint-5.pt").read_bytes())
+    return target
+
+
+def _halves(exp_dir):
+    """Masks that keep half of every weight, another half for each language."""
+    model = build_model(MODEL, VOCAB_SIZE)
+    masks = PathwayMasks.dense(model, ["en", "nl"], ["encoder_embed", "encoder", "decoder"])
+    for name in masks.names:
+        keep = torch.rand(masks.codes[name].shape) < 0.5
+        masks.set_mask(name, "en", keep)
+        masks.set_mask(name, "nl", ~keep)
+    masks.save(exp_dir / "masks.safetensors")
+    return masks
+
+
+def _hypotheses(folder):
+    return [
+        line for path in sorted(folder.glob("recogs-*")) for line in path.read_text().splitlines() if "\thyp=" in line
+    ]
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+def test_offline_and_streaming(exp_dir, method):
+    table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method))
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["english", "dutch", "average"]
+    streaming = decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
+    assert "real-time factor: 0." in streaming
+    offline_hypotheses = _hypotheses(exp_dir / method)
+    assert len(offline_hypotheses) == 6
+    assert any("hyp=['" in line for line in offline_hypotheses)
+    # Stored features are rounded, so single words may differ where scores are close; here none is.
+    assert _hypotheses(exp_dir / "streaming" / method) == offline_hypotheses
+
+
+def test_files(exp_dir):
+    decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
+    suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"
+    kinds = ("errs-mls-dutch", "recogs-mls-dutch", "wer-summary-all-mls", "wer-summary-mls-dutch")
+    names = [f"{kind}-test-{suffix}.txt" for kind in kinds] + [f"wer-summary-all-mls-test-{suffix}.json"]
+    assert sorted(path.name for path in (exp_dir / "modified_beam_search").iterdir()) == sorted(names)
+    summary = json.loads((exp_dir / "modified_beam_search" / names[-1]).read_text())
+    assert summary["languages"]["nl"]["utterances"] == 3
+    assert summary["method"] == "modified_beam_search"
+
+
+def _decode_alone(config):
+    """Decode without results of earlier runs around; returns what was recognised."""
+    shutil.rmtree(config.results_dir, ignore_errors=True)
+    decode(config)
+    return _hypotheses(config.results_dir)
+
+
+def test_each_language_runs_through_its_pathway(exp_dir):
+    config = DecodeConfig(exp_dir=exp_dir)
+    dense = _decode_alone(config)
+    masks = _halves(exp_dir)
+    assert _decode_alone(replace(config, masks="none")) == dense
+    masked = _decode_alone(config)
+    assert masked != dense
+    assert _decode_alone(replace(config, masks=str(exp_dir / "masks.safetensors"))) == masked
+    # A checkpoint whose weights are zero outside a language's pathway gives the same without masks.
+    path = exp_dir / "checkpoint-5.pt"
+    original = checkpoints.read(path)
+    for language in ("en", "nl"):
+        weights = dict(original["model_avg"])
+        weights.update({name: weights[name] * masks.mask(name, language) for name in masks.names})
+        checkpoints.save({**original, "model_avg": weights}, path)
+        alone = _decode_alone(replace(config, masks="none", languages=language))
+        assert alone == [line for line in masked if line.startswith(language)]
+
+
+def test_a_language_without_manifest(exp_dir, experiment):
+    decode(DecodeConfig(exp_dir=exp_dir, languages="en"))
+    before = sorted((exp_dir / "greedy_search").iterdir())
+    with pytest.raises(ValueError, match=r"mls-french_cuts_test.*prepare.sh"):
+        decode(DecodeConfig(exp_dir=exp_dir, languages="nl fr"))
+    with pytest.raises(ValueError, match="mls-english_cuts_dev"):
+        decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, split="dev"))
+    assert set(before) <= set((exp_dir / "greedy_search").iterdir())
+
+
+def test_masks_that_do_not_fit(exp_dir, tmp_path):
+    other = build_model(replace(MODEL, encoder_dim=32), VOCAB_SIZE)
+    PathwayMasks.dense(other, ["en", "nl"]).save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="another model"):
+        decode(DecodeConfig(exp_dir=exp_dir, masks=str(tmp_path / "other.safetensors")))
+
+
+def test_tokens_of_another_model(exp_dir, tmp_path):
+    path = train_tokenizer(TEXTS, VOCAB_SIZE - 1, tmp_path / "bpe")
+    with pytest.raises(ValueError, match="23 tokens and the model 24"):
+        decode(DecodeConfig(exp_dir=exp_dir, bpe_model=path))
+
+
+@pytest.mark.parametrize("script", ["decode.py", "streaming_decode.py"])
+def test_scripts(exp_dir, script):
+    command = [sys.executable, str(SCRIPTS / script), "--exp-dir", str(exp_dir)]
+    done = subprocess.run([*command, "--languages", "en", "--use-averaged-model", "0"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].startswith("english")
+    failed = subprocess.run([*command, "--epoch", "7"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: ")
+    assert "epoch-7.pt" in failed.stderr
