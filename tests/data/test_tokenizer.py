@@ -1,0 +1,79 @@
+"""SentencePiece: ids, round trips, equal bytes, and errors that say what is possible."""
+
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+
+TEXTS = [
+    "twenty-one men went o'er the hill",
+    "l'œuvre de la forêt était déjà là",
+    "perché la città è più lontana",
+    "één geïnteresseerde zeeën coördinatie",
+    "die straße führt über den fluß",
+    "zażółć gęślą jaźń",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tokenizer(iter(TEXTS), 60, tmp_path_factory.mktemp("lang"))
+
+
+def test_special_tokens_and_token_table(model_path: Path) -> None:
+    lines = (model_path.parent / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
+    assert [int(line.split()[1]) for line in lines] == list(range(60))
+    tokenizer = Tokenizer(model_path)
+    assert tokenizer.vocab_size == 60
+    assert tokenizer.blank_id == 0
+
+
+def test_every_language_survives_a_round_trip(model_path: Path) -> None:
+    tokenizer = Tokenizer(model_path)
+    tokens = tokenizer.encode(TEXTS)
+    assert tokenizer.decode(tokens) == TEXTS
+    assert all(token > 2 for ids in tokens for token in ids)
+    assert tokenizer.encode([]) == []
+
+
+def test_unknown_character_is_unk(model_path: Path) -> None:
+    assert 2 in Tokenizer(model_path).encode(["ж"])[0]
+
+
+def test_training_again_gives_the_same_bytes(model_path: Path, tmp_path: Path) -> None:
+    again = train_tokenizer(TEXTS, 60, tmp_path / "deep" / "folder")
+    assert again.read_bytes() == model_path.read_bytes()
+    assert (again.parent / "tokens.txt").read_bytes() == (model_path.parent / "tokens.txt").read_bytes()
+
+
+def test_too_large_a_vocabulary_says_the_largest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"5000 is too large .* at most \d+ tokens") as error:
+        train_tokenizer(TEXTS, 5000, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    largest = int(str(error.value).split("at most ")[1].split()[0])
+    train_tokenizer(TEXTS, largest, tmp_path)
+    with pytest.raises(ValueError, match="too large"):
+        train_tokenizer(TEXTS, largest + 1, tmp_path)
+
+
+def test_too_small_a_vocabulary_says_the_smallest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"10 is too small .* at least \d+ tokens"):
+        train_tokenizer(TEXTS, 10, tmp_path)
+
+
+def test_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no transcripts"):
+        train_tokenizer(["", "  "], 60, tmp_path)
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no SentencePiece model .*bpe.model: run prepare.sh"):
+        Tokenizer(tmp_path / "bpe.model")
+
+
+def test_damaged_model(tmp_path: Path, model_path: Path) -> None:
+    (tmp_path / "bpe.model").write_bytes(model_path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="damaged"):
+        Tokenizer(tmp_path / "bpe.model")
