@@ -171,7 +171,7 @@ class CausalConvolution(nn.Module):
         """
         gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
         sources, past = plan.convolution.gather(gated, past)
-        convolved = self.depthwise(sources.transpose(1, 2)).transpose(1, 2)
+        convolved = self.depthwise(sources.transpose(1, 2)).transpose(1, 2).contiguous()  # or the next one is slow
         return self.dropout(self.pointwise_out(F.silu(convolved))), past
 
 
