@@ -1,11 +1,13 @@
 """Checkpoints: writing them, finding them, and making models of them.
 
-A checkpoint is one torch file of tensors, numbers and strings: `model` (dense weights under the model's own names),
-`model_avg` (their running average), `optimizer`, `masks`, `update`, `epoch`, `config` and `vocab_size`. It is read with
-`weights_only=True`, so a file from a stranger cannot run code.
+A checkpoint is a dict of tensors: `model` (dense weights under the model's own names), `model_avg` (their running
+average), `optimizer` (its state) and `masks`; and of plain data: `update`, `epoch`, `config`, `vocab_size` and more. On
+disk the plain data is one JSON string beside the tensors, and the file is read with `weights_only=True` (which in torch
+1.13 knows no floats), so a file from a stranger cannot run code.
 """
 
 import hashlib
+import json
 import pickle
 import re
 import zipfile
@@ -22,7 +24,8 @@ from icefall_pathways.options import from_dict
 
 Checkpoint = dict[str, Any]
 
-_REQUIRED = ("model", "model_avg", "update", "epoch", "config", "vocab_size")
+_TENSORS = ("model", "model_avg", "optimizer", "masks")
+_REQUIRED = (*_TENSORS, "update", "epoch", "config", "vocab_size")
 
 
 class CheckpointError(ValueError):
@@ -31,8 +34,9 @@ class CheckpointError(ValueError):
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint so that a reader finds a whole one or none."""
+    plain = {key: value for key, value in checkpoint.items() if key not in _TENSORS}
     with atomic_write(path) as temporary:
-        torch.save(checkpoint, temporary)
+        torch.save({key: checkpoint[key] for key in _TENSORS} | {"plain": json.dumps(plain)}, temporary)
 
 
 def read(path: Path) -> Checkpoint:
@@ -44,14 +48,17 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: {_found_in(path.parent)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = {**stored, **json.loads(stored["plain"])}
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {reason}. "
             "It was cut short or is no plain-data checkpoint: remove it, and an earlier one is used"
         ) from error
-    missing = [key for key in _REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no training checkpoint of this project: it has no plain data") from error
+    missing = [key for key in _REQUIRED if key not in checkpoint]
     if missing:
         raise CheckpointError(f"{path} is no training checkpoint of this project: it lacks {', '.join(missing)}")
     return checkpoint

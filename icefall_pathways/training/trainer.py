@@ -235,7 +235,7 @@ class Trainer:
         checkpoint = {
             "model": self.model.state_dict(),
             "model_avg": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
             "masks": {} if self.masks is None else self.masks.codes,
             "update": update,
@@ -268,7 +268,8 @@ class Trainer:
         self._check_same_run(checkpoint)
         self.model.load_state_dict(checkpoint["model"])
         self.average.load_state_dict(checkpoint["model_avg"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from icefall_pathways.optim.averaging import ModelAverage, average_range
+
+
+def wander(model, average, updates):
+    """Change the weights after every update; the weights at the ends of the periods."""
+    samples = []
+    for update in updates:
+        with torch.no_grad():
+            model.weight.add_(torch.randn_like(model.weight))
+        average.update(model, update)
+        if update % 5 == 0:
+            samples.append(model.weight.detach().double())
+    return samples
+
+
+def test_the_average_is_the_mean_of_the_samples():
+    model = nn.Linear(3, 2)
+    average = ModelAverage(model, 5)
+    samples = wander(model, average, range(1, 41))
+    torch.testing.assert_close(average.state_dict()["weight"], torch.stack(samples).mean(0))
+
+
+def test_the_average_over_a_range_comes_from_the_averages_at_its_ends():
+    model = nn.Linear(3, 2)
+    average = ModelAverage(model, 5)
+    wander(model, average, range(1, 21))
+    start = {name: value.clone() for name, value in average.state_dict().items()}
+    samples = wander(model, average, range(21, 61))
+    over_range = average_range(start, average.state_dict(), 20, 60)
+    torch.testing.assert_close(over_range["weight"], torch.stack(samples).mean(0))
+
+
+def test_an_entry_that_never_changed_is_its_own_average():
+    model = nn.Linear(3, 2)
+    average = ModelAverage(model, 1)
+    for update in range(1, 50):
+        average.update(model, update)
+    assert torch.equal(average.state_dict()["weight"], model.weight.double())
+
+
+def test_an_empty_range_is_refused():
+    with pytest.raises(ValueError, match="the end must come after the start"):
+        average_range({}, {}, 10, 10)

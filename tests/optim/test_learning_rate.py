@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+from icefall_pathways.optim.learning_rate import Eden, LinearDecay
+
+
+@pytest.mark.parametrize("start", [0.1, 0.5])
+def test_eden_equals_icefalls(fixtures_dir, start):
+    numbers = torch.load(fixtures_dir / "optim.pt", weights_only=True)["eden"]
+    eden = Eden(
+        float(numbers["base_lr"]), numbers["lr_batches"], float(numbers["lr_epochs"]), numbers["warmup_batches"], start
+    )
+    ours = [[eden(batch, epoch) for epoch in numbers["epochs"]] for batch in numbers["batches"]]
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), numbers[f"warmup_start_{start}"])
+
+
+def test_linear_decay_rises_and_falls_to_nothing():
+    rate = LinearDecay(1.0, num_updates=10, warmup=2)
+    assert [round(rate(update, 0), 3) for update in (1, 2, 3, 6, 10, 11)] == [0.5, 1.0, 1.0, 0.625, 0.125, 0.0]

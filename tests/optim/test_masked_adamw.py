@@ -1,0 +1,148 @@
+import copy
+
+import pytest
+import torch
+from every_kind import EveryKind, random_masks
+from torch import nn
+
+from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
+from icefall_pathways.pathways.activation import PathwayModule
+
+
+def train_step(model, masks, language, optimizer, x):
+    optimizer.zero_grad()
+    PathwayModule(model, masks)(language, x).square().mean().backward()
+    optimizer.activate(masks, language)
+    optimizer.step()
+
+
+def snapshot(model, optimizer):
+    """Every tensor that a step may change, by parameter name."""
+    tensors = {name: {"weight": parameter.detach().clone()} for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[name][key] = value.clone().expand(parameter.shape)
+    return tensors
+
+
+def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
+    model = EveryKind()
+    masks = random_masks(model)
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.1, weight_decay=0.5)
+    for language in ("en", "fr", "en"):
+        train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
+    before = snapshot(model, optimizer)
+    # Gradients where there should be none: the step must not rely on their absence.
+    train_step(model, masks, "it", optimizer, torch.randn(2, 5, 8))
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(1.0)
+    optimizer.step()
+    after = snapshot(model, optimizer)
+    for name in masks.names:
+        outside, inside = ~masks.mask(name, "it"), masks.mask(name, "it")
+        for key, value in before[name].items():
+            bits, bits_after = value[outside].clone(), after[name][key][outside].clone()
+            assert bits.numpy().tobytes() == bits_after.numpy().tobytes(), (name, key)
+        assert (after[name]["weight"] != before[name]["weight"])[inside].all()
+
+
+def test_negative_zero_stays_negative_zero():
+    layer = nn.Linear(2, 1, bias=False)
+    masks = random_masks(layer, ("en",))
+    masks.set_mask("weight", "en", torch.tensor([[True, False]]))
+    with torch.no_grad():
+        layer.weight[0, 1] = -0.0
+    optimizer = MaskedAdamW(layer.named_parameters(), lr=0.1)
+    train_step(layer, masks, "en", optimizer, torch.randn(3, 2))
+    assert torch.signbit(layer.weight[0, 1])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_torchs_adamw_where_nothing_is_pruned(masked, weight_decay):
+    ours = EveryKind()
+    peer = copy.deepcopy(ours)
+    masks = random_masks(ours, density=1.1) if masked else None
+    optimizer = MaskedAdamW(ours.named_parameters(), lr=0.01, weight_decay=weight_decay)
+    matrices = [p for p in peer.parameters() if p.dim() >= 2]
+    others = [p for p in peer.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.01)
+    for _ in range(50):
+        x = torch.randn(2, 5, 8)
+        train_step(ours, masks, "en", optimizer, x)
+        reference.zero_grad()
+        peer(x).square().mean().backward()
+        reference.step()
+    for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_an_entrys_bias_correction_counts_its_own_updates():
+    """An entry that one language in five uses moves as if the other four did not exist."""
+    torch.manual_seed(1)
+    shared, alone = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    alone.load_state_dict(shared.state_dict())
+    masks = random_masks(shared, ("en", "fr"))
+    mine = torch.rand(3, 4) < 0.5
+    masks.set_mask("weight", "en", mine)
+    masks.set_mask("weight", "fr", ~mine)
+    optimizer = MaskedAdamW(shared.named_parameters(), lr=0.05)
+    reference = torch.optim.AdamW(alone.parameters(), lr=0.05, weight_decay=0.01)
+    for i in range(40):
+        gradient = torch.randn(3, 4)
+        optimizer.activate(masks, "fr" if i % 5 else "en")
+        shared.weight.grad = gradient.clone()
+        optimizer.step()
+        if i % 5 == 0:
+            alone.weight.grad = gradient.clone()
+            reference.step()
+    torch.testing.assert_close(shared.weight[mine], alone.weight[mine], rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_survives_saving_and_loading(tmp_path):
+    model = EveryKind()
+    masks = random_masks(model)
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.1)
+    for language in ("en", "fr"):
+        train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
+    torch.save([model.state_dict(), optimizer.state_dict()["state"]], tmp_path / "state.pt")
+    other = EveryKind()
+    resumed = MaskedAdamW(other.named_parameters(), lr=0.1)
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(weights)
+    resumed.load_state_dict({"state": state, "param_groups": resumed.state_dict()["param_groups"]})
+    x = torch.randn(2, 5, 8)
+    train_step(model, masks, "it", optimizer, x)
+    train_step(other, masks, "it", resumed, x)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert resumed.state[other.linear.weight]["step"].dtype == torch.int32
+
+
+def test_clipping_is_over_the_active_entries_and_clears_the_others():
+    model = EveryKind()
+    masks = random_masks(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = sum(
+        float((p.grad * (masks.mask(n, "fr") if n in masks.codes else 1)).square().sum())
+        for n, p in model.named_parameters()
+    )
+    norm = clip_grad_norm(model.named_parameters(), masks, "fr", 1.0)
+    assert float(norm) == pytest.approx(expected**0.5, rel=1e-5)
+    clipped = sum(float(p.grad.square().sum()) for p in model.parameters())
+    assert clipped**0.5 == pytest.approx(1.0, rel=1e-4)
+    for name in masks.names:
+        assert (model.get_parameter(name).grad[~masks.mask(name, "fr")] == 0).all()
+
+
+def test_clipping_leaves_small_gradients_and_reports_bad_ones():
+    layer = nn.Linear(2, 2)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
+    clip_grad_norm(layer.named_parameters(), None, "en", 1.0)
+    assert (layer.weight.grad == 0.01).all()
+    layer.weight.grad[0, 0] = float("nan")
+    assert clip_grad_norm(layer.named_parameters(), None, "en", 1.0).isnan()
+    assert (layer.bias.grad == 0.01).all()
