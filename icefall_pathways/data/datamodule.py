@@ -189,8 +189,9 @@ class SpeechDataModule:
         if not number:
             raise DataError(f"no training cut of {language.name} can be used:\n{self.drop_report()}")
         if number <= _EAGER_BELOW:
-            return LanguageCuts(CutSet.from_cuts(kept), seconds)
-        return LanguageCuts(CutSet.from_jsonl_lazy(self._path(language, "train")).filter(self._is_usable), seconds)
+            return LanguageCuts(CutSet.from_cuts(kept), number, seconds)
+        lazy = CutSet.from_jsonl_lazy(self._path(language, "train")).filter(self._is_usable)
+        return LanguageCuts(lazy, number, seconds)
 
     def _is_usable(self, cut: MonoCut) -> bool:
         return self._reason_to_drop(cut) is None
@@ -209,7 +210,7 @@ class SpeechDataModule:
         if not cut.has_features:
             return "no features"
         tokens = len(self._tokenizer.encode([cut.supervisions[0].text])[0])
-        # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two frames to spare, as in icefall.
+        # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two to spare, as in icefall.
         if tokens + 2 > -(-cut.num_frames // _SUBSAMPLING):
             return "too many tokens for its length"
         return None
@@ -264,11 +265,9 @@ def _explain(plan: BatchPlan, error: Exception) -> str:
         try:
             cut.load_features()
         except Exception as cause:
-            path = Path(cut.features.storage_path) / cut.features.storage_key.split(",")[0]
-            file = cut.features.storage_path if cut.features.storage_type.startswith("lilcom_chunky") else path
             return (
-                f"cannot read the features of cut {cut.id} in {file} ({_first_line(cause)}): remove the cuts files of "
-                f"{get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
+                f"cannot read the features of cut {cut.id} in {cut.features.storage_path} ({_first_line(cause)}): "
+                f"remove the cuts files of {get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
             )
     ids = ", ".join(cut.id for cut in plan.cuts)
     return f"cannot make a batch of the {plan.language} cuts {ids}: {_first_line(error)}"

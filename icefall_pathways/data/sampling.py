@@ -32,9 +32,10 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class LanguageCuts:
-    """The training cuts of one language, and how much audio they are."""
+    """The training cuts of one language, how many they are and how much audio."""
 
     cuts: CutSet
+    number: int
     seconds: float
 
 
@@ -118,6 +119,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
 
     def _pass(self, language: str, number: int) -> CutSampler:
         cuts = self.languages[language].cuts
+        buckets = max(1, min(self.num_buckets, self.languages[language].number))
         ranks = {"world_size": self.world_size, "rank": self.rank}
         if number == 0 and self.short_first:
             return in_order(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
@@ -127,7 +129,8 @@ class MonolingualSampler(Sampler[BatchPlan]):
                 cuts,
                 max_duration=self.max_duration,
                 shuffle=self.shuffle,
-                num_buckets=self.num_buckets,
+                num_buckets=buckets,
+                duration_bins=[] if buckets == 1 else None,  # lhotse finds no limits for a single bucket
                 seed=self.seed,
                 drop_last=False,
                 **ranks,

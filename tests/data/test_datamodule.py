@@ -1,0 +1,278 @@
+"""Batches: one language each, equal after a resume whatever loads them, shared out among ranks; bad input is named."""
+
+import dataclasses
+import gzip
+import math
+import random
+from collections import Counter
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from speech_cuts import SIZES, lengths, make_cuts, write_cuts
+
+from icefall_pathways.data.datamodule import Batch, DataConfig, DataError, SpeechDataModule
+from icefall_pathways.data.features import LOG_EPS
+from icefall_pathways.data.tokenizer import Tokenizer
+
+
+def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> SpeechDataModule:
+    defaults = {"languages": "en fr it", "max_duration": 12.0, "num_workers": 0, "num_buckets": 3}
+    return SpeechDataModule(DataConfig(manifest_dir=corpus, **(defaults | options)), tokenizer)
+
+
+def ids(batch: Batch) -> list[str]:
+    return [cut.id for cut in batch["supervisions"]["cut"]]
+
+
+def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert ids(batch) == ids(other)
+        assert batch["language"] == other["language"]
+        assert batch["supervisions"]["text"] == other["supervisions"]["text"]
+        assert torch.equal(batch["inputs"], other["inputs"])
+
+
+def test_a_batch_is_one_language_and_what_lhotse_makes(corpus: Path, tokenizer: Tokenizer) -> None:
+    seen = set()
+    for batch in data_module(corpus, tokenizer).train_batches(0, 30, seed=1):
+        cuts = batch["supervisions"]["cut"]
+        assert {cut.supervisions[0].language for cut in cuts} == {batch["language"]}
+        assert sum(cut.duration for cut in cuts) <= 12.0
+        assert batch["inputs"].shape == (len(cuts), max(cut.num_frames for cut in cuts), 80)
+        assert batch["supervisions"]["num_frames"].tolist() == [cut.num_frames for cut in cuts]
+        seen.add(batch["language"])
+    assert seen == set(SIZES)
+
+
+def test_padding_is_silence(corpus: Path, tokenizer: Tokenizer) -> None:
+    batch = next(iter(data_module(corpus, tokenizer).loader("en", "dev")))
+    for features, length in zip(batch["inputs"], batch["supervisions"]["num_frames"].tolist(), strict=True):
+        assert torch.all((features[length:] - LOG_EPS).abs() < 1e-3)
+    assert batch["supervisions"]["num_frames"].min() < batch["inputs"].size(1)
+
+
+@pytest.mark.parametrize("short_first", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_run_gets_the_batches_of_an_uninterrupted_one(
+    corpus: Path, tokenizer: Tokenizer, num_workers: int, short_first: bool
+) -> None:
+    options = {"num_workers": num_workers, "short_first": short_first}
+    # 60 updates are several passes over each language.
+    whole = list(data_module(corpus, tokenizer, short_first=short_first).train_batches(0, 60, seed=7))
+    for start in (0, 1, 23, 59):
+        resumed = data_module(corpus, tokenizer, **options).train_batches(start, 60 - start, seed=7)
+        assert_same(list(resumed), whole[start:])
+
+
+def test_length_of_the_run_does_not_change_its_batches(corpus: Path, tokenizer: Tokenizer) -> None:
+    data = data_module(corpus, tokenizer)
+    assert_same(list(data.train_batches(0, 5, seed=7)), list(data.train_batches(0, 60, seed=7))[:5])
+
+
+def test_seeds_differ(corpus: Path, tokenizer: Tokenizer) -> None:
+    first, second = ([ids(b) for b in data_module(corpus, tokenizer).train_batches(0, 10, seed)] for seed in (1, 2))
+    assert first != second
+
+
+def test_augmentation_differs_between_updates_ranks_and_seeds(corpus: Path, tokenizer: Tokenizer) -> None:
+    """The same cuts come back in later passes with other masks."""
+    by_ids: dict[tuple[str, ...], list[torch.Tensor]] = {}
+    data = data_module(corpus, tokenizer, languages="it", shuffle=False)
+    for batch in data.train_batches(0, 20, seed=1):
+        by_ids.setdefault(tuple(ids(batch)), []).append(batch["inputs"])
+    repeated = [inputs for inputs in by_ids.values() if len(inputs) > 1]
+    assert repeated
+    assert all(not torch.equal(inputs[0], inputs[1]) for inputs in repeated)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_numbers_of_the_trainer_are_left_alone(corpus: Path, tokenizer: Tokenizer, num_workers: int) -> None:
+    data = data_module(corpus, tokenizer, num_workers=num_workers)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    list(data.train_batches(0, 4, seed=1))
+    list(data.loader("en", "dev"))
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_every_pass_has_every_cut_once_in_a_new_order(corpus: Path, tokenizer: Tokenizer) -> None:
+    order: list[str] = []
+    for batch in data_module(corpus, tokenizer, languages="it").train_batches(0, 40, seed=3):
+        order += ids(batch)
+    size = SIZES["it"]
+    passes = [order[i : i + size] for i in range(0, len(order) - size, size)]
+    assert len(passes) > 5
+    assert all(sorted(one) == sorted(passes[0]) for one in passes)
+    assert len({tuple(one) for one in passes}) > len(passes) // 2
+
+
+def test_short_first(corpus: Path, tokenizer: Tokenizer) -> None:
+    data = data_module(corpus, tokenizer, languages="en", short_first=True, max_duration=8.0)
+    durations: list[float] = []
+    for batch in data.train_batches(0, 60, seed=1):
+        durations += sorted(cut.duration for cut in batch["supervisions"]["cut"])
+    size = SIZES["en"]
+    assert durations[:size] == sorted(durations[:size])
+    assert durations[size : 2 * size] != sorted(durations[size : 2 * size])
+
+
+def test_languages_are_drawn_in_proportion_to_hours_and_temperature(corpus: Path, tokenizer: Tokenizer) -> None:
+    def share(temperature: float) -> float:
+        data = data_module(corpus, tokenizer, sampling_temperature=temperature, max_duration=1.0)
+        counts = Counter(batch["language"] for batch in data.train_batches(0, 400, seed=1))
+        return counts["it"] / 400
+
+    seconds = {language: sum(lengths(size)) for language, size in SIZES.items()}
+    expected = seconds["it"] / sum(seconds.values())
+    assert share(1.0) == pytest.approx(expected, abs=0.05)
+    assert share(100.0) == pytest.approx(1 / 3, abs=0.07)
+    with pytest.raises(ValueError, match="sampling-temperature 0 is not above 0"):
+        next(data_module(corpus, tokenizer, sampling_temperature=0).train_batches(0, 1, seed=1))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("short_first", [False, True])
+def test_ranks_get_other_cuts_of_the_same_language(
+    corpus: Path, tokenizer: Tokenizer, world_size: int, short_first: bool
+) -> None:
+    options = {"short_first": short_first, "enable_spec_aug": False, "max_duration": 4.0}
+    ranks = [
+        list(data_module(corpus, tokenizer, **options).train_batches(0, 40, 5, rank, world_size))
+        for rank in range(world_size)
+    ]
+    for batches in zip(*ranks, strict=True):
+        assert len({batch["language"] for batch in batches}) == 1
+        cuts = [name for batch in batches for name in ids(batch)]
+        assert len(set(cuts)) == len(cuts)
+    first_pass = [name for batches in zip(*ranks, strict=True) for batch in batches for name in ids(batch)]
+    english = [name for name in first_pass if name.startswith("en-")][: SIZES["en"]]
+    assert sorted(english) == sorted(f"en-train-{i}" for i in range(SIZES["en"]))  # nothing lost, nothing twice
+
+
+def test_batches_of_a_rank_resume(corpus: Path, tokenizer: Tokenizer) -> None:
+    whole = list(data_module(corpus, tokenizer).train_batches(0, 30, 5, 1, 2))
+    assert_same(list(data_module(corpus, tokenizer).train_batches(17, 13, 5, 1, 2)), whole[17:])
+
+
+def test_closing_ends_the_workers(corpus: Path, tokenizer: Tokenizer) -> None:
+    others = set(active_children())
+    batches = data_module(corpus, tokenizer, num_workers=2).train_batches(0, 50, seed=1)
+    next(batches)
+    assert len(set(active_children()) - others) == 2
+    batches.close()
+    assert not set(active_children()) - others
+
+
+def test_updates_per_epoch(corpus: Path, tokenizer: Tokenizer) -> None:
+    seconds = sum(sum(lengths(size)) for size in SIZES.values()) / 100
+    data = data_module(corpus, tokenizer)
+    assert data.updates_per_epoch(1) == math.ceil(seconds / 12)
+    assert data.updates_per_epoch(4) == math.ceil(seconds / 48)
+
+
+@pytest.mark.parametrize("num_cuts", [1, 2, 3])
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 2)])
+def test_batches_smaller_than_a_cut_and_languages_smaller_than_the_buckets(
+    tmp_path: Path, tokenizer: Tokenizer, num_cuts: int, rank: int, world_size: int
+) -> None:
+    cuts = make_cuts(tmp_path, "en", "en", [1900, 300, 1700][:num_cuts])
+    write_cuts(tmp_path, "en", "train", cuts)
+    data = data_module(tmp_path, tokenizer, languages="en", max_duration=15.0, num_buckets=10)
+    batches = list(data.train_batches(0, 6, 1, rank, world_size))
+    assert len(batches) == 6
+    if world_size == 1:
+        assert {name for batch in batches for name in ids(batch)} == {cut.id for cut in cuts}
+
+
+def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokens = len(tokenizer.encode(["one two three"])[0])
+    frames = 4 * (tokens + 1) + 1  # the fewest that subsampling by 4 turns into tokens + 2
+    cuts = make_cuts(tmp_path, "en", "en", [frames, frames - 1, 10, 700, 200])
+    write_cuts(tmp_path, "en", "train", [*cuts, dataclasses.replace(cuts[4], id="mute", supervisions=[])])
+    data = data_module(tmp_path, tokenizer, languages="en", min_cut_duration=0.2, max_cut_duration=5.0)
+    used = {name for batch in data.train_batches(0, 4, seed=1) for name in ids(batch)}
+    assert used == {"en-0", "en-4"}
+    report = data.drop_report()
+    for reason, number in {
+        "used": 2,
+        "too many tokens for its length": 1,
+        "shorter than 0.2 s": 1,
+        "longer than 5.0 s": 1,
+        "not one transcript": 1,
+    }.items():
+        assert [line for line in report.splitlines() if reason in line and f" {number} " in line], report
+
+
+def test_a_language_without_usable_cuts_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_cuts(tmp_path, "fr", "train", make_cuts(tmp_path, "fr", "fr", [10, 12]))
+    with pytest.raises(DataError, match=r"(?s)no training cut of french can be used.*too many tokens.* 2 "):
+        data_module(tmp_path, tokenizer, languages="fr").updates_per_epoch(1)
+
+
+def test_training_without_a_tokenizer_is_an_error(corpus: Path) -> None:
+    with pytest.raises(DataError, match="needs a tokenizer"):
+        data_module(corpus, None).updates_per_epoch(1)
+
+
+def test_loader_goes_from_long_to_short_and_needs_no_tokenizer(corpus: Path) -> None:
+    loader = data_module(corpus, None).loader("fr", "dev")
+    batches = list(loader)
+    assert len(batches) == len(loader) > 1
+    frames = [n for batch in batches for n in batch["supervisions"]["num_frames"].tolist()]
+    assert frames == sorted(lengths(9), reverse=True)
+    assert {batch["language"] for batch in batches} == {"fr"}
+    assert_same(list(data_module(corpus, None).loader("french", "dev")), batches)
+
+
+def test_missing_manifest_names_what_is_there_and_what_to_run(corpus: Path, tokenizer: Tokenizer) -> None:
+    match = r"no .*mls-polish_cuts_dev.jsonl.gz .*holds .*mls-english_cuts_train.jsonl.gz.*prepare.sh --languages pl"
+    with pytest.raises(DataError, match=match):
+        data_module(corpus, tokenizer).loader("pl", "dev")
+    with pytest.raises(DataError, match="mls-polish_cuts_train"):
+        data_module(corpus, tokenizer, languages="en pl").updates_per_epoch(1)
+
+
+def test_damaged_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_cuts(tmp_path, "en", "train", make_cuts(tmp_path, "en", "en", lengths(40)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"mls-english_cuts_train.jsonl.gz is damaged .*--stage 3"):
+        data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
+    path.write_bytes(gzip.compress(b'{"id": "half'))
+    with pytest.raises(DataError, match="is damaged"):
+        data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
+    path.write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match="no training cut of english"):
+        data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_unreadable_features_name_cut_and_file(
+    tmp_path: Path, tokenizer: Tokenizer, num_workers: int, damage: str
+) -> None:
+    cuts = make_cuts(tmp_path, "good", "en", [200] * 5) + make_cuts(tmp_path, "bad", "en", [210])
+    write_cuts(tmp_path, "en", "train", cuts)
+    file = tmp_path / "feats-bad.lca"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
+    with pytest.raises(DataError, match=r"^cannot read the features of cut bad-0 in .*feats-bad.lca .*--stage 3"):
+        list(data.train_batches(0, 3, seed=1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_languages_in_one_batch_name_the_cuts(tmp_path: Path, tokenizer: Tokenizer, num_workers: int) -> None:
+    cuts = make_cuts(tmp_path, "en", "en", [200] * 3) + make_cuts(tmp_path, "stray", "fr", [200])
+    write_cuts(tmp_path, "en", "train", cuts)
+    data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
+    with pytest.raises(DataError, match=r"^a batch of en holds cuts of another language: stray-0$"):
+        list(data.train_batches(0, 1, seed=1))
