@@ -68,12 +68,34 @@ def store_features(config: StoreConfig) -> CorpusReport:
       CorpusError: Manifests are missing.
     """
     report = CorpusReport()
-    jobs = config.num_jobs or cpu_count() or 1
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with _process_pool(config.num_jobs) as pool:
         for language in parse_languages(config.languages):
             for split in SPLITS:
                 report.add(_store_split(config, language, split, pool))
     return report
+
+
+def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
+    """Make features of MUSAN in pieces of ten seconds and write output_dir/musan_cuts.jsonl.gz.
+
+    Raises:
+      CorpusError: There are no manifests of it, or a file cannot be decoded.
+    """
+    output = output_dir / "musan_cuts.jsonl.gz"
+    paths = sorted(manifest_dir.glob("musan_recordings_*.jsonl.gz"))
+    if output.exists():
+        return
+    if not paths:
+        raise CorpusError(
+            f"no musan_recordings_*.jsonl.gz in {manifest_dir}: run prepare.sh --musan-dir DIR from stage 2"
+        )
+    whole = CutSet.from_cuts(r.resample(SAMPLE_RATE).to_cut() for path in paths for r in RecordingSet.from_file(path))
+    pieces = whole.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
+    with _process_pool(num_jobs) as pool:
+        stored, unreadable = _store_cuts(pieces, output_dir / "musan_feats", "MUSAN", pool)
+    if unreadable:
+        raise CorpusError(f"cannot decode {len(unreadable)} pieces of MUSAN, such as {unreadable[0]}: unpack it again")
+    _write_cuts(stored, output)
 
 
 def describe(config: StoreConfig) -> str:
@@ -111,25 +133,43 @@ def _store_split(config: StoreConfig, language: Language, split: str, pool: Proc
     if output.exists() and report_path.exists():
         return CorpusReport.load(report_path)
     report = _manifest_report(config.manifest_dir, language, split)
-    features_dir = config.output_dir / f"mls-{language.name}_feats_{split}"
-    features_dir.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(_cuts(config, language, split, report)))
-    jobs = [pool.submit(_store_shard, shard, features_dir / f"feats-{i}") for i, shard in enumerate(shards)]
-    stored: list[MonoCut] = []
-    bar = tqdm(total=sum(map(len, shards)), desc=f"fbank {language.code} {split}", unit="cut")
-    for job, shard in zip(jobs, shards, strict=True):
-        cuts, unreadable = job.result()
-        stored += cuts
-        for cut_id, reason in unreadable:
-            # It was counted as kept when its header was read.
-            report.kept[language.code, split] -= 1
-            report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {reason}")
-        bar.update(len(shard))
-    bar.close()
-    with atomic_write(output) as temporary:
-        CutSet.from_cuts(stored).to_file(temporary)
+    folder = config.output_dir / f"mls-{language.name}_feats_{split}"
+    cuts = _cuts(config, language, split, report)
+    stored, unreadable = _store_cuts(cuts, folder, f"fbank {language.code} {split}", pool)
+    for cut_id, reason in unreadable:
+        # It was counted as kept when its header was read.
+        report.kept[language.code, split] -= 1
+        report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {reason}")
     report.save(report_path)
+    _write_cuts(stored, output)
     return report
+
+
+def _process_pool(num_jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num_jobs or cpu_count() or 1, get_context("spawn"), torch.set_num_threads, (1,))
+
+
+def _store_cuts(
+    cuts: CutSet, folder: Path, title: str, pool: ProcessPoolExecutor
+) -> tuple[list[MonoCut], list[tuple[str, str]]]:
+    """Store the features of `cuts` in `folder`: the cuts with features, and which could not be decoded and why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_shards(cuts))
+    jobs = [pool.submit(_store_shard, shard, folder / f"feats-{i}") for i, shard in enumerate(shards)]
+    stored: list[MonoCut] = []
+    unreadable: list[tuple[str, str]] = []
+    with tqdm(total=len(cuts), desc=title, unit="cut") as bar:
+        for job, shard in zip(jobs, shards, strict=True):
+            finished, failed = job.result()
+            stored += finished
+            unreadable += failed
+            bar.update(len(shard))
+    return stored, unreadable
+
+
+def _write_cuts(cuts: list[MonoCut], path: Path) -> None:
+    with atomic_write(path) as temporary:
+        CutSet.from_cuts(cuts).to_file(temporary)
 
 
 def _manifest_report(manifest_dir: Path, language: Language, split: str) -> CorpusReport:

@@ -7,6 +7,7 @@ Usage:
 """
 
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
+
 from icefall_pathways.options import parse, run_script
 
 
