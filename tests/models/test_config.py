@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.options import parse
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,15 @@ def test_options_out_of_range_are_named(options, told):
         ModelConfig(**options)
 
 
-def test_every_option_has_help():
-    source = ModelConfig.__doc__
-    assert source
-    assert ModelConfig().channels == (32, 128)
-    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(ModelConfig))
+def test_every_option_has_a_default_and_is_told_by_help(capsys):
+    with pytest.raises(SystemExit):
+        parse(ModelConfig, "A model.", ["--help"])
+    told = capsys.readouterr().out
+    for field in dataclasses.fields(ModelConfig):
+        assert field.default is not dataclasses.MISSING
+        assert "--" + field.name.replace("_", "-") in told
+    assert "kernel of the causal convolution" in " ".join(told.replace("│", " ").lower().split())
+
+
+def test_channels_are_numbers():
+    assert ModelConfig(subsampling_channels="8, 32").channels == (8, 32)
