@@ -14,6 +14,7 @@ import pytest
 import torch
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
+from icefall_pathways.data import datamodule
 from icefall_pathways.data.datamodule import Batch, DataConfig, DataError, SpeechDataModule
 from icefall_pathways.data.features import LOG_EPS
 from icefall_pathways.data.tokenizer import Tokenizer
@@ -67,6 +68,17 @@ def test_resumed_run_gets_the_batches_of_an_uninterrupted_one(
     for start in (0, 1, 23, 59):
         resumed = data_module(corpus, tokenizer, **options).train_batches(start, 60 - start, seed=7)
         assert_same(list(resumed), whole[start:])
+
+
+@pytest.mark.parametrize("short_first", [False, True])
+def test_large_languages_read_from_the_file_give_the_same_batches(
+    corpus: Path, tokenizer: Tokenizer, short_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(data_module(corpus, tokenizer, short_first=short_first).train_batches(0, 30, seed=7))
+    monkeypatch.setattr(datamodule, "_EAGER_BELOW", 20)
+    data = data_module(corpus, tokenizer, short_first=short_first)
+    assert [part.cuts.is_lazy for part in data.training_cuts.values()] == [True, True, False]
+    assert_same(list(data.train_batches(0, 30, seed=7)), expected)
 
 
 def test_length_of_the_run_does_not_change_its_batches(corpus: Path, tokenizer: Tokenizer) -> None:
