@@ -1,0 +1,52 @@
+"""A training small enough for a test: random features, a model of two thin layers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
+
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
+
+MODEL = ModelConfig(
+    num_encoder_layers=2,
+    encoder_dim=16,
+    nhead=2,
+    dim_feedforward=32,
+    subsampling_channels="2,4",
+    cnn_module_kernel=3,
+    decoder_dim=16,
+    joiner_dim=16,
+)
+
+
+def make_corpus(folder: Path) -> None:
+    """Cuts of en, fr and it in `folder`/fbank, a SentencePiece model in `folder`."""
+    fbank = folder / "fbank"
+    fbank.mkdir(parents=True)
+    for language, text in TEXTS.items():
+        for split, number in (("train", 12), ("dev", 3), ("test", 3)):
+            cuts = make_cuts(fbank, f"{language}-{split}", language, lengths(number), text)
+            write_cuts(fbank, language, split, cuts)
+    train_tokenizer(TEXTS.values(), 20, folder)
+
+
+def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training: object) -> ExperimentConfig:
+    """Eight updates with a checkpoint after every second one."""
+    options = {
+        "exp_dir": exp_dir,
+        "bpe_model": corpus / "bpe.model",
+        "num_updates": 8,
+        "save_every_n": 2,
+        "valid_interval": 4,
+        "log_interval": 2,
+        "average_period": 1,
+        "lr_warmup": 2,
+        "warm_updates": 4,
+        "ctc_loss_scale": 0.3,
+        "tensorboard": False,
+    } | training
+    data = DataConfig(manifest_dir=corpus / "fbank", languages=languages, max_duration=6.0, num_workers=0)
+    return ExperimentConfig(replace(TrainingConfig(), **options), data, MODEL)

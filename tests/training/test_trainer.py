@@ -1,0 +1,266 @@
+import json
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints, experiment, trainer
+from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
+from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.metrics import read_metrics
+
+LANGUAGES = ["en", "fr", "it"]
+
+
+class Killed(Exception):
+    pass
+
+
+def train_until(config, update, monkeypatch):
+    """Train, and be killed in the middle of an update."""
+    train_update = trainer.Trainer._train_update
+
+    def killed(self, number, batch):
+        if number == update:
+            raise Killed
+        train_update(self, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_train_update", killed)
+        with pytest.raises(Killed):
+            experiment.train(config)
+
+
+def final(exp_dir):
+    return checkpoints.newest(exp_dir)[1]
+
+
+def assert_same(a, b):
+    for part in ("model", "model_avg", "masks"):
+        assert list(a[part]) == list(b[part])
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    for index, state in a["optimizer"].items():
+        assert all(torch.equal(value, b["optimizer"][index][key]) for key, value in state.items())
+    assert a["update"] == b["update"] and a["best_valid_loss"] == b["best_valid_loss"]
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, tmp_path_factory):
+    """A finished dense run."""
+    exp_dir = tmp_path_factory.mktemp("exp") / "dense"
+    experiment.train(tiny_run.config(corpus, exp_dir))
+    return exp_dir
+
+
+@pytest.fixture(scope="module")
+def masks_file(dense, tmp_path_factory):
+    """Random masks for the dense run's model."""
+    model = checkpoints.build(final(dense))
+    masks = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder-predictor"])
+    for name in masks.names:
+        for language in LANGUAGES:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
+    path = tmp_path_factory.mktemp("masks") / "masks.safetensors"
+    masks.save(path)
+    return path
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    corpus, dense, masks_file, tmp_path, monkeypatch, masked, num_workers
+):
+    training = {"init_from": dense, "masks": masks_file} if masked else {}
+    calm = tiny_run.config(corpus, tmp_path / "calm", **training)
+    calm = replace(calm, data=replace(calm.data, num_workers=num_workers))
+    experiment.train(calm)
+    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+    for update in (2, 4, 8):
+        train_until(killed, update, monkeypatch)
+    experiment.train(killed)
+    assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
+    records = [
+        [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(tmp_path / run / "metrics.jsonl")]
+        for run in ("calm", "killed")
+    ]
+    assert [r["update"] for r in records[0]] == [r["update"] for r in records[1]]
+
+
+def test_a_masked_update_leaves_what_the_language_does_not_use(corpus, dense, masks_file, tmp_path):
+    config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=masks_file, save_every_n=1)
+    experiment.train(config)
+    masks = PathwayMasks.load(masks_file)
+    before = checkpoints.read(dense / "checkpoint-8.pt")["model"]
+    changed = 0
+    for update, record in enumerate(_languages(config), 1):
+        after = checkpoints.read(tmp_path / "exp" / f"checkpoint-{update}.pt")["model"]
+        for name in masks.names:
+            outside = ~masks.mask(name, record)
+            assert torch.equal(after[name][outside], before[name][outside])
+            changed += int((after[name] != before[name]).sum())
+        before = after
+    assert changed > 0
+
+
+def _languages(config):
+    from icefall_pathways.data.datamodule import SpeechDataModule
+    from icefall_pathways.data.tokenizer import Tokenizer
+
+    data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
+    return [batch["language"] for batch in data.train_batches(0, config.training.num_updates, config.training.seed)]
+
+
+def test_figures_are_per_language(dense):
+    records = read_metrics(dense / "metrics.jsonl")
+    valid = [record for record in records if record["kind"] == "valid"]
+    assert [(r["update"], r["language"]) for r in valid] == [(u, code) for u in (4, 8) for code in LANGUAGES]
+    train = [record for record in records if record["kind"] == "train"]
+    assert all(0 < r[name] < 100 for r in train for name in ("loss", "simple_loss", "pruned_loss", "ctc_loss"))
+    assert sum(r["audio_seconds"] for r in train) > 8
+    assert json.loads((dense / "config.json").read_text())["model"]["encoder_dim"] == 16
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(corpus, tmp_path, capsys):
+    config = tiny_run.config(corpus, tmp_path / "exp")
+    experiment.train(config)
+    calm = final(tmp_path / "exp")
+    newest = tmp_path / "exp" / "checkpoint-8.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    experiment.train(config)
+    assert "checkpoint-8.pt (1000 bytes)" in capsys.readouterr().out
+    assert_same(calm, final(tmp_path / "exp"))
+
+
+def test_all_checkpoints_damaged_is_an_error_and_nothing_is_lost(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
+    experiment.train(config)
+    metrics = (tmp_path / "exp" / "metrics.jsonl").read_text()
+    for path in (tmp_path / "exp").glob("*.pt"):
+        path.write_bytes(b"PK" + bytes(100))
+    with pytest.raises(checkpoints.CheckpointError, match="no checkpoint in .* is readable"):
+        experiment.train(config)
+    assert (tmp_path / "exp" / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_pickle_from_a_stranger_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    torch.save({"model": Evil()}, tmp_path / "checkpoint-1.pt")
+    with pytest.raises(checkpoints.CheckpointError, match="cannot read checkpoint"):
+        checkpoints.read(tmp_path / "checkpoint-1.pt")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_resuming_another_run_is_refused(corpus, dense, masks_file, tmp_path):
+    config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
+    experiment.train(config)
+    masked = replace(config, training=replace(config.training, init_from=dense, masks=masks_file))
+    with pytest.raises(checkpoints.CheckpointError, match="masked=False, this one has masked=True"):
+        experiment.train(masked)
+
+
+def test_masks_for_another_model_are_refused_before_training(corpus, dense, tmp_path):
+    other = build_model(replace(tiny_run.MODEL, encoder_dim=32), 20)
+    PathwayMasks.dense(other, LANGUAGES, ["encoder"]).save(tmp_path / "masks.safetensors")
+    config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=tmp_path / "masks.safetensors")
+    with pytest.raises(ValueError, match="the masks are for another model"):
+        experiment.train(config)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_averaged_weights_are_the_mean_over_the_range(dense):
+    model, options = checkpoints.load_model(dense, iteration=8, avg=1)
+    raw, _ = checkpoints.load_model(dense, iteration=8, avg=2, use_averaged_model=False)
+    weights = [checkpoints.read(dense / f"checkpoint-{u}.pt")["model"]["joiner.output_linear.weight"] for u in (6, 8)]
+    torch.testing.assert_close(raw.joiner.output_linear.weight, (weights[0] + weights[1]) / 2)
+    averages = [
+        checkpoints.read(dense / f"checkpoint-{u}.pt")["model_avg"]["joiner.output_linear.weight"] for u in (6, 8)
+    ]
+    expected = (averages[1] * 8 - averages[0] * 6) / 2
+    torch.testing.assert_close(model.joiner.output_linear.weight.double(), expected, rtol=1e-4, atol=1e-6)
+    assert options["data"]["languages"] == "en fr it" and not model.training
+
+
+def test_a_missing_checkpoint_names_what_is_there(dense, tmp_path):
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"no checkpoint .*epoch-9\.pt: its folder holds .*checkpoint-8"
+    ):
+        checkpoints.load_model(dense, epoch=9)
+    with pytest.raises(checkpoints.CheckpointError, match="no checkpoint in"):
+        checkpoints.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("prune_for", ["each-language", "all-languages"])
+@pytest.mark.parametrize("method", ["imp", "lth"])
+def test_mask_search_meets_the_sparsity_and_resumes(corpus, dense, tmp_path, monkeypatch, prune_for, method):
+    base = tiny_run.config(corpus, tmp_path / "search", init_from=dense)
+    pruning = PruningConfig(prune_for=prune_for, prune_method=method, sparsity=0.7, prune_rounds=2, updates_per_round=2)
+    config = MaskSearchConfig(pruning, base.training, base.data)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_save_found", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            experiment.find_masks(config)
+    experiment.find_masks(config)
+    masks = PathwayMasks.load(tmp_path / "search" / "masks.safetensors")
+    assert masks.languages == tuple(LANGUAGES)
+    assert masks.header.method == method and masks.header.target_sparsity == 0.7
+    assert masks.header.source == checkpoints.file_hash(dense / "checkpoint-8.pt")
+    for name, code in masks.codes.items():
+        for language in LANGUAGES:
+            assert int(masks.mask(name, language).sum()) == round(0.3 * code.numel())
+    assert (masks.overlap("en", "fr") == 1) == (prune_for == "all-languages")
+    masks.check(checkpoints.build(final(dense)))
+    if method == "lth":
+        found = checkpoints.newest(next(path for path in (tmp_path / "search").iterdir() if path.is_dir()))[1]
+        start = checkpoints.read(dense / "checkpoint-8.pt")["model"]
+        assert all(torch.equal(found["model"][name], start[name]) for name in start)
+
+
+def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
+    found = {}
+    for jobs in (1, 2):
+        base = tiny_run.config(corpus, tmp_path / str(jobs), "en fr", init_from=dense)
+        pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=2, num_jobs=jobs)
+        experiment.find_masks(MaskSearchConfig(pruning, base.training, base.data))
+        found[jobs] = PathwayMasks.load(tmp_path / str(jobs) / "masks.safetensors")
+    assert all(torch.equal(found[1].codes[name], found[2].codes[name]) for name in found[1].names)
+
+
+def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_path, free_port):
+    config = tiny_run.config(corpus, tmp_path / "two", world_size=2, master_port=free_port, num_updates=6)
+    from icefall_pathways.training.distributed import launch
+
+    experiment.write_json(config.training.exp_dir / "config.json", {})
+    launch(_record, 2, free_port, config, str(tmp_path))
+    records = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert records[0]["languages"] == records[1]["languages"] and len(set(records[0]["languages"])) > 1
+    assert not set(records[0]["cuts"]) & set(records[1]["cuts"][:1])
+    assert all(torch.equal(records[0]["model"][name], records[1]["model"][name]) for name in records[0]["model"])
+
+
+def _record(rank: Rank, config, folder):
+    """Train, and write down what this rank saw and ended with."""
+    from icefall_pathways.data.datamodule import SpeechDataModule
+    from icefall_pathways.data.tokenizer import Tokenizer
+
+    seen = {"languages": [], "cuts": []}
+    tokenizer = Tokenizer(config.training.bpe_model)
+    torch.manual_seed(config.training.seed)
+    run = trainer.Trainer(
+        config, build_model(config.model, 20), SpeechDataModule(config.data, tokenizer), tokenizer, rank
+    )
+    train_update = run._train_update
+
+    def recorded(update, batch):
+        seen["languages"].append(batch["language"])
+        seen["cuts"] += [cut.id for cut in batch["supervisions"]["cut"]]
+        train_update(update, batch)
+
+    run._train_update = recorded
+    run.run()
+    torch.save(seen | {"model": run.model.state_dict()}, f"{folder}/rank-{rank.index}.pt")
