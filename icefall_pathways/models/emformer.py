@@ -17,66 +17,18 @@ there: it equals this encoder for an utterance alone, or whose length is the lon
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_pathways.models.norm import LayerNorm
+from icefall_pathways.models.windows import Plan, Reach
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 # Far below any score, and finite: a query that sees nothing gets numbers that nobody reads, and not NaN.
 _MASKED = -1e8
-
-
-@dataclass(frozen=True)
-class _Reach:
-    """Where the frames before each segment, and its window, lie in "P frames of the past, then S windows".
-
-    Attributes:
-      sources: The P frames before each segment and then the W of its window (S * (P + W),), or without the window.
-      past: The last P frames of the segments: the past of what follows (P,).
-    """
-
-    sources: Tensor
-    past: Tensor
-
-    @staticmethod
-    def make(segments: int, segment: int, window: int, past: int, own: bool, device: torch.device) -> "_Reach":
-        """Args are S, the frames of a segment, W, P, and whether `sources` has the windows' own frames."""
-        starts = torch.arange(segments + 1, device=device).unsqueeze(1)
-        before = starts * segment + torch.arange(-past, 0, device=device)  # negative ones are of the past
-        in_windows = torch.div(before, segment, rounding_mode="floor") * window + before % segment
-        before = past + torch.where(before < 0, before, in_windows)
-        frames = past + starts * window + torch.arange(window if own else 0, device=device)
-        return _Reach(torch.cat([before, frames], dim=1)[:-1].flatten(), before[-1])
-
-    def gather(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """From windows (N * S, W, C) and past (N, P, C) to what they reach (N * S, P + W, C) and the new past."""
-        joined = torch.cat([past, x.reshape(past.size(0), -1, past.size(2))], dim=1)
-        sources = joined.index_select(1, self.sources).reshape(x.size(0), -1, x.size(2))
-        return sources, joined.index_select(1, self.past)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What all layers share: the segment's length, what each window reaches, and what its queries may not see.
-
-    Attributes:
-      segment: Frames of a segment, the first ones of its window.
-      memory: Reach into the memory bank, where a segment is one vector; None without a memory bank.
-      context: Reach of attention.
-      convolution: Reach of the convolution.
-      blocked: (N * S, 1, Q or 1, M + L + W), for Q = W frames and, with a memory bank, one summary.
-    """
-
-    segment: int
-    memory: _Reach | None
-    context: _Reach
-    convolution: _Reach
-    blocked: Tensor
 
 
 class EmformerAttention(nn.Module):
@@ -86,12 +38,12 @@ class EmformerAttention(nn.Module):
       input_dim: Width.
       num_heads: Attention heads.
       dropout: Dropout of the attention weights.
-      weight_init_gain: Gain of the initial projections of queries, keys and values.
+      weight_init_gain: Gain of the initial projections of queries, keys and values; None leaves them to torch.
       tanh_on_mem: Bound the memory vectors by tanh; else they are clamped to [-10, 10].
     """
 
     def __init__(
-        self, input_dim: int, num_heads: int, dropout: float, weight_init_gain: float, tanh_on_mem: bool
+        self, input_dim: int, num_heads: int, dropout: float, weight_init_gain: float | None, tanh_on_mem: bool
     ) -> None:
         super().__init__()
         if input_dim % num_heads != 0:
@@ -103,11 +55,12 @@ class EmformerAttention(nn.Module):
         self.emb_to_key_value = nn.Linear(input_dim, 2 * input_dim)
         self.emb_to_query = nn.Linear(input_dim, input_dim)
         self.out_proj = nn.Linear(input_dim, input_dim)
-        nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=weight_init_gain)
-        nn.init.xavier_uniform_(self.emb_to_query.weight, gain=weight_init_gain)
+        if weight_init_gain is not None:
+            nn.init.xavier_uniform_(self.emb_to_key_value.weight, gain=weight_init_gain)
+            nn.init.xavier_uniform_(self.emb_to_query.weight, gain=weight_init_gain)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: _Plan
+        self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: Plan
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Attend.
 
@@ -158,7 +111,7 @@ class CausalConvolution(nn.Module):
         self.pointwise_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, past: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Convolve each window as the continuation of the segments before it.
 
         Args:
@@ -190,7 +143,7 @@ class EmformerLayer(nn.Module):
         activation: str,
         tanh_on_mem: bool,
         cnn_module_kernel: int,
-        weight_init_gain: float,
+        weight_init_gain: float | None,
     ) -> None:
         super().__init__()
         self.attention = EmformerAttention(input_dim, num_heads, dropout, weight_init_gain, tanh_on_mem)
@@ -208,7 +161,7 @@ class EmformerLayer(nn.Module):
         self.layer_norm_output = LayerNorm(input_dim)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, past: tuple[Tensor, ...], plan: _Plan
+        self, x: Tensor, memory: Tensor | None, past: tuple[Tensor, ...], plan: Plan
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Run the layer.
 
@@ -254,6 +207,8 @@ class Emformer(nn.Module):
       max_memory_size: Memory vectors (one for each earlier segment) that a segment attends to; 0 has no memory bank.
       tanh_on_mem: Bound memory vectors by tanh; else they are clamped to [-10, 10].
       cnn_module_kernel: Kernel of the convolution module in every layer; 0 has none.
+      weight_init_scale_strategy: How the initial projections of queries, keys and values are scaled: "depthwise", less
+        with every layer; "constant"; or None, not at all.
     """
 
     def __init__(
@@ -270,6 +225,7 @@ class Emformer(nn.Module):
         max_memory_size: int = 0,
         tanh_on_mem: bool = False,
         cnn_module_kernel: int = 0,
+        weight_init_scale_strategy: str | None = "depthwise",
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -289,9 +245,9 @@ class Emformer(nn.Module):
                 activation,
                 tanh_on_mem,
                 cnn_module_kernel,
-                weight_init_gain=1.0 / math.sqrt(i + 1),
+                gain,
             )
-            for i in range(num_layers)
+            for gain in _weight_init_gains(weight_init_scale_strategy, num_layers)
         )
 
     def forward(self, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
@@ -363,20 +319,20 @@ class Emformer(nn.Module):
         new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
         return out, [*new_states, ages + out.size(1)]
 
-    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> _Plan:
+    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> Plan:
         segment, window = self.segment_length, self.segment_length + self.right_context_length
         convolved = max(self.cnn_module_kernel - 1, 0)
-        memory = _Reach.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
-        return _Plan(
+        memory = Reach.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
+        return Plan(
             segment,
             memory,
-            context=_Reach.make(segments, segment, window, self.left_context_length, True, lens.device),
-            convolution=_Reach.make(segments, segment, window, convolved, True, lens.device),
+            context=Reach.make(segments, segment, window, self.left_context_length, True, lens.device),
+            convolution=Reach.make(segments, segment, window, convolved, True, lens.device),
             blocked=self._blocked(segments, lens, ages),
         )
 
     def _blocked(self, segments: int, lens: Tensor, ages: Tensor) -> Tensor:
-        """What the queries of each window may not see; see `_Plan`.
+        """What the queries of each window may not see; see `Plan`.
 
         Sources are the memory bank and the left context, oldest first and as far as they lie after the stream's
         beginning, then the window's frames as far as the utterance and its right context go.
@@ -397,3 +353,14 @@ class Emformer(nn.Module):
             hidden[-1, : self.max_memory_size] = True
             blocked = blocked | hidden
         return blocked
+
+
+def _weight_init_gains(strategy: str | None, num_layers: int) -> list[float | None]:
+    """The gain of each layer; see `Emformer`."""
+    if strategy is None:
+        return [None] * num_layers
+    if strategy == "constant":
+        return [1.0 / math.sqrt(2)] * num_layers
+    if strategy == "depthwise":
+        return [1.0 / math.sqrt(i + 1) for i in range(num_layers)]
+    raise ValueError(f"weight_init_scale_strategy is {strategy!r}: expected 'depthwise', 'constant' or None")

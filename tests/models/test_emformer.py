@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchaudio
 
-from icefall_pathways.models.emformer import Emformer
+from icefall_pathways.models.emformer import CausalConvolution, Emformer
+from icefall_pathways.models.windows import Plan, Reach
 
 SEGMENT = 4
 LENGTHS = (1, 3, 4, 17, 24)
@@ -64,6 +65,52 @@ def test_options_mean_what_they_mean_to_torchaudio(options):
     ours, theirs = _both(_options(3, 8, 2) | options)
     x, lens = torch.randn(2, 22, 16) * 3, torch.full((2,), 20)
     _close(ours(x, lens)[0], theirs(x, lens)[0])
+
+
+@torch.inference_mode()
+def test_memory_is_clamped_as_torchaudio_does():
+    ours, theirs = _both(_options(3, 8, 2))
+    for layer in ours.emformer_layers:
+        layer.attention.out_proj.weight.mul_(100)
+    theirs.load_state_dict(ours.state_dict())
+    x, lens = torch.randn(2, 22, 16), torch.full((2,), 20)
+    _close(ours(x, lens)[0], theirs(x, lens)[0])
+
+
+@pytest.mark.parametrize("strategy", ["depthwise", "constant", None])
+def test_initial_projections_are_as_large_as_torchaudios(strategy):
+    options = _options(0, 8, 2) | {"input_dim": 128, "weight_init_scale_strategy": strategy}
+    theirs = torchaudio.models.Emformer(**options).state_dict()
+    for name, weights in Emformer(**options).state_dict().items():
+        if name.endswith(("key_value.weight", "query.weight")):
+            torch.testing.assert_close(weights.abs().max(), theirs[name].abs().max(), rtol=0.01, atol=0)
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ValueError, match="weight_init_scale_strategy is 'none': expected 'depthwise', 'constant' or"):
+        Emformer(**_options(0, 8, 2), weight_init_scale_strategy="none")
+
+
+def test_dropout_acts_in_training_alone():
+    encoder = Emformer(**_options(3, 8, 2), dropout=0.5, cnn_module_kernel=5)
+    x, lens = torch.randn(2, 22, 16), torch.full((2,), 20)
+    assert not torch.equal(encoder(x, lens)[0], encoder(x, lens)[0])
+    encoder.eval()
+    torch.testing.assert_close(encoder(x, lens)[0], encoder(x, lens)[0], rtol=0, atol=0)
+
+
+def test_convolution_module_is_what_its_name_says():
+    """Over one window it is the module written down with torch's layers and zeros before the first frame."""
+    module, length, kernel = CausalConvolution(16, 5, dropout=0.0), 9, 5
+    reach = Reach.make(1, length, length, kernel - 1, True, torch.device("cpu"))
+    plan = Plan(length, None, reach, reach, torch.zeros(1, dtype=torch.bool))
+    x = torch.randn(2, length, 16)
+    out, past = module(x, torch.zeros(2, kernel - 1, 16), plan)
+    gated = torch.nn.functional.glu(module.pointwise_in(module.layer_norm(x)), dim=-1)
+    padded = torch.nn.functional.pad(gated.transpose(1, 2), (kernel - 1, 0))
+    convolved = torch.nn.functional.silu(module.depthwise(padded)).transpose(1, 2)
+    _close(out, module.pointwise_out(convolved))
+    _close(past, gated[:, -(kernel - 1) :])
 
 
 @contexts

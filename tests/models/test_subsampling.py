@@ -19,3 +19,13 @@ def test_a_frame_sees_seven_frames():
     subsampling(x)[0, 5, 3].backward()
     seen = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
     assert seen == list(range(20, 27))
+
+
+def test_speech_enters_the_convolutions_at_about_unit_scale():
+    """Log mel energies of speech lie around -5 with deviation 3; silence is at -23."""
+    entered = []
+    subsampling = ConvSubsampling(80, 24, (4, 8))
+    subsampling.conv.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    subsampling(torch.randn(1, 100, 80) * 3 - 5)
+    assert abs(entered[0].mean()) < 1.0
+    assert 0.5 < entered[0].std() < 1.5

@@ -131,6 +131,40 @@ def _batch_of_seed(seed):
     return _batch()
 
 
+def test_the_joiner_runs_in_float32_under_autocast():
+    model, found = build_model(_config(), 20), []
+    model.joiner.output_linear.register_forward_hook(lambda module, args, out: found.append((args[0].dtype, out.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(*_batch())
+    assert found == [(torch.float32, torch.float32)]
+
+
+def test_options_reach_the_model():
+    """The encoder counts frames of 40 ms, the options feature frames of 10 ms."""
+    model = build_model(_config(left_context_length=40, memory_size=3, dropout=0.25, cnn_module_kernel=5), 20)
+    encoder = model.encoder
+    assert (encoder.segment_length, encoder.left_context_length, encoder.right_context_length) == (8, 10, 2)
+    assert encoder.max_memory_size == 3
+    assert encoder.cnn_module_kernel == 5
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    assert {layer.attention.dropout for layer in encoder.emformer_layers} == {0.25}
+
+
+def test_the_predictor_begins_with_the_blank():
+    model, seen = build_model(_config(), 20), []
+    model.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x, x_lens, y, y_lens = _batch()
+    model(x, x_lens, y, y_lens)
+    assert torch.equal(seen[0], torch.nn.functional.pad(y, (1, 0)))
+
+
+def test_a_chunk_gives_no_more_frames_than_its_segment():
+    model = build_model(_config(), 20).eval()
+    x_lens = torch.tensor([model.chunk_window, 33, 32, 5, 1])
+    _, lens, _ = model.stream(torch.randn(5, model.chunk_window, 80), x_lens, model.init_states(5))
+    assert lens.tolist() == [8, 8, 8, 2, 1]
+
+
 def test_there_is_no_ctc_loss_without_a_ctc_head():
     model = build_model(_config(), 20)
     assert model(*_batch()).ctc is None
