@@ -59,4 +59,4 @@ def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int
 
 
 def _widened(value: Tensor) -> Tensor:
-    return value.detach().double() if value.is_floating_point() else value.detach().clone()
+    return value.detach().to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)
