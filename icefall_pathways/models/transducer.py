@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.emformer import Emformer
+from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
@@ -65,7 +66,7 @@ class Transducer(nn.Module):
         self.simple_lm_proj = nn.Linear(joiner.decoder_proj.in_features, vocab_size)
         self.ctc_output = nn.Linear(joiner.encoder_proj.in_features, vocab_size) if ctc_head else None
         for projection in (joiner.encoder_proj, joiner.decoder_proj, self.simple_am_proj, self.simple_lm_proj):
-            _scale_initial_values(projection, _PROJECTION_SCALE)
+            scale_initial_values(projection, _PROJECTION_SCALE)
 
     def forward(
         self,
@@ -201,10 +202,3 @@ def _silence_beyond(x: Tensor, x_lens: Tensor) -> Tensor:
     """Features (N, T, F) with those from `x_lens` (N,) on set to silence."""
     beyond = torch.arange(x.size(1), device=x.device) >= x_lens.unsqueeze(1)
     return x.masked_fill(beyond.unsqueeze(-1), LOG_EPS)
-
-
-def _scale_initial_values(linear: nn.Linear, scale: float) -> None:
-    """Make new weights smaller by `scale`; the bias is drawn from U(-0.1 scale, 0.1 scale)."""
-    with torch.no_grad():
-        linear.weight.mul_(scale)
-        linear.bias.uniform_(-0.1 * scale, 0.1 * scale)

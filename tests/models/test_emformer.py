@@ -86,6 +86,15 @@ def test_initial_projections_are_as_large_as_torchaudios(strategy):
             torch.testing.assert_close(weights.abs().max(), theirs[name].abs().max(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize(("kernel", "largest"), [(0, 1.0), (5, 0.1)])
+def test_branches_begin_small_with_a_convolution_module(kernel, largest):
+    options = _options(0, 8, 2) | {"input_dim": 64, "ffn_dim": 64, "cnn_module_kernel": kernel}
+    layer = Emformer(**options).emformer_layers[0]
+    ends = [layer.attention.out_proj, layer.pos_ff[4]] + ([layer.conv_module.pointwise_out] if kernel else [])
+    for end in ends:  # torch draws from U(-1 / sqrt(64), 1 / sqrt(64))
+        torch.testing.assert_close(end.weight.abs().max().item(), largest / 8, rtol=0.01, atol=0)
+
+
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(ValueError, match="weight_init_scale_strategy is 'none': expected 'depthwise', 'constant' or"):
         Emformer(**_options(0, 8, 2), weight_init_scale_strategy="none")
