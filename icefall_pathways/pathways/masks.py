@@ -4,6 +4,7 @@ One integer tensor ("code") per prunable parameter, of the parameter's shape; bi
 `i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -80,6 +81,7 @@ class MasksHeader:
       granularity: What is pruned as one: "element".
       target_sparsity: What was asked for.
       source: Hash of the checkpoint whose magnitudes were taken.
+      roots: The submodules whose prunable parameters the masks cover, all of them; "" is the whole model.
     """
 
     languages: tuple[str, ...]
@@ -87,6 +89,7 @@ class MasksHeader:
     granularity: str = "element"
     target_sparsity: float = 0.0
     source: str = ""
+    roots: tuple[str, ...] = ("",)
 
 
 @dataclass
@@ -116,13 +119,14 @@ class PathwayMasks:
     @classmethod
     def dense(cls, model: nn.Module, languages: Sequence[str], roots: Iterable[str] | None = None) -> "PathwayMasks":
         """Masks in which every language uses every prunable entry of `model`."""
+        roots = ("",) if roots is None else tuple(roots)
         dtype = code_type(len(languages))
         everyone = _bits(range(len(languages)), dtype)
         codes = {
             name: torch.full(parameter.shape, everyone, dtype=dtype, device=parameter.device)
             for name, parameter in prunable_parameters(model, roots).items()
         }
-        return cls(MasksHeader(tuple(languages)), codes)
+        return cls(MasksHeader(tuple(languages), roots=roots), codes)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -184,9 +188,17 @@ class PathwayMasks:
             either += int((mask_a | mask_b).sum())
         return both / either if either else 1.0
 
-    def only(self, name: str) -> "PathwayMasks":
-        """The masks of one parameter; its codes are shared, not copied."""
-        return PathwayMasks(self.header, {name: self.codes[name]})
+    def tied(self, languages: Sequence[str]) -> bool:
+        """Whether the languages have one mask (language-agnostic pruning)."""
+        wanted = [self.bit(language) for language in languages]
+        both = _bits(wanted, code_type(len(self.languages)))
+        # Several bits are equal where all of them or none are set.
+        used = (code.bitwise_and(both) for code in self.codes.values())
+        return all(bool(((bits == both) | (bits == 0)).all()) for bits in used)
+
+    def only(self, *names: str) -> "PathwayMasks":
+        """The masks of some parameters; their codes are shared, not copied."""
+        return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
     def restrict(self, languages: Sequence[str]) -> "PathwayMasks":
         """The masks of some of the languages, their bits in the order given."""
@@ -218,24 +230,29 @@ class PathwayMasks:
         return PathwayMasks(self.header, {name: code.to(device) for name, code in self.codes.items()})
 
     def check(self, model: nn.Module, languages: Iterable[str] = ()) -> None:
-        """Check that the masks fit `model` and know `languages`.
+        """Check that the masks cover what is prunable below their roots in `model`, and know `languages`.
 
         Raises:
           MasksError: They do not; the message says which names or shapes differ.
         """
         for language in languages:
             self.bit(language)
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        try:
+            shapes = {name: p.shape for name, p in prunable_parameters(model, self.header.roots).items()}
+        except ValueError as error:
+            raise MasksError(f"the masks are for another model: {error}") from error
         missing = [name for name in self.codes if name not in shapes]
+        uncovered = [name for name in shapes if name not in self.codes]
         wrong = [
             f"{name} is {tuple(code.shape)} in the masks and {tuple(shapes[name])} in the model"
             for name, code in self.codes.items()
             if name in shapes and shapes[name] != code.shape
         ]
-        if missing or wrong:
-            told = [*(f"the model has no parameter {name}" for name in missing), *wrong]
+        if missing or uncovered or wrong:
+            told = [f"the model has no prunable parameter {name}" for name in missing]
+            told += [f"the masks lack {name}" for name in uncovered] + wrong
             raise MasksError(
-                f"the masks are for another model ({len(told)} of {len(self.codes)} parameters differ): "
+                f"the masks are for another model ({len(told)} parameters differ, {len(self.codes)} have masks): "
                 + "; ".join(told[:5])
                 + ("; ..." if len(told) > 5 else "")
                 + ". Use the masks found from this model, or the model they were found from"
@@ -250,7 +267,8 @@ class PathwayMasks:
         }
         with atomic_write(path) as temporary:
             save_file({name: code.cpu().contiguous() for name, code in self.codes.items()}, temporary)
-        write_json(path.with_suffix(".json"), header)
+            # The header first: whoever finds the codes finds both.
+            write_json(path.with_suffix(".json"), header | {"sha256": _sha256(temporary)})
 
     @classmethod
     def load(cls, path: Path | str) -> "PathwayMasks":
@@ -264,25 +282,38 @@ class PathwayMasks:
         for file in (path, header_path):
             if not file.is_file():
                 raise MasksError(f"no masks file {file}: expected {path.name} and {header_path.name} side by side")
+        header, shapes, digest = _read_header(header_path)
         try:
             codes = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise MasksError(
                 f"{path} is damaged or no safetensors file ({error}): copy it again or search anew"
             ) from error
-        return cls._from_header(read_json(header_path), codes, path)
-
-    @classmethod
-    def _from_header(cls, values: object, codes: dict[str, Tensor], path: Path) -> "PathwayMasks":
-        wanted = set(MasksHeader.__dataclass_fields__) | {"prunable"}
-        if not isinstance(values, dict) or not wanted <= set(values):
-            lacking = ", ".join(sorted(wanted - set(values))) if isinstance(values, dict) else "everything"
-            raise MasksError(f"{path.with_suffix('.json')} is no header of masks: it lacks {lacking}")
-        shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}
-        _check_codes(shapes, codes, path.with_suffix(".json").name, path.name)
-        fields = {name: values[name] for name in MasksHeader.__dataclass_fields__}
-        header = MasksHeader(**(fields | {"languages": tuple(fields["languages"])}))
+        if _sha256(path) != digest:
+            raise MasksError(
+                f"{path} is damaged or not the file that {header_path.name} describes (its SHA-256 differs): "
+                "copy both again from where the masks were found, or search anew"
+            )
+        _check_codes(shapes, codes, header_path.name, path.name)
         return cls(header, {name: codes[name] for name in shapes})
+
+
+def _read_header(path: Path) -> tuple[MasksHeader, dict[str, torch.Size], str]:
+    """The header, the shapes of the codes and the SHA-256 of their file."""
+    try:
+        values = read_json(path)
+        fields = {name: values[name] for name in MasksHeader.__dataclass_fields__}
+        fields |= {name: tuple(str(item) for item in fields[name]) for name in ("languages", "roots")}
+        shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}
+        return MasksHeader(**fields), shapes, values["sha256"]
+    except KeyError as error:
+        raise MasksError(f"{path} is no header of masks: it lacks {error}; copy it again or search anew") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MasksError(f"{path} is no header of masks ({error}): copy it again or search anew") from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def code_type(num_languages: int) -> torch.dtype:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 
 def num_kept(num_entries: int, sparsity: float) -> int:
@@ -52,14 +52,19 @@ def prune_by_magnitude(model: nn.Module, masks: PathwayMasks, languages: Sequenc
     """Prune the sub-network that `languages` share, in place, layer by layer to the same sparsity.
 
     Of every tensor the entries of largest magnitude stay; what is pruned already never comes back (paper 2.1: "IMP").
-    With several languages, all of them get the mask made from the first one's: that is language-agnostic pruning.
+    With several languages that is language-agnostic pruning.
 
     Args:
       model: Where the magnitudes come from.
       masks: Changed in place.
       languages: Whose mask to prune.
       sparsity: Share of entries of every tensor that are pruned afterwards.
+
+    Raises:
+      ValueError: The sparsity is out of range, or the languages have masks that differ.
     """
+    if not masks.tied(languages):
+        raise MasksError(f"{', '.join(languages)} have masks that differ: prune one language at a time")
     parameters = dict(model.named_parameters())
     for name in masks.names:
         current = masks.mask(name, languages[0])

@@ -34,6 +34,14 @@ def test_the_average_over_a_range_comes_from_the_averages_at_its_ends():
     torch.testing.assert_close(over_range["weight"], torch.stack(samples).mean(0))
 
 
+def test_the_average_of_a_float64_model_has_memory_of_its_own():
+    model = nn.Linear(3, 2).double()
+    average = ModelAverage(model, 1)
+    before = model.weight.detach().clone()
+    average.state_dict()["weight"].zero_()
+    assert torch.equal(model.weight, before)
+
+
 def test_an_entry_that_never_changed_is_its_own_average():
     model = nn.Linear(3, 2)
     average = ModelAverage(model, 1)

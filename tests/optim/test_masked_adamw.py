@@ -101,6 +101,37 @@ def test_an_entrys_bias_correction_counts_its_own_updates():
     torch.testing.assert_close(shared.weight[mine], alone.weight[mine], rtol=1e-5, atol=1e-6)
 
 
+def test_nan_outside_the_mask_goes_nowhere():
+    layer = nn.Linear(2, 1, bias=False)
+    masks = random_masks(layer, ("en",))
+    masks.set_mask("weight", "en", torch.tensor([[True, False]]))
+    optimizer = MaskedAdamW(layer.named_parameters(), lr=0.1)
+    optimizer.activate(masks, "en")
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.tensor([[1.0, float("nan")]])
+    optimizer.step()
+    assert layer.weight[0, 1] == before[0, 1] and layer.weight[0, 0] != before[0, 0]
+    assert all(value.isfinite().all() for value in optimizer.state[layer.weight].values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_corrections_hold_for_long_runs(dtype):
+    """Beyond the number of updates at which the count is saturated."""
+    ours = nn.Linear(2, 2, bias=False).to(dtype)
+    peer = copy.deepcopy(ours)
+    masks = random_masks(ours, ("en",), density=1.1)
+    optimizer = MaskedAdamW(ours.named_parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
+    reference = torch.optim.AdamW(peer.parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
+    optimizer.activate(masks, "en")
+    for _ in range(400):
+        ours.weight.grad = torch.randn(2, 2, dtype=dtype)
+        peer.weight.grad = ours.weight.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert int(optimizer.state[ours.weight]["step"].max()) < 400
+    torch.testing.assert_close(ours.weight, peer.weight, rtol=1e-5, atol=1e-6)
+
+
 def test_the_state_survives_saving_and_loading(tmp_path):
     model = EveryKind()
     masks = random_masks(model)
@@ -143,6 +174,11 @@ def test_clipping_leaves_small_gradients_and_reports_bad_ones():
         parameter.grad = torch.full_like(parameter, 0.01)
     clip_grad_norm(layer.named_parameters(), None, "en", 1.0)
     assert (layer.weight.grad == 0.01).all()
+    layer.zero_grad(set_to_none=True)
+    with pytest.raises(ValueError, match="no parameter has a gradient"):
+        clip_grad_norm(layer.named_parameters(), None, "en", 1.0)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
     layer.weight.grad[0, 0] = float("nan")
     assert clip_grad_norm(layer.named_parameters(), None, "en", 1.0).isnan()
     assert (layer.bias.grad == 0.01).all()

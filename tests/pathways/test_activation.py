@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from every_kind import KINDS
+from torch import nn
 
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.pathways.masks import MasksError
@@ -83,6 +84,23 @@ def test_two_languages_at_once_are_refused(model, masks, x):
 def test_an_unknown_language_is_named(model, masks, x):
     with pytest.raises(MasksError, match="no pathway for language 'pl': the masks hold en, fr, it"):
         PathwayModule(model, masks)("pl", x)
+
+
+def test_masks_for_another_model_are_refused(model, masks):
+    model.linear = nn.Linear(3, 3)
+    with pytest.raises(MasksError, match=r"for another model.*linear\.weight"):
+        PathwayModule(model, masks)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_one_product_serves_many_calls(model, masks, x, context):
+    model.eval()
+    with context(), activate(model, masks, "fr"):
+        weight = model.linear.weight
+        first = model(x)
+        assert torch.equal(model(x), first) and model.linear.weight is weight
+    with activate(model, masks, "fr"):
+        assert torch.equal(model(x), first)
 
 
 def _rank(rank, port, results):

@@ -76,6 +76,13 @@ def test_sparsity_union_and_overlap_are_counts(bits):
     assert masks.overlap("en", "fr") == pytest.approx(both / either if either else 1.0)
 
 
+def test_tied_languages_have_one_mask(masks):
+    assert not masks.tied(LANGUAGES)
+    for name in masks.names:
+        masks.set_mask(name, ["en", "it"], torch.rand(masks.codes[name].shape) < 0.5)
+    assert masks.tied(["en", "it"]) and masks.tied(["fr"]) and not masks.tied(["en", "fr"])
+
+
 def test_restrict_and_merge_are_inverse(masks):
     parts = [masks.restrict([language]) for language in reversed(LANGUAGES)]
     merged = PathwayMasks.merge(parts)
@@ -104,8 +111,19 @@ def test_masks_for_another_model_say_what_differs(masks, model):
     del model.conv1d
     with pytest.raises(MasksError) as error:
         masks.check(model)
-    assert "no parameter conv1d.weight" in str(error.value)
+    assert "the model has no prunable parameter conv1d.weight" in str(error.value)
     assert "linear.weight is (7, 6) in the masks and (9, 6) in the model" in str(error.value)
+
+
+def test_masks_of_a_shallower_model_do_not_pass(model):
+    masks = PathwayMasks.dense(model, LANGUAGES, ["linear", "lstm"])
+    masks.check(model)  # what lies outside the roots needs no masks
+    model.linear = nn.Sequential(model.linear, nn.Linear(7, 7))
+    with pytest.raises(MasksError, match=r"the masks lack linear\.0\.weight"):
+        masks.check(model)
+    del model.linear
+    with pytest.raises(MasksError, match=r"for another model.*no submodule 'linear'"):
+        masks.check(model)
 
 
 def test_masks_without_a_language_name_those_they_have(masks, model):
@@ -113,19 +131,35 @@ def test_masks_without_a_language_name_those_they_have(masks, model):
         masks.check(model, ["nl"])
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no header", "foreign header", "other header"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut short", "other codes", "no header", "half a header", "foreign header", "wrong types", "other header"],
+)
 def test_a_damaged_file_is_named(masks, tmp_path, damage):
     path, header = tmp_path / "masks.safetensors", tmp_path / "masks.json"
     masks.save(path)
-    expected = {"cut short": "masks.safetensors is damaged", "no header": "no masks file .*masks.json"}
-    expected |= {
-        "foreign header": "no header of masks: it lacks .*prunable",
+    expected = {
+        "cut short": "masks.safetensors is damaged",
+        "other codes": r"masks.safetensors is damaged or not the file that masks.json describes",
+        "no header": "no masks file .*masks.json",
+        "half a header": "masks.json is no header of masks .*not valid JSON",
+        "foreign header": "masks.json is no header of masks: it lacks 'method'",
+        "wrong types": "masks.json is no header of masks",
         "other header": r"differ in .*linear\.weight",
     }
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "other codes":
+        described = header.read_bytes()
+        masks.set_mask("linear.weight", "en", ~masks.mask("linear.weight", "en"))
+        masks.save(path)
+        header.write_bytes(described)
     elif damage == "no header":
         header.unlink()
+    elif damage == "half a header":
+        header.write_text(header.read_text()[:50])
+    elif damage == "wrong types":
+        header.write_text(json.dumps(json.loads(header.read_text()) | {"languages": 5}))
     elif damage == "foreign header":
         header.write_text('{"languages": ["en"]}')
     else:

@@ -4,7 +4,7 @@ from every_kind import LANGUAGES, EveryKind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.pruning import keep_largest, num_kept, prune_by_magnitude
 
 # Few different values, so that ties are the rule.
@@ -70,6 +70,14 @@ def test_language_agnostic_pruning_gives_one_mask(model):
         assert torch.equal(masks.mask(name, "en"), masks.mask(name, "it"))
     assert masks.overlap("en", "fr") == 1
     assert masks.sparsity("en") == pytest.approx(0.6, abs=0.01)
+
+
+def test_languages_whose_masks_differ_are_not_pruned_together(model):
+    """The mask of one would bring back what is pruned in the other."""
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    prune_by_magnitude(model, masks, ["en"], 0.6)
+    with pytest.raises(MasksError, match="en, fr have masks that differ"):
+        prune_by_magnitude(model, masks, ["en", "fr"], 0.7)
 
 
 def test_the_weights_are_not_touched(model):
