@@ -37,7 +37,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         self,
         named_parameters: NamedParameters,
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:

@@ -68,7 +68,7 @@ def test_equals_torchs_adamw_where_nothing_is_pruned(masked, weight_decay):
     matrices = [p for p in peer.parameters() if p.dim() >= 2]
     others = [p for p in peer.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=0.01)
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98))
     for _ in range(50):
         x = torch.randn(2, 5, 8)
         train_step(ours, masks, "en", optimizer, x)
@@ -89,7 +89,7 @@ def test_an_entrys_bias_correction_counts_its_own_updates():
     masks.set_mask("weight", "en", mine)
     masks.set_mask("weight", "fr", ~mine)
     optimizer = MaskedAdamW(shared.named_parameters(), lr=0.05)
-    reference = torch.optim.AdamW(alone.parameters(), lr=0.05, weight_decay=0.01)
+    reference = torch.optim.AdamW(alone.parameters(), lr=0.05, betas=(0.9, 0.98), weight_decay=0.01)
     for i in range(40):
         gradient = torch.randn(3, 4)
         optimizer.activate(masks, "fr" if i % 5 else "en")
