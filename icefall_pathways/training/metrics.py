@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -68,6 +69,7 @@ class MetricsLog:
             unit="update",
             disable=not self._main,
             mininterval=1.0,
+            position=bar_position(),
         )
         self._shown: dict[str, str] = {}
         self._started = time.monotonic()
@@ -110,6 +112,12 @@ class MetricsLog:
             self._writer.close()
         logger.removeHandler(self._log_handler)
         self._log_handler.close()
+
+
+def bar_position() -> int | None:
+    """The line of this process's progress bar where several share a terminal (TQDM_POSITION); None where it is alone."""
+    position = os.environ.get("TQDM_POSITION")
+    return int(position) if position else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

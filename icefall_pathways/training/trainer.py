@@ -28,7 +28,7 @@ from icefall_pathways.pathways.schedules import PruningSchedule
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.distributed import Rank
-from icefall_pathways.training.metrics import LossSums, MetricsLog
+from icefall_pathways.training.metrics import LossSums, MetricsLog, bar_position
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -209,7 +209,8 @@ class Trainer:
         sums = LossSums([language.code for language in self.data.languages], self.rank.device)
         for language in self.data.languages:
             loader = self.data.loader(language.code, "dev")
-            bar = tqdm(loader, desc=f"validating {language.code}", leave=False, disable=not self.rank.is_main)
+            hidden = not self.rank.is_main or bar_position() is not None
+            bar = tqdm(loader, desc=f"validating {language.code}", leave=False, disable=hidden)
             for i, batch in enumerate(bar):
                 if i % self.rank.world_size != self.rank.index:
                     continue
