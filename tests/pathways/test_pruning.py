@@ -3,6 +3,7 @@ import torch
 from every_kind import LANGUAGES, EveryKind
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.pruning import keep_largest, num_kept, prune_by_magnitude
@@ -37,6 +38,15 @@ def test_every_tensor_meets_the_sparsity(model, sparsity):
     for name, code in masks.codes.items():
         assert int(masks.mask(name, "fr").sum()) == num_kept(code.numel(), sparsity)
         assert masks.mask(name, "en").all()
+
+
+def test_large_entries_stay_whatever_their_sign():
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-3.0, 1.0, 2.0, -0.5]]))
+    masks = PathwayMasks.dense(layer, ["en"])
+    prune_by_magnitude(layer, masks, ["en"], 0.5)
+    assert masks.mask("weight", "en").tolist() == [[True, False, True, False]]
 
 
 def test_zeros_are_ties_like_any_other(model):
