@@ -1,0 +1,84 @@
+"""The whole recipe, from an empty folder to the report, on a corpus of a minute and a model of two thin layers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways.files import read_json
+from icefall_pathways.pathways.masks import PathwayMasks
+
+RECIPE = Path(__file__).resolve().parents[1] / "egs" / "mls" / "ASR"
+
+MODEL = (
+    "--num-encoder-layers 2 --encoder-dim 16 --nhead 2 --dim-feedforward 32 --cnn-module-kernel 3 "
+    "--decoder-dim 16 --joiner-dim 16 --subsampling-channels 2,4"
+)
+TRAINING = "--max-duration 10 --num-workers 0 --ctc-loss-scale 1 --lr-warmup 2 --tensorboard 0"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run in a folder of its own: (folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("recipe")
+    options = {
+        "corpus": "mini",
+        "corpus-dir": folder / "mls",
+        "data-dir": folder / "data",
+        "exp-root": folder / "exp",
+        "languages": "en it",
+        "vocab-size": "60",
+        "prepare-args": "--hours-per-language 0.01 --dev-utterances 3 --test-utterances 4 --num-jobs 1",
+        "train-args": f"{MODEL} {TRAINING} --num-updates 6",
+        "search-args": TRAINING,
+        "finetune-args": TRAINING,
+        "mask-updates": "4",
+        "finetune-updates": "4",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [RECIPE / "run.sh", *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_the_table_compares_the_three_systems(finished):
+    folder, printed = finished
+    for system in ("dense", "LAP", "pathways"):
+        assert f"│ {system}" in printed or f" {system} │" in printed
+    assert f"Report: {folder}/exp/report.html" in printed
+    page = (folder / "exp" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 + 3 + 2 * 2
+
+
+def test_masks_meet_the_sparsity_and_lap_shares_one(finished):
+    folder, _ = finished
+    lap = PathwayMasks.load(folder / "exp" / "lap" / "masks.safetensors")
+    pathways = PathwayMasks.load(folder / "exp" / "pathways" / "masks.safetensors")
+    for masks in (lap, pathways):
+        assert masks.languages == ("en", "it")
+        assert masks.sparsity("en") == pytest.approx(0.7, abs=0.01)
+    assert lap.overlap("en", "it") == 1 > pathways.overlap("en", "it")
+
+
+def test_streaming_and_offline_decoding_give_the_same_words(finished):
+    folder, _ = finished
+    for system in ("dense-continued", "lap", "pathways"):
+        offline = sorted((folder / "exp" / system / "modified_beam_search").glob("recogs-*"))
+        assert len(offline) == 2
+        for path in offline:
+            streamed = list((folder / "exp" / system / "streaming" / "modified_beam_search").glob(f"{path.name[:24]}*"))
+            assert len(streamed) == 1
+            assert path.read_text() == streamed[0].read_text()
+
+
+def test_the_summary_is_there_for_machines(finished):
+    folder, _ = finished
+    method = folder / "exp" / "pathways" / "streaming" / "modified_beam_search"
+    summary = read_json(next(method.glob("wer-summary-all-mls-test-*.json")))
+    assert set(summary["languages"]) == {"en", "it"}
+    assert all(scores["utterances"] == 4 for scores in summary["languages"].values())
