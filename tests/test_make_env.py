@@ -1,0 +1,82 @@
+"""What a newcomer is told when the machine lacks something."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What tools/make_env.sh needs before it has found a Python.
+BASICS = [
+    "bash",
+    "env",
+    "dirname",
+    "cat",
+    "sha256sum",
+    "cut",
+    "rm",
+    "mkdir",
+    "nproc",
+    "mktemp",
+    "tail",
+    "find",
+    "sort",
+    "xargs",
+    "grep",
+    "sed",
+]
+
+
+@pytest.fixture
+def bare_machine(tmp_path):
+    """A copy of the set-up files, and an environment in which there is nothing but a few basic commands."""
+    for name in ("tools", "requirements.txt", "pyproject.toml"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    for command in BASICS:
+        (tmp_path / "bin" / command).symlink_to(shutil.which(command))
+    return tmp_path, {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+
+
+def make_env(folder, environment):
+    script = folder / "tools" / "make_env.sh"
+    return subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_no_python_310_is_one_clear_line(bare_machine):
+    folder, environment = bare_machine
+    done = make_env(folder, environment)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: no Python 3.10 with venv found in PATH, pyenv or uv; install one")
+    assert not (folder / ".venv").exists()
+
+
+def test_a_python_that_does_not_run_is_passed_over_and_a_chosen_one_refused(bare_machine):
+    folder, environment = bare_machine
+    shim = folder / "bin" / "python3.10"
+    shim.write_text("#!/bin/bash\nexit 127\n")
+    shim.chmod(0o755)
+    assert "no Python 3.10 with venv found" in make_env(folder, environment).stderr
+    done = make_env(folder, environment | {"PYTHON": str(shim)})
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == [
+        f"error: PYTHON={shim} is not a working Python 3.10 with venv; point PYTHON at one"
+    ]
+
+
+def test_no_compiler_is_one_clear_line(tmp_path):
+    script = ROOT / "tools" / "kaldifeat" / "build.sh"
+    environment = os.environ | {"CXX": str(tmp_path / "no-compiler")}
+    done = subprocess.run(
+        [script, sys.executable, tmp_path / "wheels"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == [
+        "error: no C++ compiler found, and kaldifeat is built from source; install one (apt install g++) or set CXX"
+    ]
