@@ -113,7 +113,7 @@ def load_experiment(config: CommonConfig) -> Experiment:
     return Experiment(
         model=model.to(device),
         masks=_load_masks(config, model, data.languages),
-        data=SpeechDataModule(data_config),
+        data=data,
         tokenizer=_load_tokenizer(config.bpe_model or Path(options["training"]["bpe_model"]), model),
         suffix=_suffix(config, f"iter-{iteration}" if iteration else f"epoch-{epoch}"),
     )
