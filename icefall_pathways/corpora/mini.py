@@ -4,16 +4,21 @@ Every utterance is a function of the seed, its language, split and number: the s
 many processes make them and in whatever order.
 """
 
+import io
 import math
 import random
 import shutil
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from tqdm import tqdm
@@ -74,6 +79,12 @@ class MiniCorpusConfig:
         Raises:
           ValueError: --hours is not a list of LANGUAGE=HOURS, or the number is not above 0.
         """
+        hours = self._chosen_hours().get(language.code, self.hours_per_language)
+        if not 0 < hours < math.inf:
+            raise ValueError(f"{hours} hours of {language.name}: expected a number above 0")
+        return hours
+
+    def _chosen_hours(self) -> dict[str, float]:
         chosen = {}
         for word in self.hours.split():
             tag, _, value = word.partition("=")
@@ -83,10 +94,7 @@ class MiniCorpusConfig:
                 raise ValueError(
                     f'--hours {self.hours!r}, at {word!r}: {error}; expected such as "en=2 it=0.5"'
                 ) from error
-        hours = chosen.get(language.code, self.hours_per_language)
-        if not hours > 0:
-            raise ValueError(f"{hours} hours of {language.name}: expected more than 0")
-        return hours
+        return chosen
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of sentences.
@@ -98,6 +106,32 @@ class MiniCorpusConfig:
         if not kinds or not set(kinds) <= set(CONTENTS):
             raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}")
         return kinds
+
+    def check(self) -> list[Language]:
+        """Look at all options before any work is done.
+
+        Returns:
+          The languages.
+
+        Raises:
+          ValueError: One is out of range, or there are too few sentences for splits that share none.
+        """
+        languages = parse_languages(self.languages)
+        if stray := set(self._chosen_hours()) - {language.code for language in languages}:
+            raise ValueError(f"--hours names {' '.join(sorted(stray))}, which --languages {self.languages!r} does not")
+        for option, value, least in (
+            ("--dev-utterances", self.dev_utterances, 1),
+            ("--test-utterances", self.test_utterances, 1),
+            ("--highest-number", self.highest_number, 0),
+            ("--num-jobs", self.num_jobs, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{option} {value}: expected {least} or more")
+        for language in languages:
+            self.hours_of(language)
+            for split in SPLITS:
+                draw_sentence(language, split, self.kinds(), self.highest_number, self.seed, random.Random(0))
+        return languages
 
 
 @dataclass(frozen=True)
@@ -114,32 +148,26 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
     Raises:
       ValueError: Options out of range, or the folder holds a corpus made with other options.
     """
-    languages = parse_languages(config.languages)
-    hours = {language.code: config.hours_of(language) for language in languages}
-    config.kinds()
-    if _is_finished(config):
+    languages = config.check()
+    if _open_folder(config):
         print(f"{config.corpus_dir} is finished already")
         return
-    seconds = 3600 * sum(hours.values()) + _TYPICAL_SECONDS * len(languages) * (
+    seconds = 3600 * sum(map(config.hours_of, languages)) + _TYPICAL_SECONDS * len(languages) * (
         config.dev_utterances + config.test_utterances
     )
     jobs = config.num_jobs or cpu_count() or 1
-    with (
-        ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool,
-        tqdm(total=round(seconds), desc="synthesising", unit="s of audio", unit_scale=True) as bar,
-    ):
-        for language in languages:
-            speakers = speakers_of(language, config.seed)
-            held_out = {
-                "dev": speakers[:_HELD_OUT_SPEAKERS],
-                "test": speakers[_HELD_OUT_SPEAKERS : 2 * _HELD_OUT_SPEAKERS],
-            }
-            made = {}
-            for split in SPLITS:
-                people = held_out.get(split, speakers[2 * _HELD_OUT_SPEAKERS :])
-                made[split] = list(_make_split(config, language, split, people, pool, bar))
-                _write_split(config.corpus_dir, language, split, made[split])
-            _write_metainfo(config.corpus_dir, language, made)
+    try:
+        with (
+            ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool,
+            tqdm(total=round(seconds), desc="synthesising", unit="s of audio", unit_scale=True) as bar,
+        ):
+            for language in languages:
+                _make_language(config, language, pool, bar)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a synthesising process was ended from outside, perhaps for want of memory: run the same command again, "
+            f"with fewer processes than --num-jobs {jobs}; what is finished is kept"
+        ) from error
     write_json(config.corpus_dir / _STAMP, _options(config) | {"finished": True})
 
 
@@ -150,15 +178,20 @@ def _options(config: MiniCorpusConfig) -> dict[str, object]:
     }
 
 
-def _is_finished(config: MiniCorpusConfig) -> bool:
-    """Look at what stands in the folder already, and stamp it with the options if it is new."""
+def _open_folder(config: MiniCorpusConfig) -> bool:
+    """Make the folder ready for a corpus with these options; true if it holds that corpus whole.
+
+    Raises:
+      ValueError: It holds another corpus, or something else.
+    """
     stamp, options = config.corpus_dir / _STAMP, _options(config)
     if not stamp.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
         raise ValueError(f"{config.corpus_dir} holds something that is no embedded corpus: name an empty --corpus-dir")
     if stamp.exists():
         there = read_json(stamp)
-        finished = there.pop("finished")
+        finished = there.pop("finished", False)
         if there == options:
+            _remove_leftovers(config.corpus_dir)
             return finished
         differing = [f"{name}={there.get(name)!r}" for name in options if there.get(name) != options[name]]
         if not config.overwrite:
@@ -169,6 +202,25 @@ def _is_finished(config: MiniCorpusConfig) -> bool:
         shutil.rmtree(config.corpus_dir)
     write_json(stamp, options | {"finished": False})
     return False
+
+
+def _remove_leftovers(corpus_dir: Path) -> None:
+    """Remove what a killed process was writing: readers of the layout would take it for an utterance."""
+    for path in corpus_dir.glob("mls_*/*/audio/*/*/.*.flac"):
+        path.unlink()
+
+
+def _make_language(config: MiniCorpusConfig, language: Language, pool: ProcessPoolExecutor, bar: tqdm) -> None:
+    speakers = speakers_of(language, config.seed)
+    people = {
+        "dev": speakers[:_HELD_OUT_SPEAKERS],
+        "test": speakers[_HELD_OUT_SPEAKERS : 2 * _HELD_OUT_SPEAKERS],
+        "train": speakers[2 * _HELD_OUT_SPEAKERS :],
+    }
+    made = {split: list(_make_split(config, language, split, people[split], pool, bar)) for split in SPLITS}
+    for split in SPLITS:
+        _write_split(config.corpus_dir, language, split, made[split])
+    _write_metainfo(config.corpus_dir, language, made)
 
 
 def _make_split(
@@ -197,12 +249,14 @@ def _make_split(
         start += size
 
 
-_worker: dict[str, Synthesiser] = {}
-
-
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    _worker["synthesiser"] = Synthesiser()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
+
+
+@cache
+def _synthesiser() -> Synthesiser:
+    return Synthesiser()
 
 
 def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], int]) -> _Utterance:
@@ -213,10 +267,22 @@ def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], i
     handle = f"{speaker.number}_{10000 + speaker.number}_{index:06d}"
     path = _audio_path(config.corpus_dir, language, split, handle)
     if not path.exists():
-        samples = utter(_worker["synthesiser"], text, speaker, config.seed, rng)
-        with atomic_write(path) as temporary:
-            soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+        _write_flac(path, utter(_synthesiser(), text, speaker, config.seed, rng))
     return _Utterance(handle, text, speaker, soundfile.info(path).duration)
+
+
+def _write_flac(path: Path, samples: np.ndarray) -> None:
+    """Write 16-bit flac; it is encoded in memory, since the codec's own writer does not tell that a disk is full."""
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(encoded.getvalue())
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): make room there or name another --corpus-dir; what is "
+            "finished is kept, run the same command again to go on"
+        ) from error
 
 
 def _audio_path(corpus_dir: Path, language: Language, split: str, handle: str) -> Path:
@@ -230,9 +296,11 @@ def _write_split(corpus_dir: Path, language: Language, split: str, utterances: l
     _write_lines(folder / "segments.txt", [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.seconds:.2f}" for u in utterances])
     if split == "train":
         limited = folder / "limited_supervision"
-        for fold in range(6):
-            _write_lines(limited / "1hr" / str(fold) / "handles.txt", _up_to(utterances, 600 * fold, 600 * (fold + 1)))
-        _write_lines(limited / "9hr" / "handles.txt", _up_to(utterances, 3600, 36000))
+        parts = {f"1hr/{fold}": _up_to(utterances, 600 * fold, 600 * (fold + 1)) for fold in range(6)}
+        parts["9hr"] = _up_to(utterances, 3600, 36000)
+        for part, handles in parts.items():
+            if handles:  # less than an hour of speech fills some of the folds only
+                _write_lines(limited / part / "handles.txt", handles)
 
 
 def _up_to(utterances: list[_Utterance], start: float, end: float) -> list[str]:

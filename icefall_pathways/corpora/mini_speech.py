@@ -17,6 +17,7 @@ SAMPLE_RATE = 16000
 
 _ESPEAK_RATE = 22050
 _SYNCHRONOUS = 2  # mode of espeak_Initialize: audio comes through the callback before espeak_Synth returns
+_RETURN_ERRORS = 0x8000  # option of espeak_Initialize: without it a missing file ends the whole process
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 
@@ -32,82 +33,15 @@ _VOICES = {
 }
 
 # Variants that sound like persons; whispering, croaking and robot voices are left out.
-_WOMEN = [
-    "Alicia",
-    "Andrea",
-    "Annie",
-    "anika",
-    "aunty",
-    "belinda",
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "grandma",
-    "linda",
-    "shelby",
-    "steph",
-    "steph2",
-]
-_MEN = [
-    "Alex",
-    "Andy",
-    "Denis",
-    "Diogo",
-    "Gene",
-    "Henrique",
-    "Hugo",
-    "Lee",
-    "Marco",
-    "Mario",
-    "Michael",
-    "Mike",
-    "Nguyen",
-    "Reed",
-    "Storm",
-    "adam",
-    "announcer",
-    "antonio",
-    "benjamin",
-    "boris",
-    "caleb",
-    "david",
-    "ed",
-    "edward",
-    "edward2",
-    "grandpa",
-    "gustave",
-    "ian",
-    "john",
-    "kaukovalta",
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "m8",
-    "marcelo",
-    "max",
-    "michel",
-    "miguel",
-    "norbert",
-    "pablo",
-    "paul",
-    "pedro",
-    "quincy",
-    "rob",
-    "robert",
-    "sandro",
-    "travis",
-    "victor",
-    "zac",
-]
+_WOMEN = "Alicia Andrea Annie anika aunty belinda f1 f2 f3 f4 f5 grandma linda shelby steph steph2"
+_MEN = """
+    Alex Andy Denis Diogo Gene Henrique Hugo Lee Marco Mario Michael Mike Nguyen Reed Storm adam announcer
+    antonio benjamin boris mike2 david ed edward edward2 grandpa gustave ian john kaukovalta m1 m2 m3 m4 m5 m6
+    m7 m8 marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro travis victor zac
+"""
 
 
-class SynthesisError(RuntimeError):
+class SynthesisError(ValueError):
     """The synthesiser refused a voice or a text."""
 
 
@@ -129,7 +63,7 @@ class Speaker:
 def speakers_of(language: Language, seed: int) -> list[Speaker]:
     """All speakers of a language in an order drawn by `seed`, one per variant."""
     rng = random.Random(f"{seed}/{language.code}/speakers")
-    variants = [(name, "F") for name in _WOMEN] + [(name, "M") for name in _MEN]
+    variants = [(name, "F") for name in _WOMEN.split()] + [(name, "M") for name in _MEN.split()]
     rng.shuffle(variants)
     voices = _VOICES[language.code]
     first = 1000 * (1 + list(_VOICES).index(language.code))
@@ -172,24 +106,27 @@ class Synthesiser:
             _ctypes.dlclose(library._handle)
         samples = np.frombuffer(b"".join(self._pieces), dtype=np.int16)
         if not samples.any():
-            raise SynthesisError(f"the synthesiser made no sound of {text!r} with voice {voice!r}")
+            raise SynthesisError(f"eSpeak NG made no sound of {text!r} with voice {voice!r}")
         return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
     def _synthesise(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
         self._pieces.clear()
         data = espeakng_loader.get_data_path().encode()
-        if library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0) != _ESPEAK_RATE:
-            raise SynthesisError(f"the synthesiser did not start with the voices in {data.decode()}")
+        if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _RETURN_ERRORS) != _ESPEAK_RATE:
+            raise SynthesisError(
+                f"eSpeak NG did not start with the voices in {data.decode()} ({len(data)} characters, at most 150 are "
+                "safe): install espeakng-loader again, or the environment in a folder with a shorter path"
+            )
         library.espeak_SetSynthCallback(self._callback)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SynthesisError(f"the synthesiser has no voice {voice!r}")
+            raise SynthesisError(f"eSpeak NG has no voice {voice!r}: install the locked version of espeakng-loader")
         for parameter, value in parameters.items():
             library.espeak_SetParameter(parameter, value, 0)
         utf8 = text.encode() + b"\0"
         if library.espeak_Synth(utf8, len(utf8), 0, 0, 0, _UTF8, None, None) != 0:
-            raise SynthesisError(f"the synthesiser refused {text!r}")
+            raise SynthesisError(f"eSpeak NG refused {text!r} with voice {voice!r}")
 
     def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int) -> int:
         if samples and count > 0:

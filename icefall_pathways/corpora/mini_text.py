@@ -1,5 +1,6 @@
 """Sentences for the embedded corpus: number words, dates and CLDR phrases, normalised as MLS is."""
 
+import datetime
 import random
 import re
 import unicodedata
@@ -8,14 +9,13 @@ from collections.abc import Callable
 from functools import cache
 
 from babel import Locale
-from babel.dates import get_day_names, get_month_names
+from babel.dates import format_date, format_time, format_timedelta, get_day_names, get_month_names
 from babel.lists import format_list
 from babel.units import format_unit
 from num2words import num2words
 
 from icefall_pathways.languages import Language
 
-_UNITS = ("duration-day", "duration-hour", "duration-minute", "duration-week", "length-kilometer", "mass-kilogram")
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
 _MOST_DRAWS = 10_000
 
@@ -79,16 +79,46 @@ def _calendar(code: str, highest: int, rng: random.Random) -> str:
 
 
 def _phrases(code: str, highest: int, rng: random.Random) -> str:
-    kind = rng.randrange(3)
-    if kind == 0:
-        quantities = [
-            format_unit(rng.randint(2, max(2, highest)), unit, locale=code, length="long")
-            for unit in rng.sample(_UNITS, rng.randint(1, 2))
-        ]
-        return format_list(quantities, locale=code)
-    names = _names(code, "territories" if kind == 1 else "languages")
+    while True:
+        phrase = rng.choice(_PHRASES)(code, highest, rng)
+        if _SPEAKABLE.fullmatch(phrase):
+            return phrase
+
+
+def _quantities(code: str, highest: int, rng: random.Random) -> str:
+    units = rng.sample(_names(code, "units"), rng.randint(1, 2))
+    values = [rng.randint(2, max(2, highest)) for _ in units]
+    return format_list(
+        [format_unit(value, unit, format="0", locale=code) for value, unit in zip(values, units, strict=True)],
+        locale=code,
+    )
+
+
+def _named(code: str, highest: int, rng: random.Random) -> str:
+    names = _names(code, rng.choice(("territories", "languages", "currencies")))
     return format_list(rng.sample(names, rng.randint(1, 3)), locale=code)
 
+
+def _date(code: str, highest: int, rng: random.Random) -> str:
+    date = datetime.date(1950, 1, 1) + datetime.timedelta(days=rng.randrange(36525))
+    return format_date(date, rng.choice(("long", "full")), locale=code)
+
+
+def _time(code: str, highest: int, rng: random.Random) -> str:
+    day = rng.choice(_names(code, "days"))
+    return f"{day} {format_time(datetime.time(rng.randrange(24), rng.randint(1, 59)), 'H:mm', locale=code)}"
+
+
+def _duration(code: str, highest: int, rng: random.Random) -> str:
+    unit = rng.choice(("days", "hours", "minutes", "weeks"))
+    span = datetime.timedelta(**{unit: rng.choice((-1, 1)) * rng.randint(1, max(1, highest))})
+    return format_timedelta(span, threshold=1, add_direction=rng.random() < 0.5, locale=code)
+
+
+_PHRASES: tuple[Callable[[str, int, random.Random], str], ...] = (_quantities, _named, _date, _time, _duration)
+
+# Phrases with abbreviations or codes ("Imp. gallons", "1e9") are for screens, not for reading aloud.
+_SPEAKABLE = re.compile(r"(?!.*([^\W\d]\d|\d[^\W\d]|[^\W\d]\.))[\w\s,.:'’-]+")
 
 #: The kinds of sentences: what a small model learns in minutes first, the large vocabulary last.
 CONTENTS: dict[str, Callable[[str, int, random.Random], str]] = {
@@ -105,12 +135,14 @@ def _names(code: str, kind: str) -> list[str]:
     if kind == "months":
         return [str(name) for name in get_month_names("wide", locale=code).values()]
     locale = Locale.parse(code)
-    table = locale.territories if kind == "territories" else locale.languages
+    if kind == "units":
+        # A unit that the language has no word for comes out as its own tag ("area-acre").
+        return sorted(unit for unit in locale.unit_display_names if unit not in format_unit(2, unit, locale=code))
     # Names with brackets, digits or codes are for lists on screens, not for reading aloud.
     return sorted(
         {
             name
-            for tag, name in table.items()
+            for tag, name in getattr(locale, kind).items()
             if len(tag) <= 3 and not tag.isdigit() and re.fullmatch(r"[^\W\d_]+([ -][^\W\d_]+)*", name)
         }
     )

@@ -1,0 +1,184 @@
+import dataclasses
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from lhotse.recipes.mls import prepare_mls
+
+from icefall_pathways.corpora.mini import SPLITS, MiniCorpusConfig, make_mini_corpus
+from icefall_pathways.files import read_json
+from icefall_pathways.languages import LANGUAGES
+
+SCRIPT = Path(__file__).parents[2] / "egs" / "mls" / "ASR" / "local" / "make_mini_corpus.py"
+OPTIONS = ["--languages", "en nl", "--hours", "en=0.012 nl=0.006", "--dev-utterances", "6", "--test-utterances", "8"]
+
+
+def config_for(corpus_dir: Path, **options: object) -> MiniCorpusConfig:
+    small = MiniCorpusConfig(
+        corpus_dir, "en nl", hours="en=0.012 nl=0.006", dev_utterances=6, test_utterances=8, num_jobs=1
+    )
+    return dataclasses.replace(small, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def transcripts(corpus: Path, name: str, split: str) -> dict[str, str]:
+    lines = (corpus / f"mls_{name}" / split / "transcripts.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mini") / "mls"
+    make_mini_corpus(config_for(folder, num_jobs=2))
+    return folder
+
+
+def test_same_bytes_with_one_process_and_fewer_languages(corpus: Path, tmp_path: Path) -> None:
+    make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.006"))
+    assert contents(tmp_path / "mls_dutch") == contents(corpus / "mls_dutch")
+
+
+def test_longer_corpus_begins_with_the_shorter_one(corpus: Path, tmp_path: Path) -> None:
+    make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.009", dev_utterances=9))
+    longer, shorter = contents(tmp_path / "mls_dutch"), contents(corpus / "mls_dutch")
+    audio = [path for path in shorter if path.endswith(".flac")]
+    assert len(audio) < sum(path.endswith(".flac") for path in longer)
+    assert all(longer[path] == shorter[path] for path in audio)
+
+
+def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None:
+    make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.006", seed=43))
+    assert transcripts(tmp_path, "dutch", "test") != transcripts(corpus, "dutch", "test")
+
+
+def test_splits_share_no_sentence_and_no_speaker(corpus: Path) -> None:
+    for name in ("english", "dutch"):
+        sentences: set[str] = set()
+        speakers: set[str] = set()
+        for split in SPLITS:
+            lines = transcripts(corpus, name, split)
+            own = {handle.split("_")[0] for handle in lines}
+            assert not sentences & set(lines.values())
+            assert not speakers & own
+            sentences |= set(lines.values())
+            speakers |= own
+
+
+def test_hours_and_numbers_of_utterances(corpus: Path) -> None:
+    for name, hours in (("english", 0.012), ("dutch", 0.006)):
+        flacs = list((corpus / f"mls_{name}" / "train").rglob("*.flac"))
+        seconds = [soundfile.info(path).duration for path in flacs]
+        assert 0 <= sum(seconds) - 3600 * hours < max(seconds)
+        assert len(flacs) == len(transcripts(corpus, name, "train"))
+        assert len(transcripts(corpus, name, "dev")) == len(list((corpus / f"mls_{name}" / "dev").rglob("*.flac"))) == 6
+        assert len(transcripts(corpus, name, "test")) == 8
+
+
+def test_lhotse_reads_the_folder(corpus: Path, tmp_path: Path) -> None:
+    manifests = prepare_mls(corpus, opus=False)
+    assert set(manifests) == {"english", "dutch"}
+    for name, splits in manifests.items():
+        language = next(language for language in LANGUAGES.values() if language.name == name)
+        for split in SPLITS:
+            recordings, supervisions = splits[split]["recordings"], splits[split]["supervisions"]
+            assert {s.id: s.text for s in supervisions} == transcripts(corpus, name, split)
+            assert {r.id for r in recordings} == {s.id for s in supervisions}
+            assert {(r.sampling_rate, r.num_channels) for r in recordings} == {(16000, 1)}
+            assert {s.gender for s in supervisions} <= {"F", "M"}
+            assert all(set(s.text) <= language.alphabet for s in supervisions)
+
+
+def test_segments_metainfo_and_limited_supervision(corpus: Path) -> None:
+    folder = corpus / "mls_english"
+    rows = [line.split("|") for line in (folder / "metainfo.txt").read_text().splitlines()]
+    assert " | ".join(word.strip() for word in rows[0]) == (
+        "SPEAKER | GENDER | PARTITION | MINUTES | BOOK ID | TITLE | CHAPTER"
+    )
+    assert sum(float(row[3]) for row in rows[1:] if row[2].strip() == "train") == pytest.approx(0.72, rel=0.1)
+    handles = list(transcripts(corpus, "english", "train"))
+    segments = [line.split("\t") for line in (folder / "train" / "segments.txt").read_text().splitlines()]
+    assert [row[0] for row in segments] == handles
+    assert all(0 == float(row[2]) < float(row[3]) < 10 for row in segments)
+    limited = folder / "train" / "limited_supervision"
+    # 43 seconds of speech reach neither the second ten minutes nor the second hour.
+    assert [path.relative_to(limited).as_posix() for path in limited.rglob("*.txt")] == ["1hr/0/handles.txt"]
+    assert (limited / "1hr" / "0" / "handles.txt").read_text().split() == handles
+
+
+def test_finished_corpus_is_left_alone(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
+    make_mini_corpus(config_for(corpus))
+    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_interrupted_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:
+    """A run that meets a full disk says so; the next one keeps what is there and ends with the same bytes."""
+    command = [sys.executable, str(SCRIPT), "--corpus-dir", str(tmp_path / "mls"), "--num-jobs", "1", *OPTIONS]
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    stopped = subprocess.run(command, preexec_fn=limit_files, capture_output=True, text=True)
+    assert stopped.returncode == 1
+    assert "Traceback" not in stopped.stderr
+    error = stopped.stderr.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "cannot be written (File too large): make room" in error
+    kept = [path for path in (tmp_path / "mls").rglob("*.flac") if not path.name.startswith(".")]
+    assert 0 < len(kept) < sum(path.endswith(".flac") for path in contents(corpus))
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    torn = kept[0].with_name(f".{kept[0].stem}-killed.flac")
+    torn.write_bytes(b"fLaC")
+    assert not read_json(tmp_path / "mls" / "mini_corpus.json")["finished"]
+
+    make_mini_corpus(config_for(tmp_path / "mls"))
+    assert contents(tmp_path / "mls") == contents(corpus)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_other_options_are_told_and_replace_only_on_request(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "mls")
+    with pytest.raises(ValueError, match=r"made with seed=42: .*--overwrite 1"):
+        make_mini_corpus(config_for(tmp_path / "mls", seed=1))
+    assert contents(tmp_path / "mls") == contents(corpus)
+    make_mini_corpus(config_for(tmp_path / "mls", languages="it", hours="it=0.002", overwrite=True))
+    assert not (tmp_path / "mls" / "mls_english").exists()
+    assert transcripts(tmp_path / "mls", "italian", "dev")
+
+
+def test_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no embedded corpus"):
+        make_mini_corpus(config_for(tmp_path, overwrite=True))
+    assert contents(tmp_path) == {"thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"languages": "en xx", "hours": ""}, "unknown language 'xx'"),
+        ({"hours": "en=much"}, "--hours 'en=much', at 'en=much'"),
+        ({"hours": "en=0"}, "0.0 hours of english"),
+        ({"hours": "en=inf"}, "inf hours of english"),
+        ({"hours": "fr=1"}, "--hours names fr, which --languages 'en nl' does not"),
+        ({"content": "poems"}, "--content 'poems': expected some of numbers, calendar, phrases"),
+        ({"content": "numbers", "highest_number": 0}, "too few english sentences"),
+        ({"dev_utterances": 0}, "--dev-utterances 0: expected 1 or more"),
+        ({"highest_number": -1}, "--highest-number -1: expected 0 or more"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_written(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_mini_corpus(config_for(tmp_path / "mls", **options))
+    assert message in str(caught.value)
+    assert not (tmp_path / "mls").exists()

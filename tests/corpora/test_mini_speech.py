@@ -1,0 +1,77 @@
+import random
+
+import numpy as np
+import pytest
+
+from icefall_pathways.corpora.mini_speech import Synthesiser, SynthesisError, speakers_of, utter
+from icefall_pathways.languages import LANGUAGES
+
+
+@pytest.fixture(scope="module")
+def synthesiser() -> Synthesiser:
+    return Synthesiser()
+
+
+@pytest.mark.parametrize("voice", ["en+m3", "en+f2", "fr+edward", "it+croak"])
+def test_what_was_said_before_leaves_no_trace(synthesiser: Synthesiser, voice: str) -> None:
+    first = synthesiser.speak("eleven", voice, 160, 50, 50)
+    synthesiser.speak("mardi quinze", "fr+klatt3", 120, 80, 10)
+    np.testing.assert_array_equal(synthesiser.speak("eleven", voice, 160, 50, 50), first)
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_every_speaker_can_be_heard(synthesiser: Synthesiser, code: str) -> None:
+    month = {"en": "december", "fr": "décembre", "it": "dicembre", "nl": "december"}.get(code, "december")
+    for speaker in speakers_of(LANGUAGES[code], 42):
+        samples = synthesiser.speak(month, speaker.voice, 160, 50, 50)
+        assert 0.4 < len(samples) / 16000 < 1.6, speaker
+        assert np.sqrt(np.mean(samples**2)) > 0.01, speaker
+
+
+def test_voices_are_voiced(synthesiser: Synthesiser) -> None:
+    for speaker in speakers_of(LANGUAGES["en"], 42):
+        assert periodicity(synthesiser.speak("eleven", speaker.voice, 160, 50, 50)) > 0.45, speaker
+    assert periodicity(synthesiser.speak("eleven", "en+whisper", 160, 50, 50)) < 0.45
+
+
+def periodicity(samples: np.ndarray) -> float:
+    """The median, over loud frames of 64 ms, of the highest autocorrelation at 35 to 500 Hz."""
+    frames = np.lib.stride_tricks.sliding_window_view(samples, 1024)[::320]
+    power = np.square(frames).mean(axis=1)
+    loud = frames[power > 0.02 * power.max()]
+    spectra = np.fft.rfft(loud - loud.mean(axis=1, keepdims=True), 2048)
+    lags = np.arange(32, 457)
+    correlation = np.fft.irfft(np.abs(spectra) ** 2)
+    return float(np.median((correlation[:, lags] / (1 - lags / 1024)).max(axis=1) / correlation[:, 0]))
+
+
+def test_speakers_differ_and_are_numbered_apart() -> None:
+    everyone = [speaker for language in LANGUAGES.values() for speaker in speakers_of(language, 42)]
+    assert len({speaker.number for speaker in everyone}) == len(everyone)
+    english = speakers_of(LANGUAGES["en"], 42)
+    assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 60
+    assert {speaker.gender for speaker in english[:10]} == {"F", "M"}
+    assert english != speakers_of(LANGUAGES["en"], 43)
+
+
+def test_recordings_of_one_sentence_differ_in_noise_and_level(synthesiser: Synthesiser) -> None:
+    speaker = speakers_of(LANGUAGES["en"], 42)[0]
+    one, same, other = (utter(synthesiser, "eleven", speaker, 42, random.Random(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert len(one) != len(other) or not np.allclose(one, other)
+    for samples in (one, other):
+        assert samples.dtype == np.float32
+        assert 10 ** (-12.1 / 20) < np.abs(samples).max() < 10 ** (-2.9 / 20)
+
+
+def test_unknown_voice_and_silent_text_are_told(synthesiser: Synthesiser) -> None:
+    with pytest.raises(SynthesisError, match=r"no voice 'xx\+f1'.*espeakng-loader"):
+        synthesiser.speak("eleven", "xx+f1", 160, 50, 50)
+    with pytest.raises(SynthesisError, match=r"no sound of ''"):
+        synthesiser.speak("", "en+f1", 160, 50, 50)
+
+
+def test_missing_voice_data_is_told(synthesiser: Synthesiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("espeakng_loader.get_data_path", lambda: "/nonexistent")
+    with pytest.raises(SynthesisError, match="did not start with the voices in /nonexistent"):
+        synthesiser.speak("eleven", "en+f1", 160, 50, 50)

@@ -1,0 +1,71 @@
+import random
+from itertools import combinations
+
+import pytest
+
+from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence, normalise
+from icefall_pathways.languages import LANGUAGES, get_language
+
+
+def draw(code: str, split: str, content: tuple[str, ...], count: int, highest: int = 30) -> list[str]:
+    rng = random.Random(f"{code}/{split}")
+    return [draw_sentence(get_language(code), split, content, highest, 42, rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_only_the_alphabet_of_the_language_in_lower_case(code: str, content: str) -> None:
+    for sentence in draw(code, "train", (content,), 200):
+        assert set(sentence) <= LANGUAGES[code].alphabet
+        assert sentence == " ".join(sentence.split()) != ""
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_splits_share_no_sentence(code: str) -> None:
+    splits = [set(draw(code, split, ("numbers", "calendar"), 400)) for split in ("train", "dev", "test")]
+    for one, other in combinations(splits, 2):
+        assert not one & other
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "expected"),
+    [
+        ("en", "Friday, March 21", "friday march twenty one"),
+        ("fr", "L’Île-de-France  2", "l'île de france deux"),
+        ("de", "3. März", "drei märz"),
+        ("en", "Türkiye", ""),
+        ("en", "...", ""),
+    ],
+)
+def test_normalise(code: str, text: str, expected: str) -> None:
+    assert normalise(text, get_language(code)) == expected
+
+
+def test_numbers_stay_within_the_range() -> None:
+    words = {word for sentence in draw("en", "train", ("numbers",), 500, highest=9) for word in sentence.split()}
+    assert words == {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+
+
+def test_large_numbers_in_phrases_are_one_number() -> None:
+    assert any("one thousand" in sentence for sentence in draw("en", "train", ("phrases",), 500, highest=1500))
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_vocabularies_small_and_large(code: str) -> None:
+    def vocabulary(*content: str) -> int:
+        return len({word for sentence in draw(code, "train", content, 1500) for word in sentence.split()})
+
+    assert 15 <= vocabulary("numbers") + 8 < vocabulary("numbers", "calendar") <= 60
+    assert vocabulary("phrases") > 600
+
+
+def test_kinds_have_equal_shares() -> None:
+    sentences = draw("en", "train", ("numbers", "calendar"), 1000)
+    calendar = sum(any(word.endswith(("day", "ary", "ber")) for word in sentence.split()) for sentence in sentences)
+    assert 300 < calendar < 600  # April to August have other endings
+
+
+def test_too_few_sentences_are_told() -> None:
+    with pytest.raises(ValueError, match=r"too few english sentences for a \w+ split.*--highest-number"):
+        for split in ("train", "dev", "test"):
+            draw("en", split, ("numbers",), 1, highest=0)
