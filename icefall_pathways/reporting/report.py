@@ -62,6 +62,7 @@ def write_report(config: ReportConfig) -> str:
         f"<p>Word error rate (%) of {html.escape(config.method)} on {systems[0].utterances} utterances of "
         f"{html.escape(config.split)}.</p>",
         _html_table(*results.comparison_rows(systems)),
+        f"<p>{html.escape(results.relative_changes(systems))}</p>",
     ]
     with tempfile.TemporaryDirectory() as folder:
         for title, pictures in _pictures(systems, Path(folder)):
@@ -72,7 +73,7 @@ def write_report(config: ReportConfig) -> str:
             f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>",
             encoding="utf-8",
         )
-    return results.comparison_table(systems)
+    return f"{results.comparison_table(systems)}\n{results.relative_changes(systems)}"
 
 
 def _pictures(systems: list[SystemResult], folder: Path) -> list[tuple[str, list[Path]]]:

@@ -96,10 +96,11 @@ def comparison_table(results: list[SystemResult]) -> str:
     return tabulate(rows, header, tablefmt="simple_outline", stralign="right", disable_numparse=True)
 
 
-def relative_change(results: list[SystemResult], system: str, reference: str) -> float:
-    """By how many percent the average WER of `system` differs from that of `reference`; negative is better."""
-    by_name = {result.name: result.average_wer for result in results}
-    return 100 * (by_name[system] / by_name[reference] - 1)
+def relative_changes(results: list[SystemResult]) -> str:
+    """By how many percent the average WER of the last system differs from that of each other one; negative is better."""
+    *others, last = results
+    changes = (f"{100 * (last.average_wer / other.average_wer - 1):+.1f} % against {other.name}" for other in others)
+    return f"Average WER of {last.name}: {', '.join(changes)}" if others else ""
 
 
 def _millions(active: dict[str, int]) -> str:
