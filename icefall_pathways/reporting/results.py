@@ -97,7 +97,7 @@ def comparison_table(results: list[SystemResult]) -> str:
 
 
 def relative_changes(results: list[SystemResult]) -> str:
-    """By how many percent the average WER of the last system differs from that of each other one; negative is better."""
+    """By how many percent the average WER of the last system differs from that of each other; negative is better."""
     *others, last = results
     changes = (f"{100 * (last.average_wer / other.average_wer - 1):+.1f} % against {other.name}" for other in others)
     return f"Average WER of {last.name}: {', '.join(changes)}" if others else ""
