@@ -33,11 +33,11 @@ _VOICES = {
 }
 
 # Variants that sound like persons; whispering, croaking and robot voices are left out.
-_WOMEN = "Alicia Andrea Annie anika aunty belinda f1 f2 f3 f4 f5 grandma linda shelby steph steph2"
+_WOMEN = "Annie aunty belinda f1 f2 f3 f4 f5 grandma linda shelby"
 _MEN = """
-    Alex Andy Denis Diogo Gene Henrique Hugo Lee Marco Mario Michael Mike Nguyen Reed Storm adam announcer
-    antonio benjamin boris mike2 david ed edward edward2 grandpa gustave ian john kaukovalta m1 m2 m3 m4 m5 m6
-    m7 m8 marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro travis victor zac
+    Alex Andy Denis Diogo Gene Henrique Hugo Lee Marco Mario Michael Mike Nguyen Reed adam benjamin boris mike2
+    david edward edward2 grandpa gustave john m1 m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel norbert pablo
+    paul quincy rob robert victor
 """
 
 
@@ -141,14 +141,14 @@ def utter(synthesiser: Synthesiser, text: str, speaker: Speaker, seed: int, rng:
       Samples in [-1, 1] at 16 kHz, float32.
     """
     person = random.Random(f"{seed}/{speaker.number}")
-    rate, pitch, pitch_range = person.randint(140, 185), person.randint(35, 65), person.randint(35, 65)
+    rate, pitch, pitch_range = person.randint(130, 170), person.randint(35, 65), person.randint(35, 65)
     samples = synthesiser.speak(
         text, speaker.voice, rate + rng.randint(-12, 12), pitch + rng.randint(-6, 6), pitch_range + rng.randint(-10, 10)
     )
     noise = np.random.default_rng(rng.getrandbits(63))
-    samples = _in_room(samples, rng.uniform(0.05, 0.25), rng.uniform(0.05, 0.3), noise)
+    samples = _in_room(samples, rng.uniform(0.05, 0.2), rng.uniform(0.05, 0.2), noise)
     power = float(np.mean(samples**2))
-    samples = samples + noise.normal(0, (power * 10 ** (-rng.uniform(20, 40) / 10)) ** 0.5, len(samples))
+    samples = samples + noise.normal(0, (power * 10 ** (-rng.uniform(25, 40) / 10)) ** 0.5, len(samples))
     return (samples * 10 ** (-rng.uniform(3, 12) / 20) / np.abs(samples).max()).astype(np.float32)
 
 

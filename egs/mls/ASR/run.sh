@@ -76,7 +76,7 @@ if [ "$demo" = 1 ]; then
     --decoder-dim 160 --joiner-dim 160 --subsampling-channels 8,32 --left-context-length 64 --dropout 0.05"
   common="--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear --ctc-loss-scale 1.0 --log-interval 25
     --valid-interval 500 --save-every-n 500 --keep-last-k 2"
-  train_args="$model $common --num-updates 2800 --short-first 1 --base-lr 0.0015 --lr-warmup 150 --warm-updates 1000"
+  train_args="$model $common --num-updates 3000 --short-first 1 --base-lr 0.0015 --lr-warmup 150 --warm-updates 1000"
   finetune_args="$common --base-lr 0.001 --lr-warmup 50 --warm-updates 0"
   search_args="$common --base-lr 0.001 --lr-warmup 25 --warm-updates 0"
   decode_args="--max-duration 100"
