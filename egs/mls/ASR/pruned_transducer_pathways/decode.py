@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Decode whole utterances of every language and print their word error rates.
+r"""Decode whole utterances of every language and print their word error rates.
 
 Usage:
 

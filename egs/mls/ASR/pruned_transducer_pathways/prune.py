@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find masks: one sub-network for each language, or one for all of them (LAP), by iterative magnitude pruning.
+r"""Find masks: one sub-network for each language, or one for all of them (LAP), by iterative magnitude pruning.
 
 Usage:
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare decoded systems: a table here, and a page with plots.
+r"""Compare decoded systems: a table here, and a page with plots.
 
 Usage:
 

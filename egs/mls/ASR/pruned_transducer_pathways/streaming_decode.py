@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Decode every language chunk by chunk, many utterances at a time, as a live recogniser would.
+r"""Decode every language chunk by chunk, many utterances at a time, as a live recogniser would.
 
 Usage:
 

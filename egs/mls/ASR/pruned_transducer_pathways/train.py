@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a multilingual streaming transducer: dense, or with a sub-network for each language.
+r"""Train a multilingual streaming transducer: dense, or with a sub-network for each language.
 
 Usage:
 
