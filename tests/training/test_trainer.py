@@ -140,7 +140,7 @@ def test_all_checkpoints_damaged_is_an_error_and_nothing_is_lost(corpus, tmp_pat
     metrics = (tmp_path / "exp" / "metrics.jsonl").read_text()
     for path in (tmp_path / "exp").glob("*.pt"):
         path.write_bytes(b"PK" + bytes(100))
-    with pytest.raises(checkpoints.CheckpointError, match="no checkpoint in .* is readable"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* is readable"):
         experiment.train(config)
     assert (tmp_path / "exp" / "metrics.jsonl").read_text() == metrics
 

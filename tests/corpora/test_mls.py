@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, RecordingSet, SupervisionSet
+from mls_folder import add_utterance, make_language
+
+from icefall_pathways.corpora.mls import manifest_paths, prepare_manifests
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.store import StoreConfig, cuts_path, store_features
+from icefall_pathways.languages import get_language
+
+GERMAN, POLISH = get_language("de"), get_language("pl")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    make_language(tmp_path / "corpus", "de")
+    make_language(tmp_path / "corpus", "pl")
+    return tmp_path / "corpus"
+
+
+def manifests(corpus, **options):
+    return prepare_manifests(corpus, corpus.parent / "manifests", [GERMAN, POLISH], **options)
+
+
+def supervisions(corpus, split="train", language=GERMAN):
+    return list(SupervisionSet.from_file(manifest_paths(corpus.parent / "manifests", language, split)[1]))
+
+
+def features(corpus, **options):
+    manifests(corpus)
+    config = StoreConfig(corpus.parent / "manifests", corpus.parent / "fbank", "de pl", num_jobs=1, **options)
+    report = store_features(config)
+    return report, {
+        (language.code, split): list(CutSet.from_file(cuts_path(config.output_dir, language, split)))
+        for language in (GERMAN, POLISH)
+        for split in ("train", "dev", "test")
+    }
+
+
+def test_every_supervision_has_its_language_speaker_and_gender(corpus):
+    report = manifests(corpus)
+    assert report.kept[("de", "train")] == report.kept[("pl", "test")] == 4 and not report.dropped
+    assert [s.language for s in supervisions(corpus, language=POLISH)] == ["pl"] * 4
+    first = supervisions(corpus)[0]
+    assert (first.speaker, first.gender, first.text) == ("10", "F", "eins zwei")
+
+
+def test_opus_is_read_too(corpus):
+    add_utterance(corpus / "mls_german" / "train", "10_100_000099", "opus", suffix=".opus", rate=48000)
+    manifests(corpus)
+    paths = manifest_paths(corpus.parent / "manifests", GERMAN, "train")
+    recording = next(r for r in RecordingSet.from_file(paths[0]) if r.id == "10_100_000099")
+    assert recording.sampling_rate == 16000 and recording.load_audio().shape[1] == pytest.approx(16000, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "told"),
+    [("", "no text", "10_100_000050"), ("zimmer 12", "foreign characters", "'12'"), ("ça va", "", "")],
+)
+def test_a_transcript_that_cannot_be_used_is_left_out_and_counted(corpus, text, reason, told):
+    add_utterance(corpus / "mls_german" / "train", "10_100_000050", text)
+    report = manifests(corpus)
+    if reason:
+        assert report.dropped == {("de", "train", reason): 1}
+        assert told in report.table() and f"dropped: {reason}" in report.table()
+    assert len(supervisions(corpus)) == (4 if reason else 5)
+    assert report.kept[("pl", "train")] == 4
+
+
+def test_a_line_without_audio_is_left_out(corpus):
+    with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
+        file.write("10_100_000051\teins\n../../x_1_2\tzwei\n")
+    assert manifests(corpus).dropped == {("de", "train", "no audio"): 2}
+
+
+def test_a_file_that_is_no_audio_is_left_out(corpus):
+    add_utterance(corpus / "mls_german" / "train", "10_100_000052", "eins").write_bytes(b"")
+    report = manifests(corpus)
+    assert report.dropped == {("de", "train", "unreadable audio"): 1}
+    assert "10_100_000052.flac" in report.table()
+
+
+def test_a_truncated_flac_is_found_when_features_are_made(corpus):
+    path = add_utterance(corpus / "mls_german" / "train", "10_100_000053", "eins", seconds=3.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report, cuts = features(corpus)
+    assert report.dropped == {("de", "train", "unreadable audio"): 1}
+    assert report.kept[("de", "train")] == len(cuts["de", "train"]) == 4
+    assert len(cuts["pl", "train"]) == 4
+    assert "10_100_000053" in report.table()
+
+
+def test_stereo_and_8_khz_are_kept_converted_and_noted(corpus):
+    split = corpus / "mls_german" / "train"
+    stereo = add_utterance(split, "10_100_000054", "eins", channels=2)
+    add_utterance(split, "10_100_000055", "zwei", rate=8000)
+    report, cuts = features(corpus)
+    assert report.notes == {("de", "train", "downmixed"): 1, ("de", "train", "resampled"): 1}
+    by_name = {cut.id.rsplit("-", 1)[0]: cut for cut in cuts["de", "train"]}
+    assert len(by_name) == 6
+    samples, _ = soundfile.read(stereo, dtype="float32")
+    expected = FbankConfig().extractor().extract(torch.from_numpy(samples.mean(axis=1)), 16000)
+    stored = by_name["10_100_000054"].load_features()
+    assert stored.shape == expected.shape and np.abs(stored - expected.numpy()).max() < 0.2  # stored with loss
+    assert by_name["10_100_000055"].num_frames == 100
+
+
+def test_a_speaker_missing_from_metainfo_is_kept_and_noted(corpus):
+    add_utterance(corpus / "mls_german" / "train", "77_770_000000", "eins")
+    report = manifests(corpus)
+    assert report.notes == {("de", "train", "speaker not in metainfo.txt"): 1}
+    assert {s.speaker: s.gender for s in supervisions(corpus)}["77"] is None
+
+
+def test_a_missing_split_is_named_with_those_found(corpus):
+    (corpus / "mls_polish" / "dev").rename(corpus / "mls_polish" / "valid")
+    with pytest.raises(CorpusError, match=r"mls_polish lacks the split dev \(found: test, train, valid\)"):
+        manifests(corpus)
+    assert len(supervisions(corpus)) == 4  # the languages before it are done
+
+
+def test_a_missing_language_is_named_with_those_found(corpus):
+    with pytest.raises(CorpusError, match=r"no mls_french or mls_french_opus in .*found: mls_german, mls_polish"):
+        prepare_manifests(corpus, corpus.parent / "m", [get_language("fr")])
+
+
+def test_too_much_lost_stops_after_all_is_counted(corpus):
+    add_utterance(corpus / "mls_german" / "dev", "20_200_000050", "12")
+    report = manifests(corpus)
+    with pytest.raises(CorpusError, match=r"de dev loses 1 of 5 utterances, more than --max-dropped-share 0\.1"):
+        report.check(0.1)
+    report.check(0.2)
+    assert len(supervisions(corpus, language=POLISH)) == 4
+
+
+def test_limited_supervision_takes_the_handles_of_the_subset(corpus):
+    for language in ("german", "polish"):
+        folder = corpus / f"mls_{language}" / "train" / "limited_supervision" / "1hr" / "0"
+        folder.mkdir(parents=True)
+        (folder / "handles.txt").write_text("10_100_000001\n10_100_000003\n")
+    assert manifests(corpus, subset="1hr").kept[("de", "train")] == 2
+    with pytest.raises(CorpusError, match=r"no handles\.txt below .*9hr: this corpus has no such subset"):
+        prepare_manifests(corpus, corpus.parent / "other", [GERMAN], subset="9hr")
+
+
+def test_too_short_and_too_long_are_left_out_and_speeds_keep_the_language(corpus):
+    add_utterance(corpus / "mls_german" / "train", "10_100_000056", "eins", seconds=0.1)
+    add_utterance(corpus / "mls_german" / "train", "10_100_000057", "zwei", seconds=3.0)
+    report, cuts = features(corpus, max_duration=2.0, perturb_speed=True)
+    assert report.dropped == {("de", "train", "too short"): 1, ("de", "train", "too long"): 1}
+    assert len(cuts["de", "train"]) == report.kept[("de", "train")] == 12
+    assert {s.language for cut in cuts["de", "train"] for s in cut.supervisions} == {"de"}
+    assert sorted({cut.num_frames for cut in cuts["de", "train"]}) == [91, 100, 111]
+    assert len(cuts["de", "dev"]) == 4
+
+
+def test_what_is_finished_is_read_back_not_made_again(corpus):
+    report, _cuts = features(corpus)
+    (corpus / "mls_german").rename(corpus / "gone")
+    (corpus / "gone").rename(corpus / "mls_german")
+    stamp = cuts_path(corpus.parent / "fbank", GERMAN, "train").stat().st_mtime_ns
+    again, _ = features(corpus)
+    assert again == report
+    assert cuts_path(corpus.parent / "fbank", GERMAN, "train").stat().st_mtime_ns == stamp
+
+
+def test_a_report_survives_saving(corpus):
+    add_utterance(corpus / "mls_german" / "dev", "20_200_000050", "12")
+    report = manifests(corpus)
+    report.save(corpus / "report.json")
+    assert CorpusReport.load(corpus / "report.json") == report
