@@ -115,7 +115,7 @@ class MetricsLog:
 
 
 def bar_position() -> int | None:
-    """The line of this process's progress bar where several share a terminal (TQDM_POSITION); None where it is alone."""
+    """The line of this process's progress bar where several share a terminal (TQDM_POSITION); None if it is alone."""
     position = os.environ.get("TQDM_POSITION")
     return int(position) if position else None
 
