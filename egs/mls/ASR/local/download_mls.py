@@ -7,7 +7,6 @@ Usage:
 """
 
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
-
 from icefall_pathways.options import parse, run_script
 
 
