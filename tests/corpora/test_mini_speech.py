@@ -49,7 +49,7 @@ def test_speakers_differ_and_are_numbered_apart() -> None:
     everyone = [speaker for language in LANGUAGES.values() for speaker in speakers_of(language, 42)]
     assert len({speaker.number for speaker in everyone}) == len(everyone)
     english = speakers_of(LANGUAGES["en"], 42)
-    assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 60
+    assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 40
     assert {speaker.gender for speaker in english[:10]} == {"F", "M"}
     assert english != speakers_of(LANGUAGES["en"], 43)
 
