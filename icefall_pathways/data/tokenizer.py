@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -46,6 +47,16 @@ class Tokenizer:
     def blank_id(self) -> int:
         """The blank's token."""
         return BLANK_ID
+
+    @property
+    def unknown_id(self) -> int:
+        """The token of what no other token covers."""
+        return self._processor.unk_id()
+
+    @cached_property
+    def symbols(self) -> list[str]:
+        """All tokens as they are written, in the order of their ids."""
+        return [self._processor.IdToPiece(token) for token in range(self.vocab_size)]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text."""

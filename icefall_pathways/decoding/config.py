@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from icefall_pathways.decoding.search_config import SearchConfig
+
 
 @dataclass(frozen=True)
-class CommonConfig:
+class CommonConfig(SearchConfig):
     """What both ways of decoding have."""
 
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
@@ -33,12 +35,6 @@ class CommonConfig:
     masks: str = ""
     """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
 
-    decoding_method: Literal["greedy_search", "modified_beam_search"] = "greedy_search"
-    """The search."""
-
-    blank_penalty: float = 0.0
-    """Subtracted from the blank's logit: the larger, the fewer deletions and the more insertions."""
-
     max_duration: float = 600.0
     """Seconds of audio in a batch."""
 
@@ -47,11 +43,6 @@ class CommonConfig:
 
     bpe_model: Path | None = None
     """The SentencePiece model; None: that of the experiment."""
-
-    @property
-    def beam(self) -> int:
-        """Hypotheses per utterance in modified_beam_search."""
-        raise NotImplementedError
 
     @property
     def results_dir(self) -> Path:
@@ -66,8 +57,11 @@ class DecodeConfig(CommonConfig):
     beam_size: int = 4
     """Hypotheses per utterance in modified_beam_search."""
 
+    nbest: int = 0
+    """Write up to so many hypotheses per utterance, with scores and times of their tokens, to nbest- files; 0: none."""
+
     @property
-    def beam(self) -> int:
+    def num_hypotheses(self) -> int:
         """Hypotheses per utterance in modified_beam_search."""
         return self.beam_size
 
@@ -87,8 +81,17 @@ class StreamingDecodeConfig(CommonConfig):
     num_active_paths: int = 4
     """Hypotheses per stream in modified_beam_search."""
 
+    beam: float = 4.0
+    """For fast_beam_search: hypotheses worse than the best by more than this log-probability are dropped."""
+
+    max_contexts: int = 4
+    """For fast_beam_search: different last tokens kept per stream."""
+
+    max_states: int = 32
+    """For fast_beam_search: lattice states kept per stream and frame."""
+
     @property
-    def beam(self) -> int:
+    def num_hypotheses(self) -> int:
         """Hypotheses per stream in modified_beam_search."""
         return self.num_active_paths
 
@@ -98,5 +101,6 @@ class StreamingDecodeConfig(CommonConfig):
         return self.exp_dir / "streaming" / self.decoding_method
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_decode_streams < 1:
             raise ValueError(f"--num-decode-streams {self.num_decode_streams}: expected at least 1")

@@ -16,15 +16,20 @@ from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule, Split
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
-from icefall_pathways.decoding.scoring import Score, Utterance, summarise, write_results, write_summary
-from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch, Search
+from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarise, write_results, write_summary
+from icefall_pathways.decoding.search_config import make_search
+from icefall_pathways.decoding.searches import Hypothesis, Search
 from icefall_pathways.decoding.streaming import StreamingDecoder
 from icefall_pathways.languages import Language
+from icefall_pathways.models.subsampling import FACTOR
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import activate
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
+
+FRAME_SECONDS = FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
+"""Duration of an encoder frame."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def decode(config: DecodeConfig) -> str:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
     """
     experiment = load_experiment(config)
-    recognise = partial(_recognise_offline, experiment, _make_search(experiment.model, config))
+    recognise = partial(_recognise_offline, experiment, config.nbest)
     scores = _decode_languages(config, experiment, recognise)
     summary = summarise(config.split, config.decoding_method, scores)
     return write_summary(config.results_dir, experiment.suffix, summary)
@@ -84,8 +89,7 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
     """
     experiment, timing = load_experiment(config), Timing()
-    decoder = StreamingDecoder(experiment.model, _make_search(experiment.model, config), FbankConfig())
-    recognise = partial(_recognise_streams, experiment, decoder, config.num_decode_streams, timing)
+    recognise = partial(_recognise_streams, experiment, config.num_decode_streams, timing)
     scores = _decode_languages(config, experiment, recognise)
     figures = {"real_time_factor": timing.real_time_factor}
     summary = summarise(config.split, config.decoding_method, scores, figures)
@@ -130,11 +134,7 @@ def _chosen_checkpoint(config: CommonConfig) -> tuple[int, int]:
 
 def _suffix(config: CommonConfig, checkpoint: str) -> str:
     """What distinguishes this result from others in its folder, as icefall names it."""
-    parts = [checkpoint, f"avg-{config.avg}", config.decoding_method]
-    if config.decoding_method == "modified_beam_search":
-        parts.append(f"beam-size-{config.beam}")
-    if config.blank_penalty:
-        parts.append(f"blank-penalty-{config.blank_penalty:g}")
+    parts = [checkpoint, f"avg-{config.avg}", config.search_suffix]
     if config.use_averaged_model:
         parts.append("use-averaged-model")
     if config.masks:
@@ -161,22 +161,20 @@ def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:
     return tokenizer
 
 
-def _make_search(model: Transducer, config: CommonConfig) -> Search:
-    if config.decoding_method == "greedy_search":
-        return GreedySearch(model, config.blank_penalty)
-    return ModifiedBeamSearch(model, config.beam, config.blank_penalty)
-
-
 def _decode_languages(
-    config: CommonConfig, experiment: Experiment, recognise: Callable[[SplitLoader, str], Iterator[Utterance]]
+    config: CommonConfig, experiment: Experiment, recognise: Callable[[Search, SplitLoader, str], Iterator[Utterance]]
 ) -> dict[str, Score]:
     """Recognise and score every language through its pathway, and write its results."""
-    # Loaders first, so that a missing manifest stops the run before hours of decoding, not after.
-    loaders = {language: experiment.data.loader(language.code, config.split) for language in experiment.data.languages}
+    # Loaders and searches first, so that a missing file stops the run before hours of decoding, not after.
+    languages = experiment.data.languages
+    loaders = {language: experiment.data.loader(language.code, config.split) for language in languages}
+    searches = {
+        language: make_search(config, experiment.model, experiment.tokenizer, language.code) for language in languages
+    }
     scores = {}
     for language, loader in loaders.items():
         with _pathway(experiment, language.code):
-            utterances = list(recognise(loader, f"decoding {language.name} {config.split}"))
+            utterances = list(recognise(searches[language], loader, f"decoding {language.name} {config.split}"))
         test_set = f"mls-{language.name}-{config.split}"
         scores[language.code] = write_results(config.results_dir, test_set, experiment.suffix, utterances)
     return scores
@@ -188,7 +186,9 @@ def _pathway(experiment: Experiment, language: str) -> AbstractContextManager[No
     return activate(experiment.model, experiment.masks, language)
 
 
-def _recognise_offline(experiment: Experiment, search: Search, loader: SplitLoader, name: str) -> Iterator[Utterance]:
+def _recognise_offline(
+    experiment: Experiment, nbest: int, search: Search, loader: SplitLoader, name: str
+) -> Iterator[Utterance]:
     device = next(experiment.model.parameters()).device
     for batch in tqdm(loader, name, unit="batch"):
         supervisions = batch["supervisions"]
@@ -197,19 +197,30 @@ def _recognise_offline(experiment: Experiment, search: Search, loader: SplitLoad
                 batch["inputs"].to(device), supervisions["num_frames"].to(device)
             )
             state = search.advance(search.init(len(lens)), encoder_out, lens)
-        hypotheses = experiment.tokenizer.decode([found.tokens for found in search.results(state)])
-        for cut, text, hypothesis in zip(supervisions["cut"], supervisions["text"], hypotheses, strict=True):
-            yield Utterance(cut.id, text.split(), hypothesis.split())
+        best = search.results(state)
+        alternatives = search.n_best(state) if nbest else [[] for _ in best]
+        cuts = zip(supervisions["cut"], supervisions["text"], best, alternatives, strict=True)
+        for cut, text, found, others in cuts:
+            alternative_texts = [_alternative(experiment.tokenizer, other) for other in others[:nbest]]
+            words = experiment.tokenizer.decode([found.tokens])[0].split()
+            yield Utterance(cut.id, text.split(), words, alternative_texts)
+
+
+def _alternative(tokenizer: Tokenizer, found: Hypothesis) -> Alternative:
+    symbols = tokenizer.symbols
+    return Alternative(
+        text=tokenizer.decode([found.tokens])[0],
+        score=found.score,
+        log_prob=found.log_prob,
+        tokens=[symbols[token] for token in found.tokens],
+        times=[round(frame * FRAME_SECONDS, 3) for frame in found.timestamps],
+    )
 
 
 def _recognise_streams(
-    experiment: Experiment,
-    decoder: StreamingDecoder,
-    num_streams: int,
-    timing: Timing,
-    loader: SplitLoader,
-    name: str,
+    experiment: Experiment, num_streams: int, timing: Timing, search: Search, loader: SplitLoader, name: str
 ) -> Iterator[Utterance]:
+    decoder = StreamingDecoder(experiment.model, search, FbankConfig())
     cuts = [cut for batch in loader for cut in batch["supervisions"]["cut"]]
     begin = time.perf_counter()
     decoded = decoder.decode(_read_audio(decoder, timing, cuts), num_streams)

@@ -1,8 +1,9 @@
 """Word error rates, and the files that tell them: in icefall's format per language, and one table for all."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,32 @@ _GAP = "*"  # stands for the missing word of an insertion or a deletion; no tran
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One of the n best hypotheses of an utterance.
+
+    Attributes:
+      text: What was recognised.
+      score: What the search compared, hotwords and language model included.
+      log_prob: The transducer's part of it.
+      tokens: As they are written in tokens.txt.
+      times: When each token was emitted, in seconds from the start.
+    """
+
+    text: str
+    score: float
+    log_prob: float
+    tokens: list[str]
+    times: list[float]
+
+
+@dataclass(frozen=True)
 class Utterance:
-    """What was said in a cut and what was recognised, as words."""
+    """What was said in a cut and what was recognised, as words; perhaps with the n best hypotheses, best first."""
 
     cut_id: str
     ref: list[str]
     hyp: list[str]
+    alternatives: list[Alternative] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,7 @@ def score(utterances: Iterable[Utterance]) -> Score:
 
 
 def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence[Utterance]) -> Score:
-    """Score one test set and write its `recogs-`, `errs-` and `wer-summary-` files.
+    """Score one test set and write its `recogs-`, `errs-` and `wer-summary-` files, and `nbest-` if there is any.
 
     Args:
       folder: Where the files go.
@@ -130,6 +151,8 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
     result = score(utterances)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
     _write_lines(folder / f"recogs-{test_set}-{suffix}.txt", recogs)
+    if any(utterance.alternatives for utterance in utterances):
+        _write_lines(folder / f"nbest-{test_set}-{suffix}.jsonl", map(_alternatives_line, utterances))
     _write_lines(folder / f"errs-{test_set}-{suffix}.txt", _error_lines(result))
     _write_lines(folder / f"wer-summary-{test_set}-{suffix}.txt", ["settings\tWER", f"{suffix}\t{result.wer:.2f}"])
     return result
@@ -183,6 +206,11 @@ def format_table(summary: Mapping[str, Any]) -> str:
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _alternatives_line(utterance: Utterance) -> str:
+    entry = {"cut": utterance.cut_id, "nbest": [asdict(alternative) for alternative in utterance.alternatives]}
+    return json.dumps(entry, ensure_ascii=False)
 
 
 def _error_lines(result: Score) -> list[str]:

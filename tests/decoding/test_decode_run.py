@@ -16,7 +16,7 @@ from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSe
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
 from icefall_pathways.languages import get_language
@@ -112,9 +112,9 @@ def _hypotheses(folder):
     ]
 
 
-@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search", "fast_beam_search"])
 def test_offline_and_streaming(exp_dir, method):
-    table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method))
+    table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method, beam=4, max_contexts=4, max_states=32))
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["english", "dutch", "average"]
     streaming = decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
     assert re.search(r"real-time factor: \d+\.\d+ for 4 s of audio", streaming)
@@ -134,6 +134,46 @@ def test_files(exp_dir):
     summary = json.loads((exp_dir / "modified_beam_search" / names[-1]).read_text())
     assert summary["languages"]["nl"]["utterances"] == 3
     assert summary["method"] == "modified_beam_search"
+
+
+def _with_beam(exp_dir, **options):
+    return DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", **options)
+
+
+def test_hotwords_and_language_model_of_each_language(exp_dir, experiment, tmp_path):
+    plain = _decode_alone(_with_beam(exp_dir))
+    assert not any("drie" in line for line in plain)
+    (tmp_path / "en.txt").write_text("one :0\n")
+    (tmp_path / "nl.txt").write_text("drie\n")
+    biased = _decode_alone(_with_beam(exp_dir, context_file=tmp_path / "{language}.txt", context_score=60.0))
+    assert [line for line in biased if line.startswith("en")] == [line for line in plain if line.startswith("en")]
+    assert any("drie" in line for line in biased)
+    words = Tokenizer(experiment / "bpe.model").symbols
+    unigrams = "".join(f"{-0.1 if word == words[9] else -5}\t{word}\n" for word in words[1:])
+    (tmp_path / "lm.arpa").write_text(f"\\data\\\nngram 1={len(words) - 1}\n\n\\1-grams:\n{unigrams}\n\\end\\\n")
+    fused = _with_beam(exp_dir, ngram_lm=tmp_path / "lm.arpa", ngram_lm_scale=0.8)
+    assert sum(line.count(words[9].strip("▁")) for line in _decode_alone(fused)) > 10
+    assert "ngram-lm-scale-0.8" in next(fused.results_dir.glob("recogs-*")).name
+    with pytest.raises(ValueError, match=r"fr\.txt"):
+        decode(_with_beam(exp_dir, context_file=tmp_path / "fr.txt"))
+    with pytest.raises(ValueError, match="--ngram-lm works with --decoding-method modified_beam_search"):
+        DecodeConfig(ngram_lm=tmp_path / "lm.arpa")
+
+
+def test_nbest(exp_dir):
+    config = _with_beam(exp_dir, nbest=3, languages="en")
+    decode(config)
+    entries = [json.loads(line) for line in next(config.results_dir.glob("nbest-*")).read_text().splitlines()]
+    assert [entry["cut"] for entry in entries] == ["en-0", "en-1", "en-2"]
+    for entry, line in zip(entries, _hypotheses(config.results_dir), strict=True):
+        assert line.endswith(f"hyp={entry['nbest'][0]['text'].split()}")
+        assert len({tuple(found["tokens"]) for found in entry["nbest"]}) == len(entry["nbest"]) <= 3
+        for found in entry["nbest"]:
+            assert found["score"] == found["log_prob"] < 0
+            assert found["times"] == sorted(found["times"])
+            assert len(found["times"]) == len(found["tokens"])
+    times = [time for entry in entries for found in entry["nbest"] for time in found["times"]]
+    assert 0.5 < max(times) < 0.9  # the cuts last up to 0.875 s
 
 
 def _decode_alone(config):
