@@ -1,5 +1,6 @@
-"""Word error rates, and the files that tell them: in icefall's format per language, and one table for all."""
+"""Word and character error rates, and the files that tell them: icefall's per language, and one table for all."""
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import kaldialign
+import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
+from icefall_pathways.decoding.statistics import Counts, error_rates, interval, resample
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 
+BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
 _GAP = "*"  # stands for the missing word of an insertion or a deletion; no transcript holds it
 
 
@@ -47,15 +52,18 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Score:
-    """The aligned words of a test set.
+    """The aligned words of a test set, and its errors in characters.
 
     Attributes:
       alignments: Per cut, pairs (reference word, recognised word); "*" where one of the two is missing.
       pairs: How often each pair occurs.
+      characters: (utterances, 4) substituted, deleted, inserted and reference characters, the spaces between words
+        among them, in the order of `alignments`.
     """
 
     alignments: Mapping[str, list[tuple[str, str]]]
-    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    pairs: Counter[tuple[str, str]]
+    characters: Counts
 
     @property
     def utterances(self) -> int:
@@ -92,6 +100,24 @@ class Score:
         """Errors per 100 reference words; a test set without a reference word counts as one word."""
         return 100.0 * self.errors / max(self.words, 1)
 
+    @property
+    def cer(self) -> float:
+        """Errors per 100 reference characters."""
+        return float(error_rates(self.characters[:, :3].sum(), self.characters[:, 3].sum()))
+
+    def word_counts(self) -> Counts:
+        """(utterances, 2) errors and reference words, in the order of `alignments`."""
+        counts = [
+            (sum(ref != hyp for ref, hyp in pairs), sum(ref != _GAP for ref, _ in pairs))
+            for pairs in self.alignments.values()
+        ]
+        return np.array(counts, dtype=np.int64)
+
+    def resampled_wer(self, seed: int = BOOTSTRAP_SEED) -> NDArray[np.float64]:
+        """Word error rates of `BOOTSTRAP_ROUNDS` test sets drawn from this one's utterances."""
+        sums = resample(self.word_counts(), BOOTSTRAP_ROUNDS, seed)
+        return error_rates(sums[:, 0], sums[:, 1])
+
     def inserted(self) -> Counter[tuple[str, str]]:
         """Pairs without a reference word."""
         return Counter({pair: count for pair, count in self.pairs.items() if pair[0] == _GAP})
@@ -105,15 +131,19 @@ class Score:
         return Counter({(r, h): count for (r, h), count in self.pairs.items() if _GAP not in (r, h) and r != h})
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data."""
+        """The figures as plain data; `wer_interval` holds the rate with a probability of 95 %."""
+        substitutions, deletions, insertions, total = self.characters.sum(axis=0).tolist()
         return {
             "wer": self.wer,
+            "wer_interval": interval(self.resampled_wer()),
             "errors": self.errors,
             "words": self.words,
             "sub": self.substitutions,
             "del": self.deletions,
             "ins": self.insertions,
             "utterances": self.utterances,
+            "cer": self.cer,
+            "characters": {"sub": substitutions, "del": deletions, "ins": insertions, "total": total},
         }
 
 
@@ -124,13 +154,18 @@ def score(utterances: Iterable[Utterance]) -> Score:
       ValueError: There is no utterance, or two have one cut id.
     """
     alignments: dict[str, list[tuple[str, str]]] = {}
+    characters = []
     for utterance in utterances:
         if utterance.cut_id in alignments:
             raise ValueError(f"cut {utterance.cut_id} was decoded twice: expected every cut of a test set once")
         alignments[utterance.cut_id] = kaldialign.align(utterance.ref, utterance.hyp, _GAP)
+        ref, hyp = " ".join(utterance.ref), " ".join(utterance.hyp)
+        distance = kaldialign.edit_distance(list(ref), list(hyp))
+        characters.append((distance["sub"], distance["del"], distance["ins"], len(ref)))
     if not alignments:
         raise ValueError("no utterance to score: the test set is empty")
-    return Score(alignments, Counter(pair for pairs in alignments.values() for pair in pairs))
+    pairs = Counter(pair for pairs in alignments.values() for pair in pairs)
+    return Score(alignments, pairs, np.array(characters, dtype=np.int64))
 
 
 def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence[Utterance]) -> Score:
@@ -150,12 +185,35 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
     utterances = sorted(utterances, key=lambda utterance: utterance.cut_id)
     result = score(utterances)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
-    _write_lines(folder / f"recogs-{test_set}-{suffix}.txt", recogs)
+    _write_lines(_recogs(folder, test_set, suffix), recogs)
     if any(utterance.alternatives for utterance in utterances):
         _write_lines(folder / f"nbest-{test_set}-{suffix}.jsonl", map(_alternatives_line, utterances))
     _write_lines(folder / f"errs-{test_set}-{suffix}.txt", _error_lines(result))
     _write_lines(folder / f"wer-summary-{test_set}-{suffix}.txt", ["settings\tWER", f"{suffix}\t{result.wer:.2f}"])
     return result
+
+
+def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
+    """Read back the `recogs-` file that `write_results` wrote.
+
+    Raises:
+      ValueError: It is missing or damaged.
+    """
+    path = _recogs(folder, test_set, suffix)
+    if not path.is_file():
+        raise ValueError(f"no {path}: decode {test_set} first")
+    found: dict[str, dict[str, list[str]]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        cut_id, _, entry = line.partition(":\t")
+        side, _, words = entry.partition("=")
+        try:
+            found.setdefault(cut_id, {})[side] = ast.literal_eval(words)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{path}, line {number} is damaged ({line[:60]!r}): decode anew") from error
+    incomplete = [cut_id for cut_id, sides in found.items() if set(sides) != {"ref", "hyp"}]
+    if incomplete:
+        raise ValueError(f"{path} is damaged: {incomplete[0]} lacks its ref= or hyp= line; decode anew")
+    return [Utterance(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in found.items()]
 
 
 def summarise(
@@ -174,11 +232,15 @@ def summarise(
     """
     if not scores:
         raise ValueError("no language was decoded, so there is no average word error rate")
+    # A seed for each, since the languages' test sets are drawn independently.
+    samples = [result.resampled_wer(BOOTSTRAP_SEED + i) for i, result in enumerate(scores.values())]
     return {
         "split": split,
         "method": method,
         "languages": {code: result.as_dict() for code, result in scores.items()},
         "average_wer": sum(result.wer for result in scores.values()) / len(scores),
+        "average_wer_interval": interval(np.mean(samples, axis=0)),
+        "average_cer": sum(result.cer for result in scores.values()) / len(scores),
         **(extra or {}),
     }
 
@@ -194,13 +256,28 @@ def write_summary(folder: Path, suffix: str, summary: Mapping[str, Any]) -> str:
 
 def format_table(summary: Mapping[str, Any]) -> str:
     """An aligned table of what `summarise` gives: a row per language, and the average."""
-    columns = ("wer", "errors", "words", "sub", "del", "ins", "utterances")
+    columns = ("errors", "words", "sub", "del", "ins", "utterances")
     rows: list[list[Any]] = [
-        [get_language(code).name, *(figures[column] for column in columns)]
+        [
+            get_language(code).name,
+            figures["wer"],
+            _interval_text(figures["wer_interval"]),
+            figures["cer"],
+            *(figures[column] for column in columns),
+        ]
         for code, figures in summary["languages"].items()
     ]
-    rows.append(["average", summary["average_wer"], *[None] * (len(columns) - 1)])
-    return tabulate(rows, ["language", "WER %", *columns[1:]], tablefmt="simple", floatfmt=".2f")
+    average = [summary["average_wer"], _interval_text(summary["average_wer_interval"]), summary["average_cer"]]
+    rows.append(["average", *average, *[None] * len(columns)])
+    return tabulate(rows, ["language", "WER %", "95 % interval", "CER %", *columns], tablefmt="simple", floatfmt=".2f")
+
+
+def _interval_text(limits: Sequence[float]) -> str:
+    return f"{limits[0]:.2f} to {limits[1]:.2f}"
+
+
+def _recogs(folder: Path, test_set: str, suffix: str) -> Path:
+    return folder / f"recogs-{test_set}-{suffix}.txt"
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -43,18 +43,26 @@ class SystemResult:
         return sum(self.masks.sparsity(language) for language in self.wer) / len(self.wer)
 
 
+def newest_summary(name: str, folder: Path, split: str) -> Path:
+    """The figures of the system `name` that were decoded last.
+
+    Raises:
+      ValueError: There are none.
+    """
+    summaries = folder.glob(f"wer-summary-all-mls-{split}-*.json")
+    newest = max(summaries, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is None:
+        raise ValueError(f"no wer-summary-all-mls-{split}-*.json in {folder}: decode {name} first")
+    return newest
+
+
 def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
     """Read the newest result of `method` (such as "streaming/modified_beam_search") on `split` of an experiment.
 
     Raises:
       ValueError: It has not been decoded so.
     """
-    summaries = sorted(
-        (exp_dir / method).glob(f"wer-summary-all-mls-{split}-*.json"), key=lambda path: path.stat().st_mtime_ns
-    )
-    if not summaries:
-        raise ValueError(f"no wer-summary-all-mls-{split}-*.json in {exp_dir / method}: decode {name} first")
-    summary = read_json(summaries[-1])
+    summary = read_json(newest_summary(name, exp_dir / method, split))
     masks_path = exp_dir / "masks.safetensors"
     masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
     found = checkpoints.newest(exp_dir)

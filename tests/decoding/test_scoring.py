@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icefall_pathways.decoding.scoring import Utterance, format_table, score, summarise, write_results, write_summary
+from icefall_pathways.decoding.scoring import (
+    Utterance,
+    format_table,
+    read_results,
+    score,
+    summarise,
+    write_results,
+    write_summary,
+)
 
 
 def _utterance(cut_id, ref, hyp):
@@ -20,7 +28,13 @@ UTTERANCES = [
 
 def test_counts():
     figures = score(UTTERANCES).as_dict()
-    expected = {"wer": 60.0, "errors": 3, "words": 5, "sub": 1, "del": 1, "ins": 1, "utterances": 2}
+    low, high = figures.pop("wer_interval")
+    # The two utterances have 2 errors in 3 words and 1 in 2; drawn test sets have one twice or both once.
+    assert [low, high] == pytest.approx([50.0, 200 / 3])
+    # Characters: "w" for "o" and " four" too much; "good " missing.
+    characters = {"sub": 1, "del": 5, "ins": 5, "total": 13 + 8}
+    expected = {"wer": 60.0, "errors": 3, "words": 5, "sub": 1, "del": 1, "ins": 1, "utterances": 2, "cer": 1100 / 21}
+    assert figures.pop("characters") == characters
     assert figures == pytest.approx(expected)
 
 
@@ -85,6 +99,23 @@ def test_files_of_a_language(tmp_path):
     assert (tmp_path / "wer-summary-mls-english-test-epoch-1.txt").read_text() == "settings\tWER\nepoch-1\t60.00\n"
 
 
+def test_results_are_read_back(tmp_path):
+    utterances = [*UTTERANCES, _utterance("cut-c", "l'été d'\"ici\"", ""), _utterance("cut-d", "", "ja\\nein")]
+    write_results(tmp_path, "mls-french-test", "epoch-1", utterances)
+    found = read_results(tmp_path, "mls-french-test", "epoch-1")
+    assert found == sorted(utterances, key=lambda utterance: utterance.cut_id)
+    with pytest.raises(ValueError, match="decode mls-dutch-test first"):
+        read_results(tmp_path, "mls-dutch-test", "epoch-1")
+    path = tmp_path / "recogs-mls-french-test-epoch-1.txt"
+    text = path.read_text()
+    path.write_text(text.replace("['day']", "['day'"))
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        read_results(tmp_path, "mls-french-test", "epoch-1")
+    path.write_text(text[: text.rindex("cut-d")])
+    with pytest.raises(ValueError, match="cut-d lacks"):
+        read_results(tmp_path, "mls-french-test", "epoch-1")
+
+
 def test_neighbouring_errors_share_a_bracket(tmp_path):
     write_results(tmp_path, "t", "s", [_utterance("x", "a b c d", "a x y d"), _utterance("y", "a b", "c")])
     errors = (tmp_path / "errs-t-s.txt").read_text()
@@ -98,9 +129,9 @@ def test_table_of_all_languages(tmp_path):
     table = write_summary(tmp_path, "epoch-1", summary)
     assert table == format_table(summary)
     lines = table.splitlines()
-    assert lines[2].split() == ["english", "60.00", "3", "5", "1", "1", "1", "2"]
-    assert lines[3].split() == ["dutch", "25.00", "1", "4", "1", "0", "0", "1"]
-    assert lines[4].split() == ["average", "42.50"]
+    assert lines[2].split() == ["english", "60.00", "50.00", "to", "66.67", "52.38", "3", "5", "1", "1", "1", "2"]
+    assert lines[3].split() == ["dutch", "25.00", "25.00", "to", "25.00", "11.11", "1", "4", "1", "0", "0", "1"]
+    assert lines[4].split() == ["average", "42.50", "37.50", "to", "45.83", "31.75"]
     assert len({line.index(".") for line in lines[2:]}) == 1
     assert (tmp_path / "wer-summary-all-mls-test-epoch-1.txt").read_text() == table + "\n"
     stored = json.loads((tmp_path / "wer-summary-all-mls-test-epoch-1.json").read_text())

@@ -1,0 +1,163 @@
+"""Whether one system is better than another, language by language and on average."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from icefall_pathways.decoding.scoring import Utterance, read_results, score
+from icefall_pathways.decoding.statistics import (
+    bootstrap_p_value,
+    error_rates,
+    interval,
+    matched_pairs_p_value,
+    resample,
+)
+from icefall_pathways.files import read_json, write_json
+from icefall_pathways.languages import get_language
+from icefall_pathways.reporting.results import newest_summary
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare. Of each folder, the newest result is taken."""
+
+    system_a: Path = Path("exp/dense")
+    """Experiment folder of the first system."""
+
+    system_b: Path = Path("exp/pathways")
+    """Experiment folder of the second system."""
+
+    method: str = "streaming/modified_beam_search"
+    """The folder of results inside each experiment."""
+
+    split: str = "test"
+    """The decoded split."""
+
+    resample: Literal["utterance", "speaker"] = "utterance"
+    """What the bootstrap draws: utterances, or speakers with all theirs (wider intervals, for new speakers)."""
+
+    rounds: int = 10000
+    """Test sets drawn by the bootstrap."""
+
+    seed: int = 42
+    """Seed of the bootstrap."""
+
+    output: Path | None = None
+    """JSON file for the figures; None: only the table is shown."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems on one language, or on the average of all.
+
+    Attributes:
+      wer: In percent, of both systems.
+      differences: Of the resampled test sets, word error rate of the second system less that of the first.
+      matched_pairs: p-value; None on average.
+      utterances: Number of utterances.
+    """
+
+    wer: tuple[float, float]
+    differences: NDArray[np.float64]
+    matched_pairs: float | None
+    utterances: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        a, b = self.wer
+        return {
+            "wer_a": a,
+            "wer_b": b,
+            "difference": b - a,
+            "interval": interval(self.differences),
+            "bootstrap_p": bootstrap_p_value(self.differences),
+            "matched_pairs_p": self.matched_pairs,
+            "utterances": self.utterances,
+        }
+
+
+def compare(config: CompareConfig) -> str:
+    """Compare two systems; returns the table.
+
+    Raises:
+      ValueError: A system was not decoded, or not on the same utterances.
+    """
+    (codes_a, suffix_a), (codes_b, suffix_b) = _newest(config.system_a, config), _newest(config.system_b, config)
+    if codes_a != codes_b:
+        raise ValueError(f"{config.system_a} was decoded in {codes_a}, {config.system_b} in {codes_b}: decode the same")
+    compared = {}
+    for number, code in enumerate(codes_a):
+        test_set = f"mls-{get_language(code).name}-{config.split}"
+        utterances_a = read_results(config.system_a / config.method, test_set, suffix_a)
+        utterances_b = read_results(config.system_b / config.method, test_set, suffix_b)
+        compared[code] = compare_utterances(utterances_a, utterances_b, config, config.seed + number)
+    compared["average"] = Comparison(
+        wer=_mean_wer(list(compared.values())),
+        differences=np.mean([one.differences for one in compared.values()], axis=0),
+        matched_pairs=None,
+        utterances=sum(one.utterances for one in compared.values()),
+    )
+    figures = {code: one.as_dict() for code, one in compared.items()}
+    if config.output:
+        write_json(config.output, {"system_a": config.system_a, "system_b": config.system_b, "languages": figures})
+    return _table(figures)
+
+
+def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareConfig, seed: int) -> Comparison:
+    """Compare what two systems recognised of the same utterances.
+
+    Raises:
+      ValueError: They are not the same utterances.
+    """
+    by_id = {utterance.cut_id: utterance for utterance in b}
+    if {utterance.cut_id: utterance.ref for utterance in a} != {cut_id: u.ref for cut_id, u in by_id.items()}:
+        raise ValueError(
+            f"{config.system_a} and {config.system_b} were not decoded on the same utterances with the same "
+            "transcripts: decode both on the same data"
+        )
+    counts_a = score(a).word_counts()
+    counts_b = score(by_id[utterance.cut_id] for utterance in a).word_counts()
+    counts = np.column_stack([counts_a[:, 0], counts_b[:, 0], counts_a[:, 1]])
+    # Cut ids of MLS begin with the speaker: 4800_10003_000000.
+    speakers = [u.cut_id.split("_")[0] for u in a] if config.resample == "speaker" else None
+    drawn = resample(counts, config.rounds, seed, speakers)
+    errors_a, errors_b, words = counts.sum(axis=0)
+    return Comparison(
+        wer=(float(error_rates(errors_a, words)), float(error_rates(errors_b, words))),
+        differences=error_rates(drawn[:, 1] - drawn[:, 0], drawn[:, 2]),
+        matched_pairs=matched_pairs_p_value(counts[:, 1] - counts[:, 0]),
+        utterances=len(a),
+    )
+
+
+def _newest(exp_dir: Path, config: CompareConfig) -> tuple[list[str], str]:
+    """The languages of an experiment's newest result, and how the names of its files end."""
+    path = newest_summary(str(exp_dir), exp_dir / config.method, config.split)
+    return list(read_json(path)["languages"]), path.stem.removeprefix(f"wer-summary-all-mls-{config.split}-")
+
+
+def _mean_wer(compared: list[Comparison]) -> tuple[float, float]:
+    a, b = np.mean([one.wer for one in compared], axis=0).tolist()
+    return a, b
+
+
+def _table(figures: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            code if code == "average" else get_language(code).name,
+            f"{one['wer_a']:.2f}",
+            f"{one['wer_b']:.2f}",
+            f"{one['difference']:+.2f} ({one['interval'][0]:+.2f} to {one['interval'][1]:+.2f})",
+            f"{100 * one['difference'] / one['wer_a']:+.1f} %" if one["wer_a"] else "",
+            f"{one['bootstrap_p']:.4f}",
+            "" if one["matched_pairs_p"] is None else f"{one['matched_pairs_p']:.4f}",
+            one["utterances"],
+        ]
+        for code, one in figures.items()
+    ]
+    header = ["language", "WER A", "WER B", "B - A (95 %)", "relative", "p bootstrap", "p matched pairs", "utterances"]
+    return tabulate(rows, header, tablefmt="simple", stralign="right", disable_numparse=True)
