@@ -173,14 +173,15 @@ def _decode_languages(
     }
     scores = {}
     for language, loader in loaders.items():
-        with _pathway(experiment, language.code):
+        with pathway(experiment, language.code):
             utterances = list(recognise(searches[language], loader, f"decoding {language.name} {config.split}"))
         test_set = f"mls-{language.name}-{config.split}"
         scores[language.code] = write_results(config.results_dir, test_set, experiment.suffix, utterances)
     return scores
 
 
-def _pathway(experiment: Experiment, language: str) -> AbstractContextManager[None]:
+def pathway(experiment: Experiment, language: str) -> AbstractContextManager[None]:
+    """Run the model through a language's sub-network; a dense model as it is."""
     if experiment.masks is None:
         return nullcontext()
     return activate(experiment.model, experiment.masks, language)
@@ -221,7 +222,7 @@ def _recognise_streams(
     experiment: Experiment, num_streams: int, timing: Timing, search: Search, loader: SplitLoader, name: str
 ) -> Iterator[Utterance]:
     decoder = StreamingDecoder(experiment.model, search, FbankConfig())
-    cuts = [cut for batch in loader for cut in batch["supervisions"]["cut"]]
+    cuts = all_cuts(loader)
     begin = time.perf_counter()
     decoded = decoder.decode(_read_audio(decoder, timing, cuts), num_streams)
     for cut, found in tqdm(decoded, name, total=len(cuts), unit="utterance"):
@@ -237,7 +238,18 @@ def _read_audio(
     piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
     for cut in cuts:
         begin = time.perf_counter()
-        samples = cut.recording.load_audio(offset=cut.start, duration=cut.duration).mean(axis=0)
+        samples = load_samples(cut)
         timing.audio += cut.duration
         timing.reading += time.perf_counter() - begin
-        yield cut, torch.from_numpy(samples).split(piece)
+        yield cut, samples.split(piece)
+
+
+def all_cuts(loader: SplitLoader) -> list[MonoCut]:
+    """The cuts of a split, ordered by their ids."""
+    return sorted((cut for batch in loader for cut in batch["supervisions"]["cut"]), key=lambda cut: cut.id)
+
+
+def load_samples(cut: MonoCut) -> Tensor:
+    """The samples (n,) of a cut, channels mixed to one."""
+    samples = cut.recording.load_audio(offset=cut.start, duration=cut.duration).mean(axis=0)
+    return torch.from_numpy(samples)

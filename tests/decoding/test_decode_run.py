@@ -19,6 +19,7 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
+from icefall_pathways.decoding.latency import LatencyConfig, measure
 from icefall_pathways.languages import get_language
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
@@ -223,6 +224,15 @@ def test_tokens_of_another_model(exp_dir, tmp_path):
     path = train_tokenizer(TEXTS, VOCAB_SIZE - 1, tmp_path / "bpe")
     with pytest.raises(ValueError, match="23 tokens and the model 24"):
         decode(DecodeConfig(exp_dir=exp_dir, bpe_model=path))
+
+
+def test_latency(exp_dir):
+    options = {"exp_dir": exp_dir, "streams": "1 2", "utterances": 2, "languages": "en nl"}
+    table = measure(LatencyConfig(**options))
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["1", "2"]
+    figures = json.loads(next((exp_dir / "streaming" / "greedy_search").glob("latency-*.json")).read_text())
+    assert figures["2"]["audio"] == pytest.approx(2 * (8000 + 11000) / 16000)
+    assert figures["1"]["final"]["50"] > 0
 
 
 @pytest.mark.parametrize("script", ["decode.py", "streaming_decode.py"])
