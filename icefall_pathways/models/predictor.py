@@ -43,6 +43,17 @@ class Predictor(nn.Module):
         embedded: Tensor = self.embedding(y.clamp(min=0)) * y.ge(0).unsqueeze(-1)
         if self.context_size == 1:
             return embedded
+        if not need_pad and y.size(1) == self.context_size:
+            return self._step(embedded)
         if need_pad:
             embedded = F.pad(embedded, (0, 0, self.context_size - 1, 0))
         return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+
+    def _step(self, embedded: Tensor) -> Tensor:
+        """The one output (N, 1, decoder_dim) of one context (N, context_size, decoder_dim).
+
+        The same sum as the convolution's, which takes twice as long to begin with so little.
+        """
+        grouped = embedded.unflatten(2, (-1, _CHANNELS_PER_GROUP))
+        weight = self.conv.weight.unflatten(0, (-1, _CHANNELS_PER_GROUP))
+        return torch.relu(torch.einsum("ntgi,goit->ngo", grouped, weight).flatten(1).unsqueeze(1))

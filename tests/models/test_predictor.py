@@ -51,3 +51,12 @@ def test_a_context_of_one_token_is_a_table():
     assert not hasattr(predictor, "conv")
     torch.testing.assert_close(predictor(torch.tensor([[3, -1]]))[0, 0], predictor.embedding.weight[3])
     assert predictor(torch.tensor([[3, -1]]))[0, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("context_size", [2, 3])
+def test_token_by_token_equals_all_at_once(context_size):
+    predictor = Predictor(9, 8, context_size)
+    y = torch.randint(0, 9, (5, 7))
+    padded = torch.nn.functional.pad(y, (context_size - 1, 0), value=-1)
+    steps = [predictor(padded[:, t : t + context_size], need_pad=False) for t in range(7)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), predictor(y))

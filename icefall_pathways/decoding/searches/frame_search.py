@@ -60,11 +60,15 @@ class BeamState(SearchState):
 
 @dataclass(frozen=True)
 class _Front:
-    """Of a `BeamState`, what changes with every frame; the history of tokens is written once per call of `advance`."""
+    """Of a `BeamState`, what changes with every frame; the history of tokens is written once per call of `advance`.
 
-    context: Tensor
-    num_tokens: Tensor
-    hashes: Tensor
+    Attributes:
+      memory: (N, beam, 2 + context_size) what follows a hypothesis when the beam is sorted anew, all in one: its hash,
+        its number of tokens, its last tokens.
+      log_probs, bonus, automaton_states, predictor_out: As in `BeamState`.
+    """
+
+    memory: Tensor
     log_probs: Tensor
     bonus: Tensor
     automaton_states: Tensor
@@ -183,10 +187,9 @@ class FrameSearch(Search[BeamState]):
 
     def _front(self, state: BeamState) -> _Front:
         last = state.num_tokens[..., None] + torch.arange(-self.context_size, 0, device=state.tokens.device)
+        counts = torch.stack([state.hashes, state.num_tokens], dim=2)
         return _Front(
-            context=state.tokens.gather(2, last),
-            num_tokens=state.num_tokens,
-            hashes=state.hashes,
+            memory=torch.cat([counts, state.tokens.gather(2, last)], dim=2),
             log_probs=state.log_probs,
             bonus=state.bonus,
             automaton_states=state.automaton_states,
@@ -195,22 +198,20 @@ class FrameSearch(Search[BeamState]):
 
     def _follow(self, front: _Front, choice: _Choice) -> _Front:
         """The hypotheses after the frame."""
-        parents, tokens = choice.parents, choice.tokens
-        context, num_tokens, hashes, predictor_out = (
-            value if parents is None else _take(value, parents)
-            for value in (front.context, front.num_tokens, front.hashes, front.predictor_out)
-        )
+        memory, predictor_out, tokens = front.memory, front.predictor_out, choice.tokens
+        if choice.parents is not None:
+            rows = _rows(choice.parents, self.beam_size)
+            memory = memory.flatten(0, 1).index_select(0, rows).view_as(memory)
+            predictor_out = predictor_out.flatten(0, 1).index_select(0, rows).view_as(predictor_out)
         emits = tokens.ne(self.blank_id)
         where = emits.nonzero(as_tuple=True)
         if where[0].numel() > 0:
-            longer = torch.cat([context, tokens[..., None]], dim=2)[..., 1:]
-            context = torch.where(emits[..., None], longer, context)
-            predictor_out = predictor_out.index_put(where, self._predict(longer[where]))
-            hashes = torch.where(emits, (hashes + tokens + 1) * _HASH_MULTIPLIER, hashes)
-            num_tokens = num_tokens + emits
-        front = _Front(
-            context, num_tokens, hashes, choice.log_probs, choice.bonus, choice.automaton_states, predictor_out
-        )
+            token = tokens[..., None]
+            hashes = (memory[..., :1] + token + 1) * _HASH_MULTIPLIER
+            longer = torch.cat([hashes, memory[..., 1:2] + 1, memory[..., 3:], token], dim=2)
+            memory = torch.where(emits[..., None], longer, memory)
+            predictor_out = predictor_out.index_put(where, self._predict(longer[where][:, 2:]))
+        front = _Front(memory, choice.log_probs, choice.bonus, choice.automaton_states, predictor_out)
         return self._merge(front)
 
     def _stand_still(self, front: _Front, choice: _Choice, reads: Tensor) -> _Choice:
@@ -236,7 +237,8 @@ class FrameSearch(Search[BeamState]):
         old = [state.tokens, state.timestamps, state.num_tokens]
         history, timestamps, end = old if at is None else [_take(value, at) for value in old]
         emits = tokens.ne(self.blank_id)
-        length = int(front.num_tokens.max())
+        hashes, num_tokens = front.memory[..., 0], front.memory[..., 1]
+        length = int(num_tokens.max())
         # What was not emitted is written to a place too many, which is then cut off.
         place = (end[..., None] + emits.cumsum(dim=2) - 1).masked_fill(~emits, length)
         now = state.num_frames[:, None, None] + torch.arange(tokens.size(2), device=tokens.device)
@@ -244,8 +246,8 @@ class FrameSearch(Search[BeamState]):
         return BeamState(
             tokens=F.pad(history, room).scatter(2, place, tokens)[..., :length],
             timestamps=F.pad(timestamps, room).scatter(2, place, now.expand_as(place))[..., :length],
-            num_tokens=front.num_tokens,
-            hashes=front.hashes,
+            num_tokens=num_tokens,
+            hashes=hashes,
             log_probs=front.log_probs,
             bonus=front.bonus,
             automaton_states=front.automaton_states,
@@ -284,9 +286,8 @@ class GreedySearch(FrameSearch):
         super().__init__(model, beam_size=1, blank_penalty=blank_penalty)
 
     def _choose(self, front: _Front, logits: Tensor) -> _Choice:
-        best, tokens = logits.max(dim=-1)
-        log_probs = front.log_probs + best - logits.logsumexp(dim=-1)
-        return _Choice(None, tokens, log_probs, front.bonus, front.automaton_states)
+        best, tokens = logits.log_softmax(dim=-1).max(dim=-1)
+        return _Choice(None, tokens, front.log_probs + best, front.bonus, front.automaton_states)
 
 
 class ModifiedBeamSearch(FrameSearch):
@@ -341,18 +342,25 @@ class ModifiedBeamSearch(FrameSearch):
         )
 
     def _merge(self, front: _Front) -> _Front:
-        hashes, lengths = front.hashes, front.num_tokens
-        same = (hashes[:, :, None] == hashes[:, None]) & (lengths[:, :, None] == lengths[:, None])
-        together = front.log_probs[:, None].masked_fill(~same, -torch.inf).logsumexp(dim=2)
-        repeats = same.tril(diagonal=-1).any(dim=2)
-        return dataclasses.replace(front, log_probs=together.masked_fill(repeats, -torch.inf))
+        counts, log_probs = front.memory[..., :2], front.log_probs
+        same = (counts[:, :, None] == counts[:, None]).all(dim=3)
+        # log-sum-exp over those with the same tokens, each of which is itself less its log-softmax: that is one kernel.
+        shares = log_probs[:, None].masked_fill(~same, -torch.inf).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
+        empty = same.tril(diagonal=-1).any(dim=2) | log_probs.isneginf()
+        return dataclasses.replace(front, log_probs=(log_probs - shares).masked_fill(empty, -torch.inf))
 
 
 def _values(state: BeamState) -> list[Tensor]:
     return [getattr(state, field.name) for field in dataclasses.fields(state)]
 
 
+def _rows(order: Tensor, beam_size: int) -> Tensor:
+    """Where hypotheses `order` (N, K) of each stream are if those of all streams are in one line."""
+    first = torch.arange(0, order.size(0) * beam_size, beam_size, device=order.device)
+    return (first[:, None] + order).flatten()
+
+
 def _take(value: Tensor, order: Tensor) -> Tensor:
     """Of (N, beam, ...) the hypotheses `order` (N, K) of each stream."""
-    first = torch.arange(order.size(0), device=order.device)[:, None] * value.size(1)
-    return value.flatten(0, 1).index_select(0, (first + order).flatten()).view(*order.shape, *value.shape[2:])
+    rows = _rows(order, value.size(1))
+    return value.flatten(0, 1).index_select(0, rows).view(*order.shape, *value.shape[2:])
