@@ -346,8 +346,10 @@ class ModifiedBeamSearch(FrameSearch):
         same = (counts[:, :, None] == counts[:, None]).all(dim=3)
         # log-sum-exp over those with the same tokens, each of which is itself less its log-softmax: that is one kernel.
         shares = log_probs[:, None].masked_fill(~same, -torch.inf).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
-        empty = same.tril(diagonal=-1).any(dim=2) | log_probs.isneginf()
-        return dataclasses.replace(front, log_probs=(log_probs - shares).masked_fill(empty, -torch.inf))
+        # What is empty repeats a hypothesis too: at first all are the empty one, and -inf is only ever chosen where
+        # everything above it is chosen, its living double among that.
+        repeats = same.tril(diagonal=-1).any(dim=2)
+        return dataclasses.replace(front, log_probs=(log_probs - shares).masked_fill(repeats, -torch.inf))
 
 
 def _values(state: BeamState) -> list[Tensor]:
