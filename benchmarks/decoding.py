@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+r"""Measure how fast streams are decoded: ours, and torchaudio's RNNTBeamSearch on the same model.
+
+Usage:
+
+  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model 5M --streams "1 16"
+
+The model has random weights and the size of a published one; its blank is set so that it emits as many tokens a second
+as speech has. Features are given, audio is not read. One round decodes with every system in turn; the median of the
+rounds is told. The figures mean something on a machine that does nothing else.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torchaudio.models import RNNTBeamSearch
+from tqdm import tqdm
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.decoding.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, Search
+from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.files import write_json
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import Transducer, build_model
+from icefall_pathways.options import parse, run_script
+
+VOCAB_SIZE = 500
+BEAM_SIZE = 4
+TOKENS_PER_SECOND = 4.0
+
+_EMFORMER = {"segment_length": 32, "left_context_length": 128, "right_context_length": 8, "cnn_module_kernel": 15}
+_HEAD = {"decoder_dim": 256, "joiner_dim": 256}
+MODELS = {
+    "5M": ModelConfig(num_encoder_layers=6, encoder_dim=224, nhead=4, dim_feedforward=896, **_EMFORMER, **_HEAD),
+    "20M": ModelConfig(num_encoder_layers=12, encoder_dim=320, nhead=4, dim_feedforward=1280, **_EMFORMER, **_HEAD),
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to measure."""
+
+    model: Literal["5M", "20M"] = "5M"
+    """Size of the model."""
+
+    streams: str = "1 16"
+    """Numbers of streams that are decoded at the same time."""
+
+    seconds: float = 20.0
+    """Length of each stream."""
+
+    rounds: int = 5
+    """Times that everything is measured."""
+
+    torchaudio: bool = True
+    """Also measure torchaudio's search, which takes one stream after the other."""
+
+    output: Path | None = None
+    """JSON file for the figures; None: only the table is shown."""
+
+
+class TorchaudioModel(nn.Module):
+    """Our transducer with the interface that torchaudio's search expects of its own RNNT; blank becomes the last token.
+
+    Args:
+      model: Of which predictor and joiner are used; encoder outputs are given.
+    """
+
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.decoder, self.joiner = model.decoder, model.joiner
+
+    def transcribe(self, frames: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Take encoder outputs (1, T, D) for features."""
+        return self.joiner.encoder_proj(frames), lens
+
+    def predict(
+        self, targets: Tensor, lens: Tensor, state: list[list[Tensor]] | None
+    ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """Predict from tokens (M, 1); the state is the context before them (M, context_size - 1)."""
+        tokens = (targets + 1) % VOCAB_SIZE
+        before = torch.full_like(tokens, -1) if state is None else state[0][0]
+        context = torch.cat([before, tokens], dim=1)
+        return self.joiner.decoder_proj(self.decoder(context, need_pad=False)), lens, [[context[:, 1:]]]
+
+    def join(
+        self, frames: Tensor, frame_lens: Tensor, predicted: Tensor, predicted_lens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M, 1, 1, V) of a frame (1, 1, D) and predictor outputs (M, 1, D)."""
+        logits = self.joiner(frames[:, :, None], predicted[:, None], project_input=False)
+        return logits.roll(-1, dims=-1), frame_lens, predicted_lens
+
+
+def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
+    """A model that emits tokens at the rate of speech, features (N, T, 80) and encoder outputs (N, T', D)."""
+    torch.manual_seed(42)
+    model = build_model(MODELS[config.model], VOCAB_SIZE).eval()
+    num_streams = max(map(int, config.streams.split()))
+    features = 2 * torch.randn(num_streams, int(config.seconds * 100), 80) - 7
+    with torch.inference_mode():
+        encoder_out, _ = model.encode(features, torch.full((num_streams,), features.size(1)))
+    low, high = -50.0, 50.0
+    with torch.no_grad():
+        # Logits as far apart as a trained model's, so that hypotheses compete as they do in speech.
+        model.joiner.encoder_proj.weight *= 8
+        model.joiner.output_linear.weight *= 4
+        for _ in range(20):
+            model.joiner.output_linear.bias[0] = (low + high) / 2
+            tokens = _search_chunks(GreedySearch(model), encoder_out)
+            too_many = tokens > TOKENS_PER_SECOND * config.seconds * num_streams
+            low, high = ((low + high) / 2, high) if too_many else (low, (low + high) / 2)
+    return model, features, encoder_out
+
+
+def _search_chunks(search: Search, encoder_out: Tensor, chunk: int = 8) -> int:
+    """Search encoder outputs (N, T, D) chunk by chunk; returns the number of tokens."""
+    state = search.init(len(encoder_out))
+    for piece in encoder_out.split(chunk, dim=1):
+        state = search.advance(state, piece, torch.full((len(piece),), piece.size(1)))
+    return sum(len(found.tokens) for found in search.results(state))
+
+
+def _decode_streams(decoder: StreamingDecoder, features: Tensor) -> int:
+    """Decode features (N, T, 80) chunk by chunk, encoder and all; returns the number of tokens."""
+    pieces = [(i, x.split(decoder.model.chunk_shift)) for i, x in enumerate(features)]
+    return sum(len(found.tokens) for _, found in decoder.decode(pieces, len(features), from_features=True))
+
+
+def _search_torchaudio(search: RNNTBeamSearch, encoder_out: Tensor) -> int:
+    """Search encoder outputs (N, T, D), one stream after the other, each at once; returns the number of tokens."""
+    # Not in chunks: its search would give the last token to the predictor again at the beginning of each.
+    with torch.inference_mode():
+        return sum(len(search(x, torch.tensor([len(x)]), BEAM_SIZE)[0][0]) - 1 for x in encoder_out)
+
+
+def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
+    """Measure every system with every number of streams."""
+    model, features, encoder_out = prepare(config)
+    searches = {
+        "greedy": GreedySearch(model),
+        f"modified beam {BEAM_SIZE}": ModifiedBeamSearch(model, BEAM_SIZE),
+        "fast beam": FastBeamSearch(model, beam=4.0, max_contexts=4, max_states=32),
+    }
+    runs: dict[tuple[str, str, int], Callable[[], int]] = {}
+    for number in map(int, config.streams.split()):
+        heard, seen = encoder_out[:number], features[:number]
+        for name, search in searches.items():
+            decoder = StreamingDecoder(model, search, FbankConfig())
+            runs["search", name, number] = lambda search=search, heard=heard: _search_chunks(search, heard)
+            runs["all", name, number] = lambda decoder=decoder, seen=seen: _decode_streams(decoder, seen)
+        if config.torchaudio:
+            # At most one token a frame, as in the other searches.
+            peer = RNNTBeamSearch(TorchaudioModel(model), VOCAB_SIZE - 1, step_max_tokens=1)
+            name = f"torchaudio beam {BEAM_SIZE}"
+            runs["search", name, number] = lambda peer=peer, heard=heard: _search_torchaudio(peer, heard)
+    seconds, tokens = {run: [] for run in runs}, {}
+    for _ in tqdm(range(config.rounds), "measuring", unit="round"):
+        for run, decode in runs.items():
+            begin = time.perf_counter()
+            tokens[run] = decode()
+            seconds[run].append(time.perf_counter() - begin)
+    return [
+        {
+            "what": what,
+            "system": system,
+            "streams": number,
+            "real_time_factor": statistics.median(seconds[what, system, number]) / (number * config.seconds),
+            "tokens_per_second": tokens[what, system, number] / statistics.median(seconds[what, system, number]),
+            "tokens": tokens[what, system, number],
+        }
+        for what, system, number in runs
+    ]
+
+
+def main() -> None:
+    """Read the options, measure, print the table."""
+    config = parse(BenchmarkConfig, __doc__)
+    figures = measure(config)
+    if config.output:
+        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
+        write_json(config.output, {"model": config.model, "machine": machine, "figures": figures})
+    parts = {"search": "search alone", "all": "encoder and search"}
+    columns = ("system", "streams", "real_time_factor", "tokens", "tokens_per_second")
+    rows = [[parts[row["what"]], *(row[column] for column in columns)] for row in figures]
+    header = ["measured", "system", "streams", "real-time factor", "tokens", "tokens per second"]
+    print(tabulate(rows, header, tablefmt="pipe", floatfmt=("", "", "", ".5f", "", ".0f")))
+
+
+if __name__ == "__main__":
+    run_script(main)
