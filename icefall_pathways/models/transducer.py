@@ -8,17 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.emformer import Emformer
+from icefall_pathways.models.emformer_encoder import EmformerEncoder
+from icefall_pathways.models.encoder import LOG_EPS, Encoder, encoder_lens
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
-from icefall_pathways.models.subsampling import FACTOR, OVERLAP, ConvSubsampling
+from icefall_pathways.models.subsampling import ConvSubsampling
+from icefall_pathways.models.zipformer.front_end import FrontEnd
+from icefall_pathways.models.zipformer.streaming import ZipformerEncoder
+
+__all__ = ["LOG_EPS", "NUM_BINS", "Transducer", "TransducerLoss", "build_model"]
 
 NUM_BINS = 80
-
-# What silence is in log mel energies: the feature extraction's floor, 1e-10, so that padding looks like silence.
-LOG_EPS = -23.025850929940457
 
 _PROJECTION_SCALE = 0.25
 
@@ -41,8 +43,8 @@ class Transducer(nn.Module):
     """A streaming transducer. Its parts have icefall's names: `decoder` is the predictor.
 
     Args:
-      encoder_embed: Subsampling by 4.
-      encoder: The encoder; lengths are in frames after subsampling.
+      encoder_embed: The encoder's front end, from features to its input.
+      encoder: The encoder.
       decoder: The predictor.
       joiner: The joiner.
       ctc_head: Whether to have an output layer for an auxiliary CTC loss.
@@ -50,8 +52,8 @@ class Transducer(nn.Module):
 
     def __init__(
         self,
-        encoder_embed: ConvSubsampling,
-        encoder: Emformer,
+        encoder_embed: ConvSubsampling | FrontEnd,
+        encoder: Encoder,
         decoder: Predictor,
         joiner: Joiner,
         ctc_head: bool = False,
@@ -119,25 +121,21 @@ class Transducer(nn.Module):
         Returns:
           Frames (N, T', D) with T' = ceil(T / 4), and how many of them each utterance has (N,), ceil(x_lens / 4).
         """
-        frames = -(-x.size(1) // FACTOR)
-        look_ahead = FACTOR * (frames + self.encoder.right_context_length) + OVERLAP - x.size(1)
-        embedded = self.encoder_embed(_silence_beyond(F.pad(x, (0, 0, 0, look_ahead)), x_lens))
-        encoder_out, lens = self.encoder(embedded, encoder_lens(x_lens))
-        return encoder_out, lens
+        return self.encoder.encode(self.encoder_embed, x, x_lens), encoder_lens(x_lens)
 
     @property
     def chunk_shift(self) -> int:
         """Feature frames that a stream advances by per chunk."""
-        return FACTOR * self.encoder.segment_length
+        return self.encoder.chunk_shift
 
     @property
     def chunk_window(self) -> int:
         """Feature frames that a chunk reads: the shift and the look-ahead."""
-        return self.chunk_shift + FACTOR * self.encoder.right_context_length + OVERLAP
+        return self.encoder.chunk_window
 
     def init_states(self, batch_size: int, device: torch.device | str = "cpu") -> list[Tensor]:
-        """The state of `batch_size` new streams: tensors with the streams on axis 0; see `Emformer`."""
-        return self.encoder.init_states(batch_size, device, self.joiner.encoder_proj.weight.dtype)
+        """The state of `batch_size` new streams: a list of tensors, which the encoder's class describes."""
+        return self.encoder.new_streams(self.encoder_embed, batch_size, device, self.joiner.encoder_proj.weight.dtype)
 
     def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode one chunk of every stream; the streams may be of different ages.
@@ -151,23 +149,18 @@ class Transducer(nn.Module):
         Returns:
           Frames (N, chunk_shift / 4, D), how many of them each stream has (N,), and the new states.
         """
-        lens = encoder_lens(x_lens).clamp(max=self.encoder.segment_length)
-        return self.encoder.stream(self.encoder_embed(_silence_beyond(x, x_lens)), lens, states)
+        out, states = self.encoder.encode_chunk(self.encoder_embed, x, x_lens, states)
+        return out, encoder_lens(x_lens).clamp(max=out.size(1)), states
 
-    @staticmethod
-    def stack_states(states: Sequence[list[Tensor]]) -> list[Tensor]:
+    def stack_states(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
         """Join the states of streams, or of batches of them, into one batch; `unstack_states` undoes it."""
-        return [torch.cat(tensors) for tensors in zip(*states, strict=True)]
+        together = zip(zip(*states, strict=True), self.encoder.state_axes, strict=True)
+        return [torch.cat(tensors, dim=axis) for tensors, axis in together]
 
-    @staticmethod
-    def unstack_states(states: list[Tensor]) -> list[list[Tensor]]:
+    def unstack_states(self, states: list[Tensor]) -> list[list[Tensor]]:
         """Take a batch apart: for each stream its state, a batch of one."""
-        return [list(tensors) for tensors in zip(*(tensor.split(1) for tensor in states), strict=True)]
-
-
-def encoder_lens(x_lens: Tensor) -> Tensor:
-    """Encoder frames of utterances of so many feature frames."""
-    return torch.div(x_lens + FACTOR - 1, FACTOR, rounding_mode="floor")
+        pieces = (tensor.split(1, dim=axis) for tensor, axis in zip(states, self.encoder.state_axes, strict=True))
+        return [list(tensors) for tensors in zip(*pieces, strict=True)]
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
@@ -177,28 +170,20 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
       config: Its architecture.
       vocab_size: Tokens, the blank (0) included.
     """
-    encoder = Emformer(
-        input_dim=config.encoder_dim,
-        num_heads=config.nhead,
-        ffn_dim=config.dim_feedforward,
-        num_layers=config.num_encoder_layers,
-        segment_length=config.segment_length // FACTOR,
-        dropout=config.dropout,
-        left_context_length=config.left_context_length // FACTOR,
-        right_context_length=config.right_context_length // FACTOR,
-        max_memory_size=config.memory_size,
-        cnn_module_kernel=config.cnn_module_kernel,
-    )
+    encoder_embed, encoder = _build_encoder(config)
+    decoder_dim, joiner_dim = config.decoder_and_joiner_dim
     return Transducer(
-        ConvSubsampling(NUM_BINS, config.encoder_dim, config.channels),
+        encoder_embed,
         encoder,
-        Predictor(vocab_size, config.decoder_dim, config.context_size),
-        Joiner(config.encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size),
+        Predictor(vocab_size, decoder_dim, config.context_size),
+        Joiner(encoder.output_dim, decoder_dim, joiner_dim, vocab_size),
         ctc_head=config.ctc_head,
     )
 
 
-def _silence_beyond(x: Tensor, x_lens: Tensor) -> Tensor:
-    """Features (N, T, F) with those from `x_lens` (N,) on set to silence."""
-    beyond = torch.arange(x.size(1), device=x.device) >= x_lens.unsqueeze(1)
-    return x.masked_fill(beyond.unsqueeze(-1), LOG_EPS)
+def _build_encoder(config: ModelConfig) -> tuple[ConvSubsampling | FrontEnd, Encoder]:
+    if config.encoder_type == "zipformer":
+        architecture = config.zipformer_size.encoder
+        return FrontEnd(NUM_BINS, architecture.encoder_dim[0]), ZipformerEncoder(architecture)
+    encoder = EmformerEncoder.build(config)
+    return ConvSubsampling(NUM_BINS, encoder.output_dim, config.channels), encoder

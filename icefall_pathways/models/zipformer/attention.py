@@ -1,0 +1,152 @@
+"""Attention weights, and the modules that use them: self-attention and non-linear attention."""
+
+import torch
+from torch import Tensor, nn
+
+from icefall_pathways.models.initialization import scaled_linear
+from icefall_pathways.models.zipformer.plan import Plan
+
+# What a source that may not be seen scores. Low enough, and within the range of float16.
+_BLOCKED = -1000.0
+
+
+class PositionProjection(nn.Linear):
+    """Keys of the position code. It belongs to the positional parts, which no mask prunes."""
+
+    prunable = False
+
+
+class AttentionWeights(nn.Module):
+    """Multi-head attention weights, which a layer computes once and uses thrice.
+
+    A score is query times key, plus position query times the projected code of the distance. There is no 1/sqrt(d).
+
+    Args:
+      dim: Width of the input.
+      pos_dim: Width of the position code.
+      num_heads: Heads H.
+      query_head_dim: Width of a head's queries and keys.
+      pos_head_dim: Width of a head's position queries.
+    """
+
+    def __init__(self, dim: int, pos_dim: int, num_heads: int, query_head_dim: int, pos_head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.sizes = [num_heads * query_head_dim] * 2 + [num_heads * pos_head_dim]
+        self.in_proj = scaled_linear(dim, sum(self.sizes), scale=query_head_dim**-0.25)
+        self.linear_pos = scaled_linear(pos_dim, self.sizes[2], scale=0.05, bias=False, kind=PositionProjection)
+
+    def forward(self, x: Tensor, cached_key: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Weigh the sources.
+
+        Args:
+          x: Frames (N, T, C).
+          cached_key: Keys of the frames before them (left, N, H * q).
+          plan: See `Plan`.
+
+        Returns:
+          Weights (N, H, T, S), and the new `cached_key`.
+        """
+        query, key, position_query = self.in_proj(x).split(self.sizes, dim=-1)
+        key, cached_key = remember(key, cached_key, plan.left)
+        scores = torch.matmul(self._heads(query), self._heads(key).transpose(2, 3))
+        scores = scores + self._position_scores(position_query, plan.positions)
+        return scores.masked_fill(plan.blocked, _BLOCKED).softmax(dim=-1), cached_key
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
+        """Position queries (N, T, H * p) times the code (R, D): (N, H, T, S)."""
+        batch_size, frames = query.shape[:2]
+        key = self.linear_pos(positions.to(query.dtype)).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        heads = query.unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        return shift(torch.bmm(heads, key).unflatten(1, (batch_size, frames))).transpose(0, 1)
+
+
+def shift(scores: Tensor) -> Tensor:
+    """From scores by distance to scores by source.
+
+    Args:
+      scores: (..., T, S + T); column r is of distance r - S + 1, source minus frame, as `position_code` has them.
+
+    Returns:
+      (..., T, S), a view: row i is that row of `scores` from column T - 1 - i on.
+    """
+    frames, columns = scores.shape[-2:]
+    flat = scores.flatten(-2).narrow(-1, frames - 1, frames * (columns - 1))
+    return flat.unflatten(-1, (frames, columns - 1)).narrow(-1, 0, columns - frames)
+
+
+class SelfAttention(nn.Module):
+    """Values, averaged by given weights.
+
+    Args:
+      dim: Width.
+      num_heads: Heads H.
+      value_head_dim: Width of a head's values.
+    """
+
+    def __init__(self, dim: int, num_heads: int, value_head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj = nn.Linear(dim, num_heads * value_head_dim)
+        self.out_proj = scaled_linear(num_heads * value_head_dim, dim, scale=0.05)
+
+    def forward(self, x: Tensor, weights: Tensor, cached_val: Tensor, left: int) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+          x: Frames (N, T, C).
+          weights: (N, H, T, S).
+          cached_val: Values of the `left` frames before them (left, N, H * v).
+          left: See `Plan`.
+
+        Returns:
+          The branch (N, T, C), and the new `cached_val`.
+        """
+        value, cached_val = remember(self.in_proj(x), cached_val, left)
+        heads = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        attended = torch.matmul(weights, heads).transpose(1, 2).flatten(2)
+        return self.out_proj(attended), cached_val
+
+
+class NonlinAttention(nn.Module):
+    """Gated attention of one head over many channels.
+
+    Args:
+      dim: Width; the hidden width is three quarters of it.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.hidden_dim = 3 * dim // 4
+        self.in_proj = nn.Linear(dim, 3 * self.hidden_dim)
+        self.out_proj = scaled_linear(self.hidden_dim, dim, scale=0.05)
+
+    def forward(self, x: Tensor, weights: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+          x: Frames (N, T, C).
+          weights: Of the first head (N, T, S).
+          cached: What was attended to in the `left` frames before them (1, N, left, hidden).
+          left: See `Plan`.
+
+        Returns:
+          The branch (N, T, C), and the new `cached`.
+        """
+        gate_in, value, gate_out = self.in_proj(x).chunk(3, dim=-1)
+        gated = value * gate_in.tanh()
+        if left:
+            gated = torch.cat([cached[0], gated], dim=1)
+            cached = gated[:, -left:].unsqueeze(0)
+        return self.out_proj(torch.matmul(weights, gated) * gate_out), cached
+
+
+def remember(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
+    """Frames (N, T, C) after the cached ones (left, N, C): both as (N, left + T, C), and the new cache."""
+    if left == 0:
+        return x, cached
+    joined = torch.cat([cached.transpose(0, 1), x], dim=1)
+    return joined, joined[:, -left:].transpose(0, 1)

@@ -1,0 +1,266 @@
+"""The architecture of a Zipformer: its options, its named sizes, and what they must satisfy."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+# With c the chunk size and L the left context, both in frames of 20 ms: everything, without limit.
+UNLIMITED = -1
+
+_PER_STACK = (
+    "num_encoder_layers",
+    "downsampling_factor",
+    "encoder_dim",
+    "encoder_unmasked_dim",
+    "feedforward_dim",
+    "num_heads",
+    "query_head_dim",
+    "value_head_dim",
+    "pos_head_dim",
+    "cnn_module_kernel",
+)
+
+
+def _require(holds: bool, name: str, found: tuple[int, ...], expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {_joined(found)}: expected {expected}")
+
+
+def _joined(values: tuple[int, ...]) -> str:
+    return ",".join(str(value) for value in values)
+
+
+@dataclass(frozen=True)
+class ZipformerConfig:
+    """The architecture, checked. Tuples have a number per stack, under the names of icefall's options.
+
+    Attributes:
+      num_encoder_layers: Layers.
+      downsampling_factor: How many frames of 20 ms a stack takes as one.
+      encoder_dim: Width.
+      encoder_unmasked_dim: Channels that the feature mask of training never covers.
+      feedforward_dim: Hidden width of the middle one of a layer's three feed-forward modules.
+      num_heads: Attention heads.
+      query_head_dim: Width of a head's queries and keys.
+      value_head_dim: Width of a head's values.
+      pos_head_dim: Width of a head's position queries.
+      pos_dim: Width of the position code, which all stacks share.
+      cnn_module_kernel: Kernel of the convolution modules; odd.
+      causal: Whether convolutions see no later chunk, so that the encoder can stream.
+      chunk_size: Frames of 20 ms of a chunk; training draws one of them for every batch. -1 is the whole utterance.
+      left_context_frames: Frames of 20 ms before a chunk that it attends to; drawn likewise. -1 is all of them.
+    """
+
+    num_encoder_layers: tuple[int, ...]
+    downsampling_factor: tuple[int, ...]
+    encoder_dim: tuple[int, ...]
+    encoder_unmasked_dim: tuple[int, ...]
+    feedforward_dim: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    query_head_dim: tuple[int, ...]
+    value_head_dim: tuple[int, ...]
+    pos_head_dim: tuple[int, ...]
+    pos_dim: int
+    cnn_module_kernel: tuple[int, ...]
+    causal: bool = True
+    chunk_size: tuple[int, ...] = (16, 32, 64, UNLIMITED)
+    left_context_frames: tuple[int, ...] = (64, 128, 256, UNLIMITED)
+
+    def __post_init__(self) -> None:
+        stacks = len(self.num_encoder_layers)
+        for name in _PER_STACK:
+            values = getattr(self, name)
+            _require(len(values) == stacks and min(values, default=0) > 0, name, values, f"{stacks} positive numbers")
+        _require(all(kernel % 2 for kernel in self.cnn_module_kernel), "cnn_module_kernel", self.cnn_module_kernel, "odd")
+        _require(self.pos_dim > 0 and self.pos_dim % 2 == 0, "pos_dim", (self.pos_dim,), "an even number")
+        pairs = zip(self.encoder_unmasked_dim, self.encoder_dim, strict=True)
+        _require(
+            all(unmasked <= dim for unmasked, dim in pairs),
+            "encoder_unmasked_dim",
+            self.encoder_unmasked_dim,
+            f"no more than encoder_dim ({_joined(self.encoder_dim)})",
+        )
+        for name in ("chunk_size", "left_context_frames"):
+            values = getattr(self, name)
+            _require(len(values) > 0, name, values, "at least one number")
+        if self.causal:
+            for chunk in self.chunk_size:
+                for left in self.left_context_frames:
+                    self.check_context(chunk, left)
+
+    def check_context(self, chunk_size: int, left_context_frames: int) -> None:
+        """Check that this encoder can run with such chunks.
+
+        Raises:
+          ValueError: It cannot; the message says what was expected.
+        """
+        if chunk_size == UNLIMITED:
+            return
+        _require(
+            self.causal,
+            "chunk_size",
+            (chunk_size,),
+            f"{UNLIMITED}, for the encoder was built with --causal 0 and needs whole utterances",
+        )
+        factors = f"a multiple of every downsampling_factor ({_joined(self.downsampling_factor)})"
+        _require(
+            chunk_size > 0 and not any(chunk_size % factor for factor in self.downsampling_factor),
+            "chunk_size",
+            (chunk_size,),
+            f"{UNLIMITED} or {factors}",
+        )
+        if left_context_frames == UNLIMITED:
+            return
+        _require(left_context_frames > 0, "left_context_frames", (left_context_frames,), f"{UNLIMITED} or a positive number")
+        seen = chunk_size * max(1, left_context_frames // chunk_size)
+        for kernel, factor in zip(self.cnn_module_kernel, self.downsampling_factor, strict=True):
+            _require(
+                seen >= kernel // 2 * factor,
+                "left_context_frames",
+                (left_context_frames,),
+                f"at least {kernel // 2 * factor} at chunk_size {chunk_size}, so that it covers the convolution of kernel "
+                f"{kernel} at downsampling_factor {factor}",
+            )
+
+    def check_streaming(self, chunk_size: int, left_context_frames: int) -> None:
+        """Check that this encoder can stream with such chunks, and then gives what it gives for whole utterances.
+
+        Raises:
+          ValueError: It cannot; the message says what was expected.
+        """
+        _require(chunk_size > 0, "chunk_size", (chunk_size,), "a positive number for streaming, such as 16")
+        self.check_context(chunk_size, left_context_frames)
+        _require(
+            left_context_frames > 0 and left_context_frames % chunk_size == 0,
+            "left_context_frames",
+            (left_context_frames,),
+            f"a multiple of chunk_size ({chunk_size}) for streaming",
+        )
+
+
+@dataclass(frozen=True)
+class ZipformerOptions:
+    """The Zipformer's own options, as typed: comma-separated lists with a number per stack, as icefall's.
+
+    Empty ones are what `--zipformer` says. Three more options belong to both encoders (`ModelConfig`).
+    """
+
+    zipformer: str = "default"
+    """Size of the Zipformer: default (66 M parameters, icefall's streaming recipe), medium (20 M), small (5 M), mini
+    (2.6 M) or tiny (for tests). The options of the architecture below change it one by one."""
+
+    downsampling_factor: str = ""
+    """Zipformer: frames of 20 ms that each stack takes as one, such as 1,2,4,8,4,2."""
+
+    encoder_unmasked_dim: str = ""
+    """Zipformer: channels of each stack that the feature mask of training never covers."""
+
+    feedforward_dim: str = ""
+    """Zipformer: hidden width of the feed-forward modules of each stack."""
+
+    num_heads: str = ""
+    """Zipformer: attention heads of each stack."""
+
+    query_head_dim: str = ""
+    """Zipformer: width of queries and keys per head; one number serves all stacks."""
+
+    value_head_dim: str = ""
+    """Zipformer: width of values per head; one number serves all stacks."""
+
+    pos_head_dim: str = ""
+    """Zipformer: width of position queries per head; one number serves all stacks."""
+
+    pos_dim: str = ""
+    """Zipformer: width of the position code."""
+
+    causal: bool = True
+    """Zipformer: whether it can stream. 0 sees whole utterances, for offline recognition alone."""
+
+    chunk_size: str = "16,32,64,-1"
+    """Zipformer: frames of 20 ms of a chunk, of which training draws one for every batch; -1 is the whole utterance.
+    Decoding takes the first unless told otherwise."""
+
+    left_context_frames: str = "64,128,256,-1"
+    """Zipformer: frames of 20 ms before a chunk that it attends to, drawn likewise; -1 is all of them."""
+
+
+class Size(NamedTuple):
+    """A named size: of the encoder, the predictor and the joiner."""
+
+    encoder: ZipformerConfig
+    decoder_dim: int
+    joiner_dim: int
+
+
+def _size(
+    layers: tuple[int, ...], dim: tuple[int, ...], unmasked: tuple[int, ...], feedforward: tuple[int, ...], other_dim: int
+) -> Size:
+    stacks = len(layers)
+    encoder = ZipformerConfig(
+        num_encoder_layers=layers,
+        downsampling_factor=(1, 2, 4, 8, 4, 2)[:stacks],
+        encoder_dim=dim,
+        encoder_unmasked_dim=unmasked,
+        feedforward_dim=feedforward,
+        num_heads=(4, 4, 4, 8, 4, 4)[:stacks],
+        query_head_dim=(32,) * stacks,
+        value_head_dim=(12,) * stacks,
+        pos_head_dim=(4,) * stacks,
+        pos_dim=48,
+        cnn_module_kernel=(31, 31, 15, 15, 15, 31)[:stacks],
+    )
+    return Size(encoder, other_dim, other_dim)
+
+
+SIZES = {
+    "tiny": _size((1, 1), (16, 24), (16, 16), (16, 24), 16),
+    "mini": _size((1,) * 6, (64, 96, 128, 160, 128, 96), (64, 64, 96, 96, 96, 64), (128, 192, 256, 256, 256, 192), 160),
+    "small": _size(
+        (1,) * 6, (96, 128, 192, 192, 192, 128), (96, 96, 128, 128, 128, 96), (256, 384, 384, 512, 384, 384), 256
+    ),
+    "medium": _size((2,) * 6, (192, 256, 256, 256, 256, 256), (192,) * 6, (384, 576, 576, 576, 576, 576), 256),
+    "default": _size(
+        (2, 2, 3, 4, 3, 2),
+        (192, 256, 384, 512, 384, 256),
+        (192, 192, 256, 256, 256, 192),
+        (512, 768, 1024, 1536, 1024, 768),
+        512,
+    ),
+}
+
+
+def resolve(options: ZipformerOptions, **shared: str) -> Size:
+    """The architecture that the options describe.
+
+    Args:
+      options: The Zipformer's own.
+      shared: Those that it has in common with other encoders; empty ones are what the named size says.
+
+    Raises:
+      ValueError: They are no numbers, or do not fit together.
+    """
+    if options.zipformer not in SIZES:
+        raise ValueError(f"zipformer is {options.zipformer!r}: expected one of {', '.join(SIZES)}")
+    size = SIZES[options.zipformer]
+    typed = {item.name: getattr(options, item.name) for item in fields(ZipformerOptions) if item.name != "zipformer"} | shared
+    stacks = len(numbers("num_encoder_layers", typed["num_encoder_layers"]) or size.encoder.num_encoder_layers)
+    changes: dict[str, Any] = {"causal": typed.pop("causal")}
+    for name, words in typed.items():
+        values = numbers(name, words)
+        if name == "pos_dim" and values:
+            _require(len(values) == 1, name, values, "one number")
+            changes[name] = values[0]
+        elif values:
+            changes[name] = values * stacks if name in _PER_STACK and len(values) == 1 else values
+    return size._replace(encoder=replace(size.encoder, **changes))
+
+
+def numbers(name: str, words: str) -> tuple[int, ...]:
+    """The numbers in a comma-separated list.
+
+    Raises:
+      ValueError: Something in it is no number; the message calls the list `name`.
+    """
+    try:
+        return tuple(int(word) for word in words.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"{name} is {words!r}: expected numbers, such as 2,2,3,4,3,2") from None

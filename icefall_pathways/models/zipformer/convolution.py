@@ -1,0 +1,112 @@
+"""Convolution modules: gated, depthwise over time, causal by chunks or over whole utterances."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from icefall_pathways.models.initialization import scaled_linear
+from icefall_pathways.models.zipformer.functions import swoosh_r
+from icefall_pathways.models.zipformer.plan import Plan
+
+
+class ChunkCausalConvolution(nn.Module):
+    """A depthwise convolution that sees the past, and beside it its own chunk in both directions.
+
+    The two are added; the one within the chunk is scaled by a learnt factor for each frame near the chunk's edges.
+
+    Args:
+      dim: Channels C.
+      kernel: Frames k that the one within the chunk sees; the causal one sees k // 2 + 1. Odd.
+    """
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.causal_conv = nn.Conv1d(dim, dim, kernel // 2 + 1, groups=dim)
+        self.chunkwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim, padding=kernel // 2)
+        self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, dim, kernel))
+        nn.init.uniform_(self.causal_conv.bias, -0.1, 0.1)
+
+    def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+          x: Frames (N, T, C).
+          cached: The last k // 2 frames before them (N, C, k // 2).
+          chunk: Frames of a chunk.
+
+        Returns:
+          (N, T, C), and the new `cached`.
+        """
+        frames = x.size(1)
+        joined = torch.cat([cached.transpose(1, 2), x], dim=1)
+        causal = _depthwise(joined.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
+        chunks = F.pad(x, (0, 0, 0, -frames % chunk)).unflatten(1, (-1, chunk))
+        within = _depthwise(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self._scale(chunk)
+        return causal + within.flatten(1, 2)[:, :frames], joined[:, frames:].transpose(1, 2)
+
+    def _scale(self, chunk: int) -> Tensor:
+        """The factor of each frame of a chunk (chunk, C)."""
+        left, right = self.chunkwise_conv_scale
+        room = chunk - self.kernel
+        if room < 0:
+            return 1.0 + (left[:, :chunk] + right[:, -chunk:]).t()
+        return 1.0 + (F.pad(left, (0, room)) + F.pad(right, (room, 0))).t()
+
+
+class SymmetricConvolution(nn.Conv1d):
+    """A depthwise convolution that sees as much of the future as of the past, over whole utterances.
+
+    Args:
+      dim: Channels C.
+      kernel: Frames that it sees; odd.
+    """
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__(dim, dim, kernel, groups=dim, padding=kernel // 2)
+
+    def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Convolve frames (N, T, C); `cached` and `chunk` are there for likeness to `ChunkCausalConvolution`."""
+        return _depthwise(x.unsqueeze(1), self, padding=self.kernel_size[0] // 2).squeeze(1), cached
+
+
+def _depthwise(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
+    """Convolve rows of frames (N, rows, T, C) over T.
+
+    As an image with the channels last, which runs many times faster than torch's convolution of (N, C, T).
+    """
+    image = x.permute(0, 3, 1, 2)
+    groups = x.size(-1)
+    return F.conv2d(image, conv.weight.unsqueeze(2), conv.bias, padding=(0, padding), groups=groups).permute(0, 2, 3, 1)
+
+
+class ConvolutionModule(nn.Module):
+    """Linear, gate, depthwise convolution, SwooshR, linear.
+
+    Args:
+      dim: Width.
+      kernel: Kernel of the depthwise convolution.
+      causal: Whether it may see later chunks.
+    """
+
+    def __init__(self, dim: int, kernel: int, causal: bool) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 2 * dim)
+        self.depthwise_conv = ChunkCausalConvolution(dim, kernel) if causal else SymmetricConvolution(dim, kernel)
+        self.out_proj = scaled_linear(dim, dim, scale=0.05)
+
+    def forward(self, x: Tensor, cached: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+          x: Frames (N, T, C).
+          cached: What the depthwise convolution saw last (N, C, kernel // 2).
+          plan: See `Plan`.
+
+        Returns:
+          The branch (N, T, C), and the new `cached`.
+        """
+        value, gate = self.in_proj(x).chunk(2, dim=-1)
+        gated = (value * gate.sigmoid()).masked_fill(plan.padding, 0.0)
+        convolved, cached = self.depthwise_conv(gated, cached, plan.chunk)
+        return self.out_proj(swoosh_r(convolved)), cached
