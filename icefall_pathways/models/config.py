@@ -65,14 +65,14 @@ class ModelConfig(EmformerOptions, ZipformerOptions):
     """The encoder: emformer or zipformer."""
 
     num_encoder_layers: str = ""
-    """Layers of the encoder: a number for the Emformer (12), one for each stack of the Zipformer, such as 2,2,3,4,3,2."""
+    """Layers. A number for the Emformer (12), one for each stack for the Zipformer, such as 2,2,3,4,3,2."""
 
     encoder_dim: str = ""
-    """Width of the encoder: a number for the Emformer (512), a multiple of nhead; one for each stack of the Zipformer."""
+    """Width. A number for the Emformer (512), a multiple of nhead; one for each stack for the Zipformer."""
 
     cnn_module_kernel: str = ""
-    """Kernel of the convolution modules. Emformer: a number, in encoder frames of 40 ms, of the causal convolution in
-    each layer; 0 (the default) is the plain Emformer, which needs much data. Zipformer: odd numbers, one for each stack."""
+    """Kernel of the convolution modules. Emformer: kernel of the causal convolution module in each layer, in encoder
+    frames of 40 ms; 0, the default, is the plain Emformer and needs much data. Zipformer: one for each stack, odd."""
 
     decoder_dim: int = 0
     """Width of the predictor; a multiple of 4. 0: that of the Zipformer's size, 512 with the Emformer."""
@@ -88,7 +88,9 @@ class ModelConfig(EmformerOptions, ZipformerOptions):
 
     def __post_init__(self) -> None:
         for name in _SHARED:
-            object.__setattr__(self, name, str(getattr(self, name)))  # numbers serve too, in code and in old checkpoints
+            object.__setattr__(
+                self, name, str(getattr(self, name))
+            )  # numbers serve too, in code and in old checkpoints
         if self.encoder_type not in ENCODER_TYPES:
             raise ValueError(f"encoder_type is {self.encoder_type!r}: expected {' or '.join(ENCODER_TYPES)}")
         self._require(self.context_size > 0, "context_size", "a positive number")

@@ -1,8 +1,8 @@
 """What the transducer asks of an encoder; every encoder type has a class that keeps it.
 
 All of them give frames of 40 ms: an utterance of T feature frames has ceil(T / 4), whether it is encoded whole or chunk
-by chunk. What lies behind its end is taken for silence, in which the encoder looks ahead from the last frames, so that no last
-word is lost and neither the other utterances of a batch nor its padding change anything.
+by chunk. What lies behind its end is taken for silence, and the last frames look ahead into that: no last word is lost,
+and neither the other utterances of a batch nor its padding change anything.
 """
 
 from abc import ABC, abstractmethod

@@ -22,9 +22,17 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=[{}, {"cnn_module_kernel": 5, "memory_size": 2}, {"right_context_length": 0}], ids=str)
+MODELS = {
+    "emformer": SMALL,
+    "emformer-memory": SMALL | {"cnn_module_kernel": 5, "memory_size": 2},
+    "emformer-no-look-ahead": SMALL | {"right_context_length": 0},
+    "zipformer": {"encoder_type": "zipformer", "zipformer": "tiny"},
+}
+
+
+@pytest.fixture(params=MODELS)
 def model(request):
-    model = build_model(ModelConfig(**(SMALL | request.param)), vocab_size=20).eval()
+    model = build_model(ModelConfig(**MODELS[request.param]), vocab_size=20).eval()
     with torch.no_grad():
         model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
         model.joiner.output_linear.weight *= 8

@@ -8,6 +8,8 @@ from icefall_pathways.models.transducer import LOG_EPS, build_model
 
 
 def _config(**options):
+    if options.get("encoder_type") == "zipformer":
+        return ModelConfig(**options)
     sizes = {
         "num_encoder_layers": 2,
         "encoder_dim": 16,
@@ -34,6 +36,22 @@ OPTIONS = [
     {"right_context_length": 0, "memory_size": 2},
     {"segment_length": 16, "left_context_length": 0},
 ]
+ZIPFORMER = {"encoder_type": "zipformer", "zipformer": "tiny", "decoder_dim": 16, "joiner_dim": 16}
+DEEP = {
+    "num_encoder_layers": "1,2,1,1",
+    "downsampling_factor": "1,4,8,2",
+    "encoder_dim": "16,24,16,32",
+    "encoder_unmasked_dim": "16",
+    "feedforward_dim": "16",
+    "num_heads": "4,2,4,4",
+    "query_head_dim": "4",
+    "cnn_module_kernel": "31,7,7,15",
+}
+ZIPFORMERS = [
+    ZIPFORMER,
+    ZIPFORMER | {"chunk_size": "32", "left_context_frames": "32"},
+    ZIPFORMER | DEEP | {"chunk_size": "8", "left_context_frames": "32"},
+]
 
 
 def _chunks(model, x):
@@ -45,7 +63,7 @@ def _chunks(model, x):
         yield window, chunk.size(0)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 @torch.inference_mode()
 def test_streams_of_all_ages_equal_encode(options):
     """Streams join one after the other and leave as they end; each gives what `encode` gives for the padded batch."""
@@ -75,7 +93,7 @@ def test_streams_of_all_ages_equal_encode(options):
         torch.testing.assert_close(torch.cat(found[i]), expected[i, : lens[i]], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 @torch.inference_mode()
 def test_what_lies_behind_an_utterance_does_not_matter(options):
     model = build_model(_config(**options), 20).eval()
@@ -92,7 +110,7 @@ def test_padding_is_the_features_floor():
     assert math.log(1e-10) == pytest.approx(LOG_EPS)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 def test_a_batch_costs_what_its_utterances_cost(options):
     """am_scale 0 and lm_scale 0: nothing is averaged over the batch then."""
     model = build_model(_config(ctc_head=True, **options), 20).eval()

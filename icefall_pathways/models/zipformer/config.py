@@ -70,7 +70,9 @@ class ZipformerConfig:
         for name in _PER_STACK:
             values = getattr(self, name)
             _require(len(values) == stacks and min(values, default=0) > 0, name, values, f"{stacks} positive numbers")
-        _require(all(kernel % 2 for kernel in self.cnn_module_kernel), "cnn_module_kernel", self.cnn_module_kernel, "odd")
+        _require(
+            all(kernel % 2 for kernel in self.cnn_module_kernel), "cnn_module_kernel", self.cnn_module_kernel, "odd"
+        )
         _require(self.pos_dim > 0 and self.pos_dim % 2 == 0, "pos_dim", (self.pos_dim,), "an even number")
         pairs = zip(self.encoder_unmasked_dim, self.encoder_dim, strict=True)
         _require(
@@ -110,15 +112,17 @@ class ZipformerConfig:
         )
         if left_context_frames == UNLIMITED:
             return
-        _require(left_context_frames > 0, "left_context_frames", (left_context_frames,), f"{UNLIMITED} or a positive number")
+        _require(
+            left_context_frames > 0, "left_context_frames", (left_context_frames,), f"{UNLIMITED} or a positive number"
+        )
         seen = chunk_size * max(1, left_context_frames // chunk_size)
         for kernel, factor in zip(self.cnn_module_kernel, self.downsampling_factor, strict=True):
             _require(
                 seen >= kernel // 2 * factor,
                 "left_context_frames",
                 (left_context_frames,),
-                f"at least {kernel // 2 * factor} at chunk_size {chunk_size}, so that it covers the convolution of kernel "
-                f"{kernel} at downsampling_factor {factor}",
+                f"at least {kernel // 2 * factor} at chunk_size {chunk_size}, for the kernel {kernel} "
+                f"at downsampling_factor {factor}",
             )
 
     def check_streaming(self, chunk_size: int, left_context_frames: int) -> None:
@@ -192,7 +196,11 @@ class Size(NamedTuple):
 
 
 def _size(
-    layers: tuple[int, ...], dim: tuple[int, ...], unmasked: tuple[int, ...], feedforward: tuple[int, ...], other_dim: int
+    layers: tuple[int, ...],
+    dim: tuple[int, ...],
+    unmasked: tuple[int, ...],
+    feedforward: tuple[int, ...],
+    other_dim: int,
 ) -> Size:
     stacks = len(layers)
     encoder = ZipformerConfig(
@@ -241,16 +249,19 @@ def resolve(options: ZipformerOptions, **shared: str) -> Size:
     if options.zipformer not in SIZES:
         raise ValueError(f"zipformer is {options.zipformer!r}: expected one of {', '.join(SIZES)}")
     size = SIZES[options.zipformer]
-    typed = {item.name: getattr(options, item.name) for item in fields(ZipformerOptions) if item.name != "zipformer"} | shared
+    typed = {
+        item.name: getattr(options, item.name) for item in fields(ZipformerOptions) if item.name != "zipformer"
+    } | shared
     stacks = len(numbers("num_encoder_layers", typed["num_encoder_layers"]) or size.encoder.num_encoder_layers)
     changes: dict[str, Any] = {"causal": typed.pop("causal")}
     for name, words in typed.items():
         values = numbers(name, words)
-        if name == "pos_dim" and values:
-            _require(len(values) == 1, name, values, "one number")
-            changes[name] = values[0]
-        elif values:
-            changes[name] = values * stacks if name in _PER_STACK and len(values) == 1 else values
+        if name == "pos_dim":
+            _require(len(values) < 2, name, values, "one number")
+            changes[name] = values[0] if values else size.encoder.pos_dim
+            continue
+        values = values or getattr(size.encoder, name)
+        changes[name] = values[:1] * stacks if name in _PER_STACK and len(set(values)) == 1 else values
     return size._replace(encoder=replace(size.encoder, **changes))
 
 

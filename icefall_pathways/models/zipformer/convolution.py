@@ -25,7 +25,8 @@ class ChunkCausalConvolution(nn.Module):
         self.causal_conv = nn.Conv1d(dim, dim, kernel // 2 + 1, groups=dim)
         self.chunkwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim, padding=kernel // 2)
         self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, dim, kernel))
-        nn.init.uniform_(self.causal_conv.bias, -0.1, 0.1)
+        with torch.no_grad():
+            self.causal_conv.get_parameter("bias").uniform_(-0.1, 0.1)
 
     def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         """Convolve.

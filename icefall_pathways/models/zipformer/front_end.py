@@ -11,7 +11,7 @@ from icefall_pathways.models.zipformer.norm import BiasNorm
 FACTOR = 2
 #: Frames before and after its own that the ConvNeXt block sees.
 CONTEXT = 3
-#: Feature frames that T frames need beyond 2 T: 7 for the strided convolutions, 6 for what the ConvNeXt block looks ahead.
+#: Feature frames that T frames need beyond 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
 LOOK_AHEAD = 7 + FACTOR * CONTEXT
 
 _CHANNELS = (8, 32, 128)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.models.initialization import scaled_linear
-from icefall_pathways.models.zipformer.functions import swoosh_l
 from icefall_pathways.models.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
 from icefall_pathways.models.zipformer.convolution import ConvolutionModule
+from icefall_pathways.models.zipformer.functions import swoosh_l
 from icefall_pathways.models.zipformer.norm import BiasNorm, Bypass
 from icefall_pathways.models.zipformer.plan import Plan
 

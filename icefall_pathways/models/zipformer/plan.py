@@ -88,8 +88,8 @@ def position_code(left: int, frames: int, dim: int, device: torch.device) -> Ten
       device: Where it is needed.
 
     Returns:
-      (left + 2 * frames, dim), float32. Row r is of distance r - left - frames + 1, which is source minus frame; the last
-      row, of a distance that does not occur, is there for `attention.shift`.
+      (left + 2 * frames, dim), float32. Row r is of distance r - left - frames + 1, which is source minus frame; the
+      last row, of a distance that does not occur, is there for `attention.shift`.
     """
     with torch.inference_mode(False):  # it is kept, for training too
         distance = torch.arange(1 - left - frames, frames + 1, dtype=torch.float32, device=device)

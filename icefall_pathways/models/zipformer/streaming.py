@@ -19,8 +19,8 @@ class ZipformerEncoder(Zipformer, Encoder):
     in eval mode they are `chunk_size` and `left_context_frames` (in frames of 20 ms), which `set_context` changes.
 
     The state of N streams is a list in the public recipe's order: six tensors for every layer
-    (`ZipformerLayer.init_states`), the front end's last frames (N, 128, 3, 19), and how many frames of 20 ms each stream
-    has had (N,), int32. A new stream's state is zero.
+    (`ZipformerLayer.init_states`), the front end's last frames (N, 128, 3, 19), and how many frames of 20 ms each
+    stream has had (N,), int32. A new stream's state is zero.
 
     Args:
       config: The architecture.
