@@ -7,7 +7,9 @@ token per frame. Streams and hypotheses are axes of tensors (or of k2's ragged o
 
 from icefall_pathways.decoding.searches.base import Hypothesis, Search, SearchState
 from icefall_pathways.decoding.searches.fast_beam import FastBeamSearch
-from icefall_pathways.decoding.searches.frame_search import BeamState, GreedySearch, ModifiedBeamSearch
+from icefall_pathways.decoding.searches.frame_search import BeamState
+from icefall_pathways.decoding.searches.greedy import GreedySearch
+from icefall_pathways.decoding.searches.modified_beam import ModifiedBeamSearch
 
 __all__ = [
     "BeamState",

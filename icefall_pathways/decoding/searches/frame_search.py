@@ -1,7 +1,6 @@
-"""Greedy and modified beam search: one step per frame for all hypotheses of all streams together."""
+"""What greedy and modified beam search share: the hypotheses as tensors, and what becomes of them in the end."""
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from icefall_pathways.decoding.searches.automaton import FailureAutomaton
 from icefall_pathways.decoding.searches.base import Hypothesis, Search, SearchState, TransducerHead
-
-# An odd multiplier without structure: token sequences that differ have, for all practical purposes, different hashes.
-_HASH_MULTIPLIER = -7046029254386353131
 
 
 @dataclass(frozen=True)
@@ -57,45 +53,38 @@ class BeamState(SearchState):
         states = [state.resized(length) for state in states]
         return BeamState(*(torch.cat(values) for values in zip(*map(_values, states), strict=True)))
 
+    def reordered(self, order: Tensor) -> "BeamState":
+        """With the history of hypotheses `order` (N, beam) of each stream; what the searches keep at hand stays."""
+        return dataclasses.replace(
+            self,
+            tokens=take(self.tokens, order),
+            timestamps=take(self.timestamps, order),
+            num_tokens=take(self.num_tokens, order),
+        )
 
-@dataclass(frozen=True)
-class _Front:
-    """Of a `BeamState`, what changes with every frame; the history of tokens is written once per call of `advance`.
+    def prolonged(self, tokens: Tensor, lens: Tensor, blank_id: int) -> "BeamState":
+        """With what the hypotheses emitted in the next frames, (N, beam, T) with blanks, written into their history.
 
-    Attributes:
-      memory: (N, beam, 2 + context_size) what follows a hypothesis when the beam is sorted anew, all in one: its hash,
-        its number of tokens, its last tokens.
-      log_probs, bonus, automaton_states, predictor_out: As in `BeamState`.
-    """
-
-    memory: Tensor
-    log_probs: Tensor
-    bonus: Tensor
-    automaton_states: Tensor
-    predictor_out: Tensor
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What survives a frame.
-
-    Attributes:
-      parents: (N, beam) the hypothesis that is prolonged; None: each by itself.
-      tokens: (N, beam) what it is prolonged by; a blank leaves it alone.
-      log_probs: (N, beam) with that token.
-      bonus: (N, beam) with that token.
-      automaton_states: (N, beam, A) after that token.
-    """
-
-    parents: Tensor | None
-    tokens: Tensor
-    log_probs: Tensor
-    bonus: Tensor
-    automaton_states: Tensor
+        Of each stream `lens` (N,) frames were read.
+        """
+        emits = tokens.ne(blank_id)
+        num_tokens = self.num_tokens + emits.sum(dim=2)
+        length = int(num_tokens.max())
+        # What was not emitted is written to a place too many, which is then cut off.
+        place = (self.num_tokens[..., None] + emits.cumsum(dim=2) - 1).masked_fill(~emits, length)
+        now = self.num_frames[:, None, None] + torch.arange(tokens.size(2), device=tokens.device)
+        room = self.resized(length + 1)
+        return dataclasses.replace(
+            self,
+            tokens=room.tokens.scatter(2, place, tokens)[..., :length],
+            timestamps=room.timestamps.scatter(2, place, now.expand_as(place))[..., :length],
+            num_tokens=num_tokens,
+            num_frames=self.num_frames + lens,
+        )
 
 
 class FrameSearch(Search[BeamState]):
-    """What greedy and beam search share: states, the loop over frames, and the predictor.
+    """What greedy and beam search share: states and results.
 
     Args:
       model: A transducer; its predictor and joiner are used.
@@ -143,31 +132,6 @@ class FrameSearch(Search[BeamState]):
             num_frames=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
-    @torch.inference_mode()
-    def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> BeamState:
-        """Read the next frames of every stream.
-
-        Args:
-          state: Of N streams; it is left as it is.
-          encoder_out: (N, T, D) the next encoder outputs.
-          lens: (N,) how many of them belong to each stream; frames beyond change nothing.
-        """
-        num_frames = int(lens.max())
-        if num_frames == 0:
-            return state
-        lens = lens.to(encoder_out.device)
-        frames = self.model.joiner.encoder_proj(encoder_out)
-        everywhere = int(lens.min())
-        front = self._front(state)
-        choices = []
-        for t in range(num_frames):
-            choice = self._choose(front, self._logits(frames[:, t : t + 1], front.predictor_out))
-            if t >= everywhere:
-                choice = self._stand_still(front, choice, lens.gt(t)[:, None])
-            front = self._follow(front, choice)
-            choices.append(choice)
-        return self._record(state, front, choices, lens)
-
     def results(self, state: BeamState) -> list[Hypothesis]:
         """The hypothesis of each stream with the best score per token (start context counted)."""
         best = self._ranks(state).argmax(dim=1, keepdim=True)
@@ -177,83 +141,10 @@ class FrameSearch(Search[BeamState]):
         """All hypotheses of each stream, ordered as `results` chooses; they differ in their tokens."""
         return self._hypotheses(state, self._ranks(state).argsort(dim=1, descending=True, stable=True))
 
-    @abstractmethod
-    def _choose(self, front: _Front, logits: Tensor) -> _Choice:
-        """Choose what survives a frame by its logits (N, beam, V)."""
-
-    def _merge(self, front: _Front) -> _Front:
-        """Make hypotheses with the same tokens one."""
-        return front
-
-    def _front(self, state: BeamState) -> _Front:
+    def _context(self, state: BeamState) -> Tensor:
+        """The last tokens (N, beam, context_size) of each hypothesis."""
         last = state.num_tokens[..., None] + torch.arange(-self.context_size, 0, device=state.tokens.device)
-        counts = torch.stack([state.hashes, state.num_tokens], dim=2)
-        return _Front(
-            memory=torch.cat([counts, state.tokens.gather(2, last)], dim=2),
-            log_probs=state.log_probs,
-            bonus=state.bonus,
-            automaton_states=state.automaton_states,
-            predictor_out=state.predictor_out,
-        )
-
-    def _follow(self, front: _Front, choice: _Choice) -> _Front:
-        """The hypotheses after the frame."""
-        memory, predictor_out, tokens = front.memory, front.predictor_out, choice.tokens
-        if choice.parents is not None:
-            rows = _rows(choice.parents, self.beam_size)
-            memory = memory.flatten(0, 1).index_select(0, rows).view_as(memory)
-            predictor_out = predictor_out.flatten(0, 1).index_select(0, rows).view_as(predictor_out)
-        emits = tokens.ne(self.blank_id)
-        where = emits.nonzero(as_tuple=True)
-        if where[0].numel() > 0:
-            token = tokens[..., None]
-            hashes = (memory[..., :1] + token + 1) * _HASH_MULTIPLIER
-            longer = torch.cat([hashes, memory[..., 1:2] + 1, memory[..., 3:], token], dim=2)
-            memory = torch.where(emits[..., None], longer, memory)
-            predictor_out = predictor_out.index_put(where, self._predict(longer[where][:, 2:]))
-        front = _Front(memory, choice.log_probs, choice.bonus, choice.automaton_states, predictor_out)
-        return self._merge(front)
-
-    def _stand_still(self, front: _Front, choice: _Choice, reads: Tensor) -> _Choice:
-        """The same choice where `reads` (N, 1), and elsewhere that of leaving everything as it is."""
-        own = torch.arange(self.beam_size, device=reads.device)
-        return _Choice(
-            parents=None if choice.parents is None else torch.where(reads, choice.parents, own),
-            tokens=choice.tokens.masked_fill(~reads, self.blank_id),
-            log_probs=torch.where(reads, choice.log_probs, front.log_probs),
-            bonus=torch.where(reads, choice.bonus, front.bonus),
-            automaton_states=torch.where(reads[..., None], choice.automaton_states, front.automaton_states),
-        )
-
-    def _record(self, state: BeamState, front: _Front, choices: list[_Choice], lens: Tensor) -> BeamState:
-        """Write down the tokens of the frames just read: from the last choice back to the first, then in one piece."""
-        at: Tensor | None = None  # None: every hypothesis is its own ancestor
-        steps = []
-        for choice in reversed(choices):
-            steps.append(choice.tokens if at is None else choice.tokens.gather(1, at))
-            if choice.parents is not None:
-                at = choice.parents if at is None else choice.parents.gather(1, at)
-        tokens = torch.stack(steps[::-1], dim=2)
-        old = [state.tokens, state.timestamps, state.num_tokens]
-        history, timestamps, end = old if at is None else [_take(value, at) for value in old]
-        emits = tokens.ne(self.blank_id)
-        hashes, num_tokens = front.memory[..., 0], front.memory[..., 1]
-        length = int(num_tokens.max())
-        # What was not emitted is written to a place too many, which is then cut off.
-        place = (end[..., None] + emits.cumsum(dim=2) - 1).masked_fill(~emits, length)
-        now = state.num_frames[:, None, None] + torch.arange(tokens.size(2), device=tokens.device)
-        room = (0, length + 1 - history.size(2))
-        return BeamState(
-            tokens=F.pad(history, room).scatter(2, place, tokens)[..., :length],
-            timestamps=F.pad(timestamps, room).scatter(2, place, now.expand_as(place))[..., :length],
-            num_tokens=num_tokens,
-            hashes=hashes,
-            log_probs=front.log_probs,
-            bonus=front.bonus,
-            automaton_states=front.automaton_states,
-            predictor_out=front.predictor_out,
-            num_frames=state.num_frames + lens,
-        )
+        return state.tokens.gather(2, last)
 
     def _final_bonus(self, state: BeamState) -> Tensor:
         """The bonus (N, beam) if the streams end here."""
@@ -275,94 +166,21 @@ class FrameSearch(Search[BeamState]):
                 for tokens, times, end, log_prob, bonus in zip(*stream, strict=True)
                 if log_prob > -torch.inf
             ]
-            for stream in zip(*(_take(value, order).tolist() for value in values), strict=True)
+            for stream in zip(*(take(value, order).tolist() for value in values), strict=True)
         ]
-
-
-class GreedySearch(FrameSearch):
-    """The most probable token of each frame."""
-
-    def __init__(self, model: TransducerHead, blank_penalty: float = 0.0) -> None:
-        super().__init__(model, beam_size=1, blank_penalty=blank_penalty)
-
-    def _choose(self, front: _Front, logits: Tensor) -> _Choice:
-        best, tokens = logits.log_softmax(dim=-1).max(dim=-1)
-        return _Choice(None, tokens, front.log_probs + best, front.bonus, front.automaton_states)
-
-
-class ModifiedBeamSearch(FrameSearch):
-    """Beam search with at most one token per frame, in which hypotheses with the same tokens are merged.
-
-    Args:
-      model: A transducer; its predictor and joiner are used.
-      beam_size: Hypotheses kept per stream.
-      blank_penalty: Subtracted from the blank's logit: the larger, the fewer deletions.
-      automata: What is added to the scores of tokens before the best are chosen: hotwords, a language model (shallow
-        fusion). The blank has no such score.
-    """
-
-    def __init__(
-        self,
-        model: TransducerHead,
-        beam_size: int = 4,
-        blank_penalty: float = 0.0,
-        automata: Sequence[FailureAutomaton] = (),
-    ) -> None:
-        super().__init__(model, beam_size, blank_penalty, automata)
-
-    def _choose(self, front: _Front, logits: Tensor) -> _Choice:
-        scores = (logits.log_softmax(dim=-1) + front.log_probs[..., None]).flatten(1)
-        if self.automata:
-            return self._choose_with_bonus(front, scores)
-        log_probs, best = scores.topk(self.beam_size, dim=1)
-        parents = best.div(self.vocab_size, rounding_mode="floor")
-        tokens = best - parents * self.vocab_size
-        return _Choice(parents, tokens, log_probs, front.bonus, front.automaton_states)
-
-    def _choose_with_bonus(self, front: _Front, scores: Tensor) -> _Choice:
-        """As `_choose`, by the log-probabilities `scores` (N, beam * V) and the automata's together."""
-        bonus = front.bonus[..., None].expand(*front.bonus.shape, self.vocab_size)
-        targets = []
-        for number, automaton in enumerate(self.automata):
-            states = front.automaton_states[..., number]
-            added, reached = automaton.follow(states.flatten())
-            added[:, self.blank_id] = 0.0
-            reached[:, self.blank_id] = states.flatten()
-            bonus = bonus + added.view_as(bonus)
-            targets.append(reached.view_as(bonus).flatten(1))
-        bonus = bonus.flatten(1)
-        _, best = (scores + bonus).topk(self.beam_size, dim=1)
-        parents = best.div(self.vocab_size, rounding_mode="floor")
-        return _Choice(
-            parents,
-            tokens=best - parents * self.vocab_size,
-            log_probs=scores.gather(1, best),
-            bonus=bonus.gather(1, best),
-            automaton_states=torch.stack([reached.gather(1, best) for reached in targets], dim=2),
-        )
-
-    def _merge(self, front: _Front) -> _Front:
-        counts, log_probs = front.memory[..., :2], front.log_probs
-        same = (counts[:, :, None] == counts[:, None]).all(dim=3)
-        # log-sum-exp over those with the same tokens, each of which is itself less its log-softmax: that is one kernel.
-        shares = log_probs[:, None].masked_fill(~same, -torch.inf).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
-        # What is empty repeats a hypothesis too: at first all are the empty one, and -inf is only ever chosen where
-        # everything above it is chosen, its living double among that.
-        repeats = same.tril(diagonal=-1).any(dim=2)
-        return dataclasses.replace(front, log_probs=(log_probs - shares).masked_fill(repeats, -torch.inf))
 
 
 def _values(state: BeamState) -> list[Tensor]:
     return [getattr(state, field.name) for field in dataclasses.fields(state)]
 
 
-def _rows(order: Tensor, beam_size: int) -> Tensor:
+def line_up(order: Tensor, beam_size: int) -> Tensor:
     """Where hypotheses `order` (N, K) of each stream are if those of all streams are in one line."""
     first = torch.arange(0, order.size(0) * beam_size, beam_size, device=order.device)
     return (first[:, None] + order).flatten()
 
 
-def _take(value: Tensor, order: Tensor) -> Tensor:
+def take(value: Tensor, order: Tensor) -> Tensor:
     """Of (N, beam, ...) the hypotheses `order` (N, K) of each stream."""
-    rows = _rows(order, value.size(1))
+    rows = line_up(order, value.size(1))
     return value.flatten(0, 1).index_select(0, rows).view(*order.shape, *value.shape[2:])
