@@ -142,12 +142,16 @@ def test_beam_search_is_its_recursion(make_head, case):
         assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_state_is_left_as_it_is(make_head):
-    search = ModifiedBeamSearch(make_head(6, seed=1))
-    state = search.advance(search.init(2), torch.randn(2, 3, 8), torch.tensor([3, 3]))
+@pytest.mark.parametrize("kind", [GreedySearch, ModifiedBeamSearch])
+def test_a_state_is_left_as_it_is(make_head, kind):
+    search = kind(make_head(6, seed=1))
+    out = torch.randn(2, 8, 8) * 2
+    state = search.advance(search.init(2), out[:, :3], torch.tensor([3, 3]))
     before = search.n_best(state)
-    search.advance(state, torch.randn(2, 5, 8), torch.tensor([5, 5]))
+    ends = [search.n_best(search.advance(state, out[:, 3:], torch.tensor([5, 5]))) for _ in range(2)]
     assert search.n_best(state) == before
+    assert ends[0] == ends[1]
+    assert ends[0][0][0].tokens
 
 
 def test_a_beam_needs_a_hypothesis(make_head):
