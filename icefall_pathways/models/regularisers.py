@@ -145,8 +145,7 @@ class Balancer(Scheduled):
     def forward(self, x: Tensor) -> Tensor:
         """`x`, with an edit of its gradient."""
         limits = self.draw(x)
-        balanced: Tensor = x if limits is None else _Balance.apply(x, limits, self.grad_scale)
-        return balanced
+        return x if limits is None else balance(x, limits, self.grad_scale)
 
     def draw(self, x: Tensor) -> tuple[float, float, float, float] | None:
         """The limits of mean / deviation and of root mean square if it acts on `x` in this call, else None."""
@@ -191,6 +190,12 @@ def balancing_coefficients(
     by_x = too_large / s.clamp(min=_FLOOR) - too_far * m / deviation**3
     length = (by_mean**2 + 2 * by_mean * by_x * m + by_x**2 * s).clamp(min=0).sqrt().clamp(min=_FLOOR)
     return (grad_scale * by_mean / length).to(mean.dtype), (grad_scale * by_x / length).to(mean.dtype)
+
+
+def balance(x: Tensor, limits: tuple[float, float, float, float], grad_scale: float) -> Tensor:
+    """`x` (..., C), with a balancer's edit of its gradient; see `Balancer.draw` and `balancing_coefficients`."""
+    balanced: Tensor = _Balance.apply(x, limits, grad_scale)
+    return balanced
 
 
 class _Balance(torch.autograd.Function):

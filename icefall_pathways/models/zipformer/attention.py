@@ -1,13 +1,20 @@
 """Attention weights, and the modules that use them: self-attention and non-linear attention."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_pathways.models.initialization import scaled_linear
+from icefall_pathways.models.regularisers import Balancer, Schedule, Scheduled, Whiten, penalise_large_scores
 from icefall_pathways.models.zipformer.plan import Plan
 
 # What a source that may not be seen scores. Low enough, and within the range of float16.
 _BLOCKED = -1000.0
+
+# How often, in training, positions are left out of a call, entries of their code dropped, and large scores penalised.
+_NO_POSITIONS = Schedule((0, 0.5), (4000, 0.0))
+_POSITION_DROPOUT = 0.15
+_PENALISING = 0.1
 
 
 class PositionProjection(nn.Linear):
@@ -16,7 +23,7 @@ class PositionProjection(nn.Linear):
     prunable = False
 
 
-class AttentionWeights(nn.Module):
+class AttentionWeights(Scheduled):
     """Multi-head attention weights, which a layer computes once and uses thrice.
 
     A score is query times key, plus position query times the projected code of the distance. There is no 1/sqrt(d).
@@ -34,6 +41,8 @@ class AttentionWeights(nn.Module):
         self.num_heads = num_heads
         self.sizes = [num_heads * query_head_dim] * 2 + [num_heads * pos_head_dim]
         self.in_proj = scaled_linear(dim, sum(self.sizes), scale=query_head_dim**-0.25)
+        self.balance_keys = Balancer(0.4, 0.6, 0.0, 100.0, probability=0.025)
+        self.whiten_keys = Whiten(num_heads, Schedule((0, 3.0), (20000, 6.0)), grad_scale=0.025)
         self.linear_pos = scaled_linear(pos_dim, self.sizes[2], scale=0.05, bias=False, kind=PositionProjection)
 
     def forward(self, x: Tensor, cached_key: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -48,9 +57,13 @@ class AttentionWeights(nn.Module):
           Weights (N, H, T, S), and the new `cached_key`.
         """
         query, key, position_query = self.in_proj(x).split(self.sizes, dim=-1)
+        key = self.whiten_keys(self.balance_keys(key))
         key, cached_key = remember(key, cached_key, plan.left)
         scores = torch.matmul(self._heads(query), self._heads(key).transpose(2, 3))
-        scores = scores + self._position_scores(position_query, plan.positions)
+        if not self.happens(_NO_POSITIONS):
+            scores = scores + self._position_scores(position_query, plan.positions)
+        if scores.requires_grad and self.happens(_PENALISING):
+            scores = penalise_large_scores(scores, limit=25.0, penalty=1e-4)
         return scores.masked_fill(plan.blocked, _BLOCKED).softmax(dim=-1), cached_key
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -59,7 +72,8 @@ class AttentionWeights(nn.Module):
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
         """Position queries (N, T, H * p) times the code (R, D): (N, H, T, S)."""
         batch_size, frames = query.shape[:2]
-        key = self.linear_pos(positions.to(query.dtype)).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        code = F.dropout(positions.to(query.dtype), _POSITION_DROPOUT, self.training)
+        key = self.linear_pos(code).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         heads = query.unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
         return shift(torch.bmm(heads, key).unflatten(1, (batch_size, frames))).transpose(0, 1)
 
@@ -92,6 +106,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj = nn.Linear(dim, num_heads * value_head_dim)
         self.out_proj = scaled_linear(num_heads * value_head_dim, dim, scale=0.05)
+        self.whiten = Whiten(1, Schedule((0, 7.5), (20000, 22.5)))
 
     def forward(self, x: Tensor, weights: Tensor, cached_val: Tensor, left: int) -> tuple[Tensor, Tensor]:
         """Attend.
@@ -108,7 +123,7 @@ class SelfAttention(nn.Module):
         value, cached_val = remember(self.in_proj(x), cached_val, left)
         heads = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         attended = torch.matmul(weights, heads).transpose(1, 2).flatten(2)
-        return self.out_proj(attended), cached_val
+        return self.whiten(self.out_proj(attended)), cached_val
 
 
 class NonlinAttention(nn.Module):
@@ -123,6 +138,14 @@ class NonlinAttention(nn.Module):
         self.hidden_dim = 3 * dim // 4
         self.in_proj = nn.Linear(dim, 3 * self.hidden_dim)
         self.out_proj = scaled_linear(self.hidden_dim, dim, scale=0.05)
+        self.balancer = Balancer(
+            min_positive=Schedule((0, 0.25), (20000, 0.05)),
+            max_positive=Schedule((0, 0.75), (20000, 0.95)),
+            min_abs=0.5,
+            max_abs=5.0,
+        )
+        self.whiten1 = Whiten(1, Schedule((0, 5.0), (20000, 10.0)))
+        self.whiten2 = Whiten(1, Schedule((0, 5.0), (20000, 15.0)))
 
     def forward(self, x: Tensor, weights: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
         """Attend.
@@ -137,11 +160,11 @@ class NonlinAttention(nn.Module):
           The branch (N, T, C), and the new `cached`.
         """
         gate_in, value, gate_out = self.in_proj(x).chunk(3, dim=-1)
-        gated = value * gate_in.tanh()
+        gated = self.whiten1(value) * self.balancer(gate_in).tanh()
         if left:
             gated = torch.cat([cached[0], gated], dim=1)
             cached = gated[:, -left:].unsqueeze(0)
-        return self.out_proj(torch.matmul(weights, gated) * gate_out), cached
+        return self.whiten2(self.out_proj(torch.matmul(weights, gated) * gate_out)), cached
 
 
 def remember(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:

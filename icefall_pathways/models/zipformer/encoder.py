@@ -8,15 +8,23 @@ The encoder's own frames are of 20 ms; a stack takes `downsampling_factor` of th
 zero states and sees earlier chunks through masks, a chunk sees them through the state.
 """
 
+import math
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.models.regularisers import Schedule, keep_sequences
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.layer import STATES_PER_LAYER, ZipformerLayer
 from icefall_pathways.models.zipformer.norm import Bypass
 from icefall_pathways.models.zipformer.plan import Plan, plan_chunk, plan_utterances
 
 OUTPUT_FACTOR = 2
+
+# How often a sequence loses its masked channels, and how often, if it does not, the second half of them.
+_FEATURE_MASK = 0.125
 
 
 class Downsample(nn.Module):
@@ -50,6 +58,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: ZipformerConfig, index: int) -> None:
         super().__init__()
+        skip_rates = _layer_skip_rates(config, index)
         self.layers = nn.ModuleList(
             ZipformerLayer(
                 dim=config.encoder_dim[index],
@@ -61,8 +70,9 @@ class Stack(nn.Module):
                 feedforward_dim=config.feedforward_dim[index],
                 kernel=config.cnn_module_kernel[index],
                 causal=config.causal,
+                skip_rate=skip_rate,
             )
-            for _ in range(config.num_encoder_layers[index])
+            for skip_rate in skip_rates
         )
 
     @property
@@ -74,11 +84,18 @@ class Stack(nn.Module):
         """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
         return [state for layer in self.layers for state in layer.init_states(like, batch_size, left)]
 
-    def forward(self, x: Tensor, states: list[Tensor], plan: Plan) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers over frames (N, T, C); returns frames and the new states."""
+    def forward(
+        self, x: Tensor, states: list[Tensor], plan: Plan, feature_mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers over frames (N, T, C); returns frames and the new states.
+
+        `feature_mask` (N, 1, C), zeros and ones, is applied to what comes in and to what every layer gives.
+        """
         new_states = []
+        x = x if feature_mask is None else x * feature_mask
         for i, layer in enumerate(self.layers):
             x, layer_states = layer(x, states[i * STATES_PER_LAYER : (i + 1) * STATES_PER_LAYER], plan)
+            x = x if feature_mask is None else x * feature_mask
             new_states += layer_states
         return x, new_states
 
@@ -106,9 +123,11 @@ class DownsampledStack(nn.Module):
         """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
         return self.encoder.init_states(like, batch_size, left // self.downsample.factor)
 
-    def forward(self, x: Tensor, states: list[Tensor], plan: Plan) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers over frames (N, T, C); returns frames and the new states."""
-        inner, states = self.encoder(self.downsample(x), states, plan)
+    def forward(
+        self, x: Tensor, states: list[Tensor], plan: Plan, feature_mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers over frames (N, T, C), see `Stack`; returns frames and the new states."""
+        inner, states = self.encoder(self.downsample(x), states, plan, feature_mask)
         repeated = inner.repeat_interleave(self.downsample.factor, dim=1)[:, : x.size(1)]
         return self.out_combiner(x, repeated), states
 
@@ -192,21 +211,46 @@ class Zipformer(nn.Module):
     def _run(self, x: Tensor, states: list[Tensor], plans: dict[int, Plan]) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
         new_states: list[Tensor] = []
-        for stack, factor, dim in zip(
-            self.encoders, self.config.downsampling_factor, self.config.encoder_dim, strict=True
+        keep = _draw_feature_masks(x) if self.training else None
+        config = self.config
+        for stack, factor, dim, unmasked in zip(
+            self.encoders, config.downsampling_factor, config.encoder_dim, config.encoder_unmasked_dim, strict=True
         ):
             mine, states = states[: stack.num_layers * STATES_PER_LAYER], states[stack.num_layers * STATES_PER_LAYER :]
-            x, mine = stack(_fit(x, dim), mine, plans[factor])
+            mask = None if keep is None else _feature_mask(keep, dim, unmasked)
+            x, mine = stack(_fit(x, dim), mine, plans[factor], mask)
             outputs.append(x)
             new_states += mine
         return self.downsample_output(_widest(outputs)), new_states
+
+
+def _layer_skip_rates(config: ZipformerConfig, index: int) -> list[Schedule]:
+    """How often each layer of a stack is left out in training: one layer after the other begins to take part."""
+    layers, step = config.num_encoder_layers[index], 4000 / (len(config.num_encoder_layers) + 1)
+    last = 0.035 * math.sqrt(config.downsampling_factor[index])
+    starts = [step * (index + 1 + i / layers) for i in range(layers + 1)]
+    return [Schedule((begin, 0.5), (end, last)) for begin, end in pairwise(starts)]
+
+
+def _draw_feature_masks(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which sequences of x (N, ...) keep the first, and which the second, half of their masked channels (N, 1, 1)."""
+    first = keep_sequences(x, _FEATURE_MASK)
+    return first, first * keep_sequences(x, _FEATURE_MASK)
+
+
+def _feature_mask(keep: tuple[Tensor, Tensor], dim: int, unmasked: int) -> Tensor:
+    """The mask (N, 1, dim), of which the first `unmasked` channels are 1."""
+    first, second = keep
+    half = (dim - unmasked) // 2
+    pieces = [torch.ones_like(first).expand(-1, -1, unmasked), first.expand(-1, -1, half)]
+    return torch.cat([*pieces, second.expand(-1, -1, dim - unmasked - half)], dim=-1)
 
 
 def _fit(x: Tensor, dim: int) -> Tensor:
     """Frames (N, T, C) with the last channels dropped, or with channels of zeros after them."""
     if x.size(-1) == dim:
         return x
-    return x[..., :dim] if x.size(-1) > dim else torch.nn.functional.pad(x, (0, dim - x.size(-1)))
+    return x[..., :dim] if x.size(-1) > dim else F.pad(x, (0, dim - x.size(-1)))
 
 
 def _widest(outputs: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
-"""Swoosh activations and bias normalisation, with derivatives of their own that keep little for the backward pass."""
+"""Swoosh activations and bias normalisation, computed fast and with little kept for the backward pass."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,61 +8,185 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from icefall_pathways.models.regularisers import balance, balancing_coefficients
+
 _SLOPE = 0.08
+_SHIFT_L, _OFFSET_L = 4.0, 0.035
+_SHIFT_R, _OFFSET_R = 1.0, 0.313261687
+
+# Where exp is at no risk, and log(1 + exp(s)) is s in float32.
+_LARGE = 30.0
+
+# Numbers of a tile that is worked on at a time: few enough to stay in a core's cache from one operation to the next.
+_TILE = 1 << 18
 
 
 def swoosh_l(x: Tensor) -> Tensor:
     """log(1 + exp(x - 4)) - 0.08 x - 0.035, for modules that are to be near zero when they do nothing."""
-    return _swoosh(x, 4.0, 0.035)
+    return _swoosh(x, _SHIFT_L, _OFFSET_L)
 
 
 def swoosh_r(x: Tensor) -> Tensor:
     """log(1 + exp(x - 1)) - 0.08 x - 0.313261687, which is 0 at 0."""
-    return _swoosh(x, 1.0, 0.313261687)
+    return _swoosh(x, _SHIFT_R, _OFFSET_R)
 
 
 def _swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Swoosh.apply(x, shift, offset)
-    return swoosh_value(x, shift, offset)
+    if not _by_hand(x):
+        return F.softplus(x - shift) - _SLOPE * x - offset
+    out: Tensor = _Swoosh.apply(x, shift, offset)
+    return out
 
 
-def swoosh_value(x: Tensor, shift: float, offset: float) -> Tensor:
-    """The value without a graph: one new tensor, and no other memory."""
-    shifted = x - shift
-    return F.softplus(shifted).add_(x, alpha=-_SLOPE).sub_(offset)
+def _cpu_swoosh(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Tensor | None) -> None:
+    """The value into `out`, and what the derivative is made of into `inverse` (None: not wanted).
+
+    In exp and log, which torch hands to a vector library; its softplus takes four times as long. With s = x - shift -
+    offset and k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).
+    """
+    torch.sub(x, shift + offset, out=out)
+    grown = out.clamp(max=_LARGE).exp_().add_(math.exp(-offset))
+    if inverse is not None:
+        torch.reciprocal(grown, out=inverse)
+    torch.maximum(out, grown.log_(), out=out).add_(x, alpha=-_SLOPE)
 
 
-def swoosh_derivative(x: Tensor, shift: float) -> Tensor:
-    """sigmoid(x - shift) - 0.08."""
-    return (x - shift).sigmoid_().sub_(_SLOPE)
+def _cpu_swoosh_backward(grad: Tensor, inverse: Tensor, offset: float, out: Tensor) -> Tensor:
+    """`grad` times sigmoid(x - shift) - 0.08, into `out`."""
+    return torch.mul(grad, 1.0 - _SLOPE, out=out).addcmul_(grad, inverse, value=-math.exp(-offset))
 
 
 class _Swoosh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.shift = shift
-        return swoosh_value(x, shift, offset)
+        exact = x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
+        out = torch.empty_like(exact)
+        inverse = torch.empty_like(exact) if x.requires_grad else None
+        for tile in _tiles(exact.numel(), _TILE):
+            part = None if inverse is None else inverse.view(-1)[tile]
+            _cpu_swoosh(exact.view(-1)[tile], shift, offset, out.view(-1)[tile], part)
+        if inverse is not None:
+            ctx.save_for_backward(inverse.to(x.dtype))
+        ctx.offset = offset
+        return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return swoosh_derivative(x, ctx.shift).mul_(grad), None, None
+        (inverse,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        out = torch.empty_like(grad)
+        for tile in _tiles(grad.numel(), _TILE):
+            _cpu_swoosh_backward(grad.view(-1)[tile], inverse.view(-1)[tile], ctx.offset, out.view(-1)[tile])
+        return out, None, None
+
+
+def _by_hand(x: Tensor) -> bool:
+    """Whether what is quick on a CPU is to be done: not elsewhere, nor in a graph that is being exported."""
+    return x.device.type == "cpu" and not torch.jit.is_tracing()
+
+
+def _tiles(size: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
+
+
+def swoosh_l_block(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    limits: tuple[float, float, float, float] | None,
+    grad_scale: float,
+) -> Tensor:
+    """Linear, SwooshL, linear over very many frames, a few at a time: hidden ones are made anew for the backward pass.
+
+    Args:
+      x: (..., C).
+      weight1: (H, C).
+      bias1: (H,).
+      weight2: (D, H).
+      bias2: (D,).
+      limits: Of a balancer of the hidden channels, see `Balancer.draw`; None for none.
+      grad_scale: Of the balancer.
+
+    Returns:
+      (..., D).
+    """
+    if not _by_hand(x) or x.dtype != weight1.dtype:  # another type: under autocast
+        hidden = F.linear(x, weight1, bias1)
+        if limits is not None:
+            hidden = balance(hidden, limits, grad_scale)
+        return F.linear(swoosh_l(hidden), weight2, bias2)
+    out: Tensor = _SwooshLBlock.apply(x.flatten(0, -2), weight1, bias1, weight2, bias2, limits, grad_scale)
+    return out.unflatten(0, x.shape[:-1])
+
+
+class _SwooshLBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        limits: tuple[float, float, float, float] | None,
+        grad_scale: float,
+    ) -> Tensor:
+        out = x.new_empty(x.size(0), weight2.size(0))
+        total, total_square = x.new_zeros(weight1.size(0)), x.new_zeros(weight1.size(0))
+        for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
+            hidden = torch.addmm(bias1, x[tile], weight1.t())
+            if limits is not None:
+                total += hidden.sum(dim=0)
+                total_square += hidden.square().sum(dim=0)
+            value = torch.empty_like(hidden)
+            _cpu_swoosh(hidden, _SHIFT_L, _OFFSET_L, value, None)
+            torch.addmm(bias2, value, weight2.t(), out=out[tile])
+        ctx.coefficients = None
+        if limits is not None:
+            means = total / x.size(0), total_square / x.size(0)
+            ctx.coefficients = balancing_coefficients(*means, limits, grad_scale)
+        ctx.save_for_backward(x, weight1, bias1, weight2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight1, bias1, weight2 = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        grad_weight1, grad_bias1 = torch.zeros_like(weight1), torch.zeros_like(bias1)
+        grad_weight2, grad_bias2 = torch.zeros_like(weight2), weight2.new_zeros(weight2.size(0))
+        for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
+            hidden = torch.addmm(bias1, x[tile], weight1.t())
+            value, inverse = torch.empty_like(hidden), torch.empty_like(hidden)
+            _cpu_swoosh(hidden, _SHIFT_L, _OFFSET_L, value, inverse)
+            grad_weight2.addmm_(grad[tile].t(), value)
+            grad_bias2 += grad[tile].sum(dim=0)
+            grad_hidden = _cpu_swoosh_backward(torch.mm(grad[tile], weight2), inverse, _OFFSET_L, out=value)
+            if ctx.coefficients is not None:
+                a, b = ctx.coefficients
+                grad_hidden.addcmul_(hidden.mul_(b).add_(a), grad_hidden.abs())
+            grad_weight1.addmm_(grad_hidden.t(), x[tile])
+            grad_bias1 += grad_hidden.sum(dim=0)
+            torch.mm(grad_hidden, weight1, out=grad_x[tile])
+        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None, None
 
 
 def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
-    """x * exp(log_scale) / rms(x - bias) over the last axis.
+    """x * exp(log_scale) / rms(x - bias) over the last axis, in float32 or better.
 
     Args:
       x: (..., C).
       bias: (C,).
       log_scale: ().
     """
-    if torch.is_grad_enabled():
-        return _BiasNorm.apply(x, bias.to(x.dtype), log_scale.to(x.dtype))
-    return x * (_inverse_rms(x - bias) * log_scale.exp())
+    x = x.to(torch.promote_types(x.dtype, bias.dtype))
+    if not torch.is_grad_enabled():
+        return x * (_inverse_rms(x - bias) * log_scale.exp())
+    out: Tensor = _BiasNorm.apply(x, bias, log_scale)
+    return out
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
@@ -80,7 +205,7 @@ class _BiasNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, bias, inverse, scale = ctx.saved_tensors
         factor = inverse * scale
-        along = torch.linalg.vecdot(grad, x).unsqueeze(-1) * factor
+        along = (grad * x).sum(dim=-1, keepdim=True) * factor
         through_length = (x - bias).mul_(along * inverse.square() / x.size(-1))
         grad_bias = through_length.flatten(0, -2).sum(dim=0)
         return torch.mul(grad, factor).sub_(through_length), grad_bias, along.sum()

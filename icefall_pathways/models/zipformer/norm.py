@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.models.regularisers import Schedule, Scheduled, Scheduling, keep_sequences, limit_gradient
 from icefall_pathways.models.zipformer.functions import bias_norm
 
+# How often a parameter is kept within its limits.
+_LIMITING = 0.6
 
-class BiasNorm(nn.Module):
+
+class BiasNorm(Scheduled):
     """y = x * exp(log_scale) / rms(x - bias): the bias takes part in the length alone.
 
     Args:
@@ -20,20 +24,30 @@ class BiasNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., dim)."""
-        return bias_norm(x, self.bias, self.log_scale)
+        log_scale = limit_gradient(self.log_scale, -1.5, 1.5) if self.happens(_LIMITING) else self.log_scale
+        return bias_norm(x, self.bias, log_scale)
 
 
-class Bypass(nn.Module):
+class Bypass(Scheduled):
     """A learnt mean of a module's input and output, channel by channel.
 
     Args:
       dim: Width.
+      skip_rate: How often the module is skipped in training, sequence by sequence.
     """
 
-    def __init__(self, dim: int) -> None:
+    _LEAST = Schedule((0, 0.9), (20000, 0.2))
+
+    def __init__(self, dim: int, skip_rate: Scheduling = 0.0) -> None:
         super().__init__()
+        self.skip_rate = skip_rate
         self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))
 
     def forward(self, start: Tensor, x: Tensor) -> Tensor:
-        """Between `start` and `x`, both (..., dim)."""
-        return torch.lerp(start, x, self.bypass_scale.to(x.dtype))
+        """Between `start` and `x`, both (N, T, dim)."""
+        scale = self.bypass_scale
+        if self.happens(_LIMITING):
+            scale = limit_gradient(scale, self.at_position(self._LEAST), 1.0)
+        if skip_rate := self.rate(self.skip_rate):
+            scale = scale * keep_sequences(x, skip_rate)
+        return torch.lerp(start, x, scale)
