@@ -60,9 +60,9 @@ class ConvNeXt(Scheduled):
         branch = swoosh_l_block(
             convolved,
             first.weight.flatten(1),
-            first.bias,
+            first.get_parameter("bias"),
             second.weight.flatten(1),
-            second.bias,
+            second.get_parameter("bias"),
             self.hidden_balancer.draw(convolved),
             self.hidden_balancer.grad_scale,
         )

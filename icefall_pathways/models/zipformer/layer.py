@@ -156,7 +156,7 @@ class ZipformerLayer(Scheduled):
         return self.whiten(self.balancer2(x)), [key, nonlin, value1, value2, convolved1, convolved2]
 
     def _first_head(self, weights: Tensor, plan: Plan) -> Tensor:
-        """The weights (N, T, S) of the non-linear attention: sometimes, in training, the mean of all that may be seen."""
+        """The weights (N, T, S) of the non-linear attention: at times, in training, a mean of all that may be seen."""
         if not self.happens(_AVERAGE):
             return weights[:, 0]
         seen = (~plan.blocked[:, 0]).to(weights.dtype).expand_as(weights[:, 0])

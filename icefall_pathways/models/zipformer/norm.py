@@ -45,7 +45,7 @@ class Bypass(Scheduled):
 
     def forward(self, start: Tensor, x: Tensor) -> Tensor:
         """Between `start` and `x`, both (N, T, dim)."""
-        scale = self.bypass_scale
+        scale: Tensor = self.bypass_scale
         if self.happens(_LIMITING):
             scale = limit_gradient(scale, self.at_position(self._LEAST), 1.0)
         if skip_rate := self.rate(self.skip_rate):
