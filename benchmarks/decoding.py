@@ -3,7 +3,7 @@ r"""Measure how fast streams are decoded: ours, and torchaudio's RNNTBeamSearch 
 
 Usage:
 
-  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model 5M --streams "1 16"
+  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model zipformer-5M --streams "1 16"
 
 The model has random weights and the size of a published one; its blank is set so that it emits as many tokens a second
 as speech has. Features are given, audio is not read. One round decodes with every system in turn; the median of the
@@ -37,10 +37,30 @@ BEAM_SIZE = 4
 TOKENS_PER_SECOND = 4.0
 
 _EMFORMER = {"segment_length": 32, "left_context_length": 128, "right_context_length": 8, "cnn_module_kernel": 15}
+_ZIPFORMER = {"encoder_type": "zipformer", "chunk_size": "16", "left_context_frames": "128"}
 _HEAD = {"decoder_dim": 256, "joiner_dim": 256}
 MODELS = {
-    "5M": ModelConfig(num_encoder_layers=6, encoder_dim=224, nhead=4, dim_feedforward=896, **_EMFORMER, **_HEAD),
-    "20M": ModelConfig(num_encoder_layers=12, encoder_dim=320, nhead=4, dim_feedforward=1280, **_EMFORMER, **_HEAD),
+    "emformer-5M": ModelConfig(
+        num_encoder_layers=6, encoder_dim=224, nhead=4, dim_feedforward=896, **_EMFORMER, **_HEAD
+    ),
+    "emformer-20M": ModelConfig(
+        num_encoder_layers=12, encoder_dim=320, nhead=4, dim_feedforward=1280, **_EMFORMER, **_HEAD
+    ),
+    "zipformer-5M": ModelConfig(zipformer="small", **_ZIPFORMER),
+    "zipformer-20M": ModelConfig(zipformer="medium", **_ZIPFORMER),
+}
+GREEDY, BEAM = "greedy", f"modified beam {BEAM_SIZE}"
+# Real-time factors of icefall's streaming Zipformer of the same sizes, chunks and contexts, by model, search and number
+# of streams: encoder and search, features given, two threads of a two-core machine without GPU, torch 1.13.1.
+ICEFALL = {
+    ("zipformer-5M", GREEDY, 1): 0.062,
+    ("zipformer-5M", GREEDY, 16): 0.0192,
+    ("zipformer-5M", BEAM, 1): 0.065,
+    ("zipformer-5M", BEAM, 16): 0.0210,
+    ("zipformer-20M", GREEDY, 1): 0.109,
+    ("zipformer-20M", GREEDY, 16): 0.0332,
+    ("zipformer-20M", BEAM, 1): 0.125,
+    ("zipformer-20M", BEAM, 16): 0.0361,
 }
 
 
@@ -48,8 +68,8 @@ MODELS = {
 class BenchmarkConfig:
     """What to measure."""
 
-    model: Literal["5M", "20M"] = "5M"
-    """Size of the model."""
+    model: Literal["emformer-5M", "emformer-20M", "zipformer-5M", "zipformer-20M"] = "zipformer-5M"
+    """Encoder and size of the model."""
 
     streams: str = "1 16"
     """Numbers of streams that are decoded at the same time."""
@@ -109,8 +129,11 @@ def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
         encoder_out, _ = model.encode(features, torch.full((num_streams,), features.size(1)))
     low, high = -50.0, 50.0
     with torch.no_grad():
-        # Logits as far apart as a trained model's, so that hypotheses compete as they do in speech.
-        model.joiner.encoder_proj.weight *= 8
+        # Frames that differ and logits as far apart as a trained model's, so that hypotheses compete as in speech.
+        projection = model.joiner.encoder_proj
+        deviation, mean = torch.std_mean(projection(encoder_out).flatten(0, 1), dim=0)
+        projection.weight /= deviation.mean()
+        projection.bias.copy_((projection.bias - mean) / deviation.mean())
         model.joiner.output_linear.weight *= 4
         for _ in range(20):
             model.joiner.output_linear.bias[0] = (low + high) / 2
@@ -145,8 +168,8 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
     """Measure every system with every number of streams."""
     model, features, encoder_out = prepare(config)
     searches = {
-        "greedy": GreedySearch(model),
-        f"modified beam {BEAM_SIZE}": ModifiedBeamSearch(model, BEAM_SIZE),
+        GREEDY: GreedySearch(model),
+        BEAM: ModifiedBeamSearch(model, BEAM_SIZE),
         "fast beam": FastBeamSearch(model, beam=4.0, max_contexts=4, max_states=32),
     }
     runs: dict[tuple[str, str, int], Callable[[], int]] = {}
@@ -173,6 +196,7 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
             "system": system,
             "streams": number,
             "real_time_factor": statistics.median(seconds[what, system, number]) / (number * config.seconds),
+            "icefall": ICEFALL.get((config.model, system, number)) if what == "all" else None,
             "tokens_per_second": tokens[what, system, number] / statistics.median(seconds[what, system, number]),
             "tokens": tokens[what, system, number],
         }
@@ -188,10 +212,10 @@ def main() -> None:
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
         write_json(config.output, {"model": config.model, "machine": machine, "figures": figures})
     parts = {"search": "search alone", "all": "encoder and search"}
-    columns = ("system", "streams", "real_time_factor", "tokens", "tokens_per_second")
+    columns = ("system", "streams", "real_time_factor", "icefall", "tokens", "tokens_per_second")
     rows = [[parts[row["what"]], *(row[column] for column in columns)] for row in figures]
-    header = ["measured", "system", "streams", "real-time factor", "tokens", "tokens per second"]
-    print(tabulate(rows, header, tablefmt="pipe", floatfmt=("", "", "", ".5f", "", ".0f")))
+    header = ["measured", "system", "streams", "real-time factor", "icefall's", "tokens", "tokens per second"]
+    print(tabulate(rows, header, tablefmt="pipe", floatfmt=("", "", "", ".5f", ".4f", "", ".0f")))
 
 
 if __name__ == "__main__":
