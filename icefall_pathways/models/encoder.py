@@ -20,6 +20,9 @@ LOG_EPS = -23.025850929940457
 class Encoder(nn.Module, ABC):
     """From features to encoder frames. The front end, which belongs to the transducer, is handed to it."""
 
+    #: Whether every parameter takes part in every call; distributed training must know.
+    always_uses_all = True
+
     @property
     @abstractmethod
     def output_dim(self) -> int:

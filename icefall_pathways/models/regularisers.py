@@ -181,13 +181,16 @@ def balancing_coefficients(
     """
     low, high, small, large = limits
     m, s = mean.double(), mean_square.double()
-    deviation = (s - m * m).clamp(min=_FLOOR).sqrt()
+    variance = s - m * m
+    deviation = variance.clamp(min=_FLOOR).sqrt()
     size = s.clamp(min=_FLOOR).sqrt()
     ratio = m / deviation
     too_far = (ratio > high).double() - (ratio < low).double()
     too_large = (size > large).double() - (size < small).double()
-    by_mean = too_far * s / deviation**3
-    by_x = too_large / s.clamp(min=_FLOOR) - too_far * m / deviation**3
+    # At a floor, a channel that is the same everywhere, or zero, the deviation or the size is a constant.
+    varies, there = (variance > _FLOOR).double(), (s > _FLOOR).double()
+    by_mean = too_far * (1.0 / deviation + varies * m * m / deviation**3)
+    by_x = there * too_large / size**2 - varies * too_far * m / deviation**3
     length = (by_mean**2 + 2 * by_mean * by_x * m + by_x**2 * s).clamp(min=0).sqrt().clamp(min=_FLOOR)
     return (grad_scale * by_mean / length).to(mean.dtype), (grad_scale * by_x / length).to(mean.dtype)
 

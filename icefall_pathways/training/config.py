@@ -84,6 +84,10 @@ class TrainingConfig:
     warm_updates: int = 2000
     """Updates over which the simple loss gives way to the pruned loss; 0 suits a start from trained weights."""
 
+    ref_duration: float = 600.0
+    """Seconds of audio in the batches that the Zipformer's schedules (dropout, skipping, balancers) count; the smaller,
+    the faster they pass. They take 20000 of them; a short run wants fewer."""
+
     use_fp16: bool = False
     """Mixed precision with float16 and a loss scaler (CUDA)."""
 
@@ -111,6 +115,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:
             raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
+        if self.ref_duration <= 0:
+            raise ValueError(f"--ref-duration is {self.ref_duration}: expected a positive number of seconds")
         if self.start_epoch and self.start_batch:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
         for name in ("num_epochs", "num_updates", "save_every_n", "log_interval", "valid_interval", "average_period"):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.losses import loss_scales
+from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
 from icefall_pathways.models.transducer import Transducer, TransducerLoss
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
@@ -111,6 +112,7 @@ class Trainer:
         """One step of the optimizer on one monolingual batch; `update` counts from 1."""
         torch.manual_seed(_seed(self.options.seed, self.rank.index, update))
         language = batch["language"]
+        set_position(self.model, self._position(update))
         self.parallel.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(update, self.epoch_of(update) - 1)
@@ -125,6 +127,11 @@ class Trainer:
         self.average.update(self.model, update)
         if self.schedule is not None and self.masks is not None:
             self._prune(update, self.schedule, self.masks)
+
+    def _position(self, update: int) -> float:
+        """Where the schedules of the regularisers stand, in batches of `ref_duration`; it moves every 10 updates."""
+        updates_before = (update - 1) // 10 * 10
+        return updates_before * self.config.data.max_duration * self.rank.world_size / self.options.ref_duration
 
     def _prune(self, update: int, schedule: PruningSchedule, masks: PathwayMasks) -> None:
         start = None
@@ -238,6 +245,7 @@ class Trainer:
             "model_avg": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
+            "regularisers": regulariser_state(self.model),
             "masks": {} if self.masks is None else self.masks.codes,
             "update": update,
             "epoch": self.epoch_of(update),
@@ -272,6 +280,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
+        load_regulariser_state(self.model, checkpoint.get("regularisers", {}))
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():
                 self.masks.codes[name].copy_(code)
@@ -308,7 +317,9 @@ class Trainer:
         if self.rank.world_size == 1:
             return module
         devices = [self.rank.device] if self.rank.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=not self.model.encoder.always_uses_all
+        )
 
 
 def _seed(seed: int, rank: int, update: int) -> int:

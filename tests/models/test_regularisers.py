@@ -147,6 +147,16 @@ def test_scaled_gradients():
     assert torch.equal(_edited(lambda x: scale_gradient(x, 0.2), torch.ones(3), torch.ones(3)), torch.full((3,), 0.2))
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_channels_that_are_the_same_everywhere_are_no_trouble(value):
+    """A whole batch may lose a channel to the feature mask."""
+    grad = torch.ones(10, 2)
+    edited = _edited(Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0), torch.full((10, 2), value), grad)
+    assert (edited - grad).abs().max() <= 0.05
+    assert edited.isfinite().all()
+    assert _edited(Whiten(1, 1.0), torch.full((10, 2), value), grad).isfinite().all()
+
+
 def test_a_balancer_knows_its_loss():
     """Its edit is that of a loss derived by autograd."""
     x = (

@@ -5,6 +5,7 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment, trainer
@@ -66,6 +67,20 @@ def masks_file(dense, tmp_path_factory):
     path = tmp_path_factory.mktemp("masks") / "masks.safetensors"
     masks.save(path)
     return path
+
+
+def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
+    """Its schedules, its random chunks and what its whiteners have found go on, too."""
+    calm = tiny_run.config(corpus, tmp_path / "calm", ref_duration=0.01)
+    calm = replace(calm, model=ModelConfig(encoder_type="zipformer", zipformer="tiny"))
+    experiment.train(calm)
+    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+    train_until(killed, 4, monkeypatch)
+    experiment.train(killed)
+    assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
+    found = final(tmp_path / "calm")["regularisers"]
+    assert found == final(tmp_path / "killed")["regularisers"]
+    assert set(found.values()) == {0.25, 0.025}
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -26,6 +26,8 @@ class ZipformerEncoder(Zipformer, Encoder):
       config: The architecture.
     """
 
+    always_uses_all = False
+
     def __init__(self, config: ZipformerConfig) -> None:
         super().__init__(config)
         self.chunk_size = self.left_context_frames = UNLIMITED
