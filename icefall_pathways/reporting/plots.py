@@ -44,3 +44,29 @@ def plot_wer(results: list[SystemResult], path: Path) -> None:
     axis.set(ylabel="word error rate (%)", title="Word error rate by system and language")
     axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def plot_sweep(curves: dict[str, dict[float, list[float]]], path: Path) -> None:
+    """Average word error rate against sparsity: a line per system through its means, a point per seed.
+
+    Args:
+      curves: By system and sparsity, the error rates of its seeds; a system with one sparsity only, 0, is drawn as a
+        level line.
+      path: The PNG file.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+        sparsities = sorted(values)
+        means = [sum(values[sparsity]) / len(values[sparsity]) for sparsity in sparsities]
+        if sparsities == [0.0]:
+            axis.axhline(means[0], label=name, color=colour, linestyle="--")
+            continue
+        axis.plot([100 * sparsity for sparsity in sparsities], means, label=name, color=colour)
+        for sparsity in sparsities:
+            places = [100 * sparsity] * len(values[sparsity])
+            axis.plot(places, values[sparsity], color=colour, marker="o", linestyle="", markersize=4)
+    axis.set(xlabel="sparsity (%)", ylabel="average word error rate (%)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110, format="png")

@@ -1,0 +1,173 @@
+"""A study: systems at several sparsities, over several seeds, gathered from the folders that run_study.sh fills.
+
+STUDY/seed-1/dense                               the dense model that everything of this seed starts from
+STUDY/seed-1/dense-continued                     it, trained as long as every other system
+STUDY/seed-1/sparsity-0.7/<system>               a system with masks
+STUDY/seed-1/sparsity-0.7/lsp/<language code>    language-specific pruning: one model per language
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from icefall_pathways.files import atomic_write, read_json
+from icefall_pathways.reporting import plots
+from icefall_pathways.reporting.results import newest_summary
+
+#: The rows of the tables: folder and name, in order.
+SYSTEMS = {
+    "dense-continued": "dense",
+    "lap": "LAP",
+    "lsp": "LSP",
+    "pathways-imp": "pathways (IMP)",
+    "pathways-lth": "pathways (LTH)",
+    "dynamic": "dynamic pathways",
+}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What to gather, and where it goes."""
+
+    study_dir: Path = Path("exp/study")
+    """The folder of the study."""
+
+    method: str = "streaming/modified_beam_search"
+    """The folder of results inside each experiment."""
+
+    split: str = "test"
+    """The decoded split."""
+
+    output: Path = Path("exp/study/study.md")
+    """The tables, in Markdown; a plot of error rates over sparsities goes beside it."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """One system at one sparsity with one seed.
+
+    Attributes:
+      system: A key of `SYSTEMS`.
+      sparsity: 0 for the dense system.
+      seed: Seed of the dense model, the masks and the training.
+      wer: Word error rate in percent, by language code.
+    """
+
+    system: str
+    sparsity: float
+    seed: int
+    wer: dict[str, float]
+
+    @property
+    def average(self) -> float:
+        """Mean over the languages."""
+        return fmean(self.wer.values())
+
+
+def gather(config: StudyConfig) -> list[StudyResult]:
+    """Read what has been decoded so far.
+
+    Raises:
+      ValueError: Nothing has.
+    """
+    found = []
+    for seed, folder in _numbered(config.study_dir, "seed"):
+        found += list(_read(config, "dense-continued", 0.0, int(seed), folder / "dense-continued"))
+        for sparsity, systems in _numbered(folder, "sparsity"):
+            for system in list(SYSTEMS)[1:]:
+                found += list(_read(config, system, sparsity, int(seed), systems / system))
+    if not found:
+        raise ValueError(f"nothing in {config.study_dir} has been decoded on {config.split}: run ./run_study.sh first")
+    return found
+
+
+def _numbered(folder: Path, word: str) -> Iterator[tuple[float, Path]]:
+    """The folders word-<number>, in the order of their numbers."""
+    matches = [(re.fullmatch(rf"{word}-(\d+(?:\.\d+)?)", path.name), path) for path in folder.glob(f"{word}-*")]
+    yield from sorted((float(match[1]), path) for match, path in matches if match)
+
+
+def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: Path) -> Iterator[StudyResult]:
+    """The system's result if it is there; of several models, each for its languages, if all of them are."""
+    models = sorted(path for path in folder.iterdir() if path.is_dir()) if system == "lsp" and folder.exists() else []
+    wer: dict[str, float] = {}
+    for model in models or [folder]:
+        try:
+            summary = newest_summary(system, model / config.method, config.split)
+        except ValueError:
+            return
+        wer |= {code: scores["wer"] for code, scores in read_json(summary)["languages"].items()}
+    yield StudyResult(system, sparsity, seed, wer)
+
+
+def tables(results: list[StudyResult]) -> str:
+    """One Markdown table per sparsity: mean and standard deviation over seeds, and changes paired by seed."""
+    languages = list(results[0].wer)
+    dense = [result for result in results if result.system == "dense-continued"]
+    parts = []
+    for sparsity in sorted({result.sparsity for result in results} - {0.0}):
+        here = [*dense, *(result for result in results if result.sparsity == sparsity)]
+        by_system: dict[str, list[StudyResult]] = defaultdict(list)
+        for result in here:
+            by_system[result.system].append(result)
+        rows = [
+            _row(name, by_system[system], by_system["lap"], dense, languages)
+            for system, name in SYSTEMS.items()
+            if by_system[system]
+        ]
+        header = ["system", *languages, "average", "against LAP", "against dense", "seeds"]
+        parts.append(f"Sparsity {100 * sparsity:.0f} %\n\n{_markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _row(
+    name: str, runs: list[StudyResult], lap: list[StudyResult], dense: list[StudyResult], languages: list[str]
+) -> list[str]:
+    return [
+        name,
+        *(spread([run.wer[language] for run in runs]) for language in languages),
+        spread([run.average for run in runs]),
+        _changes(runs, lap),
+        _changes(runs, dense),
+        str(len(runs)),
+    ]
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean, and sample standard deviation where there is more than one value."""
+    mean = f"{fmean(values):{sign}.1f}"
+    return f"{mean} ± {stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _changes(runs: list[StudyResult], baseline: list[StudyResult]) -> str:
+    """Relative change of the average against the baseline of the same seed, in percent."""
+    averages = {result.seed: result.average for result in baseline}
+    changes = [100 * (run.average / averages[run.seed] - 1) for run in runs if averages.get(run.seed)]
+    same = any(run is other for run in runs for other in baseline)
+    return "" if same or not changes else f"{spread(changes, '+')} %"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_study(config: StudyConfig) -> str:
+    """Write the tables and the plot; returns the tables.
+
+    Raises:
+      ValueError: Nothing has been decoded.
+    """
+    results = gather(config)
+    told = tables(results)
+    with atomic_write(config.output) as page:
+        page.write_text(f"{told}\n", encoding="utf-8")
+    with atomic_write(config.output.with_suffix(".png")) as picture:
+        curves: dict[str, dict[float, list[float]]] = {}
+        for result in results:
+            curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, []).append(result.average)
+        plots.plot_sweep(curves, picture)
+    return told

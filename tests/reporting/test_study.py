@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_study
+
+METHOD = "streaming/modified_beam_search"
+
+
+def decoded(folder: Path, **wer: float) -> None:
+    (folder / METHOD).mkdir(parents=True)
+    summary = {"languages": {code: {"wer": value} for code, value in wer.items()}}
+    (folder / METHOD / "wer-summary-all-mls-test-x.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StudyConfig:
+    for seed, dense, lap, path in ((1, 10, 20, 8), (2, 20, 10, 9)):
+        root = tmp_path / f"seed-{seed}"
+        decoded(root / "dense-continued", en=dense, fr=dense + 2)
+        decoded(root / "sparsity-0.7/lap", en=lap, fr=lap)
+        decoded(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
+    (tmp_path / "seed-1/sparsity-0.7/dynamic").mkdir()  # trained, not decoded
+    decoded(tmp_path / "seed-1/sparsity-0.9/lsp/en", en=30)
+    (tmp_path / "seed-1/sparsity-0.9/lsp/fr").mkdir()
+    decoded(tmp_path / "seed-1/sparsity-0.8/lsp/en", en=30)
+    decoded(tmp_path / "seed-1/sparsity-0.8/lsp/fr", fr=40)
+    return StudyConfig(tmp_path, output=tmp_path / "study.md")
+
+
+def test_what_is_decoded_is_gathered(config: StudyConfig) -> None:
+    found = {(result.seed, result.sparsity, result.system): result for result in gather(config)}
+    assert len(found) == 7
+    assert found[1, 0.8, "lsp"].wer == {"en": 30, "fr": 40}
+    assert found[1, 0.8, "lsp"].average == 35
+    assert (1, 0.9, "lsp") not in found, "a language is missing"
+
+
+def test_tables_hold_mean_spread_and_changes_by_seed(config: StudyConfig) -> None:
+    told = write_study(config)
+    assert config.output.read_text() == told + "\n"
+    assert config.output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    block = told.split("Sparsity ")[1].splitlines()
+    assert block[0] == "70 %"
+    assert block[2] == "| system | en | fr | average | against LAP | against dense | seeds |"
+    dense, lap, imp = block[4:7]
+    # against LAP, dense: 11/20, 21/10; LAP against dense: 20/11, 10/21; pathways: 8/20, 9/10 and 8/11, 9/21
+    assert dense == "| dense | 15.0 ± 7.1 | 17.0 ± 7.1 | 16.0 ± 7.1 | +32.5 ± 109.6 % |  | 2 |"
+    assert lap.split(" | ")[-3:-1] == ["", "+14.7 ± 94.9 %"]
+    assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
+    assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in told
+
+
+def test_an_empty_study_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run \./run_study\.sh first"):
+        gather(StudyConfig(tmp_path))
+
+
+def test_spread_of_one_value_is_the_value() -> None:
+    assert spread([3.14]) == "3.1"
+    assert spread([1.0, 3.0], "+") == "+2.0 ± 1.4"
