@@ -25,7 +25,7 @@ demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
 test: lint
-	$(TEST_ENV) $(PYTHON_BIN)/python -m pytest -n auto
+	@. tools/cpu_env.sh && $(TEST_ENV) $(PYTHON_BIN)/python -m pytest -n auto
 
 lint: env
 	$(PYTHON_BIN)/ruff check .
