@@ -58,6 +58,14 @@ class MaskedAdamW(torch.optim.Optimizer):
         self._language = language
 
     @torch.no_grad()
+    def forget(self, name: str, entries: Tensor) -> None:
+        """Start anew with some entries of parameter `name`: their moments and their number of updates become zero."""
+        parameter = next(p for p, its_name in self._names.items() if its_name == name)
+        for value in self.state.get(parameter, {}).values():
+            if value.dim() > 0:
+                value.masked_fill_(entries, 0)
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the entries of the active sub-network."""
         loss = None

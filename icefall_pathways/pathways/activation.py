@@ -1,7 +1,8 @@
 """Running a model through one language's sub-network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,14 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
+#: Is told a language, a parameter's name, and the gradient of the loss at the weights that the language ran through.
+GradientObserver = Callable[[str, str, Tensor], None]
+
 
 @contextmanager
-def activate(model: nn.Module, masks: PathwayMasks | None, language: str) -> Iterator[None]:
+def activate(
+    model: nn.Module, masks: PathwayMasks | None, language: str, observer: GradientObserver | None = None
+) -> Iterator[None]:
     """Inside this context the model computes with `mask * weight` for every parameter that the masks cover.
 
     The stored weights are never touched: `parameters()` and `state_dict()` give them as ever, and gradients flow
@@ -22,6 +28,8 @@ def activate(model: nn.Module, masks: PathwayMasks | None, language: str) -> Ite
       model: The model that the masks were made for.
       masks: The sub-networks; None runs the dense model.
       language: Whose sub-network to run.
+      observer: Called in the backward pass with the gradient of each product, which is there for all entries, while
+        that of the stored weight is zero outside the mask.
 
     Raises:
       MasksError: The masks do not know the language.
@@ -42,7 +50,10 @@ def activate(model: nn.Module, masks: PathwayMasks | None, language: str) -> Ite
                 )
             # Python finds an attribute in __dict__ before a module's registered parameters, so the product shadows the
             # parameter for the module's forward and for nobody else.
-            owner.__dict__[attribute] = _masked(owner.get_parameter(attribute), masks.mask(name, language))
+            product = _masked(owner.get_parameter(attribute), masks.mask(name, language))
+            if observer is not None and product.requires_grad:
+                product.register_hook(partial(observer, language, name))
+            owner.__dict__[attribute] = product
             shadowed.append((owner, attribute))
         for owner in {owner for owner, _ in shadowed if isinstance(owner, nn.RNNBase)}:
             # Recurrent modules compute with this list, not with their attributes.
@@ -67,19 +78,21 @@ class PathwayModule(nn.Module):
     Args:
       model: Any module; its parameters keep their names under `model.`.
       masks: The sub-networks, on the model's device; None runs the dense model. They are no part of the state_dict.
+      observer: See `activate`.
 
     Raises:
       MasksError: The masks are for another model.
     """
 
-    def __init__(self, model: nn.Module, masks: PathwayMasks | None) -> None:
+    def __init__(self, model: nn.Module, masks: PathwayMasks | None, observer: GradientObserver | None = None) -> None:
         super().__init__()
         if masks is not None:
             masks.check(model)
         self.model = model
         self.masks = masks
+        self.observer = observer
 
     def forward(self, language: str, *args: Any, **kwargs: Any) -> Any:
         """The model's forward of the other arguments, through the sub-network of `language`."""
-        with activate(self.model, self.masks, language):
+        with activate(self.model, self.masks, language, self.observer):
             return self.model(*args, **kwargs)

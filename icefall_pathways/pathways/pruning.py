@@ -1,6 +1,6 @@
 """From magnitudes to masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +63,30 @@ def prune_by_magnitude(model: nn.Module, masks: PathwayMasks, languages: Sequenc
     Raises:
       ValueError: The sparsity is out of range, or the languages have masks that differ.
     """
+    parameters = dict(model.named_parameters())
+    keep_by_scores({name: parameters[name].abs() for name in masks.names}, masks, languages, sparsity)
+
+
+@torch.no_grad()
+def keep_by_scores(
+    scores: Mapping[str, Tensor], masks: PathwayMasks, languages: Sequence[str], sparsity: float, regrow: bool = False
+) -> None:
+    """Let `languages` use the entries of largest score, in place, layer by layer to the same sparsity.
+
+    Args:
+      scores: By parameter name, of the parameter's shape.
+      masks: Changed in place.
+      languages: Whose (common) mask to change.
+      sparsity: Share of entries of every tensor that are outside the mask afterwards.
+      regrow: Choose from all entries; else from those in the mask.
+
+    Raises:
+      ValueError: The sparsity is out of range, or the languages have masks that differ.
+    """
     if not masks.tied(languages):
         raise MasksError(f"{', '.join(languages)} have masks that differ: prune one language at a time")
-    parameters = dict(model.named_parameters())
     for name in masks.names:
         current = masks.mask(name, languages[0])
+        candidates = torch.ones_like(current) if regrow else current
         kept = num_kept(current.numel(), sparsity)
-        masks.set_mask(name, languages, keep_largest(parameters[name].abs(), current, kept))
+        masks.set_mask(name, languages, keep_largest(scores[name], candidates, kept))

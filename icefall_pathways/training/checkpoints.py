@@ -1,9 +1,10 @@
 """Checkpoints: writing them, finding them, and making models of them.
 
 A checkpoint is a dict of tensors: `model` (dense weights under the model's own names), `model_avg` (their running
-average), `optimizer` (its state) and `masks`; and of plain data: `update`, `epoch`, `config`, `vocab_size` and more. On
-disk the plain data is one JSON string beside the tensors, and the file is read with `weights_only=True` (which in torch
-1.13 knows no floats), so a file from a stranger cannot run code.
+average), `optimizer` (its state), `masks` and, of a run that needs them, each language's `gradients`; and of plain
+data: `update`, `epoch`, `config`, `vocab_size` and more. On disk the plain data is one JSON string beside the tensors,
+and the file is read with `weights_only=True` (which in torch 1.13 knows no floats), so a file from a stranger cannot
+run code.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from icefall_pathways.options import from_dict
 Checkpoint = dict[str, Any]
 
 _TENSORS = ("model", "model_avg", "optimizer", "masks")
+_TENSORS_OF_SOME = ("gradients",)
 _REQUIRED = (*_TENSORS, "update", "epoch", "config", "vocab_size")
 
 
@@ -34,9 +36,10 @@ class CheckpointError(ValueError):
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint so that a reader finds a whole one or none."""
-    plain = {key: value for key, value in checkpoint.items() if key not in _TENSORS}
+    tensors = {key: value for key, value in checkpoint.items() if key in _TENSORS + _TENSORS_OF_SOME}
+    plain = {key: value for key, value in checkpoint.items() if key not in tensors}
     with atomic_write(path) as temporary:
-        torch.save({key: checkpoint[key] for key in _TENSORS} | {"plain": json.dumps(plain)}, temporary)
+        torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
 
 
 def read(path: Path) -> Checkpoint:

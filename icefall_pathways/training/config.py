@@ -126,12 +126,54 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class JointPruningConfig:
+    """How masks change while all languages are trained together."""
+
+    prune_method: Literal["none", "gradual", "adaptive"] = "none"
+    """none: masks stay as they are; gradual: they shrink little by little; adaptive: dynamic pathways, every language's
+    mask is taken anew every --prune-every updates, and entries may come back."""
+
+    sparsity: float = 0.7
+    """Share of the prunable entries of every tensor that is pruned in the end; --masks says where it begins."""
+
+    prune_for: Literal["each-language", "all-languages"] = "each-language"
+    """each-language: every language has a mask of its own; all-languages: they share one."""
+
+    prune_start: int = 0
+    """Updates before which masks stay as they are."""
+
+    prune_end: int = 0
+    """No mask changes after this update; 0: after three quarters of the updates."""
+
+    prune_every: int = 100
+    """Updates between two changes of the masks."""
+
+    prune_ramp: int = 0
+    """adaptive: updates after --prune-start in which sparsity rises to its target; 0: two thirds of those up to
+    --prune-end. Masks that have the target sparsity need no ramp. (gradual rises until --prune-end.)"""
+
+    prune_by: Literal["magnitude", "sensitivity"] = "sensitivity"
+    """adaptive: what decides which entries of a language's mask stay: the shared weights' magnitudes (|w|), or these
+    times the size of the language's own gradients (|w| rms(g))."""
+
+    regrow: Literal["magnitude", "gradient", "sensitivity"] = "sensitivity"
+    """adaptive: what decides which entries come (back): |w|, rms(g) or |w| rms(g)."""
+
+    prune_exchange: float = 1.0
+    """adaptive: share of a mask that may be exchanged at the first change; it falls to 0 until --prune-end."""
+
+    prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
+    """Which parts are pruned, if no --masks say it."""
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that defines a training run."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    pruning: JointPruningConfig = field(default_factory=JointPruningConfig)
 
 
 @dataclass(frozen=True)
@@ -141,8 +183,12 @@ class PruningConfig:
     prune_for: Literal["each-language", "all-languages"] = "each-language"
     """each-language: one mask per language, found on its data alone. all-languages: one mask for all of them (LAP)."""
 
-    prune_method: Literal["imp", "lth", "one-shot"] = "imp"
-    """imp: train and prune in rounds; lth: the same, every round from the first weights; one-shot: prune at once."""
+    prune_method: Literal["imp", "lth", "gradual", "one-shot"] = "imp"
+    """imp: train and prune in rounds; lth: the same, every round from the first weights; gradual: rounds as in imp, but
+    sparsity rises along a cubic curve; one-shot: a single round."""
+
+    rewind_to: Path | None = None
+    """lth: the checkpoint that every round goes back to, such as an early one of the dense run; None: --init-from."""
 
     sparsity: float = 0.7
     """Share of the prunable entries of every tensor to remove."""

@@ -16,13 +16,14 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import from_dict, to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneShot, PruningSchedule
 from icefall_pathways.training import checkpoints
-from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import ExperimentConfig, JointPruningConfig, MaskSearchConfig, PruningConfig
 from icefall_pathways.training.distributed import Rank, launch
+from icefall_pathways.training.plans import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
 
 MASKS_FILE = "masks.safetensors"
+START_MASKS_FILE = "masks-start.safetensors"  # those that a training which changes its masks begins with
 
 #: The transducer's submodules that each --prune-scope covers.
 PRUNING_ROOTS = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
@@ -39,7 +40,7 @@ def train(config: ExperimentConfig) -> None:
     if config.training.masks is not None:
         masks = PathwayMasks.load(config.training.masks).restrict(languages)
         masks.check(_model(config))
-        masks.save(config.training.exp_dir / MASKS_FILE)
+        masks.save(config.training.exp_dir / _masks_to_begin_with(config))
     write_json(config.training.exp_dir / "config.json", to_dict(config))
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
 
@@ -55,6 +56,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     languages = [language.code for language in parse_languages(config.data.languages)]
     shared = config.pruning.prune_for == "all-languages"
     searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
+    _check_rewinding(config)
     output = config.training.exp_dir / MASKS_FILE
     write_json(config.training.exp_dir / "config.json", to_dict(config))
     _run_searches(searches, config.pruning)
@@ -64,12 +66,29 @@ def find_masks(config: MaskSearchConfig) -> None:
     print(f"Masks: {output} (sparsity: {told}; entries used by any language: {100 * masks.union_density():.1f} %)")
 
 
+def _check_rewinding(config: MaskSearchConfig) -> None:
+    """Find out before the first round whether its weights can go back to those of --rewind-to."""
+    rewind_to, init_from = config.pruning.rewind_to, config.training.init_from
+    if rewind_to is None or init_from is None:
+        return
+    if config.pruning.prune_method != "lth":
+        raise ValueError(
+            f"--rewind-to is for --prune-method lth; {config.pruning.prune_method} goes on from its weights"
+        )
+    start, goal = checkpoints.find(init_from)[1]["model"], checkpoints.read(rewind_to)["model"]
+    if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in goal.items()}:
+        raise ValueError(
+            f"--rewind-to {rewind_to} is of another model than --init-from {init_from}: name an earlier "
+            "checkpoint of the same training"
+        )
+
+
 def _search_config(config: MaskSearchConfig, languages: list[str]) -> ExperimentConfig:
     """The training that finds the mask which `languages` share."""
     training = replace(
         config.training,
         exp_dir=config.training.exp_dir / "-".join(languages),
-        num_updates=_schedule(config.pruning).num_updates,
+        num_updates=search_schedule(config.pruning).num_updates,
     )
     return _with_architecture(ExperimentConfig(training, replace(config.data, languages=" ".join(languages))))
 
@@ -107,40 +126,42 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
     languages = [language.code for language in data.languages]
     if pruning is not None:
         masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[pruning.prune_scope])
-        trainer = Trainer(config, model, data, tokenizer, rank, masks, _schedule(pruning))
-    elif config.training.masks is not None:
-        masks = PathwayMasks.load(config.training.exp_dir / MASKS_FILE)
-        trainer = Trainer(config, model, data, tokenizer, rank, masks)
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages))
+    elif config.training.masks is not None or config.pruning.prune_method != "none":
+        masks = _starting_masks(config, model, languages)
+        num_updates = config.training.num_updates or config.training.num_epochs * data.updates_per_epoch(
+            rank.world_size
+        )
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, joint_plan(config.pruning, masks, num_updates))
     else:
         trainer = Trainer(config, model, data, tokenizer, rank)
     trainer.run()
-    if pruning is not None and rank.is_main:
-        _save_found(trainer, config, pruning)
+    if trainer.plan is not None and rank.is_main:
+        _save_found(trainer, config, pruning or config.pruning)
 
 
-def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConfig) -> None:
-    assert trainer.masks is not None and config.training.init_from is not None
+def _masks_to_begin_with(config: ExperimentConfig) -> str:
+    return MASKS_FILE if config.pruning.prune_method == "none" else START_MASKS_FILE
+
+
+def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[str]) -> PathwayMasks:
+    """Those of --masks; without, every language begins with all entries."""
+    if config.training.masks is None:
+        return PathwayMasks.dense(model, languages, PRUNING_ROOTS[config.pruning.prune_scope])
+    return PathwayMasks.load(config.training.exp_dir / _masks_to_begin_with(config))
+
+
+def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConfig | JointPruningConfig) -> None:
+    assert trainer.masks is not None and trainer.plan is not None
     found = trainer.masks.to("cpu")
-    source, _ = checkpoints.find(config.training.init_from)
+    init_from = config.training.init_from
     found.header = replace(
         found.header,
-        method=_schedule(pruning).method,
+        method=trainer.plan.schedule.method,
         target_sparsity=pruning.sparsity,
-        source=checkpoints.file_hash(source),
+        source=checkpoints.file_hash(checkpoints.find(init_from)[0]) if init_from is not None else "",
     )
     found.save(config.training.exp_dir / MASKS_FILE)
-
-
-def _schedule(pruning: PruningConfig) -> PruningSchedule:
-    if pruning.prune_method == "one-shot":
-        return OneShot(pruning.sparsity, pruning.updates_per_round)
-    return IterativeMagnitudePruning(
-        pruning.sparsity,
-        pruning.updates_per_round,
-        pruning.prune_rounds,
-        pruning.prune_drop,
-        rewinds=pruning.prune_method == "lth",
-    )
 
 
 def _with_architecture(config: ExperimentConfig) -> ExperimentConfig:

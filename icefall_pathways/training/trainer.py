@@ -25,11 +25,11 @@ from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.schedules import PruningSchedule
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.metrics import LossSums, MetricsLog, bar_position
+from icefall_pathways.training.pruner import Pruner, PruningPlan
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -46,7 +46,7 @@ class Trainer:
       tokenizer: Makes tokens of transcripts.
       rank: Which process this is.
       masks: Each language's sub-network; None runs the dense model.
-      schedule: Changes `masks` while training goes on; None leaves them as they are.
+      plan: How `masks` change while training goes on; None leaves them as they are.
     """
 
     def __init__(
@@ -57,21 +57,24 @@ class Trainer:
         tokenizer: Tokenizer,
         rank: Rank,
         masks: PathwayMasks | None = None,
-        schedule: PruningSchedule | None = None,
+        plan: PruningPlan | None = None,
     ) -> None:
         self.options = config.training
         self.config = config
         self.rank = rank
         self.data = data
         self.tokenizer = tokenizer
-        self.schedule = schedule
+        self.plan = plan
+        self.restarts_every = plan.schedule.restarts_every if plan is not None else 0
         self.model = model.to(rank.device)
         self.masks = masks.to(rank.device) if masks is not None else None
-        self.pathways = PathwayModule(self.model, self.masks)
-        self.parallel = self._parallelise(self.pathways)
         self.optimizer = MaskedAdamW(
             self.model.named_parameters(), lr=self.options.base_lr, weight_decay=self.options.weight_decay
         )
+        self.pruner = self._pruner()
+        self.gradients = self.pruner.gradients if self.pruner is not None else None
+        self.pathways = PathwayModule(self.model, self.masks, self.gradients.add if self.gradients else None)
+        self.parallel = self._parallelise(self.pathways)
         self.average = ModelAverage(self.model, self.options.average_period)
         self.updates_per_epoch = data.updates_per_epoch(rank.world_size)
         self.num_updates = self.options.num_updates or self.options.num_epochs * self.updates_per_epoch
@@ -87,7 +90,7 @@ class Trainer:
     def run(self) -> None:
         """Train from the newest checkpoint, if there is one, to the last update."""
         start = self._resume()
-        if start == 0 and self.schedule is not None and self.schedule.rewinds:
+        if start == 0 and self.plan is not None and self.plan.needs_start:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
         with MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard) as log:
@@ -115,7 +118,7 @@ class Trainer:
         set_position(self.model, self._position(update))
         self.parallel.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(update, self.epoch_of(update) - 1)
+            group["lr"] = self._learning_rate_at(update)
         loss = self._forward_backward(batch, update)
         self.scaler.unscale_(self.optimizer)
         clip_grad_norm(self.model.named_parameters(), self.masks, language, self.options.clip_norm)
@@ -125,29 +128,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._record(batch, loss)
         self.average.update(self.model, update)
-        if self.schedule is not None and self.masks is not None:
-            self._prune(update, self.schedule, self.masks)
+        if self.pruner is not None:
+            self.pruner.after_update(update)
 
     def _position(self, update: int) -> float:
         """Where the schedules of the regularisers stand, in batches of `ref_duration`; it moves every 10 updates."""
         updates_before = (update - 1) // 10 * 10
         return updates_before * self.config.data.max_duration * self.rank.world_size / self.options.ref_duration
 
-    def _prune(self, update: int, schedule: PruningSchedule, masks: PathwayMasks) -> None:
-        start = None
-        if schedule.rewinds and schedule.sparsity_after(update) is not None:
-            start = checkpoints.read(checkpoints.batch_path(self.options.exp_dir, 0))["model"]
-        if schedule.prune_after(update, self.model, masks, masks.languages, start):
-            logger.info("pruned after update %d to sparsity %.4f", update, masks.sparsity(masks.languages[0]))
-            if schedule.rewinds:
-                # Moments gathered on the weights before the rewinding say nothing about the weights after it.
-                self.optimizer.state.clear()
-
     def _forward_backward(self, batch: Batch, update: int) -> dict[str, Tensor]:
         loss = self._losses(batch, self.parallel, update)
         # Every rank divides by the mean number of tokens of a rank, so that the averaged gradient is that of the mean
         # loss per token of the whole step, however the utterances fell to the ranks.
         tokens = self.rank.sum(torch.tensor(float(batch["num_tokens"]), device=self.rank.device)) / self.rank.world_size
+        if self.gradients is not None:
+            self.gradients.scale = self.scaler.get_scale()
         self.scaler.scale(loss["loss"] / tokens).backward()
         return loss
 
@@ -199,7 +194,7 @@ class Trainer:
             self._save(checkpoints.epoch_path(options.exp_dir, update // self.updates_per_epoch), update)
 
     def _log_training(self, update: int, log: MetricsLog) -> None:
-        lr = self.learning_rate(update, self.epoch_of(update) - 1)
+        lr = self._learning_rate_at(update)
         for language, values in self.sums.flush(self.rank).items():
             if values["loss"] != values["loss"] or values["loss"] == float("inf"):
                 raise ValueError(
@@ -238,6 +233,8 @@ class Trainer:
         return (max(update, 1) - 1) // self.updates_per_epoch + 1
 
     def _save(self, path: Any, update: int) -> None:
+        if self.gradients is not None:
+            self.gradients.gather(keep=self.rank.is_main)
         if not self.rank.is_main:
             return
         checkpoint = {
@@ -247,6 +244,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "regularisers": regulariser_state(self.model),
             "masks": {} if self.masks is None else self.masks.codes,
+            "gradients": {} if self.gradients is None else self.gradients.state_dict(),
             "update": update,
             "epoch": self.epoch_of(update),
             "best_valid_loss": self.best_valid_loss,
@@ -284,6 +282,8 @@ class Trainer:
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():
                 self.masks.codes[name].copy_(code)
+        if self.gradients is not None:
+            self.gradients.load_state_dict(checkpoint["gradients"], self.rank.device, keep=self.rank.is_main)
         self.best_valid_loss = checkpoint["best_valid_loss"]
         logger.info("going on after update %d", checkpoint["update"])
         return checkpoint["update"]
@@ -307,10 +307,23 @@ class Trainer:
                     "use the same options, or another --exp-dir"
                 )
 
+    def _pruner(self) -> Pruner | None:
+        if self.plan is None:
+            return None
+        if self.masks is None:
+            raise ValueError("pruning needs masks to change: give the trainer those of a dense model")
+        return Pruner(self.plan, self.model, self.masks, self.optimizer, self.rank, self.options.exp_dir)
+
+    def _learning_rate_at(self, update: int) -> float:
+        # Where the weights go back, the learning rate does too.
+        if self.restarts_every:
+            update = (update - 1) % self.restarts_every + 1
+        return self.learning_rate(update, self.epoch_of(update) - 1)
+
     def _learning_rate(self) -> LearningRate:
         options = self.options
         if options.lr_schedule == "linear":
-            return LinearDecay(options.base_lr, self.num_updates, options.lr_warmup)
+            return LinearDecay(options.base_lr, self.restarts_every or self.num_updates, options.lr_warmup)
         return Eden(options.base_lr, options.lr_batches, options.lr_epochs, options.lr_warmup)
 
     def _parallelise(self, module: nn.Module) -> nn.Module:

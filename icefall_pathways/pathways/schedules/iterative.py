@@ -1,0 +1,60 @@
+"""Rounds of training and pruning: IMP, LTH, one-shot."""
+
+import math
+
+from icefall_pathways.pathways.schedules.base import PruningSchedule, check_target
+
+
+class IterativeMagnitudePruning(PruningSchedule):
+    """Rounds of {train `updates_per_round` updates; prune}: IMP, or LTH with `rewinds`.
+
+    Every round removes the same share of the entries that remain, and the last one meets the target exactly.
+
+    Args:
+      target_sparsity: Sparsity after the last round.
+      updates_per_round: Updates of training before each pruning.
+      rounds: Number of rounds; 0 takes as many as removing `drop` a round needs.
+      drop: Share of the remaining entries to remove in a round (the paper's 20 %), used if `rounds` is 0.
+      rewinds: Go back to the weights of the start after every round (lottery-ticket style).
+
+    Raises:
+      ValueError: A value out of its range.
+    """
+
+    def __init__(
+        self, target_sparsity: float, updates_per_round: int, rounds: int = 0, drop: float = 0.2, rewinds: bool = False
+    ) -> None:
+        if updates_per_round < 1 or rounds < 0:
+            raise ValueError(f"{updates_per_round} updates per round, {rounds} rounds: expected at least 1 and 0")
+        if rounds == 0 and not 0 < drop < 1:
+            raise ValueError(f"drop {drop}: expected above 0 and below 1 (0.2 removes 20 % of what remains)")
+        self.target_sparsity = check_target(target_sparsity)
+        self.updates_per_round = updates_per_round
+        self.rounds = rounds or math.ceil(round(math.log(1 - target_sparsity) / math.log(1 - drop), 9))
+        self.rewinds = rewinds
+        self.restarts_every = updates_per_round if rewinds else 0
+        self.method = "lth" if rewinds else "imp"
+        # With a number of rounds, every round removes the same share; with a drop, the last round removes less.
+        self._remaining_per_round = (1 - target_sparsity) ** (1 / self.rounds) if rounds else 1 - drop
+
+    @property
+    def num_updates(self) -> int:
+        """All rounds together."""
+        return self.rounds * self.updates_per_round
+
+    def sparsity_after(self, update: int) -> float | None:
+        """The sparsity of the round that ends with this update."""
+        finished, within = divmod(update, self.updates_per_round)
+        if within or not 1 <= finished <= self.rounds:
+            return None
+        if finished == self.rounds:
+            return self.target_sparsity
+        return min(self.target_sparsity, 1 - self._remaining_per_round**finished)
+
+
+class OneShot(IterativeMagnitudePruning):
+    """All at once after `updates` updates of training."""
+
+    def __init__(self, target_sparsity: float, updates: int = 1) -> None:
+        super().__init__(target_sparsity, updates, rounds=1)
+        self.method = "one-shot"

@@ -1,0 +1,255 @@
+"""Masks that change while training goes on: gradual and adaptive pruning of all languages, rewinding in a search."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.pruning import num_kept
+from icefall_pathways.training import checkpoints, experiment, trainer
+from icefall_pathways.training.config import JointPruningConfig, MaskSearchConfig, PruningConfig
+from icefall_pathways.training.distributed import launch
+from icefall_pathways.training.plans import joint_plan
+
+LANGUAGES = ["en", "fr", "it"]
+
+
+class Killed(Exception):
+    pass
+
+
+def train_until(config, update, monkeypatch):
+    """Train, and be killed in the middle of an update."""
+    train_update = trainer.Trainer._train_update
+
+    def killed(self, number, batch):
+        if number == update:
+            raise Killed
+        train_update(self, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_train_update", killed)
+        with pytest.raises(Killed):
+            experiment.train(config)
+
+
+def adaptive(corpus, exp_dir, **options):
+    options = {
+        "prune_method": "adaptive",
+        "prune_every": 1,
+        "prune_ramp": 3,
+        "prune_end": 6,
+        "prune_exchange": 0.5,
+    } | options
+    return replace(tiny_run.config(corpus, exp_dir), pruning=JointPruningConfig(**options))
+
+
+def checkpoint(exp_dir, update):
+    return checkpoints.read(checkpoints.batch_path(exp_dir, update))
+
+
+def assert_target(masks, sparsity=0.7):
+    for name, code in masks.codes.items():
+        for language in masks.languages:
+            assert int(masks.mask(name, language).sum()) == num_kept(code.numel(), sparsity)
+
+
+def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
+    calm = adaptive(corpus, tmp_path / "calm", prune_by="sensitivity", regrow="gradient")
+    experiment.train(calm)
+    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+    for update in (4, 6, 8):
+        train_until(killed, update, monkeypatch)
+    experiment.train(killed)
+    a, b = checkpoint(tmp_path / "calm", 8), checkpoint(tmp_path / "killed", 8)
+    for part in ("model", "model_avg", "masks"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    for index, state in a["optimizer"].items():
+        assert all(torch.equal(value, b["optimizer"][index][key]) for key, value in state.items())
+    for language, squares in a["gradients"].items():
+        assert all(torch.equal(square, b["gradients"][language][name]) for name, square in squares.items())
+
+
+def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_path):
+    config = adaptive(corpus, tmp_path, prune_by="sensitivity")
+    experiment.train(config)
+    masks = PathwayMasks.load(tmp_path / "masks.safetensors")
+    assert_target(masks)
+    assert masks.header.method == "adaptive" and masks.header.target_sparsity == 0.7
+    assert masks.overlap("en", "fr") < 0.95
+    last = checkpoint(tmp_path, 8)["masks"]
+    assert all(torch.equal(code, last[name]) for name, code in masks.codes.items())
+    assert all(torch.equal(code, last[name]) for name, code in checkpoint(tmp_path, 6)["masks"].items())
+    between = checkpoint(tmp_path, 4)["masks"]
+    assert any(not torch.equal(code, last[name]) for name, code in between.items())
+    experiment.train(config)  # a finished run stays as it is
+    assert_target(PathwayMasks.load(tmp_path / "masks.safetensors"))
+
+
+def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
+    model = build_model(tiny_run.MODEL, 20)
+    masks = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    for name, code in masks.codes.items():
+        for language in LANGUAGES:
+            order = torch.randperm(code.numel()) < num_kept(code.numel(), 0.7)
+            masks.set_mask(name, language, order.view(code.shape))
+    plan = joint_plan(JointPruningConfig("adaptive", prune_every=2), masks, 16)
+    assert [plan.schedule.sparsity_after(update) for update in (1, 2, 4, 12, 14)] == [None, 0.7, 0.7, 0.7, None]
+    middle = joint_plan(JointPruningConfig("adaptive", sparsity=0.9, prune_every=2), masks, 16)
+    assert 0.7 < middle.schedule.sparsity_after(2) < 0.9 == middle.schedule.sparsity_after(12)
+
+
+def test_gradual_pruning_of_given_masks_keeps_within_them(corpus, tmp_path):
+    model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
+    given = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    for name in given.names:
+        for language in LANGUAGES:
+            given.set_mask(name, language, torch.rand(given.codes[name].shape) < 0.5)
+    given.save(tmp_path / "masks.safetensors")
+    config = tiny_run.config(corpus, tmp_path / "exp", masks=tmp_path / "masks.safetensors")
+    pruning = JointPruningConfig("gradual", sparsity=0.9, prune_every=2)
+    experiment.train(replace(config, pruning=pruning))
+    found = PathwayMasks.load(tmp_path / "exp" / "masks.safetensors")
+    assert_target(found, 0.9)
+    for name in found.names:
+        assert all(not (found.mask(name, code) & ~given.mask(name, code)).any() for code in LANGUAGES)
+
+
+def test_one_mask_for_all_languages_shrinks_as_one(corpus, tmp_path):
+    pruning = JointPruningConfig("gradual", prune_for="all-languages", prune_every=2)
+    experiment.train(replace(tiny_run.config(corpus, tmp_path), pruning=pruning))
+    masks = PathwayMasks.load(tmp_path / "masks.safetensors")
+    assert_target(masks)
+    assert masks.tied(LANGUAGES)
+
+
+def test_pruning_after_the_last_update_is_refused():
+    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES)
+    with pytest.raises(ValueError, match="--prune-end 9 comes after the last of 8 updates"):
+        joint_plan(JointPruningConfig("adaptive", prune_end=9), masks, 8)
+
+
+def test_entries_that_return_begin_with_fresh_moments(corpus, tmp_path, monkeypatch):
+    """Those that no language has used have no momentum from back then; those that another has used go on."""
+    seen = []
+    prune = trainer.Pruner.after_update
+
+    def watched(self, update):
+        used = {name: code != 0 for name, code in self._masks.codes.items()}
+        moments = {n: self._optimizer.state[p]["exp_avg"].clone() for p, n in self._optimizer._names.items()}
+        prune(self, update)
+        for parameter, name in self._optimizer._names.items():
+            if name in used and (returned := (self._masks.codes[name] != 0) & ~used[name]).any():
+                state = self._optimizer.state[parameter]
+                others = ~returned
+                seen.append(int(returned.sum()))
+                assert all(not state[key][returned].any() for key in ("exp_avg", "exp_avg_sq", "step"))
+                assert torch.equal(state["exp_avg"][others], moments[name][others])
+
+    monkeypatch.setattr(trainer.Pruner, "after_update", watched)
+    config = adaptive(
+        corpus, tmp_path, sparsity=0.9, prune_ramp=1, prune_end=8, prune_by="magnitude", regrow="gradient"
+    )
+    experiment.train(config)
+    assert sum(seen) > 10
+
+
+def test_two_ranks_come_to_the_same_masks(corpus, tmp_path, free_port):
+    config = adaptive(corpus, tmp_path, prune_by="sensitivity", regrow="gradient")
+    config = replace(config, training=replace(config.training, world_size=2, master_port=free_port))
+    launch(_record, 2, free_port, config, str(tmp_path))
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert any(not torch.equal(x, y) for x, y in zip(*(r["own"] for r in ranks), strict=True))
+    for before, after in zip(*(r["masks"] for r in ranks), strict=True):
+        assert all(torch.equal(code, after[name]) for name, code in before.items())
+    assert all(torch.equal(value, ranks[1]["model"][name]) for name, value in ranks[0]["model"].items())
+
+
+def _record(rank, config, folder):
+    """Train, and write down the masks after every update and what this rank's batches alone say."""
+    seen, own = [], []
+    between = trainer.Trainer._between_updates
+
+    def recorded(self, update, log):
+        seen.append({name: code.clone() for name, code in self.masks.codes.items()})
+        own.extend(next(iter(squares.values())).clone() for squares in self.gradients.state_dict().values())
+        between(self, update, log)
+
+    trainer.Trainer._between_updates = recorded
+    save = trainer.checkpoints.save
+    trainer.checkpoints.save = lambda checkpoint, path: (
+        save(checkpoint, path),
+        torch.save({"model": checkpoint["model"]}, f"{folder}/saved.pt"),
+    )
+    run = {}
+    init = trainer.Trainer.__init__
+
+    def remembered(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        run["trainer"] = self
+
+    trainer.Trainer.__init__ = remembered
+    experiment._train_rank(rank, config, None)
+    model = run["trainer"].model.state_dict()
+    torch.save({"masks": seen, "own": own, "model": model}, f"{folder}/rank-{rank.index}.pt")
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, tmp_path_factory):
+    exp_dir = tmp_path_factory.mktemp("exp") / "dense"
+    experiment.train(tiny_run.config(corpus, exp_dir, num_updates=4, keep_last_k=5))
+    return exp_dir
+
+
+def search(corpus, dense, exp_dir, **pruning):
+    pruning = {"sparsity": 0.7, "prune_rounds": 2, "updates_per_round": 2} | pruning
+    base = tiny_run.config(corpus, exp_dir, "en", init_from=dense / "checkpoint-4.pt")
+    return MaskSearchConfig(PruningConfig(**pruning), base.training, base.data)
+
+
+def test_rewinding_goes_to_the_named_step(corpus, dense, tmp_path):
+    experiment.find_masks(search(corpus, dense, tmp_path, prune_method="lth", rewind_to=dense / "checkpoint-2.pt"))
+    early, late = (checkpoint(dense, update)["model"] for update in (2, 4))
+    found = checkpoint(tmp_path / "en", 4)["model"]
+    assert all(torch.equal(found[name], early[name]) for name in found)
+    assert any(not torch.equal(found[name], late[name]) for name in found)
+    assert not (tmp_path / "en" / "checkpoint-0.pt").exists()
+
+
+def test_the_learning_rate_starts_anew_where_the_weights_do(corpus, dense, tmp_path, monkeypatch):
+    rates = []
+    step = trainer.MaskedAdamW.step
+    monkeypatch.setattr(
+        trainer.MaskedAdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    config = search(corpus, dense, tmp_path, prune_method="lth", updates_per_round=3)
+    experiment.find_masks(replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0)))
+    assert rates[:3] == rates[3:] and rates[0] > rates[1] > rates[2] > 0
+
+
+def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
+    experiment.find_masks(search(corpus, dense, tmp_path, prune_method="gradual", prune_rounds=3, updates_per_round=1))
+    masks = PathwayMasks.load(tmp_path / "masks.safetensors")
+    assert_target(masks)
+    assert masks.header.method == "gradual"
+
+
+@pytest.mark.parametrize("method, message", [("imp", "--rewind-to is for"), ("lth", "no checkpoint")])
+def test_a_wrong_place_to_rewind_to_is_refused_before_the_search(corpus, dense, tmp_path, method, message):
+    config = search(corpus, dense, tmp_path / "exp", prune_method=method, rewind_to=dense / "checkpoint-7.pt")
+    with pytest.raises(ValueError, match=message):
+        experiment.find_masks(config)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_rewinding_to_another_model_is_refused(corpus, dense, tmp_path):
+    other = tiny_run.config(corpus, tmp_path / "other", num_updates=2)
+    experiment.train(replace(other, model=replace(other.model, encoder_dim=32)))
+    config = search(
+        corpus, dense, tmp_path / "exp", prune_method="lth", rewind_to=tmp_path / "other" / "checkpoint-2.pt"
+    )
+    with pytest.raises(ValueError, match="is of another model"):
+        experiment.find_masks(config)
