@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, Search
-from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 from icefall_pathways.files import write_json
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -153,7 +153,7 @@ def _search_chunks(search: Search, encoder_out: Tensor, chunk: int = 8) -> int:
 
 def _decode_streams(decoder: StreamingDecoder, features: Tensor) -> int:
     """Decode features (N, T, 80) chunk by chunk, encoder and all; returns the number of tokens."""
-    pieces = [(i, x.split(decoder.model.chunk_shift)) for i, x in enumerate(features)]
+    pieces = [Source(i, x.split(decoder.model.chunk_shift)) for i, x in enumerate(features)]
     return sum(len(found.tokens) for _, found in decoder.decode(pieces, len(features), from_features=True))
 
 

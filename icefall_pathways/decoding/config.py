@@ -8,8 +8,8 @@ from icefall_pathways.decoding.search_config import SearchConfig
 
 
 @dataclass(frozen=True)
-class CommonConfig(SearchConfig):
-    """What both ways of decoding have."""
+class TrainedModelConfig(SearchConfig):
+    """Which trained model to run, and how to search."""
 
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
     """The experiment: its checkpoints and options are read, results go below it."""
@@ -26,23 +26,28 @@ class CommonConfig(SearchConfig):
     use_averaged_model: bool = True
     """Average over all updates in between (from the running averages), not over the checkpoints themselves."""
 
+    masks: str = ""
+    """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
+
+    bpe_model: Path | None = None
+    """The SentencePiece model; None: that of the experiment."""
+
+
+@dataclass(frozen=True)
+class CommonConfig(TrainedModelConfig):
+    """What both ways of decoding a corpus have."""
+
     languages: str = ""
     """Languages to decode, such as "en fr"; empty: those of the experiment."""
 
     split: Literal["test", "dev"] = "test"
     """The part of the corpus to decode."""
 
-    masks: str = ""
-    """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
-
     max_duration: float = 600.0
     """Seconds of audio in a batch."""
 
     manifest_dir: Path | None = None
     """Folder of the cuts; None: that of the experiment."""
-
-    bpe_model: Path | None = None
-    """The SentencePiece model; None: that of the experiment."""
 
     @property
     def results_dir(self) -> Path:

@@ -12,12 +12,10 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.config import StreamingDecodeConfig
-from icefall_pathways.decoding.decode_run import FRAME_SECONDS, all_cuts, load_experiment, load_samples, pathway
-from icefall_pathways.decoding.search_config import make_search
+from icefall_pathways.decoding.decode_run import all_cuts, load_experiment, load_samples
 from icefall_pathways.decoding.searches import Hypothesis
-from icefall_pathways.decoding.streaming import Stream, StreamingDecoder
+from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.files import atomic_write, write_json
 
 _PERCENTILES = (50, 95)
@@ -125,11 +123,17 @@ class Simulation:
       decoder: The recogniser.
       packet: Seconds of audio that arrive at a time.
       clock: Tells the seconds that computing has taken.
+      language: That they speak.
     """
 
     def __init__(
-        self, decoder: StreamingDecoder, packet: float, clock: Callable[[], float] = time.perf_counter
+        self,
+        decoder: StreamingDecoder,
+        packet: float,
+        clock: Callable[[], float] = time.perf_counter,
+        language: str = ANY_LANGUAGE,
     ) -> None:
+        self.language = language
         self.decoder = decoder
         self.clock = clock
         self.sample_rate = decoder.fbank.sample_rate
@@ -165,7 +169,7 @@ class Simulation:
         return latency
 
     def _begin(self, samples: Tensor, begin: float) -> _Speaker:
-        return _Speaker(samples, begin, self.decoder.open())
+        return _Speaker(samples, begin, self.decoder.open(self.language))
 
     def _next_packet(self, speaker: _Speaker) -> float:
         return speaker.begin + min(speaker.arrived + self.packet, len(speaker.samples)) / self.sample_rate
@@ -207,15 +211,12 @@ def measure(config: LatencyConfig) -> str:
         cuts = all_cuts(experiment.data.loader(language.code, config.split))
         spread = cuts[:: max(1, len(cuts) // config.utterances)][: config.utterances]
         utterances = [load_samples(cut) for cut in spread]
-        search = make_search(config, experiment.model, experiment.tokenizer, language.code)
-        decoder = StreamingDecoder(experiment.model, search, FbankConfig())
-        simulation = Simulation(decoder, config.packet)
-        with pathway(experiment, language.code):
-            simulation.run(utterances[:1], 1)  # the first chunks of a process are slow
-            for number, total in tqdm(totals.items(), f"listening to {language.name}", unit="measurement"):
-                total.add(simulation.run(utterances, number))
+        simulation = Simulation(experiment.decoder, config.packet, language=language.code)
+        simulation.run(utterances[:1], 1)  # the first chunks of a process are slow
+        for number, total in tqdm(totals.items(), f"listening to {language.name}", unit="measurement"):
+            total.add(simulation.run(utterances, number))
     figures = {str(number): total.as_dict() for number, total in totals.items()}
-    name = f"latency-mls-{config.split}-{experiment.suffix}"
+    name = f"latency-mls-{config.split}-{experiment.trained.suffix}"
     table = format_latency(figures)
     write_json(config.results_dir / f"{name}.json", figures)
     with atomic_write(config.results_dir / f"{name}.txt") as temporary:

@@ -1,9 +1,9 @@
 """Running a model through one language's sub-network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,30 +38,89 @@ def activate(
     if masks is None:
         yield
         return
-    shadowed: list[tuple[nn.Module, str]] = []
+    with _shadow(_products(model, masks, language, observer)):
+        yield
+
+
+class FoldedPathways:
+    """The sub-networks of a model that is no longer trained, each multiplied once, at its first use.
+
+    Switching languages then takes no products, for the memory of the prunable weights per language used. Later changes
+    of weights or masks are not seen.
+
+    Args:
+      model: The model that the masks were made for.
+      masks: The sub-networks, on the model's device; None runs the dense model.
+    """
+
+    def __init__(self, model: nn.Module, masks: PathwayMasks | None) -> None:
+        self.model = model
+        self.masks = masks
+        self._folded: dict[str, list[_Product]] = {}
+
+    @contextmanager
+    def activate(self, language: str) -> Iterator[None]:
+        """Run the model through the sub-network of `language` inside this context; see `activate`."""
+        if self.masks is None:
+            yield
+            return
+        if language not in self._folded:
+            with torch.no_grad():
+                self._folded[language] = _products(self.model, self.masks, language)
+        with _shadow(self._folded[language]):
+            yield
+
+
+class _Product(NamedTuple):
+    """`mask * weight` of a parameter, the module that has this parameter, and its name there."""
+
+    owner: nn.Module
+    attribute: str
+    value: Tensor
+
+
+def _products(
+    model: nn.Module, masks: PathwayMasks, language: str, observer: GradientObserver | None = None
+) -> list[_Product]:
+    """The products of every parameter that the masks cover; `observer` as in `activate`."""
+    products = []
+    for name in masks.names:
+        owner_name, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        _check_free(owner, attribute)
+        value = _masked(owner.get_parameter(attribute), masks.mask(name, language))
+        if observer is not None and value.requires_grad:
+            value.register_hook(partial(observer, language, name))
+        products.append(_Product(owner, attribute, value))
+    return products
+
+
+def _check_free(owner: nn.Module, attribute: str) -> None:
+    if attribute in owner.__dict__:
+        raise RuntimeError(
+            f"{attribute} of {owner} runs through a sub-network already: leave that context before entering another"
+        )
+
+
+@contextmanager
+def _shadow(products: Iterable[_Product]) -> Iterator[None]:
+    """Let modules compute with products in place of their parameters."""
+    shadowed: list[_Product] = []
     flat_weights: dict[nn.RNNBase, Any] = {}
     try:
-        for name in masks.names:
-            owner_name, _, attribute = name.rpartition(".")
-            owner = model.get_submodule(owner_name)
-            if attribute in owner.__dict__:
-                raise RuntimeError(
-                    f"{name} runs through a sub-network already: leave that context before entering another"
-                )
+        for product in products:
+            _check_free(product.owner, product.attribute)
             # Python finds an attribute in __dict__ before a module's registered parameters, so the product shadows the
             # parameter for the module's forward and for nobody else.
-            product = _masked(owner.get_parameter(attribute), masks.mask(name, language))
-            if observer is not None and product.requires_grad:
-                product.register_hook(partial(observer, language, name))
-            owner.__dict__[attribute] = product
-            shadowed.append((owner, attribute))
-        for owner in {owner for owner, _ in shadowed if isinstance(owner, nn.RNNBase)}:
+            product.owner.__dict__[product.attribute] = product.value
+            shadowed.append(product)
+        for recurrent in {product.owner for product in shadowed if isinstance(product.owner, nn.RNNBase)}:
             # Recurrent modules compute with this list, not with their attributes.
-            flat_weights[owner] = owner._flat_weights
-            owner.__dict__["_flat_weights"] = [getattr(owner, name) for name in owner._flat_weights_names]
+            flat_weights[recurrent] = recurrent._flat_weights
+            recurrent.__dict__["_flat_weights"] = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
         yield
     finally:
-        for owner, attribute in shadowed:
+        for owner, attribute, _ in shadowed:
             del owner.__dict__[attribute]
         for recurrent, weights in flat_weights.items():
             recurrent.__dict__["_flat_weights"] = weights

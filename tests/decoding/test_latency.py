@@ -10,7 +10,7 @@ import torch
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.latency import Latency, LatencyConfig, Simulation, format_latency
 from icefall_pathways.decoding.searches import GreedySearch, Hypothesis, ModifiedBeamSearch
-from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 
@@ -53,7 +53,7 @@ def _shown(model, frame, seconds):
 
 def test_without_computing_only_the_chunks_are_waited_for(model, utterances):
     decoder = _decoder(model)
-    expected = dict(decoder.decode(((i, [x]) for i, x in enumerate(utterances)), 10))
+    expected = dict(decoder.decode((Source(i, [x]) for i, x in enumerate(utterances)), 10))
     for speakers in (1, 3):
         latency = Simulation(decoder, PACKET, _no_time).run(utterances, speakers)
         assert latency.busy == 0

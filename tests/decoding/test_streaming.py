@@ -1,42 +1,19 @@
+from itertools import starmap
+
 import pytest
 import torch
+from stream_models import MODELS, make_model
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch
-from icefall_pathways.decoding.streaming import StreamingDecoder
-from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.transducer import build_model
+from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 
 LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
-SMALL = {
-    "num_encoder_layers": 2,
-    "encoder_dim": 16,
-    "nhead": 2,
-    "dim_feedforward": 16,
-    "subsampling_channels": "2,4",
-    "decoder_dim": 16,
-    "joiner_dim": 16,
-    "segment_length": 16,
-    "left_context_length": 16,
-    "right_context_length": 8,
-}
-
-
-MODELS = {
-    "emformer": SMALL,
-    "emformer-memory": SMALL | {"cnn_module_kernel": 5, "memory_size": 2},
-    "emformer-no-look-ahead": SMALL | {"right_context_length": 0},
-    "zipformer": {"encoder_type": "zipformer", "zipformer": "tiny"},
-}
 
 
 @pytest.fixture(params=MODELS)
 def model(request):
-    model = build_model(ModelConfig(**MODELS[request.param]), vocab_size=20).eval()
-    with torch.no_grad():
-        model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
-        model.joiner.output_linear.weight *= 8
-    return model
+    return make_model(request.param)
 
 
 @pytest.fixture(params=["greedy", "beam"])
@@ -61,7 +38,7 @@ def _assert_same(streaming, offline):
 
 def _decode(model, search, utterances, num_streams, from_features):
     decoder = StreamingDecoder(model, search, FbankConfig())
-    found = dict(decoder.decode(enumerate(utterances), num_streams, from_features))
+    found = dict(decoder.decode(starmap(Source, enumerate(utterances)), num_streams, from_features))
     assert len(found) == len(utterances)
     return [found[i] for i in range(len(utterances))]
 
@@ -95,7 +72,7 @@ def test_an_utterance_that_ends_makes_room_for_the_next(model, search):
     def utterances():
         for length in [160, 16, 16, 16, 160, 16]:
             begun.append(length)
-            yield len(begun), torch.randn(length, 80).split(16)
+            yield Source(len(begun), torch.randn(length, 80).split(16))
 
     decoder = StreamingDecoder(model, search, FbankConfig())
     ended = []

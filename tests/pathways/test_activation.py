@@ -5,7 +5,7 @@ import torch
 from every_kind import KINDS
 from torch import nn
 
-from icefall_pathways.pathways.activation import PathwayModule, activate
+from icefall_pathways.pathways.activation import FoldedPathways, PathwayModule, activate
 from icefall_pathways.pathways.masks import MasksError
 
 
@@ -37,6 +37,24 @@ def test_equals_a_copy_whose_weights_are_multiplied(model, masks, x):
             masked.get_parameter(name).mul_(masks.mask(name, "it"))
     with activate(model, masks, "it"):
         assert torch.equal(model(x), masked(x))
+
+
+def test_folded_pathways_compute_the_same_and_multiply_once(model, masks, x):
+    folded, outputs = FoldedPathways(model, masks), {}
+    for language in ("en", "fr", "en"):
+        with torch.no_grad(), activate(model, masks, language):
+            expected = model(x)
+        with torch.no_grad(), folded.activate(language):
+            assert torch.equal(model(x), expected)
+            weight = model.linear.weight
+        assert outputs.setdefault(language, weight) is weight
+    with folded.activate("en"):
+        for another in (folded.activate("fr"), folded.activate("it"), activate(model, masks, "fr")):
+            with pytest.raises(RuntimeError, match="already"), another:
+                pass
+    with torch.no_grad(), FoldedPathways(model, None).activate("en"):
+        assert torch.equal(model(x), model(x))
+        assert model.linear.weight is dict(model.named_parameters())["linear.weight"]
 
 
 def test_stored_weights_and_names_stay(model, masks, x):

@@ -94,6 +94,17 @@ class Search(ABC, Generic[State]):
     def n_best(self, state: State) -> list[list[Hypothesis]]:
         """The hypotheses of each stream, best first; they differ in their tokens."""
 
+    @abstractmethod
+    def stable(self, state: State) -> list[int]:
+        """How many leading tokens of each stream's best hypothesis no later frame can change."""
+
+    @abstractmethod
+    def carry_on(self, state: State) -> State:
+        """The state for what is said next, without what was found up to now.
+
+        Where the search can, it follows the last tokens of the best hypothesis, as if nothing had been cut.
+        """
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

@@ -147,6 +147,14 @@ class FastBeamSearch(Search[FastBeamState]):
         """The hypotheses on paths drawn from each stream's lattice; `log_prob` is that of all their paths in it."""
         return [[Hypothesis([], [], 0.0)] if run is None else self._n_best(*run) for run in state.runs]
 
+    def stable(self, state: FastBeamState) -> list[int]:
+        """None at all: k2 joins histories that differ in older tokens, so the best path may still change anywhere."""
+        return [0] * len(state.streams)
+
+    def carry_on(self, state: FastBeamState) -> FastBeamState:
+        """New streams: k2 begins every lattice without history."""
+        return self.init(len(state.streams))
+
     def _read(self, decoder: k2.RnntDecodingStreams, frames: Tensor) -> None:
         """Read projected frames (N, T, joiner_dim) and pause."""
         for t in range(frames.size(1)):

@@ -141,6 +141,25 @@ class FrameSearch(Search[BeamState]):
         """All hypotheses of each stream, ordered as `results` chooses; they differ in their tokens."""
         return self._hypotheses(state, self._ranks(state).argsort(dim=1, descending=True, stable=True))
 
+    def stable(self, state: BeamState) -> list[int]:
+        """How many leading tokens all hypotheses of a stream have in common: every later one grows from these."""
+        lives = state.log_probs.gt(-torch.inf)
+        best = take(state.tokens, self._ranks(state).argmax(dim=1, keepdim=True))
+        place = torch.arange(state.tokens.size(2), device=state.tokens.device)
+        same = state.tokens.eq(best) & place.lt(state.num_tokens[..., None])
+        common = (same | ~lives[..., None]).all(dim=1)
+        counts: list[int] = (common.cumprod(dim=1).sum(dim=1) - self.context_size).tolist()
+        return counts
+
+    @torch.inference_mode()
+    def carry_on(self, state: BeamState) -> BeamState:
+        """One empty hypothesis per stream that follows the last tokens of the best one; the automata begin anew."""
+        fresh = self.init(len(state.num_frames))
+        best = self._ranks(state).argmax(dim=1, keepdim=True)
+        context = take(self._context(state), best).expand_as(fresh.tokens).contiguous()
+        predictor_out = take(state.predictor_out, best).expand_as(fresh.predictor_out).contiguous()
+        return dataclasses.replace(fresh, tokens=context, predictor_out=predictor_out)
+
     def _context(self, state: BeamState) -> Tensor:
         """The last tokens (N, beam, context_size) of each hypothesis."""
         last = state.num_tokens[..., None] + torch.arange(-self.context_size, 0, device=state.tokens.device)

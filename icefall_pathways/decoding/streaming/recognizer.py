@@ -1,0 +1,198 @@
+"""What a speaker sees of the streams: results that grow, in segments, in a language that may be unknown at first."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Protocol
+
+from torch import Tensor
+
+from icefall_pathways.decoding.searches import Hypothesis
+from icefall_pathways.decoding.streaming.decoder import (
+    ANY_LANGUAGE,
+    FRAME_SECONDS,
+    Stream,
+    StreamingDecoder,
+    check_samples,
+)
+from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """What has been recognised in a segment up to now.
+
+    Attributes:
+      language: Of the pathway.
+      segment: Number of the segment, from 0.
+      begin: Where it begins, in seconds from the start of the stream.
+      end: How far it has been heard.
+      tokens: Token ids.
+      times: When each token was emitted, in seconds from the start of the stream.
+      stable: Leading tokens that no later result of the segment changes; of a final one all.
+      kept: Leading tokens that are as in the result before, which may have been shown already.
+      revised: The result before had other or more tokens behind those.
+      final: The segment is over.
+    """
+
+    language: str
+    segment: int
+    begin: float
+    end: float
+    tokens: list[int]
+    times: list[float]
+    stable: int
+    kept: int
+    revised: bool
+    final: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether the tokens are others than in the result before."""
+        return self.revised or self.kept < len(self.tokens)
+
+
+@dataclass(eq=False)
+class Session:
+    """Somebody who speaks: one stream, or, while the language is unknown, one in each language.
+
+    Attributes:
+      candidates: The streams; they hear the same.
+      segment: Number of the segment, from 0.
+      first_frame: Its first encoder frame.
+      shown: The tokens of the result before.
+      over: The last result was given.
+    """
+
+    candidates: list[Stream]
+    segment: int = 0
+    first_frame: int = 0
+    shown: list[int] = field(default_factory=list)
+    over: bool = False
+
+    def __post_init__(self) -> None:
+        for stream in self.candidates:
+            stream.fbank = self.candidates[0].fbank
+
+    @property
+    def language(self) -> str | None:
+        """The language; None while it is unknown."""
+        return self.candidates[0].language if len(self.candidates) == 1 else None
+
+    def accept_samples(self, samples: Tensor) -> None:
+        """Take the next samples (n,), 16 kHz, in [-1, 1].
+
+        Raises:
+          AudioError: They are no audio; the session is as it was.
+        """
+        check_samples(samples)
+        features = self.candidates[0].fbank.accept(samples)
+        for stream in self.candidates:
+            stream.accept_features(features)
+
+    def finish(self) -> None:
+        """Tell that no more is to come."""
+        features = self.candidates[0].fbank.flush()
+        for stream in self.candidates:
+            stream.finish_features(features)
+
+
+class LanguageChooser(Protocol):
+    """Tells which of several languages is spoken."""
+
+    def __call__(self, candidates: Sequence[Stream], ended: bool) -> Stream | None:
+        """The stream in the language that is spoken; None to go on listening, unless the audio has ended."""
+
+
+class Recognizer:
+    """Turns speech into results: many speakers, who come and go at any time, each in a language of their own.
+
+    Args:
+      decoder: Runs the streams.
+      endpoints: When a segment is over; None: when the stream is.
+      choose: Finds out languages; needed for speakers whose language nobody knows.
+    """
+
+    def __init__(
+        self,
+        decoder: StreamingDecoder,
+        endpoints: EndpointConfig | None = None,
+        choose: LanguageChooser | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.endpoints = endpoints
+        self.choose = choose
+
+    def open(self, language: str | None = ANY_LANGUAGE) -> Session:
+        """Begin a session; language None means that it is to be found out.
+
+        Raises:
+          ValueError: There is no such language, or no way to find it out.
+        """
+        if language is not None:
+            return Session([self.decoder.open(language)])
+        if self.choose is None:
+            raise ValueError("the language is unknown and this recogniser cannot find it out: name it")
+        return Session([self.decoder.open(candidate) for candidate in self.decoder.searches])
+
+    def is_ready(self, session: Session) -> bool:
+        """Whether `advance` would do something for this session."""
+        return not session.over and (
+            self.decoder.is_ready(session.candidates[0]) or self.decoder.is_done(session.candidates[0])
+        )
+
+    def advance(self, sessions: Iterable[Session]) -> list[tuple[Session, Result]]:
+        """Read one chunk of every session that is ready; returns the new results.
+
+        A session gives a result for each chunk, once its language is known, and a final one at each segment's end.
+        """
+        ready = [session for session in sessions if self.is_ready(session)]
+        self.decoder.advance(stream for session in ready for stream in session.candidates)
+        for session in ready:
+            self._find_language(session)
+        known = [session for session in ready if session.language is not None]
+        streams = [session.candidates[0] for session in known]
+        found = zip(known, self.decoder.results(streams), self.decoder.stable(streams), strict=True)
+        return [(session, self._show(session, hypothesis, stable)) for session, hypothesis, stable in found]
+
+    def _find_language(self, session: Session) -> None:
+        if len(session.candidates) > 1 and self.choose is not None:
+            chosen = self.choose(session.candidates, self.decoder.is_done(session.candidates[0]))
+            if chosen is not None:
+                session.candidates = [chosen]
+
+    def _show(self, session: Session, found: Hypothesis, stable: int) -> Result:
+        stream = session.candidates[0]
+        pause, full = self._endpoint(session, stream, found)
+        session.over = self.decoder.is_done(stream)
+        final = pause or full or session.over
+        pairs = zip(session.shown, found.tokens, strict=False)
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        result = Result(
+            language=stream.language,
+            segment=session.segment,
+            begin=session.first_frame * FRAME_SECONDS,
+            end=stream.num_frames * FRAME_SECONDS,
+            tokens=found.tokens,
+            times=[(session.first_frame + frame) * FRAME_SECONDS for frame in found.timestamps],
+            stable=len(found.tokens) if final else stable,
+            kept=kept,
+            revised=kept < len(session.shown),
+            final=final,
+        )
+        session.shown = found.tokens
+        if final:
+            self.decoder.cut(stream, pause)
+            session.segment, session.first_frame, session.shown = session.segment + 1, stream.num_frames, []
+        return result
+
+    def _endpoint(self, session: Session, stream: Stream, found: Hypothesis) -> tuple[bool, bool]:
+        """Whether the segment ends in a pause, and whether it is too long."""
+        if self.endpoints is None:
+            return False, False
+        length = stream.num_frames - session.first_frame
+        silence = length - (found.timestamps[-1] + 1 if found.timestamps else 0)
+        return (
+            self.endpoints.pauses(bool(found.tokens), silence * FRAME_SECONDS),
+            self.endpoints.too_long(length * FRAME_SECONDS),
+        )

@@ -1,0 +1,36 @@
+"""Small random transducers of every encoder, for streams."""
+
+import torch
+
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import Transducer, build_model
+
+SMALL = {
+    "num_encoder_layers": 2,
+    "encoder_dim": 16,
+    "nhead": 2,
+    "dim_feedforward": 16,
+    "subsampling_channels": "2,4",
+    "decoder_dim": 16,
+    "joiner_dim": 16,
+    "segment_length": 16,
+    "left_context_length": 16,
+    "right_context_length": 8,
+}
+
+
+MODELS = {
+    "emformer": SMALL,
+    "emformer-memory": SMALL | {"cnn_module_kernel": 5, "memory_size": 2},
+    "emformer-no-look-ahead": SMALL | {"right_context_length": 0},
+    "zipformer": {"encoder_type": "zipformer", "zipformer": "tiny"},
+}
+
+
+def make_model(kind: str, vocab_size: int = 20) -> Transducer:
+    """One of `MODELS`, whose outcome depends on what it hears."""
+    model = build_model(ModelConfig(**MODELS[kind]), vocab_size).eval()
+    with torch.no_grad():
+        model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
+        model.joiner.output_linear.weight *= 8
+    return model
