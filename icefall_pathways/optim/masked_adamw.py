@@ -1,24 +1,19 @@
 """AdamW that touches nothing outside the active sub-network."""
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, cleared, look_up
 from icefall_pathways.pathways.masks import PathwayMasks
-
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 _SATURATED = 1e-8  # beta**n below this no longer shows in float32's 1 - beta**n
 _NOT_ZERO = 1e-36  # far below what `eps` lets show; roots of zeros, usual outside a mask, are very slow on CPUs
 
-# Integers as wide as the floating-point types, to look at their bits.
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
-
-class MaskedAdamW(torch.optim.Optimizer):
+class MaskedAdamW(MaskedOptimizer):
     """AdamW (decoupled weight decay) whose step is defined on the entries of one language's mask.
 
     Entries outside the active mask, and their moments, are bit for bit what they were before the step. Each entry's
@@ -31,6 +26,7 @@ class MaskedAdamW(torch.optim.Optimizer):
       betas: Decay rates of the first and second moment.
       eps: Added to the root of the second moment.
       weight_decay: For matrices and kernels; biases, norms and scalars are not decayed.
+      max_norm: Gradients are scaled down to this norm (`clip_grad_norm`); None leaves them as they are.
     """
 
     def __init__(
@@ -40,67 +36,42 @@ class MaskedAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        max_norm: float | None = None,
     ) -> None:
         named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
         groups = [
             {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": weight_decay},
             {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
         ]
-        super().__init__([group for group in groups if group["params"]], {"lr": lr, "betas": betas, "eps": eps})
-        self._names = {parameter: name for name, parameter in named}
+        defaults = {"lr": lr, "betas": betas, "eps": eps}
+        super().__init__([group for group in groups if group["params"]], named, defaults)
+        self._max_norm = max_norm
         self._tables: dict[tuple[float, float, torch.device], tuple[Tensor, Tensor]] = {}
-        self._masks: PathwayMasks | None = None
-        self._language = ""
 
-    def activate(self, masks: PathwayMasks | None, language: str) -> None:
-        """Choose the sub-network that the following steps are for; None is the dense model."""
-        self._masks = masks
-        self._language = language
-
-    @torch.no_grad()
-    def forget(self, name: str, entries: Tensor) -> None:
-        """Start anew with some entries of parameter `name`: their moments and their number of updates become zero."""
-        parameter = next(p for p, its_name in self._names.items() if its_name == name)
-        for value in self.state.get(parameter, {}).values():
-            if value.dim() > 0:
-                value.masked_fill_(entries, 0)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the entries of the active sub-network."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step(self) -> None:
+        if self._max_norm is not None:
+            named = [(name, parameter) for parameter, name in self._names.items()]
+            clip_grad_norm(named, self._masks, self._language, self._max_norm)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, self._active_bits(parameter), group)
-        return loss
-
-    def _active_bits(self, parameter: nn.Parameter) -> Tensor | None:
-        """All bits set where the active mask keeps an entry, none elsewhere; None where there is no mask."""
-        name = self._names[parameter]
-        if self._masks is None or name not in self._masks.codes:
-            return None
-        return self._masks.mask(name, self._language).to(_INTEGERS[parameter.element_size()]).neg_()
 
     def _update(self, parameter: nn.Parameter, grad: Tensor, active: Tensor | None, group: dict[str, Any]) -> None:
         """One step for one parameter.
 
-        Everything is changed by subtracting a difference that is +0.0 outside the mask, which leaves every number as
-        it is, -0.0 included. Clearing bits is several times quicker than `torch.where`, and clears NaN as well.
+        Everything is changed by subtracting a difference that is +0.0 outside the mask.
         """
         beta1, beta2 = group["betas"]
         table1, table2 = self._correction_tables(beta1, beta2, parameter.device)
         state = self._state_of(parameter, active)
         exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        exp_avg.sub_(_cleared(exp_avg - grad, active), alpha=1 - beta1)
-        exp_avg_sq.sub_(_cleared(torch.addcmul(exp_avg_sq, grad, grad, value=-1), active), alpha=1 - beta2)
+        exp_avg.sub_(cleared(exp_avg - grad, active), alpha=1 - beta1)
+        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, grad, grad, value=-1), active), alpha=1 - beta2)
         step.sub_(-1 if active is None else active).clamp_(max=len(table1) - 1)
-        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(_look_up(table2, step)).add_(group["eps"])
-        change = (exp_avg * _look_up(table1, step)).div_(denominator).add_(parameter, alpha=group["weight_decay"])
-        parameter.sub_(_cleared(change, active), alpha=group["lr"])
+        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(look_up(table2, step)).add_(group["eps"])
+        change = (exp_avg * look_up(table1, step)).div_(denominator).add_(parameter, alpha=group["weight_decay"])
+        parameter.sub_(cleared(change, active), alpha=group["lr"])
 
     def _state_of(self, parameter: nn.Parameter, active: Tensor | None) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -127,17 +98,6 @@ class MaskedAdamW(torch.optim.Optimizer):
             table1, table2 = 1 / (1 - beta1**counts), 1 / (1 - beta2**counts).sqrt()
             self._tables[key] = (table1.float().to(device), table2.float().to(device))
         return self._tables[key]
-
-
-def _look_up(table: Tensor, step: Tensor) -> Tensor:
-    return table.index_select(0, step.flatten()).view(step.shape)
-
-
-def _cleared(values: Tensor, active: Tensor | None) -> Tensor:
-    """`values`, changed in place to +0.0 where no bit of `active` is set."""
-    if active is not None:
-        values.view(active.dtype).bitwise_and_(active)
-    return values
 
 
 @torch.no_grad()

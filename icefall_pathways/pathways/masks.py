@@ -196,6 +196,11 @@ class PathwayMasks:
         used = (code.bitwise_and(both) for code in self.codes.values())
         return all(bool(((bits == both) | (bits == 0)).all()) for bits in used)
 
+    def first_equal(self, language: str) -> str:
+        """The first language, in the order of the bits, that uses the very entries that `language` uses."""
+        own = self.bit(language)
+        return next((code for code in self.languages[:own] if self.tied([code, language])), language)
+
     def only(self, *names: str) -> "PathwayMasks":
         """The masks of some parameters; their codes are shared, not copied."""
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})

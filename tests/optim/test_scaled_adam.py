@@ -1,0 +1,238 @@
+import copy
+
+import pytest
+import torch
+from every_kind import EveryKind, random_masks
+from torch import nn
+
+from icefall_pathways.optim.scaled_adam import ScaledAdam
+from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.pathways.masks import PathwayMasks
+
+
+class Weights(nn.Module):
+    """Nothing but parameters."""
+
+    def __init__(self, values):
+        super().__init__()
+        for name, value in values.items():
+            self.register_parameter(name, nn.Parameter(value.clone()))
+
+
+@pytest.mark.parametrize("trace", ["trace_clip", "trace_noclip_eden"])
+def test_the_steps_are_icefalls(fixtures_dir, trace):
+    numbers = torch.load(fixtures_dir / "optim.pt", weights_only=True)
+    expected, gradients = numbers[trace], numbers["grads"]
+    model = Weights(numbers["init"])
+    scale = expected["clipping_scale"]
+    optimizer = ScaledAdam(model.named_parameters(), clipping_scale=None if scale is None else float(scale))
+    compared = 0
+    for step, lr in enumerate(expected["lrs"].tolist(), 1):
+        optimizer.param_groups[0]["lr"] = lr
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name][step - 1].clone() if name in gradients else None
+        optimizer.step()
+        for name, value in expected["values"].get(step, {}).items():
+            torch.testing.assert_close(model.get_parameter(name).detach(), value, rtol=2e-5, atol=1e-7)
+            compared += 1
+    assert compared == 9 * 19
+    if scale is not None:
+        found = optimizer.state["shared"]
+        torch.testing.assert_close(found["norms"], expected["clip_state"]["model_norms"], rtol=1e-5, atol=0)
+        assert float(found["threshold"]) == pytest.approx(float(expected["clip_state"]["model_norm_threshold"]))
+
+
+def masked_weights(*languages, density=0.5):
+    """A masked matrix, an unmasked vector and an unmasked scalar; masks of the languages."""
+    model = nn.Module()
+    model.linear = nn.Linear(6, 5)
+    model.scale = nn.Parameter(torch.tensor(0.3))
+    return model, random_masks(model, languages, density)
+
+
+def take_step(optimizer, model, masks, language, gradients):
+    optimizer.activate(masks, language)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+
+
+def random_gradients(model):
+    return [torch.randn_like(parameter) for parameter in model.parameters()]
+
+
+def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
+    model = EveryKind()
+    masks = random_masks(model)
+    optimizer = ScaledAdam(model.named_parameters())
+    languages = ["en", "fr", "it"] * 5  # past the period and the first median
+    for language in languages:
+        take_step(optimizer, model, masks, language, random_gradients(model))
+    for language in ("it", "it", "it", "it"):  # a whole period, with a change of the scales
+        before = {
+            n: {"weight": p.detach().clone()} | copy.deepcopy(optimizer.state[p]) for n, p in masked(model, masks)
+        }
+        others = {code: copy.deepcopy(optimizer.state[code]) for code in ("en", "fr")}
+        take_step(optimizer, model, masks, language, random_gradients(model))
+        for name, parameter in masked(model, masks):
+            outside = ~masks.mask(name, language)
+            after = {"weight": parameter.detach()} | optimizer.state[parameter]
+            assert set(after) == {"weight", "exp_avg_sq", "delta", "step"}
+            for key, value in before[name].items():
+                assert value[outside].numpy().tobytes() == after[key][outside].numpy().tobytes(), (name, key)
+            assert (after["weight"] != before[name]["weight"])[~outside].all()
+        for code, statistics in others.items():
+            assert all(torch.equal(value, optimizer.state[code][key]) for key, value in statistics.items())
+
+
+def masked(model, masks):
+    return [(name, parameter) for name, parameter in model.named_parameters() if name in masks.codes]
+
+
+def test_outside_the_mask_negative_zero_stays_and_nan_goes_nowhere():
+    layer = nn.Linear(3, 1, bias=False)
+    masks = random_masks(layer, ("en",))
+    masks.set_mask("weight", "en", torch.tensor([[True, True, False]]))
+    with torch.no_grad():
+        layer.weight[0, 2] = -0.0
+    optimizer = ScaledAdam(layer.named_parameters())
+    before = layer.weight.detach().clone()
+    for _ in range(12):
+        take_step(optimizer, layer, masks, "en", [torch.tensor([[1.0, 0.5, float("nan")]])])
+    assert torch.signbit(layer.weight[0, 2]) and layer.weight[0, 2] == 0
+    assert (layer.weight < before)[0, :2].all()
+    for state in (optimizer.state[layer.weight], optimizer.state["en"]):
+        assert not any(value.isnan().any() for value in state.values())
+
+
+def test_a_masked_tensor_trains_as_one_that_has_only_its_active_entries():
+    """The RMS, the change of the scale and clipping know no others."""
+    sparse, small = nn.Linear(6, 5, bias=False), nn.Module()
+    masks = random_masks(sparse, ("en",))
+    active = masks.mask("weight", "en")
+    small.weight = nn.Parameter(sparse.weight.detach()[active])
+    optimizer, reference = ScaledAdam(sparse.named_parameters()), ScaledAdam(small.named_parameters())
+    for step in range(130):
+        gradient = torch.randn(5, 6) * (50 if step in (24, 61, 115) else 1)
+        take_step(optimizer, sparse, masks, "en", [gradient])
+        take_step(reference, small, None, "", [gradient[active]])
+    torch.testing.assert_close(sparse.weight[active], small.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_languages_without_common_entries_train_as_if_alone():
+    """Also when one of them is rare and has gradients of another size."""
+    together = nn.Linear(6, 5, bias=False)
+    masks = random_masks(together, ("en", "fr"))
+    masks.set_mask("weight", "fr", ~masks.mask("weight", "en"))
+    alone = {code: copy.deepcopy(together) for code in masks.languages}
+    optimizer = ScaledAdam(together.named_parameters())
+    references = {code: ScaledAdam(model.named_parameters()) for code, model in alone.items()}
+    for step in range(150):
+        code = "fr" if step % 7 == 0 else "en"
+        gradient = torch.randn(5, 6) * (30 if code == "fr" else 1)
+        take_step(optimizer, together, masks, code, [gradient])
+        take_step(references[code], alone[code], masks, code, [gradient])
+    for code, model in alone.items():
+        mask = masks.mask("weight", code)
+        assert torch.equal(together.weight[mask], model.weight[mask])
+
+
+def test_masks_that_keep_everything_change_nothing():
+    """Languages with the same mask have their statistics in common, as in the dense model."""
+    ours, masks = masked_weights("en", "fr", density=1.1)
+    dense = copy.deepcopy(ours)
+    optimizer, reference = ScaledAdam(ours.named_parameters()), ScaledAdam(dense.named_parameters())
+    for step in range(130):
+        gradients = random_gradients(ours)
+        take_step(optimizer, ours, masks, ("en", "fr")[step % 2], gradients)
+        take_step(reference, dense, None, "", gradients)
+    for a, b in zip(ours.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mask_that_departs_gets_statistics_of_its_own():
+    model, masks = masked_weights("en", "fr", density=1.1)
+    optimizer = ScaledAdam(model.named_parameters())
+    take_step(optimizer, model, masks, "fr", random_gradients(model))
+    assert int(optimizer.state["en"]["step"]) == 1 and "fr" not in optimizer.state
+    masks.set_mask("linear.weight", "fr", torch.rand(5, 6) < 0.5)
+    take_step(optimizer, model, masks, "fr", random_gradients(model))
+    assert int(optimizer.state["en"]["step"]) == 1 and int(optimizer.state["fr"]["step"]) == 1
+    assert int(optimizer.state["shared"]["step"]) == 2
+
+
+def test_a_language_is_clipped_by_its_own_past():
+    model, masks = masked_weights("en", "fr")
+    optimizer = ScaledAdam(model.named_parameters())
+    for _ in range(11):
+        take_step(optimizer, model, masks, "en", [torch.ones_like(p) for p in model.parameters()])
+        take_step(optimizer, model, masks, "fr", [100 * torch.ones_like(p) for p in model.parameters()])
+    thresholds = [float(optimizer.state[code]["threshold"]) for code in ("en", "fr")]
+    assert thresholds[1] / thresholds[0] == pytest.approx(100, rel=0.3)
+
+
+def test_gradients_that_are_not_finite_are_left_out():
+    model, _ = masked_weights("en")
+    optimizer = ScaledAdam(model.named_parameters())
+    for _ in range(3):
+        take_step(optimizer, model, None, "", random_gradients(model))
+    bad = random_gradients(model)
+    by_name = dict(zip(dict(model.named_parameters()), bad, strict=True))
+    by_name["linear.weight"][0, 0], by_name["linear.bias"][0] = float("nan"), float("inf")
+    take_step(optimizer, model, None, "", bad)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(value.isfinite().all() for p in model.parameters() for value in optimizer.state[p].values())
+
+
+def test_gradients_that_are_never_finite_are_an_error():
+    model, _ = masked_weights("en")
+    optimizer = ScaledAdam(model.named_parameters())
+    bad = [torch.full_like(parameter, float("inf")) for parameter in model.parameters()]
+    take_step(optimizer, model, None, "", random_gradients(model))
+    with pytest.raises(ValueError, match="not finite in half of the last 10 steps"):
+        for _ in range(10):
+            take_step(optimizer, model, None, "", bad)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_state_survives_saving_and_loading(tmp_path, masked):
+    model = EveryKind()
+    masks = random_masks(model) if masked else None
+    optimizer = ScaledAdam(model.named_parameters())
+    for language in ("en", "fr", "it") * 4:
+        train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
+    torch.save([model.state_dict(), optimizer.state_dict()["state"]], tmp_path / "state.pt")
+    other = EveryKind()
+    resumed = ScaledAdam(other.named_parameters())
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(weights)
+    resumed.load_state_dict({"state": state, "param_groups": resumed.state_dict()["param_groups"]})
+    for language in ("it", "en", "fr", "it", "it", "it"):
+        x = torch.randn(2, 5, 8)
+        train_step(model, masks, language, optimizer, x)
+        train_step(other, masks, language, resumed, x)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def train_step(model, masks, language, optimizer, x):
+    optimizer.zero_grad(set_to_none=True)
+    PathwayModule(model, masks)(language, x).square().mean().backward()
+    optimizer.activate(masks, language)
+    optimizer.step()
+
+
+def test_masks_that_cover_other_parameters_are_refused():
+    model, masks = masked_weights("en")
+    optimizer = ScaledAdam(model.named_parameters())
+    take_step(optimizer, model, None, "", random_gradients(model))
+    with pytest.raises(ValueError, match="masks must cover the same parameters throughout a training"):
+        take_step(optimizer, model, masks, "en", random_gradients(model))
+
+
+def test_first_equal_is_the_first_language_with_the_same_mask():
+    layer = nn.Linear(4, 4)
+    masks = PathwayMasks.dense(layer, ["en", "fr", "it", "nl"])
+    some = torch.rand(4, 4) < 0.5
+    for code in ("fr", "nl"):
+        masks.set_mask("weight", code, some)
+    assert [masks.first_equal(code) for code in masks.languages] == ["en", "fr", "en", "fr"]
