@@ -7,6 +7,8 @@ from typing import Literal
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.models.config import ModelConfig
 
+OptimizerName = Literal["auto", "adamw", "scaled-adam"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -45,8 +47,13 @@ class TrainingConfig:
     seed: int = 42
     """Seed of the weights, of the order of batches and of dropout and augmentation."""
 
-    base_lr: float = 1.5e-3
-    """Base learning rate."""
+    optimizer: OptimizerName = "auto"
+    """adamw, or icefall's scaled-adam, both defined on the active entries. auto: scaled-adam with the Zipformer, adamw
+    with the Emformer."""
+
+    base_lr: float = 0.0
+    """Base learning rate. 0: 0.045 with scaled-adam, where it is relative to the size of a tensor's weights; 0.0015
+    with adamw."""
 
     lr_schedule: Literal["eden", "linear"] = "eden"
     """eden: icefall's decay by batches and epochs; linear: to zero at the last update, for short runs."""
@@ -61,10 +68,14 @@ class TrainingConfig:
     """Updates over which the learning rate rises to its full value."""
 
     weight_decay: float = 0.01
-    """Weight decay of matrices and convolution kernels."""
+    """adamw: weight decay of matrices and convolution kernels."""
 
     clip_norm: float = 5.0
-    """The gradient of the active entries is scaled down to this norm."""
+    """adamw: the gradient of the active entries is scaled down to this norm; 0 does not."""
+
+    clipping_scale: float = 2.0
+    """scaled-adam: the gradient of the active entries is scaled down to this many times its median norm, taken over the
+    last 100 updates of the sub-network; 0 does not."""
 
     prune_range: int = 5
     """Symbols per frame in the pruned RNN-T loss."""
@@ -115,6 +126,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:
             raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
+        for name in ("base_lr", "clip_norm", "clipping_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected 0 or more")
         if self.ref_duration <= 0:
             raise ValueError(f"--ref-duration is {self.ref_duration}: expected a positive number of seconds")
         if self.start_epoch and self.start_batch:

@@ -19,6 +19,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig, JointPruningConfig, MaskSearchConfig, PruningConfig
 from icefall_pathways.training.distributed import Rank, launch
+from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.plans import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
 
@@ -167,9 +168,11 @@ def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConf
 def _with_architecture(config: ExperimentConfig) -> ExperimentConfig:
     """The options with those of the architecture taken from --init-from, so that nobody types them twice."""
     if config.training.init_from is None:
-        return replace(config, model=replace(config.model, ctc_head=config.training.ctc_loss_scale > 0))
-    _, checkpoint = checkpoints.find(config.training.init_from)
-    return replace(config, model=from_dict(ModelConfig, checkpoint["config"]["model"]))
+        model = replace(config.model, ctc_head=config.training.ctc_loss_scale > 0)
+    else:
+        _, checkpoint = checkpoints.find(config.training.init_from)
+        model = from_dict(ModelConfig, checkpoint["config"]["model"])
+    return with_optimizer(replace(config, model=model))
 
 
 def _model(config: ExperimentConfig) -> Transducer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from icefall_pathways.optim.masked_adamw import MaskedAdamW
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer
 from icefall_pathways.pathways.analysis import mean_overlap
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -56,7 +56,7 @@ class Pruner:
         plan: PruningPlan,
         model: nn.Module,
         masks: PathwayMasks,
-        optimizer: MaskedAdamW,
+        optimizer: MaskedOptimizer,
         rank: Rank,
         exp_dir: Path,
     ) -> None:

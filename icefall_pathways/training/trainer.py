@@ -20,8 +20,6 @@ from icefall_pathways.models.losses import loss_scales
 from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
 from icefall_pathways.models.transducer import Transducer, TransducerLoss
 from icefall_pathways.optim.averaging import ModelAverage
-from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
-from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -29,6 +27,7 @@ from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.metrics import LossSums, MetricsLog, bar_position
+from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
 from icefall_pathways.training.pruner import Pruner, PruningPlan
 
 logger = logging.getLogger("icefall_pathways")
@@ -59,8 +58,8 @@ class Trainer:
         masks: PathwayMasks | None = None,
         plan: PruningPlan | None = None,
     ) -> None:
-        self.options = config.training
-        self.config = config
+        self.config = with_optimizer(config)
+        self.options = self.config.training
         self.rank = rank
         self.data = data
         self.tokenizer = tokenizer
@@ -68,9 +67,7 @@ class Trainer:
         self.restarts_every = plan.schedule.restarts_every if plan is not None else 0
         self.model = model.to(rank.device)
         self.masks = masks.to(rank.device) if masks is not None else None
-        self.optimizer = MaskedAdamW(
-            self.model.named_parameters(), lr=self.options.base_lr, weight_decay=self.options.weight_decay
-        )
+        self.optimizer = build_optimizer(self.model.named_parameters(), self.options)
         self.pruner = self._pruner()
         self.gradients = self.pruner.gradients if self.pruner is not None else None
         self.pathways = PathwayModule(self.model, self.masks, self.gradients.add if self.gradients else None)
@@ -78,7 +75,7 @@ class Trainer:
         self.average = ModelAverage(self.model, self.options.average_period)
         self.updates_per_epoch = data.updates_per_epoch(rank.world_size)
         self.num_updates = self.options.num_updates or self.options.num_epochs * self.updates_per_epoch
-        self.learning_rate = self._learning_rate()
+        self.learning_rate = build_learning_rate(self.options, self.restarts_every or self.num_updates)
         autocast_type = torch.float16 if self.options.use_fp16 else torch.bfloat16
         self.autocast = torch.autocast(
             rank.device.type, dtype=autocast_type, enabled=self.options.use_fp16 or self.options.use_bf16
@@ -121,7 +118,6 @@ class Trainer:
             group["lr"] = self._learning_rate_at(update)
         loss = self._forward_backward(batch, update)
         self.scaler.unscale_(self.optimizer)
-        clip_grad_norm(self.model.named_parameters(), self.masks, language, self.options.clip_norm)
         self.optimizer.activate(self.masks, language)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -294,11 +290,13 @@ class Trainer:
             "world_size": self.rank.world_size,
             "vocab_size": self.tokenizer.vocab_size,
             "masked": self.masks is not None,
+            "optimizer": self.options.optimizer,
         }
         there = {
             "world_size": checkpoint["world_size"],
             "vocab_size": checkpoint["vocab_size"],
             "masked": bool(checkpoint["masks"]),
+            "optimizer": checkpoint["config"]["training"].get("optimizer", "adamw"),
         }
         for key, value in here.items():
             if there[key] != value:
@@ -319,12 +317,6 @@ class Trainer:
         if self.restarts_every:
             update = (update - 1) % self.restarts_every + 1
         return self.learning_rate(update, self.epoch_of(update) - 1)
-
-    def _learning_rate(self) -> LearningRate:
-        options = self.options
-        if options.lr_schedule == "linear":
-            return LinearDecay(options.base_lr, self.restarts_every or self.num_updates, options.lr_warmup)
-        return Eden(options.base_lr, options.lr_batches, options.lr_epochs, options.lr_warmup)
 
     def _parallelise(self, module: nn.Module) -> nn.Module:
         if self.rank.world_size == 1:

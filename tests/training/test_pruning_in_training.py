@@ -7,6 +7,7 @@ import tiny_run
 import torch
 
 from icefall_pathways.models.transducer import build_model
+from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import num_kept
 from icefall_pathways.training import checkpoints, experiment, trainer
@@ -221,10 +222,8 @@ def test_rewinding_goes_to_the_named_step(corpus, dense, tmp_path):
 
 def test_the_learning_rate_starts_anew_where_the_weights_do(corpus, dense, tmp_path, monkeypatch):
     rates = []
-    step = trainer.MaskedAdamW.step
-    monkeypatch.setattr(
-        trainer.MaskedAdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
-    )
+    step = MaskedAdamW.step
+    monkeypatch.setattr(MaskedAdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
     config = search(corpus, dense, tmp_path, prune_method="lth", updates_per_round=3)
     experiment.find_masks(replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0)))
     assert rates[:3] == rates[3:] and rates[0] > rates[1] > rates[2] > 0

@@ -4,14 +4,18 @@ from dataclasses import replace
 import pytest
 import tiny_run
 import torch
+from torch import nn
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
+from icefall_pathways.optim.masked_adamw import MaskedAdamW
+from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment, trainer
-from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.metrics import read_metrics
+from icefall_pathways.training.optimization import build_optimizer, with_optimizer
 
 LANGUAGES = ["en", "fr", "it"]
 
@@ -59,28 +63,80 @@ def dense(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def masks_file(dense, tmp_path_factory):
     """Random masks for the dense run's model."""
-    model = checkpoints.build(final(dense))
+    path = tmp_path_factory.mktemp("masks") / "masks.safetensors"
+    random_masks(checkpoints.build(final(dense)), path)
+    return path
+
+
+def random_masks(model, path):
     masks = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder-predictor"])
     for name in masks.names:
         for language in LANGUAGES:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
-    path = tmp_path_factory.mktemp("masks") / "masks.safetensors"
     masks.save(path)
-    return path
+
+
+ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
 def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
-    """Its schedules, its random chunks and what its whiteners have found go on, too."""
-    calm = tiny_run.config(corpus, tmp_path / "calm", ref_duration=0.01)
-    calm = replace(calm, model=ModelConfig(encoder_type="zipformer", zipformer="tiny"))
+    """Its schedules, its random chunks, what its whiteners have found and its optimizer's statistics go on, too."""
+    random_masks(build_model(ZIPFORMER, 20), tmp_path / "masks.safetensors")
+    options = {"ref_duration": 0.01, "masks": tmp_path / "masks.safetensors", "valid_interval": 8}
+    calm = replace(tiny_run.config(corpus, tmp_path / "calm", "en fr", **options), model=ZIPFORMER)
     experiment.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
-    train_until(killed, 4, monkeypatch)
+    train_until(killed, 6, monkeypatch)
     experiment.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     found = final(tmp_path / "calm")["regularisers"]
     assert found == final(tmp_path / "killed")["regularisers"]
     assert set(found.values()) == {0.25, 0.025}
+    state = final(tmp_path / "calm")["optimizer"]
+    steps = {code: int(state[code]["step"]) for code in ("en", "fr")}
+    assert max(steps.values()) >= 4 and sum(steps.values()) == 8  # the scales of a language have changed
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "expected"),
+    [
+        ("emformer", {}, ("adamw", 0.0015)),
+        ("zipformer", {}, ("scaled-adam", 0.045)),
+        ("emformer", {"optimizer": "scaled-adam"}, ("scaled-adam", 0.045)),
+        ("zipformer", {"optimizer": "adamw"}, ("adamw", 0.0015)),
+        ("zipformer", {"base_lr": 0.01}, ("scaled-adam", 0.01)),
+    ],
+)
+def test_the_optimizer_goes_with_the_encoder_unless_named(encoder, options, expected):
+    config = ExperimentConfig(TrainingConfig(**options), model=ModelConfig(encoder_type=encoder))
+    resolved = with_optimizer(config).training
+    assert (resolved.optimizer, resolved.base_lr) == expected
+    optimizer = build_optimizer(nn.Linear(2, 2).named_parameters(), resolved)
+    assert type(optimizer) is {"adamw": MaskedAdamW, "scaled-adam": ScaledAdam}[expected[0]]
+    assert optimizer.defaults["lr"] == expected[1]
+
+
+@pytest.mark.parametrize(("optimizer", "option"), [("adamw", "clip_norm"), ("scaled-adam", "clipping_scale")])
+def test_each_optimizer_limits_the_gradient(optimizer, option):
+    """So that a spike does not show in the second moment."""
+    moments = {}
+    for limit in (0.0, 2.0):
+        layer = nn.Linear(2, 2, bias=False)
+        options = TrainingConfig(optimizer=optimizer, **{option: limit})
+        chosen = build_optimizer(layer.named_parameters(), options)
+        for step in range(20):
+            layer.weight.grad = torch.full((2, 2), 100.0 if step == 19 else 1.0)
+            chosen.step()
+        moments[limit] = float(chosen.state[layer.weight]["exp_avg_sq"].max())
+    assert moments[2.0] < 1 and moments[0.0] > 100
+
+
+def test_resuming_with_another_optimizer_is_refused(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
+    experiment.train(config)
+    other = replace(config, training=replace(config.training, optimizer="scaled-adam"))
+    with pytest.raises(checkpoints.CheckpointError, match="optimizer=adamw, this one has optimizer=scaled-adam"):
+        experiment.train(other)
 
 
 @pytest.mark.parametrize("masked", [False, True])

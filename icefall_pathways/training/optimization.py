@@ -1,0 +1,37 @@
+"""The optimizer and the learning rate that a run's options ask for."""
+
+from dataclasses import replace
+
+from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
+from icefall_pathways.optim.masked_adamw import MaskedAdamW
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters
+from icefall_pathways.optim.scaled_adam import ScaledAdam
+from icefall_pathways.training.config import ExperimentConfig, OptimizerName, TrainingConfig
+
+#: What --optimizer auto is with an encoder, and what --base-lr 0 is with an optimizer.
+OPTIMIZERS: dict[str, OptimizerName] = {"emformer": "adamw", "zipformer": "scaled-adam"}
+BASE_LRS = {"adamw": 1.5e-3, "scaled-adam": 0.045}
+
+
+def with_optimizer(config: ExperimentConfig) -> ExperimentConfig:
+    """The options with the optimizer and the base learning rate that go with the encoder, where they are left open."""
+    training = config.training
+    optimizer = training.optimizer if training.optimizer != "auto" else OPTIMIZERS[config.model.encoder_type]
+    base_lr = training.base_lr or BASE_LRS[optimizer]
+    return replace(config, training=replace(training, optimizer=optimizer, base_lr=base_lr))
+
+
+def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) -> MaskedOptimizer:
+    """The optimizer; each limits the gradient in its own way."""
+    if options.optimizer == "scaled-adam":
+        return ScaledAdam(named_parameters, options.base_lr, options.clipping_scale or None)
+    return MaskedAdamW(
+        named_parameters, options.base_lr, weight_decay=options.weight_decay, max_norm=options.clip_norm or None
+    )
+
+
+def build_learning_rate(options: TrainingConfig, num_updates: int) -> LearningRate:
+    """The schedule of the learning rate, for a run of `num_updates`."""
+    if options.lr_schedule == "linear":
+        return LinearDecay(options.base_lr, num_updates, options.lr_warmup)
+    return Eden(options.base_lr, options.lr_batches, options.lr_epochs, options.lr_warmup)
