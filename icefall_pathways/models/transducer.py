@@ -18,9 +18,12 @@ from icefall_pathways.models.subsampling import ConvSubsampling
 from icefall_pathways.models.zipformer.front_end import FrontEnd
 from icefall_pathways.models.zipformer.streaming import ZipformerEncoder
 
-__all__ = ["LOG_EPS", "NUM_BINS", "Transducer", "TransducerLoss", "build_model"]
+__all__ = ["LOG_EPS", "NUM_BINS", "VOCABULARY_LAYERS", "Transducer", "TransducerLoss", "build_model"]
 
 NUM_BINS = 80
+
+#: The layers whose size is that of the vocabulary.
+VOCABULARY_LAYERS = ("decoder.embedding", "joiner.output_linear", "simple_am_proj", "simple_lm_proj", "ctc_output")
 
 _PROJECTION_SCALE = 0.25
 

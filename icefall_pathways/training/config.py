@@ -21,7 +21,18 @@ class TrainingConfig:
     """The SentencePiece model."""
 
     init_from: Path | None = None
-    """Start from the weights, and with the architecture, of this checkpoint or of the newest one in this folder."""
+    """Start from the weights of this checkpoint, or of the newest one in this folder, and with its architecture. A
+    checkpoint of icefall, a bare state dict or a .safetensors file serves too; it has no architecture, so that the
+    options of the command line apply."""
+
+    init_key: Literal["model", "model_avg"] = "model"
+    """Which weights of --init-from: the last ones, or their average over the training."""
+
+    reinit_vocab: bool = False
+    """Begin the layers whose size is that of the vocabulary anew, for a start from a model of other tokens."""
+
+    init_partial: bool = False
+    """Take over what matches of --init-from and begin the rest anew; 0: a mismatch is an error."""
 
     masks: Path | None = None
     """Masks file: every language runs and trains through its own sub-network. None trains the dense model."""
@@ -225,8 +236,9 @@ class PruningConfig:
 
 @dataclass(frozen=True)
 class MaskSearchConfig:
-    """Everything that defines a mask search."""
+    """Everything that defines a mask search. The model's options are for an --init-from that has no architecture."""
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)

@@ -4,7 +4,6 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
@@ -12,13 +11,19 @@ from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.files import write_json
 from icefall_pathways.languages import parse_languages
-from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.transducer import Transducer, build_model
-from icefall_pathways.options import from_dict, to_dict
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig, JointPruningConfig, MaskSearchConfig, PruningConfig
 from icefall_pathways.training.distributed import Rank, launch
+from icefall_pathways.training.initialisation import (
+    Comparison,
+    as_plain_data,
+    source_file,
+    starting_model,
+    with_architecture,
+)
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.plans import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
@@ -36,13 +41,14 @@ def train(config: ExperimentConfig) -> None:
     Raises:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
     """
-    config = _with_architecture(config)
+    config = with_optimizer(with_architecture(config))
     languages = [language.code for language in parse_languages(config.data.languages)]
+    model, comparison = starting_model(config)
     if config.training.masks is not None:
         masks = PathwayMasks.load(config.training.masks).restrict(languages)
-        masks.check(_model(config))
+        masks.check(model)
         masks.save(config.training.exp_dir / _masks_to_begin_with(config))
-    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    _write_start(config, comparison)
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
 
 
@@ -57,9 +63,10 @@ def find_masks(config: MaskSearchConfig) -> None:
     languages = [language.code for language in parse_languages(config.data.languages)]
     shared = config.pruning.prune_for == "all-languages"
     searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
-    _check_rewinding(config)
+    model, comparison = starting_model(searches[0])
+    _check_rewinding(config, model)
     output = config.training.exp_dir / MASKS_FILE
-    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    _write_start(config, comparison)
     _run_searches(searches, config.pruning)
     masks = PathwayMasks.merge([PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches])
     masks.save(output)
@@ -67,20 +74,28 @@ def find_masks(config: MaskSearchConfig) -> None:
     print(f"Masks: {output} (sparsity: {told}; entries used by any language: {100 * masks.union_density():.1f} %)")
 
 
-def _check_rewinding(config: MaskSearchConfig) -> None:
+def _write_start(config: ExperimentConfig | MaskSearchConfig, comparison: Comparison | None) -> None:
+    """Keep the options, and say how the weights of --init-from fit the model."""
+    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    if comparison is not None:
+        print(f"Starting from {comparison}")
+        write_json(config.training.exp_dir / "init-from.json", as_plain_data(comparison))
+
+
+def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
     """Find out before the first round whether its weights can go back to those of --rewind-to."""
-    rewind_to, init_from = config.pruning.rewind_to, config.training.init_from
-    if rewind_to is None or init_from is None:
+    rewind_to = config.pruning.rewind_to
+    if rewind_to is None:
         return
     if config.pruning.prune_method != "lth":
         raise ValueError(
             f"--rewind-to is for --prune-method lth; {config.pruning.prune_method} goes on from its weights"
         )
-    start, goal = checkpoints.find(init_from)[1]["model"], checkpoints.read(rewind_to)["model"]
+    start, goal = model.state_dict(), checkpoints.read(rewind_to)["model"]
     if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in goal.items()}:
         raise ValueError(
-            f"--rewind-to {rewind_to} is of another model than --init-from {init_from}: name an earlier "
-            "checkpoint of the same training"
+            f"--rewind-to {rewind_to} is of another model than --init-from {config.training.init_from}: name an "
+            "earlier checkpoint of the same training"
         )
 
 
@@ -91,7 +106,8 @@ def _search_config(config: MaskSearchConfig, languages: list[str]) -> Experiment
         exp_dir=config.training.exp_dir / "-".join(languages),
         num_updates=search_schedule(config.pruning).num_updates,
     )
-    return _with_architecture(ExperimentConfig(training, replace(config.data, languages=" ".join(languages))))
+    data = replace(config.data, languages=" ".join(languages))
+    return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model)))
 
 
 def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> None:
@@ -123,7 +139,7 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
     torch.manual_seed(config.training.seed)
     tokenizer = Tokenizer(config.training.bpe_model)
     data = SpeechDataModule(config.data, tokenizer)
-    model = _model(config)
+    model, _ = starting_model(config)
     languages = [language.code for language in data.languages]
     if pruning is not None:
         masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[pruning.prune_scope])
@@ -160,29 +176,6 @@ def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConf
         found.header,
         method=trainer.plan.schedule.method,
         target_sparsity=pruning.sparsity,
-        source=checkpoints.file_hash(checkpoints.find(init_from)[0]) if init_from is not None else "",
+        source=checkpoints.file_hash(source_file(init_from)) if init_from is not None else "",
     )
     found.save(config.training.exp_dir / MASKS_FILE)
-
-
-def _with_architecture(config: ExperimentConfig) -> ExperimentConfig:
-    """The options with those of the architecture taken from --init-from, so that nobody types them twice."""
-    if config.training.init_from is None:
-        model = replace(config.model, ctc_head=config.training.ctc_loss_scale > 0)
-    else:
-        _, checkpoint = checkpoints.find(config.training.init_from)
-        model = from_dict(ModelConfig, checkpoint["config"]["model"])
-    return with_optimizer(replace(config, model=model))
-
-
-def _model(config: ExperimentConfig) -> Transducer:
-    vocab_size = Tokenizer(config.training.bpe_model).vocab_size
-    if config.training.init_from is None:
-        return build_model(config.model, vocab_size)
-    path, checkpoint = checkpoints.find(Path(config.training.init_from))
-    if checkpoint["vocab_size"] != vocab_size:
-        raise ValueError(
-            f"{path} has {checkpoint['vocab_size']} tokens, {config.training.bpe_model} has {vocab_size}: "
-            "use the --bpe-model that it was trained with"
-        )
-    return checkpoints.build(checkpoint)
