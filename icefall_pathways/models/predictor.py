@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.models.regularisers import Balancer
+
 _CHANNELS_PER_GROUP = 4
 
 
@@ -17,9 +19,12 @@ class Predictor(nn.Module):
       decoder_dim: Width; a multiple of 4.
       context_size: Tokens it sees; 1 has no convolution.
       blank_id: The token that begins every sequence.
+      balanced: Whether balancers keep the embedding and the output in range, as the Zipformer's recipe has it.
     """
 
-    def __init__(self, vocab_size: int, decoder_dim: int, context_size: int, blank_id: int = 0) -> None:
+    def __init__(
+        self, vocab_size: int, decoder_dim: int, context_size: int, blank_id: int = 0, balanced: bool = False
+    ) -> None:
         super().__init__()
         self.context_size = context_size
         self.blank_id = blank_id
@@ -28,6 +33,8 @@ class Predictor(nn.Module):
             self.conv = nn.Conv1d(
                 decoder_dim, decoder_dim, context_size, groups=decoder_dim // _CHANNELS_PER_GROUP, bias=False
             )
+        self.embedding_balancer = _balancer() if balanced else nn.Identity()
+        self.out_balancer = _balancer() if balanced else nn.Identity()
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
         """Predict.
@@ -40,14 +47,15 @@ class Predictor(nn.Module):
         Returns:
           (N, U, decoder_dim), or (N, U - context_size + 1, decoder_dim) without `need_pad`.
         """
-        embedded: Tensor = self.embedding(y.clamp(min=0)) * y.ge(0).unsqueeze(-1)
+        embedded: Tensor = self.embedding_balancer(self.embedding(y.clamp(min=0)) * y.ge(0).unsqueeze(-1))
         if self.context_size == 1:
             return embedded
         if not need_pad and y.size(1) == self.context_size:
             return self._step(embedded)
         if need_pad:
             embedded = F.pad(embedded, (0, 0, self.context_size - 1, 0))
-        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+        out: Tensor = self.out_balancer(torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2)))
+        return out
 
     def _step(self, embedded: Tensor) -> Tensor:
         """The one output (N, 1, decoder_dim) of one context (N, context_size, decoder_dim).
@@ -57,3 +65,7 @@ class Predictor(nn.Module):
         grouped = embedded.unflatten(2, (-1, _CHANNELS_PER_GROUP))
         weight = self.conv.weight.unflatten(0, (-1, _CHANNELS_PER_GROUP))
         return torch.relu(torch.einsum("ntgi,goit->ngo", grouped, weight).flatten(1).unsqueeze(1))
+
+
+def _balancer() -> Balancer:
+    return Balancer(min_positive=0.0, max_positive=1.0, min_abs=0.5, max_abs=1.0, probability=0.05)

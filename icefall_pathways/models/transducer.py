@@ -178,7 +178,7 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
     return Transducer(
         encoder_embed,
         encoder,
-        Predictor(vocab_size, decoder_dim, config.context_size),
+        Predictor(vocab_size, decoder_dim, config.context_size, balanced=config.encoder_type == "zipformer"),
         Joiner(encoder.output_dim, decoder_dim, joiner_dim, vocab_size),
         ctc_head=config.ctc_head,
     )

@@ -8,6 +8,9 @@ Usage:
   # language-agnostic pruning: one mask, found on all languages
   ./pruned_transducer_pathways/prune.py --init-from exp/dense --exp-dir exp/masks-lap --sparsity 0.7 \
     --prune-for all-languages
+  # from a checkpoint of icefall's streaming Zipformer, with its tokens
+  ./pruned_transducer_pathways/prune.py --init-from epoch-30.pt --encoder-type zipformer --bpe-model bpe.model \
+    --exp-dir exp/masks
 
 The masks end up in EXP_DIR/masks.safetensors, their description in EXP_DIR/masks.json. The same command goes on after
 an interruption and skips the languages that are finished.

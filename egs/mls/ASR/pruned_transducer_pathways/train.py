@@ -9,6 +9,9 @@ Usage:
   # pathways: from the dense model, with the masks that prune.py found
   ./pruned_transducer_pathways/train.py --world-size 8 --exp-dir exp/pathways --num-epochs 10 --use-fp16 1 \
     --init-from exp/dense --masks exp/masks-pathways/masks.safetensors
+  # from a checkpoint of icefall's streaming Zipformer, for other tokens
+  ./pruned_transducer_pathways/train.py --world-size 8 --exp-dir exp/dense --use-fp16 1 \
+    --encoder-type zipformer --init-from epoch-30.pt --reinit-vocab 1
   # several machines
   torchrun --nnodes 2 --nproc_per_node 8 ./pruned_transducer_pathways/train.py --exp-dir exp/dense
 

@@ -1,0 +1,285 @@
+"""What the public recipe does beside its formulas: sizes, initial values, settings of training, what a mask prunes."""
+
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.regularisers import Balancer, Schedule, Whiten, set_position
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.models.zipformer.config import UNLIMITED
+from icefall_pathways.models.zipformer.encoder import _feature_mask, _layer_skip_rates
+from icefall_pathways.pathways.activation import activate
+from icefall_pathways.pathways.masks import PathwayMasks, prunable_parameters
+
+LANGUAGES = ("en", "fr")
+
+
+def make(size="tiny", vocab_size=20, **options):
+    return build_model(ModelConfig(encoder_type="zipformer", zipformer=size, **options), vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("small", 5_255_905), ("medium", 19_728_623), ("default", 66_110_931)]
+)
+def test_named_sizes_have_the_public_numbers_of_parameters(size, parameters):
+    assert sum(parameter.numel() for parameter in make(size, 500).parameters()) == parameters
+
+
+def kind(name):
+    """A parameter's name without the stack and the layer that it is of."""
+    return re.sub(r"^encoder\.encoders\.\d+\.(encoder\.)?layers\.\d+\.", "layer.", name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_mask_prunes_the_kernels_and_nothing_else(causal):
+    """The front end, the stacks and the predictor; no gates, norms, positional parts, tables or output layers."""
+    masked, modules = {"layer.self_attn_weights.in_proj"}, ("in_proj", "out_proj")
+    masked |= {f"layer.{module}.{part}" for module in ("self_attn1", "self_attn2") for part in modules}
+    masked |= {f"layer.feed_forward{i}.{part}" for i in (1, 2, 3) for part in modules}
+    masked |= {f"layer.nonlin_attention.{part}" for part in modules}
+    masked |= {f"layer.conv_module{i}.{part}" for i in (1, 2) for part in modules}
+    kernels = ("depthwise_conv.causal_conv", "depthwise_conv.chunkwise_conv") if causal else ("depthwise_conv",)
+    masked |= {f"layer.conv_module{i}.{kernel}" for i in (1, 2) for kernel in kernels}
+    front_end = ("conv.0", "conv.4", "conv.7", "convnext.depthwise_conv", "out")
+    masked |= {f"encoder_embed.{part}" for part in (*front_end, "convnext.pointwise_conv1", "convnext.pointwise_conv2")}
+    masked.add("decoder.conv")
+    model = make(causal=causal)
+    found = {kind(name) for name in prunable_parameters(model, ["encoder_embed", "encoder", "decoder"])}
+    assert found == {f"{name}.weight" for name in masked}
+    others = {kind(name) for name, _ in model.named_parameters() if kind(name) not in found and "bias" not in name}
+    assert "layer.self_attn_weights.linear_pos.weight" in others and "layer.bypass_scale" in others
+    assert ("layer.conv_module1.depthwise_conv.chunkwise_conv_scale" in others) == causal
+
+
+def halved_masks(model):
+    masks = PathwayMasks.dense(model, LANGUAGES, ["encoder_embed", "encoder"])
+    for name in masks.names:
+        for language in LANGUAGES:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.5)
+    return masks
+
+
+@torch.no_grad()
+def test_masks_bite_on_every_kernel():
+    """Entries outside the mask change nothing, in whole utterances and in chunks; those inside do."""
+    model = make(chunk_size="16", left_context_frames="32").eval()
+    masks = halved_masks(model)
+    x, lens = torch.randn(1, 45, 80), torch.tensor([45])
+    states = [torch.randn_like(state) if state.is_floating_point() else state + 20 for state in model.init_states(1)]
+
+    def stream():
+        with activate(model, masks, "en"):
+            return model.stream(x, lens, states)[0]
+
+    def encode():
+        with activate(model, masks, "en"):
+            return model.encode(x, lens)[0]
+
+    whole, chunk = encode(), stream()
+    for name in masks.names:
+        parameter, inside = model.get_parameter(name), masks.mask(name, "en")
+        parameter.masked_fill_(~inside, 9.0)
+        kept = parameter.clone()
+        parameter.add_(inside * 0.5)
+        assert not torch.equal(stream(), chunk), name
+        parameter.copy_(kept)
+    assert torch.equal(encode(), whole) and torch.equal(stream(), chunk)
+
+
+def test_gradients_of_training_stay_inside_the_mask():
+    """With all that training does to gradients."""
+    model = make().train()
+    masks = halved_masks(model)
+    y, y_lens = torch.randint(3, 20, (2, 4)), torch.tensor([4, 3])
+    with activate(model, masks, "en"):
+        losses = model(torch.randn(2, 90, 80), torch.tensor([90, 70]), y, y_lens)
+    (losses.simple + losses.pruned).backward()
+    for name in masks.names:
+        gradient, inside = model.get_parameter(name).grad, masks.mask(name, "en")
+        assert (gradient[~inside] == 0).all() and gradient[inside].any(), name
+
+
+def value(scheduling):
+    return tuple(scheduling.points) if isinstance(scheduling, Schedule) else scheduling
+
+
+OFTEN = ((0, 0.5), (8000, 0.125))
+BALANCERS = {
+    "encoder_embed.balancers.0": (0.05, 0.95, 0.2, 1.0, OFTEN),
+    "encoder_embed.balancers.1": (0.05, 0.95, 0.2, 4.0, OFTEN),
+    "encoder_embed.balancers.2": (0.05, 0.95, 0.2, 4.0, OFTEN),
+    "encoder_embed.convnext.hidden_balancer": (0.3, 1.0, 0.75, 5.0, OFTEN),
+    "encoder_embed.convnext.out_balancer": (0.4, 0.6, 1.0, 6.0, OFTEN),
+    "layer.self_attn_weights.balance_keys": (0.4, 0.6, 0.0, 100.0, 0.025),
+    "layer.nonlin_attention.balancer": (((0, 0.25), (20000, 0.05)), ((0, 0.75), (20000, 0.95)), 0.5, 5.0, OFTEN),
+    "layer.balancer_na": (0.3, 0.7, ((0, 0.004), (4000, 0.02)), 100.0, 0.05),
+    "layer.balancer_ff2": (0.3, 0.7, ((0, 0.0), (4000, 0.1)), 2.0, 0.05),
+    "layer.balancer_ff3": (0.3, 0.7, ((0, 0.0), (4000, 0.2)), 4.0, 0.05),
+    "layer.balancer1": (0.45, 0.55, 0.2, 4.0, OFTEN),
+    "layer.balancer2": (0.45, 0.55, 0.1, 4.0, OFTEN),
+    "decoder.embedding_balancer": (0.0, 1.0, 0.5, 1.0, 0.05),
+    "decoder.out_balancer": (0.0, 1.0, 0.5, 1.0, 0.05),
+    **{f"layer.feed_forward{i}.hidden_balancer": (0.3, 1.0, 0.75, 5.0, OFTEN) for i in (1, 2, 3)},
+    **{
+        f"layer.conv_module{i}.gate_balancer": (
+            ((0, 0.05), (8000, 0.025)),
+            1.0,
+            1.5,
+            ((0, 5.0), (8000, 10.0)),
+            OFTEN,
+        )
+        for i in (1, 2)
+    },
+    **{
+        f"layer.conv_module{i}.balancer": (((0, 0.1), (8000, 0.05)), 1.0, ((0, 0.2), (20000, 0.5)), 10.0, OFTEN)
+        for i in (1, 2)
+    },
+}
+
+
+def rising(start, end):
+    return ((0, start), (20000, end))
+
+
+WHITENERS = {
+    "encoder_embed.convnext.out_whiten": (1, 5.0, 0.01),
+    "encoder_embed.out_whiten": (1, rising(4.0, 8.0), 0.02),
+    "layer.self_attn_weights.whiten_keys": (4, rising(3.0, 6.0), 0.025),
+    "layer.self_attn1.whiten": (1, rising(7.5, 22.5), 0.01),
+    "layer.self_attn2.whiten": (1, rising(7.5, 22.5), 0.01),
+    "layer.nonlin_attention.whiten1": (1, rising(5.0, 10.0), 0.01),
+    "layer.nonlin_attention.whiten2": (1, rising(5.0, 15.0), 0.01),
+    "layer.whiten": (1, rising(4.0, 12.0), 0.01),
+    **{f"layer.feed_forward{i}.out_whiten": (1, rising(7.5, 15.0), 0.01) for i in (1, 2, 3)},
+    **{f"layer.conv_module{i}.whiten": (1, rising(7.5, 15.0), 0.01) for i in (1, 2)},
+}
+
+
+def test_balancers_and_whiteners_are_set_as_in_the_recipe():
+    model = make()
+    found = {
+        kind(name): tuple(map(value, (*module.positive, *module.abs, module.probability)))
+        for name, module in model.named_modules()
+        if isinstance(module, Balancer)
+    }
+    assert found == BALANCERS
+    found = {
+        kind(name): (module.num_groups, value(module.limit), module.grad_scale)
+        for name, module in model.named_modules()
+        if isinstance(module, Whiten)
+    }
+    assert found == WHITENERS
+
+
+def test_the_emformers_predictor_has_no_balancers():
+    model = build_model(ModelConfig(num_encoder_layers=1, encoder_dim=16, nhead=2), 20)
+    assert not any(isinstance(module, Balancer) for module in model.modules())
+
+
+def test_layers_take_part_one_after_the_other():
+    """Six stacks: 4000 / 7 batches for each, cut evenly among its layers, from 0.5 to 0.035 times the factor's root."""
+    config = ModelConfig(encoder_type="zipformer").zipformer_size.encoder
+    first, second, third = _layer_skip_rates(config, 2)
+    start, step = 4000 * 3 / 7, 4000 / 7 / 3
+    for i, schedule in enumerate((first, second, third)):
+        assert schedule(0) == schedule(start + i * step) == 0.5
+        assert schedule(start + (i + 0.5) * step) == pytest.approx((0.5 + 0.07) / 2)
+        assert schedule(start + (i + 1) * step) == pytest.approx(0.07)
+        assert schedule(1e9) == pytest.approx(0.07)
+
+
+def test_the_feature_mask_leaves_the_first_channels_and_halves_the_others():
+    first, second = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1), torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    mask = _feature_mask((first, second), dim=9, unmasked=4).squeeze(1)
+    assert mask.tolist() == [[1.0] * 9, [1.0] * 6 + [0.0] * 3, [1.0] * 4 + [0.0] * 5]
+
+
+def test_training_draws_chunks_and_left_contexts():
+    encoder = make().train().encoder
+    drawn = [encoder._context() for _ in range(2000)]
+    chunks = {chunk: [left for c, left in drawn if c == chunk] for chunk in (16, 32, 64, UNLIMITED)}
+    assert sum(map(len, chunks.values())) == 2000 and all(400 < len(lefts) < 600 for lefts in chunks.values())
+    for chunk, lefts in chunks.items():
+        assert set(lefts) == ({UNLIMITED} if chunk == UNLIMITED else {64, 128, 256, UNLIMITED})
+    assert {encoder.eval()._context() for _ in range(20)} == {(16, 64)}
+
+
+def test_without_a_gradient_to_edit_training_differs_by_what_is_left_out_alone():
+    """Late in training, what is drawn leaves most calls nearly as they are; in eval mode nothing is drawn."""
+    model = make().eval()
+    x, lens = torch.randn(2, 60, 80), torch.tensor([60, 50])
+    state = torch.get_rng_state()
+    model.encode(x, lens)
+    assert torch.equal(state, torch.get_rng_state())
+    model.train()
+    set_position(model, 1e9)
+    model.encode(x, lens)
+    assert not torch.equal(state, torch.get_rng_state())
+
+
+def test_initial_values():
+    """Uniform within s / sqrt(fan in), biases within 0.1 s; s is 1 and the bias torch's own where nothing is said."""
+    scales = {"self_attn_weights.in_proj": 32**-0.25, "self_attn_weights.linear_pos": 0.05}
+    scales |= {f"{module}.out_proj": 0.05 for module in ("self_attn1", "nonlin_attention", "conv_module2")}
+    scales |= {"feed_forward1.out_proj": 0.1, "feed_forward3.in_proj": 1.0, "conv_module1.in_proj": 1.0}
+    model = make("mini")
+    layer = model.encoder.encoders[3].encoder.layers[0]
+    checked = [(layer.get_submodule(name), scale) for name, scale in scales.items()]
+    checked += [
+        (model.get_submodule(f"encoder_embed.convnext.{name}"), s)
+        for name, s in (("pointwise_conv1", 1.0), ("pointwise_conv2", 0.01))
+    ]
+    checked += [
+        (model.get_submodule(name), 0.25)
+        for name in ("joiner.encoder_proj", "joiner.decoder_proj", "simple_am_proj", "simple_lm_proj")
+    ]
+    for module, scale in checked:
+        bound = scale / math.sqrt(module.weight[0].numel())
+        assert 0.9 * bound < float(module.weight.abs().max()) <= bound * 1.0001, module
+        if module.bias is not None:
+            bound = 0.1 * scale if scale != 1.0 else bound
+            assert 0.5 * bound < float(module.bias.abs().max()) <= bound * 1.0001, module
+    convolution = layer.conv_module1.depthwise_conv
+    assert 0.05 < float(convolution.causal_conv.bias.abs().max()) <= 0.1
+    assert not convolution.chunkwise_conv_scale.any() and not model.encoder.downsample_output.bias.any()
+    assert all((scale == 0.5).all() for name, scale in model.named_parameters() if name.endswith("bypass_scale"))
+    assert float(layer.norm.log_scale) == 1 and 0 < float(layer.norm.bias.abs().max()) < 1e-3
+
+
+class Step(nn.Module):
+    """One step of streams, as a function of tensors alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, lens, *states):
+        out, out_lens, new_states = self.model.stream(x, lens, list(states))
+        return (out, out_lens, *new_states)
+
+
+@torch.no_grad()
+def test_a_step_is_a_graph_that_no_value_changes():
+    """Traced with streams of some ages and lengths, it is right for other ones, and for other numbers of them."""
+    model = make().eval()
+
+    def arguments(streams):
+        states = [
+            torch.randn_like(state) if state.is_floating_point() else torch.randint_like(state, 100)
+            for state in model.init_states(streams)
+        ]
+        lens = torch.randint(1, model.chunk_window + 1, (streams,))
+        return (torch.randn(streams, model.chunk_window, 80), lens, *states)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes, which are what a trace is for
+        traced = torch.jit.trace(Step(model), arguments(3), check_trace=False)
+    for streams in (3, 2):
+        given = arguments(streams)
+        for found, expected in zip(traced(*given), Step(model)(*given), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
