@@ -302,8 +302,10 @@ def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
     assert all(torch.equal(found[1].codes[name], found[2].codes[name]) for name in found[1].names)
 
 
-def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_path, free_port):
-    config = tiny_run.config(corpus, tmp_path / "two", world_size=2, master_port=free_port, num_updates=6)
+@pytest.mark.parametrize("optimizer", ["adamw", "scaled-adam"])
+def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_path, free_port, optimizer):
+    options = {"world_size": 2, "master_port": free_port, "num_updates": 6, "optimizer": optimizer}
+    config = tiny_run.config(corpus, tmp_path / "two", **options)
     from icefall_pathways.training.distributed import launch
 
     experiment.write_json(config.training.exp_dir / "config.json", {})

@@ -94,10 +94,11 @@ def test_masks_bite_on_every_kernel():
 def test_gradients_of_training_stay_inside_the_mask():
     """With all that training does to gradients."""
     model = make().train()
+    set_position(model, 1e5)  # where few layers are left out
     masks = halved_masks(model)
-    y, y_lens = torch.randint(3, 20, (2, 4)), torch.tensor([4, 3])
+    y, y_lens = torch.randint(3, 20, (4, 4)), torch.tensor([4, 3, 2, 1])
     with activate(model, masks, "en"):
-        losses = model(torch.randn(2, 90, 80), torch.tensor([90, 70]), y, y_lens)
+        losses = model(torch.randn(4, 60, 80), torch.tensor([60, 50, 40, 30]), y, y_lens)
     (losses.simple + losses.pruned).backward()
     for name in masks.names:
         gradient, inside = model.get_parameter(name).grad, masks.mask(name, "en")
@@ -279,7 +280,8 @@ def test_a_step_is_a_graph_that_no_value_changes():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes, which are what a trace is for
         traced = torch.jit.trace(Step(model), arguments(3), check_trace=False)
-    for streams in (3, 2):
-        given = arguments(streams)
-        for found, expected in zip(traced(*given), Step(model)(*given), strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with torch.jit.optimized_execution(False):
+        for streams in (3, 2):
+            given = arguments(streams)
+            for found, expected in zip(traced(*given), Step(model)(*given), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
