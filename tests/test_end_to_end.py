@@ -4,6 +4,7 @@ Once from an empty folder with the embedded corpus, once from a folder in MLS la
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,19 @@ MODEL = (
     "--num-encoder-layers 2 --encoder-dim 16 --nhead 2 --dim-feedforward 32 --cnn-module-kernel 3 "
     "--decoder-dim 16 --joiner-dim 16 --subsampling-channels 2,4"
 )
+PREPARE = "--hours-per-language 0.01 --dev-utterances 3 --test-utterances 4 --num-jobs 1"
 TRAINING = "--max-duration 10 --num-workers 0 --ctc-loss-scale 1 --lr-warmup 2 --tensorboard 0"
+
+
+def run(script, options, folder, fails=False):
+    """What a script of the recipe prints; of one that is to fail, its complaints."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [RECIPE / script, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr if fails else done.stdout
 
 
 @pytest.fixture(scope="module", params=[("mini", "en it"), ("mls", "de pl")], ids=["mini", "mls"])
@@ -29,7 +42,7 @@ def finished(request, tmp_path_factory):
     """A finished run in a folder of its own: (folder, language codes, what it printed)."""
     corpus, languages = request.param
     folder = tmp_path_factory.mktemp("recipe")
-    prepare = "--hours-per-language 0.01 --dev-utterances 3 --test-utterances 4 --num-jobs 1"
+    prepare = PREPARE
     if corpus == "mls":
         sizes = {"hours_per_language": 0.01, "dev_utterances": 3, "test_utterances": 4, "num_jobs": 1}
         make_mini_corpus(MiniCorpusConfig(corpus_dir=folder / "mls", languages=languages, **sizes))
@@ -48,13 +61,7 @@ def finished(request, tmp_path_factory):
         "mask-updates": "4",
         "finetune-updates": "4",
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [RECIPE / "run.sh", *words], capture_output=True, text=True, env=environment, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, languages.split(), done.stdout
+    return folder, languages.split(), run("run.sh", options, folder)
 
 
 def test_the_table_compares_the_three_systems(finished):
@@ -96,3 +103,46 @@ def test_the_summary_is_there_for_machines(finished):
     summary = read_json(next(method.glob("wer-summary-all-mls-test-*.json")))
     assert list(summary["languages"]) == languages
     assert all(scores["utterances"] == 4 for scores in summary["languages"].values())
+
+
+def test_the_study_goes_on_from_what_is_there(finished):
+    """Two systems of it, from a dense model that is finished; the second call finds everything done."""
+    folder, languages, _ = finished
+    if languages != ["en", "it"]:
+        pytest.skip("one corpus is enough")
+    study = folder / "study"
+    shutil.copytree(folder / "exp" / "dense", study / "seed-3" / "dense")
+    (study / "seed-3" / "dense" / ".done").touch()
+    options = {
+        "corpus-dir": folder / "mls",
+        "data-dir": folder / "data",
+        "study-dir": study,
+        "languages": " ".join(languages),
+        "vocab-size": "60",
+        "hours": "",
+        "prepare-args": PREPARE,
+        "search-args": TRAINING,
+        "finetune-args": TRAINING,
+        "dynamic-args": "--prune-every 2",
+        "decode-args": "",
+        "mask-updates": "2",
+        "finetune-updates": "4",
+        "rounds": "1",
+        "seeds": "3",
+        "sparsities": "0.8",
+        "systems": "lsp dynamic",
+        "splits": "test",
+        "at-once": "2",
+    }
+    printed = run("run_study.sh", options, folder)
+    for row in ("LSP", "dynamic pathways"):
+        assert f"\n| {row} | " in printed
+    systems = study / "seed-3" / "sparsity-0.8"
+    updates = {"dynamic": 8, "lsp/en": 2, "lsp/it": 2}
+    for name, number in updates.items():
+        assert (systems / name / f"checkpoint-{number}.pt").exists()
+        masks = PathwayMasks.load(systems / name / "masks.safetensors")
+        assert all(masks.sparsity(language) == pytest.approx(0.8, abs=0.01) for language in masks.languages)
+    seconds = [line for line in run("run_study.sh", options, folder).splitlines() if "done (" in line]
+    assert len(seconds) == 3
+    assert run("run_study.sh", options | {"rounds": "2"}, folder, fails=True).count("begun with other settings") == 1

@@ -70,7 +70,7 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
     """
     epoch, iteration = _chosen_checkpoint(config)
     model, options = checkpoints.load_model(config.exp_dir, epoch, iteration, config.avg, config.use_averaged_model)
-    masks = _load_masks(config, model)
+    masks = _load_masks(config, model, epoch, iteration)
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedModel(
         model=model,
@@ -100,11 +100,15 @@ def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:
     return "-".join(parts)
 
 
-def _load_masks(config: TrainedModelConfig, model: Transducer) -> PathwayMasks | None:
-    path = Path(config.masks or config.exp_dir / "masks.safetensors")
-    if config.masks == "none" or not (config.masks or path.exists()):
+def _load_masks(config: TrainedModelConfig, model: Transducer, epoch: int, iteration: int) -> PathwayMasks | None:
+    own = config.exp_dir / "masks.safetensors"
+    masks = None
+    if not config.masks:
+        masks = checkpoints.load_masks(config.exp_dir, epoch, iteration)
+    if masks is None and config.masks != "none" and (config.masks or own.exists()):
+        masks = PathwayMasks.load(config.masks or own)
+    if masks is None:
         return None
-    masks = PathwayMasks.load(path)
     masks.check(model)
     return masks.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

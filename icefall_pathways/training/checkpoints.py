@@ -22,6 +22,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range
 from icefall_pathways.options import from_dict
+from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 
 Checkpoint = dict[str, Any]
 
@@ -150,18 +151,35 @@ def load_model(
     """
     if avg < 1:
         raise CheckpointError(f"--avg {avg}: expected at least 1")
-    if iteration > 0:
-        path, checkpoint = find(batch_path(exp_dir, iteration))
-    elif epoch > 0:
-        path, checkpoint = find(epoch_path(exp_dir, epoch))
-    else:
-        path, checkpoint = find(exp_dir)
+    path, checkpoint = _chosen(exp_dir, epoch, iteration)
     model = build(checkpoint)
     if use_averaged_model:
         model.load_state_dict(_running_average(path, checkpoint, avg))
     else:
         model.load_state_dict(_mean_of_weights(path, avg) if avg > 1 else checkpoint["model"])
     return model.eval(), checkpoint["config"]
+
+
+def load_masks(exp_dir: Path, epoch: int = 0, iteration: int = 0) -> PathwayMasks | None:
+    """The masks that a checkpoint was trained with; None if it does not say.
+
+    They may be others than those in the experiment's folder: a training that changes its masks writes those at its end.
+
+    Raises:
+      CheckpointError: The checkpoint is missing or damaged.
+    """
+    _, checkpoint = _chosen(exp_dir, epoch, iteration)
+    header = checkpoint.get("masks_header")
+    if not header:
+        return None
+    header |= {name: tuple(header[name]) for name in ("languages", "roots")}
+    return PathwayMasks(MasksHeader(**header), checkpoint["masks"])
+
+
+def _chosen(exp_dir: Path, epoch: int, iteration: int) -> tuple[Path, Checkpoint]:
+    if iteration > 0:
+        return find(batch_path(exp_dir, iteration))
+    return find(epoch_path(exp_dir, epoch) if epoch > 0 else exp_dir)
 
 
 def build(checkpoint: Checkpoint) -> Transducer:

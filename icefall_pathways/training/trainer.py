@@ -8,6 +8,7 @@ from a checkpoint repeats exactly what it would have done.
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -240,6 +241,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "regularisers": regulariser_state(self.model),
             "masks": {} if self.masks is None else self.masks.codes,
+            "masks_header": {} if self.masks is None else asdict(self.masks.header),
             "gradients": {} if self.gradients is None else self.gradients.state_dict(),
             "update": update,
             "epoch": self.epoch_of(update),
