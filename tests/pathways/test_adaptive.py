@@ -116,7 +116,7 @@ def test_what_others_have_trained_comes_back(model):
 
 def test_no_more_is_exchanged_than_the_share_says(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
-    schedule = AdaptivePruning(0.5, 1, 10, ramp=1, prune_by="magnitude", regrow="gradient", exchange=0.2)
+    schedule = AdaptivePruning(0.5, 1, 10, ramp=1, prune_by="magnitude", regrow="sensitivity", exchange=0.2)
     history = run(schedule, model, masks, gradients_of(model, masks))
     for step, (earlier, later) in enumerate(itertools.pairwise(history), 2):
         for before, after in ((earlier[n]["en"], later[n]["en"]) for n in later):
