@@ -178,8 +178,8 @@ class JointPruningConfig:
     --prune-end. Masks that have the target sparsity need no ramp. (gradual rises until --prune-end.)"""
 
     prune_by: Literal["magnitude", "sensitivity"] = "sensitivity"
-    """adaptive: what decides which entries of a language's mask stay: the shared weights' magnitudes (|w|), or these
-    times the size of the language's own gradients (|w| rms(g))."""
+    """What decides which entries of a language's mask stay: the shared weights' magnitudes (|w|), or these times the
+    size of the language's own gradients (|w| rms(g))."""
 
     regrow: Literal["magnitude", "gradient", "sensitivity"] = "sensitivity"
     """adaptive: what decides which entries come (back): |w|, rms(g) or |w| rms(g)."""
@@ -217,6 +217,10 @@ class PruningConfig:
 
     sparsity: float = 0.7
     """Share of the prunable entries of every tensor to remove."""
+
+    prune_by: Literal["magnitude", "sensitivity"] = "magnitude"
+    """What decides which entries stay: magnitudes (|w|, as the names of the methods say), or these times the size of
+    the gradients (|w| rms(g)): after little training the masks of languages differ more."""
 
     prune_rounds: int = 0
     """Rounds of training and pruning; 0: as many as --prune-drop needs."""

@@ -26,12 +26,17 @@ def search_schedule(config: PruningConfig) -> PruningSchedule:
     """
     updates = config.updates_per_round
     if config.prune_method == "one-shot":
-        return OneShot(config.sparsity, updates)
+        return OneShot(config.sparsity, updates, config.prune_by)
     rounds = IterativeMagnitudePruning(
-        config.sparsity, updates, config.prune_rounds, config.prune_drop, rewinds=config.prune_method == "lth"
+        config.sparsity,
+        updates,
+        config.prune_rounds,
+        config.prune_drop,
+        rewinds=config.prune_method == "lth",
+        prune_by=config.prune_by,
     )
     if config.prune_method == "gradual":
-        return GradualPruning(config.sparsity, updates, rounds.num_updates)
+        return GradualPruning(config.sparsity, updates, rounds.num_updates, prune_by=config.prune_by)
     return rounds
 
 
@@ -68,7 +73,7 @@ def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int
 
 def _joint_schedule(config: JointPruningConfig, end: int, initial: float) -> PruningSchedule:
     if config.prune_method == "gradual":
-        return GradualPruning(config.sparsity, config.prune_every, end, config.prune_start, initial)
+        return GradualPruning(config.sparsity, config.prune_every, end, config.prune_start, initial, config.prune_by)
     return AdaptivePruning(
         config.sparsity,
         config.prune_every,

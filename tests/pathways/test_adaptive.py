@@ -11,7 +11,13 @@ from icefall_pathways.pathways.analysis import mean_overlap
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import num_kept
-from icefall_pathways.pathways.schedules import AdaptivePruning, GradualPruning, cubic
+from icefall_pathways.pathways.schedules import (
+    AdaptivePruning,
+    GradualPruning,
+    IterativeMagnitudePruning,
+    OneShot,
+    cubic,
+)
 
 
 def gradients_of(model, masks, languages=LANGUAGES):
@@ -96,6 +102,23 @@ def test_equal_scores_leave_the_count_exact(model):
 
 def test_gradual_pruning_brings_nothing_back(model):
     history = run(GradualPruning(0.7, 1, 6), model, PathwayMasks.dense(model, LANGUAGES))
+    for earlier, later in itertools.pairwise(history):
+        assert all(not (later[n][lang] & ~earlier[n][lang]).any() for n in later for lang in LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        OneShot(0.7, 1, "sensitivity"),
+        IterativeMagnitudePruning(0.7, 1, 2, prune_by="sensitivity"),
+        GradualPruning(0.7, 1, 2, prune_by="sensitivity"),
+    ],
+)
+def test_a_search_by_sensitivity_keeps_languages_apart(model, schedule):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    history = run(schedule, model, masks, gradients_of(model, masks))
+    assert all(kept(masks, n, lang) == num_kept(c.numel(), 0.7) for n, c in masks.codes.items() for lang in LANGUAGES)
+    assert mean_overlap(masks) < 0.9
     for earlier, later in itertools.pairwise(history):
         assert all(not (later[n][lang] & ~earlier[n][lang]).any() for n in later for lang in LANGUAGES)
 

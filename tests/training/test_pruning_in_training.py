@@ -180,11 +180,6 @@ def _record(rank, config, folder):
         between(self, update, log)
 
     trainer.Trainer._between_updates = recorded
-    save = trainer.checkpoints.save
-    trainer.checkpoints.save = lambda checkpoint, path: (
-        save(checkpoint, path),
-        torch.save({"model": checkpoint["model"]}, f"{folder}/saved.pt"),
-    )
     run = {}
     init = trainer.Trainer.__init__
 
@@ -228,7 +223,11 @@ def test_rewinding_goes_to_the_named_step_and_starts_the_learning_rate_anew(corp
 
 
 def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
-    experiment.find_masks(search(corpus, dense, tmp_path, prune_method="gradual", prune_rounds=3, updates_per_round=1))
+    experiment.find_masks(
+        search(
+            corpus, dense, tmp_path, prune_method="gradual", prune_by="sensitivity", prune_rounds=3, updates_per_round=1
+        )
+    )
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
     assert_target(masks)
     assert masks.header.method == "gradual"

@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import keep_by_scores
+from icefall_pathways.pathways.schedules.criteria import Criterion, scores
 from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic
-
-#: What entries are ranked by, for one language l: the magnitude of the shared weight, |w|; the magnitude of l's
-#: gradient (root mean square over l's recent batches), rms(g_l); or how much l's loss feels the entry, |w| rms(g_l).
-Criterion = Literal["magnitude", "gradient", "sensitivity"]
 
 
 class AdaptivePruning(GradualPruning):
@@ -62,7 +59,7 @@ class AdaptivePruning(GradualPruning):
         regrow: Criterion = "sensitivity",
         exchange: float = 1.0,
     ) -> None:
-        super().__init__(target_sparsity, every, end, start, initial)
+        super().__init__(target_sparsity, every, end, start, initial, prune_by)
         if not 0 <= ramp <= end - start:
             raise ValueError(f"a ramp of {ramp} updates from {start}: expected it to be over by {end}")
         if not 0 <= exchange <= 1:
@@ -71,7 +68,6 @@ class AdaptivePruning(GradualPruning):
             if criterion not in get_args(Criterion):
                 raise ValueError(f"unknown criterion {criterion!r}: expected one of {', '.join(get_args(Criterion))}")
         self.ramp_steps = max(1, ramp // every) if initial < target_sparsity else 1
-        self.prune_by: Criterion = prune_by
         self.regrow: Criterion = regrow
         self.exchange = exchange
         self.watches = {prune_by, regrow} != {"magnitude"}
@@ -98,30 +94,10 @@ class AdaptivePruning(GradualPruning):
         step = self.step_after(update)
         assert step is not None
         staying = 1 - (1 - self.exchange_at(step)) * (1 - sparsity)
-        stay = _scores(self.prune_by, model, masks, languages, gradients)
-        come = stay if self.regrow == self.prune_by else _scores(self.regrow, model, masks, languages, gradients)
+        stay = scores(self.prune_by, model, masks, languages, gradients)
+        come = stay if self.regrow == self.prune_by else scores(self.regrow, model, masks, languages, gradients)
         if staying < 1:
             keep_by_scores(stay, masks, languages, staying)
             for name in masks.names:
                 come[name] = come[name].masked_fill(masks.mask(name, languages[0]), math.inf)
         keep_by_scores(come, masks, languages, sparsity, regrow=True)
-
-
-def _scores(
-    criterion: Criterion,
-    model: nn.Module,
-    masks: PathwayMasks,
-    languages: Sequence[str],
-    gradients: LanguageGradients | None,
-) -> dict[str, Tensor]:
-    """How high each entry ranks for `languages`, by parameter name."""
-    parameters = dict(model.named_parameters())
-    scores = {name: parameters[name].detach().abs() for name in masks.names}
-    if criterion == "magnitude" or gradients is None:
-        return scores
-    squares = gradients.mean_square(languages)
-    if not squares:  # no batch of these languages yet: nothing is known but the weights
-        return scores
-    if criterion == "gradient":
-        return {name: squares[name].sqrt() for name in masks.names}
-    return {name: score * squares[name].sqrt() for name, score in scores.items()}

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import prune_by_magnitude
+from icefall_pathways.pathways.pruning import keep_by_scores
+from icefall_pathways.pathways.schedules.criteria import Criterion, scores
 
 
 class PruningSchedule(ABC):
@@ -24,6 +25,9 @@ class PruningSchedule(ABC):
 
     #: Whether the weights go back to those of the start after pruning.
     rewinds: bool = False
+
+    #: What decides which entries stay.
+    prune_by: Criterion = "magnitude"
 
     #: Whether pruning needs to know each language's gradients.
     watches: bool = False
@@ -86,8 +90,8 @@ class PruningSchedule(ABC):
         sparsity: float,
         gradients: LanguageGradients | None,
     ) -> None:
-        """Change the mask of `languages`; by default what has the smallest magnitude goes, for good."""
-        prune_by_magnitude(model, masks, languages, sparsity)
+        """Change the mask of `languages`; by default what ranks lowest goes, for good."""
+        keep_by_scores(scores(self.prune_by, model, masks, languages, gradients), masks, languages, sparsity)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Gradual pruning: little by little while training goes on."""
 
 from icefall_pathways.pathways.schedules.base import PruningSchedule, check_target
+from icefall_pathways.pathways.schedules.criteria import Criterion
 
 
 def cubic(initial: float, target: float, progress: float) -> float:
@@ -20,6 +21,7 @@ class GradualPruning(PruningSchedule):
       end: No step is after this update.
       start: Updates before the ramp begins.
       initial: Sparsity of the masks at the start.
+      prune_by: What decides which entries stay.
 
     Raises:
       ValueError: A value out of its range, or no step between `start` and `end`.
@@ -27,7 +29,15 @@ class GradualPruning(PruningSchedule):
 
     method = "gradual"
 
-    def __init__(self, target_sparsity: float, every: int, end: int, start: int = 0, initial: float = 0.0) -> None:
+    def __init__(
+        self,
+        target_sparsity: float,
+        every: int,
+        end: int,
+        start: int = 0,
+        initial: float = 0.0,
+        prune_by: Criterion = "magnitude",
+    ) -> None:
         if every < 1 or start < 0 or end < start + every:
             raise ValueError(
                 f"pruning every {every} updates from {start} to {end}: expected at least one step, "
@@ -38,6 +48,8 @@ class GradualPruning(PruningSchedule):
         self.start = start
         self.initial = initial
         self.steps = (end - start) // every
+        self.prune_by = prune_by
+        self.watches = prune_by != "magnitude"
 
     @property
     def num_updates(self) -> int:

@@ -3,6 +3,7 @@
 import math
 
 from icefall_pathways.pathways.schedules.base import PruningSchedule, check_target
+from icefall_pathways.pathways.schedules.criteria import Criterion
 
 
 class IterativeMagnitudePruning(PruningSchedule):
@@ -16,13 +17,20 @@ class IterativeMagnitudePruning(PruningSchedule):
       rounds: Number of rounds; 0 takes as many as removing `drop` a round needs.
       drop: Share of the remaining entries to remove in a round (the paper's 20 %), used if `rounds` is 0.
       rewinds: Go back to the weights of the start after every round (lottery-ticket style).
+      prune_by: What decides which entries stay: the method's name says magnitude; sensitivity looks at gradients too.
 
     Raises:
       ValueError: A value out of its range.
     """
 
     def __init__(
-        self, target_sparsity: float, updates_per_round: int, rounds: int = 0, drop: float = 0.2, rewinds: bool = False
+        self,
+        target_sparsity: float,
+        updates_per_round: int,
+        rounds: int = 0,
+        drop: float = 0.2,
+        rewinds: bool = False,
+        prune_by: Criterion = "magnitude",
     ) -> None:
         if updates_per_round < 1 or rounds < 0:
             raise ValueError(f"{updates_per_round} updates per round, {rounds} rounds: expected at least 1 and 0")
@@ -32,6 +40,8 @@ class IterativeMagnitudePruning(PruningSchedule):
         self.updates_per_round = updates_per_round
         self.rounds = rounds or math.ceil(round(math.log(1 - target_sparsity) / math.log(1 - drop), 9))
         self.rewinds = rewinds
+        self.prune_by = prune_by
+        self.watches = prune_by != "magnitude"
         self.restarts_every = updates_per_round if rewinds else 0
         self.method = "lth" if rewinds else "imp"
         # With a number of rounds, every round removes the same share; with a drop, the last round removes less.
@@ -55,6 +65,6 @@ class IterativeMagnitudePruning(PruningSchedule):
 class OneShot(IterativeMagnitudePruning):
     """All at once after `updates` updates of training."""
 
-    def __init__(self, target_sparsity: float, updates: int = 1) -> None:
-        super().__init__(target_sparsity, updates, rounds=1)
+    def __init__(self, target_sparsity: float, updates: int = 1, prune_by: Criterion = "magnitude") -> None:
+        super().__init__(target_sparsity, updates, rounds=1, prune_by=prune_by)
         self.method = "one-shot"
