@@ -7,11 +7,12 @@ ENCODER ?= emformer
 # Tests run one process per core, each with one thread: spinning barriers of several threads slow shared cores down.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help env demo test lint format lock clean
+.PHONY: help env demo bench test lint format lock clean
 
 help:
 	@echo "make demo     set up, then corpus, features, dense training, mask search, pathways, decoding, report"
 	@echo "make test     set up, then ruff, mypy and the tests"
+	@echo "make bench    measure training steps and decoding, and renew the tables in benchmarks/; on a quiet machine"
 	@echo "make env      set up .venv only"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   let ruff format the code"
@@ -23,6 +24,13 @@ env:
 
 demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
+
+bench: env
+	@. tools/cpu_env.sh && export OMP_WAIT_POLICY=PASSIVE && \
+	  OMP_NUM_THREADS=2 $(PYTHON_BIN)/python benchmarks/training.py --write 1 && \
+	  for model in zipformer-5M zipformer-20M emformer-5M; do \
+	    OMP_NUM_THREADS=1 $(PYTHON_BIN)/python benchmarks/decoding.py --model $$model --seconds 10 --rounds 3 --write 1 || exit; \
+	  done
 
 test: lint
 	@. tools/cpu_env.sh && $(TEST_ENV) $(PYTHON_BIN)/python -m pytest -n auto

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from tables import put_table
 from tabulate import tabulate
 from torch import Tensor, nn
 from torchaudio.models import RNNTBeamSearch
@@ -85,6 +86,9 @@ class BenchmarkConfig:
 
     output: Path | None = None
     """JSON file for the figures; None: only the table is shown."""
+
+    write: bool = False
+    """Put the model's table into benchmarks/decoding.md."""
 
 
 class TorchaudioModel(nn.Module):
@@ -211,11 +215,23 @@ def main() -> None:
     if config.output:
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
         write_json(config.output, {"model": config.model, "machine": machine, "figures": figures})
+    header, rows = table(figures)
+    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
+    if config.write:
+        put_table(Path(__file__).with_suffix(".md"), config.model, header, rows)
+
+
+def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the table of `figures`, as text."""
     parts = {"search": "search alone", "all": "encoder and search"}
-    columns = ("system", "streams", "real_time_factor", "icefall", "tokens", "tokens_per_second")
-    rows = [[parts[row["what"]], *(row[column] for column in columns)] for row in figures]
-    header = ["measured", "system", "streams", "real-time factor", "icefall's", "tokens", "tokens per second"]
-    print(tabulate(rows, header, tablefmt="pipe", floatfmt=("", "", "", ".5f", ".4f", "", ".0f")))
+    rows = []
+    for row in figures:
+        ours, peer = row["real_time_factor"], row["icefall"]
+        compared = ["", ""] if peer is None else [f"{peer:.4f}", f"{ours / peer:.2f}"]
+        name = [parts[row["what"]], row["system"], str(row["streams"])]
+        rows.append([*name, f"{ours:.5f}", *compared, f"{row['tokens_per_second']:.0f}"])
+    header = ["measured", "system", "streams", "real-time factor", "icefall's", "of icefall's", "tokens per second"]
+    return header, rows
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark of decoding: that it measures what it says."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ PATH = Path(__file__).resolve().parents[2] / "benchmarks/decoding.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
+    sys.path.insert(0, str(PATH.parent))  # as running the script does
     spec = importlib.util.spec_from_file_location("decoding_benchmark", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

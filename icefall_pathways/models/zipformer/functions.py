@@ -32,9 +32,13 @@ def swoosh_r(x: Tensor) -> Tensor:
 
 
 def _swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
-    if not _by_hand(x):
+    if not by_hand(x):
         return F.softplus(x - shift) - _SLOPE * x - offset
-    out: Tensor = _Swoosh.apply(x, shift, offset)
+    if not torch.is_grad_enabled() and x.numel() <= _TILE and x.dtype in (torch.float32, torch.float64):
+        out = torch.empty_like(x)  # a chunk of a stream: what a Function costs would show
+        _cpu_swoosh(x, shift, offset, out, None)
+        return out
+    out = _Swoosh.apply(x, shift, offset)
     return out
 
 
@@ -81,7 +85,7 @@ class _Swoosh(torch.autograd.Function):
         return out, None, None
 
 
-def _by_hand(x: Tensor) -> bool:
+def by_hand(x: Tensor) -> bool:
     """Whether what is quick on a CPU is to be done: not elsewhere, nor in a graph that is being exported."""
     return x.device.type == "cpu" and not torch.jit.is_tracing()
 
@@ -99,7 +103,9 @@ def swoosh_l_block(
     limits: tuple[float, float, float, float] | None,
     grad_scale: float,
 ) -> Tensor:
-    """Linear, SwooshL, linear over very many frames, a few at a time: hidden ones are made anew for the backward pass.
+    """Linear, SwooshL, linear over very many frames, a few at a time, so that what is at work stays in the cache.
+
+    For the backward pass the hidden values before and after SwooshL are kept: 8 H bytes a frame, in float32.
 
     Args:
       x: (..., C).
@@ -113,7 +119,7 @@ def swoosh_l_block(
     Returns:
       (..., D).
     """
-    if not _by_hand(x) or x.dtype != weight1.dtype:  # another type: under autocast
+    if not by_hand(x) or x.dtype != weight1.dtype:  # another type: under autocast
         hidden = F.linear(x, weight1, bias1)
         if limits is not None:
             hidden = balance(hidden, limits, grad_scale)
@@ -134,44 +140,46 @@ class _SwooshLBlock(torch.autograd.Function):
         limits: tuple[float, float, float, float] | None,
         grad_scale: float,
     ) -> Tensor:
+        width, rows = weight1.size(0), max(1, _TILE // weight1.size(0))
+        kept = x.size(0) if any(ctx.needs_input_grad) else rows
+        hidden, value = x.new_empty(kept, width), x.new_empty(kept, width)
         out = x.new_empty(x.size(0), weight2.size(0))
-        total, total_square = x.new_zeros(weight1.size(0)), x.new_zeros(weight1.size(0))
-        for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
-            hidden = torch.addmm(bias1, x[tile], weight1.t())
+        total, total_square = x.new_zeros(width), x.new_zeros(width)
+        for tile in _tiles(x.size(0), rows):
+            here = slice(tile.start % kept, tile.start % kept + tile.stop - tile.start)
+            torch.addmm(bias1, x[tile], weight1.t(), out=hidden[here])
             if limits is not None:
-                total += hidden.sum(dim=0)
-                total_square += hidden.square().sum(dim=0)
-            value = torch.empty_like(hidden)
-            _cpu_swoosh(hidden, _SHIFT_L, _OFFSET_L, value, None)
-            torch.addmm(bias2, value, weight2.t(), out=out[tile])
+                total += hidden[here].sum(dim=0)
+                total_square += hidden[here].square().sum(dim=0)
+            _cpu_swoosh(hidden[here], _SHIFT_L, _OFFSET_L, value[here], None)
+            torch.addmm(bias2, value[here], weight2.t(), out=out[tile])
         ctx.coefficients = None
         if limits is not None:
             means = total / x.size(0), total_square / x.size(0)
             ctx.coefficients = balancing_coefficients(*means, limits, grad_scale)
-        ctx.save_for_backward(x, weight1, bias1, weight2)
+        ctx.save_for_backward(x, weight1, weight2, hidden, value)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight1, bias1, weight2 = ctx.saved_tensors
+        x, weight1, weight2, hidden, value = ctx.saved_tensors
+        grad = grad.contiguous()
         grad_x = torch.empty_like(x)
-        grad_weight1, grad_bias1 = torch.zeros_like(weight1), torch.zeros_like(bias1)
-        grad_weight2, grad_bias2 = torch.zeros_like(weight2), weight2.new_zeros(weight2.size(0))
+        grad_weight1, grad_bias1 = torch.zeros_like(weight1), weight1.new_zeros(weight1.size(0))
         for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
-            hidden = torch.addmm(bias1, x[tile], weight1.t())
-            value, inverse = torch.empty_like(hidden), torch.empty_like(hidden)
-            _cpu_swoosh(hidden, _SHIFT_L, _OFFSET_L, value, inverse)
-            grad_weight2.addmm_(grad[tile].t(), value)
-            grad_bias2 += grad[tile].sum(dim=0)
-            grad_hidden = _cpu_swoosh_backward(torch.mm(grad[tile], weight2), inverse, _OFFSET_L, out=value)
+            # 1 / (k + exp(s)) of `_cpu_swoosh`, from its value.
+            inverse = torch.add(value[tile], hidden[tile], alpha=_SLOPE).neg_().exp_()
+            grad_value = torch.mm(grad[tile], weight2)
+            grad_hidden = _cpu_swoosh_backward(grad_value, inverse, _OFFSET_L, out=torch.empty_like(grad_value))
             if ctx.coefficients is not None:
                 a, b = ctx.coefficients
-                grad_hidden.addcmul_(hidden.mul_(b).add_(a), grad_hidden.abs())
+                edit = torch.addcmul(a, hidden[tile], b, out=inverse)
+                grad_hidden.addcmul_(edit, grad_hidden.abs())
             grad_weight1.addmm_(grad_hidden.t(), x[tile])
             grad_bias1 += grad_hidden.sum(dim=0)
             torch.mm(grad_hidden, weight1, out=grad_x[tile])
-        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None, None
+        return grad_x, grad_weight1, grad_bias1, torch.mm(grad.t(), value), grad.sum(dim=0), None, None
 
 
 def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""What is computed in a quicker way than written down: against what is written down."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from icefall_pathways.models.regularisers import balance
+from icefall_pathways.models.zipformer import functions
+from icefall_pathways.models.zipformer.depthwise import depthwise
+
+
+def _random(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def _same_gradients(found, expected, inputs):
+    arriving = torch.randn_like(expected)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, arriving), torch.autograd.grad(expected, inputs, arriving), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape, kernel, padding",
+    [((2, 150, 9, 4), (7, 7), (0, 3)), ((2, 3, 16, 4), (1, 5), (0, 2)), ((2, 1, 30, 4), (1, 5), (0, 0))],
+)
+def test_depthwise_gradients(shape, kernel, padding):
+    torch.manual_seed(1)
+    x, weight, bias = _random(*shape), _random(4, 1, *kernel), _random(4)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=4).permute(0, 2, 3, 1)
+    _same_gradients(depthwise(x, weight, bias, padding), expected, (x, weight, bias))
+
+
+@pytest.mark.parametrize("limits", [None, (-0.1, 0.1, 0.3, 0.4)])
+def test_the_block_in_tiles(monkeypatch, limits):
+    """Tiles that do not divide the frames; with gradients, and without."""
+    monkeypatch.setattr(functions, "_TILE", 1000)
+    torch.manual_seed(1)
+    inputs = _random(3, 40, 5), _random(24, 5), _random(24), _random(7, 24), _random(7)
+    x, weight1, bias1, weight2, bias2 = inputs
+    hidden = 3.0 * F.linear(x, weight1, bias1)
+    hidden = hidden if limits is None else balance(hidden, limits, 0.04)
+    expected = F.linear(F.softplus(hidden - 4) - 0.08 * hidden - 0.035, weight2, bias2)
+    found = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
+    with torch.no_grad():
+        again = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
+    assert torch.equal(found, again)
+    _same_gradients(found, expected, inputs)
+
+
+@pytest.mark.parametrize("swoosh, shift, offset", [("swoosh_l", 4, 0.035), ("swoosh_r", 1, 0.313261687)])
+def test_swooshes(monkeypatch, swoosh, shift, offset):
+    """In training, and of a chunk of a stream; far out too, where exp would overflow."""
+    x = torch.cat([_random(50), 500 * _random(50)]).detach().requires_grad_()
+    expected = F.softplus(x - shift) - 0.08 * x - offset
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(functions, swoosh)(x), expected, atol=1e-7, rtol=0)
+    _same_gradients(getattr(functions, swoosh)(x), expected, (x,))
