@@ -108,7 +108,7 @@ class TrainingConfig:
 
     ref_duration: float = 600.0
     """Seconds of audio in the batches that the Zipformer's schedules (dropout, skipping, balancers) count; the smaller,
-    the faster they pass. They take 20000 of them; a short run wants fewer."""
+    the faster they pass. They take 20000 of them; a short run wants fewer. With --init-from they are over."""
 
     use_fp16: bool = False
     """Mixed precision with float16 and a loss scaler (CUDA)."""

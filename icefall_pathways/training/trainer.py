@@ -35,6 +35,9 @@ logger = logging.getLogger("icefall_pathways")
 
 Batch = dict[str, Any]
 
+# Where the regularisers' schedules stand for weights that are trained already: behind the end of all of them.
+_TRAINED = 100_000.0
+
 
 class Trainer:
     """Trains one model.
@@ -113,7 +116,7 @@ class Trainer:
         """One step of the optimizer on one monolingual batch; `update` counts from 1."""
         torch.manual_seed(_seed(self.options.seed, self.rank.index, update))
         language = batch["language"]
-        set_position(self.model, self._position(update))
+        set_position(self.model, self._position(update) + (_TRAINED if self.options.init_from else 0.0))
         self.parallel.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate_at(update)

@@ -160,6 +160,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert [r["update"] for r in records[0]] == [r["update"] for r in records[1]]
 
 
+def test_schedules_begin_anew_but_are_over_for_trained_weights(corpus, dense, tmp_path, monkeypatch):
+    """A mask search, or a training from a dense model, must not drop as much as the first updates of all."""
+    positions = []
+    monkeypatch.setattr(trainer, "set_position", lambda _, position: positions.append(position))
+    for name, init_from in (("new", None), ("trained", dense)):
+        config = tiny_run.config(corpus, tmp_path / name, init_from=init_from, num_updates=1, ref_duration=0.1)
+        experiment.train(config)
+    assert positions[0] == 0.0 and positions[1] >= 50_000.0
+
+
 def test_a_masked_update_leaves_what_the_language_does_not_use(corpus, dense, masks_file, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=masks_file, save_every_n=1)
     experiment.train(config)

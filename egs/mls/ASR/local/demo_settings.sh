@@ -10,6 +10,11 @@ model="--num-encoder-layers 6 --encoder-dim 160 --nhead 4 --dim-feedforward 640 
   --decoder-dim 160 --joiner-dim 160 --subsampling-channels 8,32 --left-context-length 64 --dropout 0.05"
 common="--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear --ctc-loss-scale 1.0
   --log-interval 25 --valid-interval 500 --save-every-n 500 --keep-last-k 2"
+if [ "${encoder_type:-emformer}" = zipformer ]; then
+  # Of about that size. Its schedules, which take 20,000 batches of this length, end after two thirds of the training.
+  model="--zipformer mini --chunk-size 16 --left-context-frames 64"
+  common="$common --ref-duration 1.5 --optimizer adamw"
+fi
 train_args="$model $common --num-updates 3000 --short-first 1 --base-lr 0.0015 --lr-warmup 150 --warm-updates 1000"
 finetune_args="$common --base-lr 0.001 --lr-warmup 50 --warm-updates 0"
 search_args="$common --base-lr 0.001 --lr-warmup 25 --warm-updates 0"
