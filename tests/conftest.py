@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_experiment import make_experiment
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 
@@ -30,3 +31,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment's folder with exp/checkpoint-5.pt and cuts of English and Dutch; not to be changed."""
+    folder = tmp_path_factory.mktemp("experiment")
+    make_experiment(folder)
+    return folder
+
+
+@pytest.fixture
+def exp_dir(experiment: Path, tmp_path: Path) -> Path:
+    """A copy of the experiment's own folder, for results."""
+    target = tmp_path / "exp"
+    target.mkdir()
+    (target / "checkpoint-5.pt").write_bytes((experiment / "exp" / "checkpoint-5.pt").read_bytes())
+    return target

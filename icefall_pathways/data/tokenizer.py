@@ -11,6 +11,7 @@ from icefall_pathways.files import atomic_write
 
 BLANK, SOS_EOS, UNKNOWN = "<blk>", "<sos/eos>", "<unk>"
 BLANK_ID = 0
+WORD_BOUNDARY = "\u2581"  # with which SentencePiece begins the first token of a word
 
 
 class Tokenizer:

@@ -1,5 +1,6 @@
 """Decoding an experiment's folder: a random model, two languages, a few cuts of noise."""
 
+import gzip
 import json
 import re
 import shutil
@@ -11,100 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
+from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, halves
 
-from icefall_pathways.data.datamodule import DataConfig
-from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
 from icefall_pathways.decoding.latency import LatencyConfig, measure
-from icefall_pathways.languages import get_language
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
-from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
-MODEL = ModelConfig(
-    num_encoder_layers=1,
-    encoder_dim=16,
-    nhead=2,
-    dim_feedforward=16,
-    subsampling_channels="2,4",
-    decoder_dim=16,
-    joiner_dim=16,
-    segment_length=16,
-    left_context_length=16,
-)
-VOCAB_SIZE = 24
-TEXTS = ["one two three", "four five", "een twee drie", "vier vijf zes"]
-
-
-def _cut(folder, code, number, rng):
-    """A cut of noise bursts, with its features stored."""
-    cut_id = f"{code}-{number}"
-    samples = rng.standard_normal(8000 + 3000 * number) * 0.1
-    samples *= np.arange(len(samples)) // 2000 % 2 + 0.01
-    soundfile.write(folder / f"{cut_id}.wav", samples, 16000)
-    recording = Recording.from_file(folder / f"{cut_id}.wav", recording_id=cut_id)
-    supervision = SupervisionSegment(
-        cut_id, cut_id, 0.0, recording.duration, text=TEXTS[number], language=code, speaker="x"
-    )
-    cut = MonoCut(cut_id, 0.0, recording.duration, 0, supervisions=[supervision], recording=recording)
-    extractor = FbankConfig().extractor()
-    with LilcomChunkyWriter(folder / f"{cut_id}-feats") as writer:
-        return cut.compute_and_store_features(extractor, writer)
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    """An experiment's folder with checkpoint-5.pt and, beside it, cuts of English and Dutch."""
-    folder = tmp_path_factory.mktemp("experiment")
-    rng = np.random.default_rng(1)
-    for code in ("en", "nl"):
-        cuts = CutSet.from_cuts(_cut(folder, code, number, rng) for number in range(3))
-        cuts.to_file(folder / f"mls-{get_language(code).name}_cuts_test.jsonl.gz")
-    train_tokenizer(TEXTS, VOCAB_SIZE, folder)
-    config = ExperimentConfig(
-        training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),
-        data=DataConfig(manifest_dir=folder, languages="en nl"),
-        model=MODEL,
-    )
-    torch.manual_seed(3)
-    model = build_model(MODEL, VOCAB_SIZE)
-    with torch.no_grad():
-        model.joiner.encoder_proj.weight *= 8
-        model.joiner.output_linear.weight *= 8
-    weights = model.state_dict()
-    tensors = {"model": weights, "model_avg": weights, "optimizer": {}, "masks": {}}
-    plain = {"update": 5, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": to_dict(config)}
-    checkpoints.save(tensors | plain, folder / "exp" / "checkpoint-5.pt")
-    return folder
-
-
-@pytest.fixture
-def exp_dir(experiment, tmp_path):
-    """A copy of the experiment's own folder, for results."""
-    target = tmp_path / "exp"
-    target.mkdir()
-    (target / "checkpoint-5.pt").write_bytes((experiment / "exp" / "checkpoint-5.pt").read_bytes())
-    return target
-
-
-def _halves(exp_dir):
-    """Masks that keep half of every weight, another half for each language."""
-    model = build_model(MODEL, VOCAB_SIZE)
-    masks = PathwayMasks.dense(model, ["en", "nl"], ["encoder_embed", "encoder", "decoder"])
-    for name in masks.names:
-        keep = torch.rand(masks.codes[name].shape) < 0.5
-        masks.set_mask(name, "en", keep)
-        masks.set_mask(name, "nl", ~keep)
-    masks.save(exp_dir / "masks.safetensors")
-    return masks
 
 
 def _hypotheses(folder):
@@ -187,7 +105,7 @@ def _decode_alone(config):
 def test_each_language_runs_through_its_pathway(exp_dir):
     config = DecodeConfig(exp_dir=exp_dir)
     dense = _decode_alone(config)
-    masks = _halves(exp_dir)
+    masks = halves(exp_dir)
     assert _decode_alone(replace(config, masks="none")) == dense
     masked = _decode_alone(config)
     assert masked != dense
@@ -233,6 +151,26 @@ def test_latency(exp_dir):
     figures = json.loads(next((exp_dir / "streaming" / "greedy_search").glob("latency-*.json")).read_text())
     assert figures["2"]["audio"] == pytest.approx(2 * (8000 + 11000) / 16000)
     assert figures["1"]["final"]["50"] > 0
+
+
+def test_an_utterance_that_is_no_audio(exp_dir, experiment, tmp_path):
+    for path in experiment.glob("*"):
+        if path.suffix in (".gz", ".model") or path.name.endswith("-feats"):
+            (tmp_path / path.name).symlink_to(path)
+    manifest = (experiment / "mls-dutch_cuts_test.jsonl.gz").read_bytes()
+    broken = gzip.decompress(manifest).decode().replace(f"{experiment}/nl-1.wav", f"{tmp_path}/broken.wav")
+    (tmp_path / "mls-dutch_cuts_test.jsonl.gz").unlink()
+    (tmp_path / "mls-dutch_cuts_test.jsonl.gz").write_bytes(gzip.compress(broken.encode()))
+    samples, rate = soundfile.read(experiment / "nl-1.wav")
+    samples[500] = np.nan
+    soundfile.write(tmp_path / "broken.wav", samples, rate, subtype="FLOAT")
+    config = StreamingDecodeConfig(exp_dir=exp_dir, manifest_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"dutch test: 1 of 3 utterances .* nl-1: samples that are not finite"):
+        decode_streaming(config)
+    assert len(list(config.results_dir.glob("recogs-mls-english-*"))) == 1
+    (tmp_path / "broken.wav").unlink()
+    with pytest.raises(ValueError, match="nl-1: cannot read its audio"):
+        decode_streaming(config)
 
 
 @pytest.mark.parametrize("script", ["decode.py", "streaming_decode.py"])

@@ -65,15 +65,15 @@ def _tokens(results):
 
 def test_languages_mixed_in_one_server_do_not_meet(model):
     masks = random_masks(model, LANGUAGES, density=0.7)
-    speakers = [(LANGUAGES[i % 3], _speech(0.8 + 0.2 * i)) for i in range(4)]
+    speakers = [(LANGUAGES[i % 3], _speech(0.6 + 0.2 * i)) for i in range(3)]
     sources = [Source(i, samples.split(1000), language) for i, (language, samples) in enumerate(speakers)]
-    found = dict(_decoder(model, masks=masks).decode(sources, num_streams=3))
+    found = dict(_decoder(model, masks=masks).decode(sources, num_streams=2))
     for i, (language, samples) in enumerate(speakers):
         with activate(model, masks, language):
             plain = StreamingDecoder(model, GreedySearch(model), FbankConfig())
             alone = dict(plain.decode([Source(i, [samples])], 1))
         assert found[i].tokens == alone[i].tokens
-    assert len({tuple(hypothesis.tokens) for hypothesis in found.values()}) > 2
+    assert len({tuple(hypothesis.tokens) for hypothesis in found.values()}) == 3
 
 
 def test_a_speaker_who_comes_late_or_leaves_changes_nothing_for_the_others(emformer):
@@ -129,11 +129,11 @@ def test_beam_search_promises_some_tokens_early_and_revises_others():
 
 
 def test_cutting_long_segments_loses_and_changes_nothing(model):
-    samples = _speech(2.4)
+    samples = _speech(1.8)
     whole, cutting = Recognizer(_decoder(model)), Recognizer(_decoder(model), EndpointConfig(NEVER, NEVER, 0.6))
     expected = _run(whole, whole.open("en"), samples)[-1]
     results = [result for result in _run(cutting, cutting.open("en"), samples) if result.final]
-    assert len(results) > 3
+    assert len(results) > 2
     assert [result.segment for result in results] == list(range(len(results)))
     assert [result.begin for result in results[1:]] == [result.end for result in results[:-1]]
     assert _tokens(results) == expected.tokens != []
@@ -219,16 +219,16 @@ def _held(session):
 
 
 def test_what_is_held_does_not_grow_with_the_audio(emformer):
-    recognizer = Recognizer(_decoder(emformer, ModifiedBeamSearch), EndpointConfig(rule3_min_utterance_length=1.0))
+    recognizer = Recognizer(_decoder(emformer, ModifiedBeamSearch), EndpointConfig(rule3_min_utterance_length=0.8))
     session = recognizer.open("en")
     held, tokens = [], 0
-    for _ in range(60):
+    for _ in range(40):
         session.accept_samples(_speech(0.16))  # a chunk
         for result in _results(recognizer, session):
             if result.final:
                 tokens += len(result.tokens)
                 held.append(_held(session))
-    assert tokens > 30
+    assert tokens > 20
     assert len(held) > 5
     assert set(held[1:]) == {held[1]}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,12 +40,12 @@ class Source(Generic[Key]):
     Attributes:
       key: What it is called.
       pieces: Its samples (n,) or features (n, F), in the pieces in which they come.
-      language: Through which pathway.
+      language: Through which pathway; None where nobody knows, which only the recogniser takes.
     """
 
     key: Key
     pieces: Iterable[Tensor]
-    language: str = ANY_LANGUAGE
+    language: str | None = ANY_LANGUAGE
 
 
 @dataclass
@@ -120,13 +120,13 @@ class StreamingDecoder:
         self.pathways = pathways
         self.device = next(model.parameters()).device
 
-    def open(self, language: str = ANY_LANGUAGE) -> Stream:
+    def open(self, language: str | None = ANY_LANGUAGE) -> Stream:
         """Begin a stream.
 
         Raises:
           ValueError: The language is none of those for which there is a search.
         """
-        if language not in self.searches:
+        if language is None or language not in self.searches:
             raise ValueError(f"no stream in language {language!r}: expected one of {', '.join(self.searches)}")
         return Stream(
             language=language,
@@ -223,7 +223,7 @@ class StreamingDecoder:
             for key, pieces, stream in active:
                 try:
                     if not self.is_ready(stream) and not stream.finished:
-                        _feed(stream, pieces, from_features)
+                        feed(FeaturesListener(stream) if from_features else stream, pieces)
                 except AudioError as error:
                     if on_error is None:
                         raise
@@ -259,12 +259,28 @@ def by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
     return groups
 
 
-def _feed(stream: Stream, pieces: Iterator[Tensor], from_features: bool) -> None:
-    """Give a stream its next piece, or its end."""
+class Listener(Protocol):
+    """What takes audio: a stream or a session."""
+
+    def accept_samples(self, samples: Tensor) -> None:
+        """Take the next samples (n,)."""
+
+    def finish(self) -> None:
+        """Tell that no more is to come."""
+
+
+def feed(listener: Listener, pieces: Iterator[Tensor]) -> None:
+    """Give a listener its next piece of samples, or its end."""
     piece = next(pieces, None)
     if piece is None:
-        stream.finish()
-    elif from_features:
-        stream.accept_features(piece)
+        listener.finish()
     else:
-        stream.accept_samples(piece)
+        listener.accept_samples(piece)
+
+
+class FeaturesListener:
+    """A stream that is given features for samples."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.accept_samples = stream.accept_features
+        self.finish = stream.finish

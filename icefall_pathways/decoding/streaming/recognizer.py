@@ -1,8 +1,8 @@
 """What a speaker sees of the streams: results that grow, in segments, in a language that may be unknown at first."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -11,9 +11,13 @@ from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming.decoder import (
     ANY_LANGUAGE,
     FRAME_SECONDS,
+    AudioError,
+    Key,
+    Source,
     Stream,
     StreamingDecoder,
     check_samples,
+    feed,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 
@@ -33,6 +37,7 @@ class Result:
       kept: Leading tokens that are as in the result before, which may have been shown already.
       revised: The result before had other or more tokens behind those.
       final: The segment is over.
+      last: So is the session.
     """
 
     language: str
@@ -45,6 +50,7 @@ class Result:
     kept: int
     revised: bool
     final: bool
+    last: bool
 
     @property
     def changed(self) -> bool:
@@ -61,6 +67,7 @@ class Session:
       segment: Number of the segment, from 0.
       first_frame: Its first encoder frame.
       shown: The tokens of the result before.
+      carried: Tokens and their times that the segment takes over: a word that may not have been over at the last cut.
       over: The last result was given.
     """
 
@@ -68,11 +75,17 @@ class Session:
     segment: int = 0
     first_frame: int = 0
     shown: list[int] = field(default_factory=list)
+    carried: list[tuple[int, float]] = field(default_factory=list)
     over: bool = False
 
     def __post_init__(self) -> None:
         for stream in self.candidates:
             stream.fbank = self.candidates[0].fbank
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more is to come."""
+        return self.candidates[0].finished
 
     @property
     def language(self) -> str | None:
@@ -111,6 +124,8 @@ class Recognizer:
       decoder: Runs the streams.
       endpoints: When a segment is over; None: when the stream is.
       choose: Finds out languages; needed for speakers whose language nobody knows.
+      begins_word: Whether a token begins a word. Where a segment is cut in the middle of speech, its last word, which
+        may go on, is then moved to the next segment; None: tokens are taken for words.
     """
 
     def __init__(
@@ -118,10 +133,12 @@ class Recognizer:
         decoder: StreamingDecoder,
         endpoints: EndpointConfig | None = None,
         choose: LanguageChooser | None = None,
+        begins_word: Callable[[int], bool] | None = None,
     ) -> None:
         self.decoder = decoder
         self.endpoints = endpoints
         self.choose = choose
+        self.begins_word = begins_word
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Session:
         """Begin a session; language None means that it is to be found out.
@@ -161,30 +178,75 @@ class Recognizer:
             if chosen is not None:
                 session.candidates = [chosen]
 
+    def listen(
+        self, sources: Iterable[Source[Key]], num_streams: int, on_error: Callable[[Key, AudioError], None]
+    ) -> Iterator[tuple[Key, Result]]:
+        """Recognise audio from many sources at a time; one that ends makes room for the next.
+
+        Args:
+          sources: Their languages may be mixed; `None` as a language means that it is to be found out.
+          num_streams: Sessions that are open at a time.
+          on_error: Told of a source whose audio is bad from some place on. What was heard before is recognised.
+
+        Yields:
+          Results as they come, and whose they are.
+        """
+        waiting = iter(sources)
+        active: list[tuple[Key, Iterator[Tensor], Session]] = []
+        while True:
+            for source in islice(waiting, num_streams - len(active)):
+                active.append((source.key, iter(source.pieces), self.open(source.language)))
+            if not active:
+                return
+            for key, pieces, session in active:
+                try:
+                    if not self.is_ready(session) and not session.finished:
+                        feed(session, pieces)
+                except AudioError as error:
+                    on_error(key, error)
+                    session.finish()
+            keys = {id(session): key for key, _, session in active}
+            for session, result in self.advance(session for _, _, session in active):
+                yield keys[id(session)], result
+            active = [entry for entry in active if not entry[2].over]
+
     def _show(self, session: Session, found: Hypothesis, stable: int) -> Result:
-        stream = session.candidates[0]
+        stream, before = session.candidates[0], len(session.carried)
         pause, full = self._endpoint(session, stream, found)
         session.over = self.decoder.is_done(stream)
         final = pause or full or session.over
-        pairs = zip(session.shown, found.tokens, strict=False)
+        tokens = [token for token, _ in session.carried] + found.tokens
+        times = [time for _, time in session.carried]
+        times += [(session.first_frame + frame) * FRAME_SECONDS for frame in found.timestamps]
+        pairs = zip(session.shown, tokens, strict=False)
         kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        whole = self._whole_words(tokens) if full and not (pause or session.over) else len(tokens)
         result = Result(
             language=stream.language,
             segment=session.segment,
-            begin=session.first_frame * FRAME_SECONDS,
+            begin=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
             end=stream.num_frames * FRAME_SECONDS,
-            tokens=found.tokens,
-            times=[(session.first_frame + frame) * FRAME_SECONDS for frame in found.timestamps],
-            stable=len(found.tokens) if final else stable,
-            kept=kept,
+            tokens=tokens[:whole],
+            times=times[:whole],
+            stable=whole if final else before + stable,
+            kept=min(kept, whole),
             revised=kept < len(session.shown),
             final=final,
+            last=session.over,
         )
-        session.shown = found.tokens
+        session.shown = tokens
         if final:
             self.decoder.cut(stream, pause)
-            session.segment, session.first_frame, session.shown = session.segment + 1, stream.num_frames, []
+            session.segment, session.first_frame = session.segment + 1, stream.num_frames
+            session.carried = list(zip(tokens, times, strict=True))[whole:]
+            session.shown = tokens[whole:]
         return result
+
+    def _whole_words(self, tokens: list[int]) -> int:
+        """How many leading tokens are words that do not go on."""
+        if self.begins_word is None:
+            return len(tokens)
+        return max((place for place, token in enumerate(tokens) if self.begins_word(token)), default=0)
 
     def _endpoint(self, session: Session, stream: Stream, found: Hypothesis) -> tuple[bool, bool]:
         """Whether the segment ends in a pause, and whether it is too long."""

@@ -1,0 +1,208 @@
+"""Which language is spoken: the pathway that is surest of what it hears.
+
+All pathways hear the same audio. What each tells about it are a few numbers (`FEATURES`); a weighted sum of them and an
+offset for each language are the logit of that language. Weights and offsets are found on the dev split
+(`language_calibration`) and kept in the experiment's folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from icefall_pathways.decoding.searches import Hypothesis, Search, SearchState
+from icefall_pathways.decoding.streaming import FRAME_SECONDS, Stream, StreamingDecoder
+from icefall_pathways.files import read_json, write_json
+
+FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token")
+"""Log-probabilities of the best hypothesis, and of the best tokens of each frame by the CTC head; per encoder frame, or
+per token (by CTC: the mean over the frames whose best is no blank)."""
+
+FILE_NAME = "language_choice.json"
+
+
+@dataclass(frozen=True)
+class EvidenceState(SearchState):
+    """A search's state and what the CTC head has told of the same frames.
+
+    Attributes:
+      inner: The search's state.
+      sums: (N, 4) over the frames read: frames, best log-probabilities, those of tokens other than blank, and how many
+        these are.
+    """
+
+    inner: SearchState
+    sums: Tensor
+
+    def split(self) -> list["EvidenceState"]:
+        """Give every stream a state of its own."""
+        return [EvidenceState(*values) for values in zip(self.inner.split(), self.sums.split(1), strict=True)]
+
+    def _join(self, states: Sequence["EvidenceState"]) -> "EvidenceState":
+        inner = SearchState.join([state.inner for state in states])
+        return EvidenceState(inner, torch.cat([state.sums for state in states]))
+
+
+class EvidenceSearch(Search[EvidenceState]):
+    """A search that also gathers evidence for its language.
+
+    Args:
+      inner: The search.
+      ctc_output: The model's CTC head; None if it has none.
+    """
+
+    def __init__(self, inner: Search[Any], ctc_output: nn.Module | None) -> None:
+        super().__init__(inner.model, inner.blank_penalty)
+        self.inner = inner
+        self.ctc_output = ctc_output
+
+    def init(self, batch_size: int) -> EvidenceState:
+        """The state of streams that have not begun."""
+        return EvidenceState(self.inner.init(batch_size), torch.zeros(batch_size, 4, device=self.device))
+
+    @torch.inference_mode()
+    def advance(self, state: EvidenceState, encoder_out: Tensor, lens: Tensor) -> EvidenceState:
+        """Read the next frames of every stream; see `Search`."""
+        reads = torch.arange(encoder_out.size(1), device=self.device) < lens.to(self.device)[:, None]
+        best, speaks = torch.zeros_like(reads, dtype=torch.float), torch.zeros_like(reads)
+        if self.ctc_output is not None:
+            best, token = self.ctc_output(encoder_out).float().log_softmax(dim=-1).max(dim=-1)
+            best, speaks = best * reads, token.ne(self.blank_id) & reads
+        sums = torch.stack([reads, best, best * speaks, speaks], dim=2).sum(dim=1)
+        return EvidenceState(self.inner.advance(state.inner, encoder_out, lens), state.sums + sums)
+
+    def results(self, state: EvidenceState) -> list[Hypothesis]:
+        """The best hypothesis of each stream."""
+        return self.inner.results(state.inner)
+
+    def n_best(self, state: EvidenceState) -> list[list[Hypothesis]]:
+        """The hypotheses of each stream."""
+        return self.inner.n_best(state.inner)
+
+    def stable(self, state: EvidenceState) -> list[int]:
+        """How many leading tokens will not change."""
+        return self.inner.stable(state.inner)
+
+    def carry_on(self, state: EvidenceState) -> EvidenceState:
+        """The state for what is said next; evidence is gathered anew."""
+        return EvidenceState(self.inner.carry_on(state.inner), torch.zeros_like(state.sums))
+
+
+def with_evidence(decoder: StreamingDecoder) -> StreamingDecoder:
+    """The same decoder, whose searches gather evidence."""
+    searches = {name: EvidenceSearch(search, decoder.model.ctc_output) for name, search in decoder.searches.items()}
+    return StreamingDecoder(decoder.model, searches, decoder.fbank, decoder.pathways)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What several pathways tell of one utterance up to now.
+
+    Attributes:
+      features: (languages, FEATURES).
+      heard: Seconds since the first token that any of them found; 0 before.
+      found: The best hypothesis of each.
+    """
+
+    features: Tensor
+    heard: float
+    found: list[Hypothesis]
+
+
+def gather(decoder: StreamingDecoder, candidates: Sequence[Stream]) -> Evidence:
+    """The evidence of streams that hear the same, one for each language."""
+    found = decoder.results(candidates)
+    sums = torch.cat([cast(EvidenceState, stream.search_state).sums for stream in candidates]).tolist()
+    rows = [
+        (
+            hypothesis.log_prob / max(frames, 1),
+            hypothesis.log_prob / max(len(hypothesis.tokens), 1),
+            ctc / max(frames, 1),
+            spoken / max(num_spoken, 1),
+        )
+        for hypothesis, (frames, ctc, spoken, num_spoken) in zip(found, sums, strict=True)
+    ]
+    first = min((hypothesis.timestamps[0] for hypothesis in found if hypothesis.tokens), default=None)
+    heard = 0.0 if first is None else (candidates[0].num_frames - first) * FRAME_SECONDS
+    return Evidence(torch.tensor(rows), heard, found)
+
+
+@dataclass(frozen=True)
+class LanguageModelOfEvidence:
+    """The logits of languages, given evidence.
+
+    Attributes:
+      weights: Of each feature.
+      offsets: Of each language, by its code.
+      seconds: How long to listen, from the first token on.
+    """
+
+    weights: dict[str, float]
+    offsets: dict[str, float]
+    seconds: float = 2.0
+
+    def logits(self, features: Tensor, languages: Sequence[str]) -> Tensor:
+        """Logits (..., languages) of features (..., languages, FEATURES)."""
+        weights = torch.tensor([self.weights.get(name, 0.0) for name in FEATURES])
+        return features @ weights + torch.tensor([self.offsets[language] for language in languages])
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "LanguageModelOfEvidence":
+        """Read it back.
+
+        Raises:
+          ValueError: The file is missing or damaged.
+        """
+        if not path.is_file():
+            raise ValueError(
+                f"no {path}: run calibrate_language.py to find out how languages are told apart, or name the language"
+            )
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged ({error}): run calibrate_language.py anew") from error
+
+
+class EvidenceChooser:
+    """Chooses the language with the largest logit, once enough has been heard.
+
+    Args:
+      model: Gives the logits.
+      decoder: In which the streams run; of `with_evidence`.
+
+    Raises:
+      ValueError: The model lacks a language of the decoder.
+    """
+
+    def __init__(self, model: LanguageModelOfEvidence, decoder: StreamingDecoder) -> None:
+        missing = [language for language in decoder.searches if language not in model.offsets]
+        if missing:
+            raise ValueError(
+                f"how to tell {missing[0]} from others is not known: run calibrate_language.py with all languages"
+            )
+        self.model = model
+        self.decoder = decoder
+
+    def __call__(self, candidates: Sequence[Stream], ended: bool) -> Stream | None:
+        """The stream in the language that is spoken; None to go on listening."""
+        evidence = gather(self.decoder, candidates)
+        if evidence.heard < self.model.seconds and not ended:
+            return None
+        logits = self.model.logits(evidence.features, [stream.language for stream in candidates])
+        return candidates[int(logits.argmax())]
+
+
+def load_chooser(exp_dir: Path, decoder: StreamingDecoder) -> EvidenceChooser:
+    """The chooser that was calibrated for an experiment.
+
+    Raises:
+      ValueError: It was not, or not for all languages.
+    """
+    return EvidenceChooser(LanguageModelOfEvidence.load(exp_dir / FILE_NAME), decoder)

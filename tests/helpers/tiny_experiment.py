@@ -1,0 +1,84 @@
+"""An experiment's folder: a random model, two languages, a few cuts of noise."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
+
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.languages import get_language
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.options import to_dict
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
+
+MODEL = ModelConfig(
+    num_encoder_layers=1,
+    encoder_dim=16,
+    nhead=2,
+    dim_feedforward=16,
+    subsampling_channels="2,4",
+    decoder_dim=16,
+    joiner_dim=16,
+    segment_length=16,
+    left_context_length=16,
+)
+VOCAB_SIZE = 24
+TEXTS = ["one two three", "four five", "een twee drie", "vier vijf zes"]
+
+
+def _cut(folder, code, number, rng):
+    """A cut of noise bursts, with its features stored."""
+    cut_id = f"{code}-{number}"
+    samples = rng.standard_normal(8000 + 3000 * number) * 0.1
+    samples *= np.arange(len(samples)) // 2000 % 2 + 0.01
+    soundfile.write(folder / f"{cut_id}.wav", samples, 16000)
+    recording = Recording.from_file(folder / f"{cut_id}.wav", recording_id=cut_id)
+    supervision = SupervisionSegment(
+        cut_id, cut_id, 0.0, recording.duration, text=TEXTS[number], language=code, speaker="x"
+    )
+    cut = MonoCut(cut_id, 0.0, recording.duration, 0, supervisions=[supervision], recording=recording)
+    extractor = FbankConfig().extractor()
+    with LilcomChunkyWriter(folder / f"{cut_id}-feats") as writer:
+        return cut.compute_and_store_features(extractor, writer)
+
+
+def make_experiment(folder: Path) -> None:
+    """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch into `folder`."""
+    rng = np.random.default_rng(1)
+    for code in ("en", "nl"):
+        cuts = CutSet.from_cuts(_cut(folder, code, number, rng) for number in range(3))
+        cuts.to_file(folder / f"mls-{get_language(code).name}_cuts_test.jsonl.gz")
+    train_tokenizer(TEXTS, VOCAB_SIZE, folder)
+    config = ExperimentConfig(
+        training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),
+        data=DataConfig(manifest_dir=folder, languages="en nl"),
+        model=MODEL,
+    )
+    torch.manual_seed(3)
+    model = build_model(MODEL, VOCAB_SIZE)
+    with torch.no_grad():
+        model.joiner.encoder_proj.weight *= 8
+        model.joiner.output_linear.weight *= 8
+    weights = model.state_dict()
+    tensors = {"model": weights, "model_avg": weights, "optimizer": {}, "masks": {}}
+    plain = {"update": 5, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": to_dict(config)}
+    checkpoints.save(tensors | plain, folder / "exp" / "checkpoint-5.pt")
+
+
+def halves(exp_dir: Path) -> PathwayMasks:
+    """Masks that keep half of every weight, another half for each language."""
+    model = build_model(MODEL, VOCAB_SIZE)
+    masks = PathwayMasks.dense(model, ["en", "nl"], ["encoder_embed", "encoder", "decoder"])
+    for name in masks.names:
+        keep = torch.rand(masks.codes[name].shape) < 0.5
+        masks.set_mask(name, "en", keep)
+        masks.set_mask(name, "nl", ~keep)
+    masks.save(exp_dir / "masks.safetensors")
+    return masks
