@@ -23,6 +23,7 @@ MODELS = {
     "emformer": SMALL,
     "emformer-memory": SMALL | {"cnn_module_kernel": 5, "memory_size": 2},
     "emformer-no-look-ahead": SMALL | {"right_context_length": 0},
+    "emformer-ctc": SMALL | {"ctc_head": True},
     "zipformer": {"encoder_type": "zipformer", "zipformer": "tiny"},
 }
 
@@ -33,4 +34,5 @@ def make_model(kind: str, vocab_size: int = 20) -> Transducer:
     with torch.no_grad():
         model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
         model.joiner.output_linear.weight *= 8
+        model.decoder.embedding.weight[0].normal_()  # so that a pathway matters before the first token too
     return model

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -128,12 +128,14 @@ class StreamingDecoder:
         """
         if language is None or language not in self.searches:
             raise ValueError(f"no stream in language {language!r}: expected one of {', '.join(self.searches)}")
+        with self._pathway(language):
+            search_state = self.searches[language].init(1)
         return Stream(
             language=language,
             fbank=StreamingFbank(self.fbank),
             features=torch.empty(0, self.fbank.num_bins, device=self.device),
             encoder_states=self.model.init_states(1, self.device),
-            search_state=self.searches[language].init(1),
+            search_state=search_state,
         )
 
     def is_ready(self, stream: Stream) -> bool:
@@ -150,8 +152,7 @@ class StreamingDecoder:
         """Read one chunk of every stream that is ready, in one batch for each language; returns those."""
         ready = by_language([stream for stream in streams if self.is_ready(stream)])
         for language, group in ready.items():
-            pathway = nullcontext() if self.pathways is None else self.pathways.activate(language)
-            with pathway:
+            with self._pathway(language):
                 self._advance(group, self.searches[language])
         return [stream for group in ready.values() for stream in group]
 
@@ -192,7 +193,11 @@ class StreamingDecoder:
     def cut(self, stream: Stream, pause: bool) -> None:
         """Forget what was recognised in a stream; what comes next follows a pause, or directly."""
         search = self.searches[stream.language]
-        stream.search_state = search.init(1) if pause else search.carry_on(stream.search_state)
+        with self._pathway(stream.language):
+            stream.search_state = search.init(1) if pause else search.carry_on(stream.search_state)
+
+    def _pathway(self, language: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.pathways is None else self.pathways.activate(language)
 
     def decode(
         self,
