@@ -148,8 +148,9 @@ def _hear(decoder: StreamingDecoder, entries: Sequence[Heard], sources: Sequence
                 else:
                     session.accept_samples(piece)
         decoder.advance(stream for _, _, session in active for stream in session.candidates)
-        for entry, _, session in active:
-            entry.evidence.append(gather(decoder, session.candidates))
+        told = gather(decoder, [session.candidates for _, _, session in active])
+        for (entry, _, _), evidence in zip(active, told, strict=True):
+            entry.evidence.append(evidence)
         active = [item for item in active if not decoder.is_done(item[2].candidates[0])]
 
 

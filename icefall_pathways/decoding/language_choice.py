@@ -112,10 +112,11 @@ class Evidence:
     found: list[Hypothesis]
 
 
-def gather(decoder: StreamingDecoder, candidates: Sequence[Stream]) -> Evidence:
-    """The evidence of streams that hear the same, one for each language."""
-    found = decoder.results(candidates)
-    sums = torch.cat([cast(EvidenceState, stream.search_state).sums for stream in candidates]).tolist()
+def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]]) -> list[Evidence]:
+    """The evidence of sessions: of each, streams that hear the same, one for each language."""
+    streams = [stream for session in sessions for stream in session]
+    found = decoder.results(streams)
+    sums = torch.cat([cast(EvidenceState, stream.search_state).sums for stream in streams]).tolist()
     rows = [
         (
             hypothesis.log_prob / max(frames, 1),
@@ -125,9 +126,14 @@ def gather(decoder: StreamingDecoder, candidates: Sequence[Stream]) -> Evidence:
         )
         for hypothesis, (frames, ctc, spoken, num_spoken) in zip(found, sums, strict=True)
     ]
-    first = min((hypothesis.timestamps[0] for hypothesis in found if hypothesis.tokens), default=None)
-    heard = 0.0 if first is None else (candidates[0].num_frames - first) * FRAME_SECONDS
-    return Evidence(torch.tensor(rows), heard, found)
+    evidence, begin = [], 0
+    for session in sessions:
+        end = begin + len(session)
+        firsts = [hypothesis.timestamps[0] for hypothesis in found[begin:end] if hypothesis.tokens]
+        heard = (session[0].num_frames - min(firsts)) * FRAME_SECONDS if firsts else 0.0
+        evidence.append(Evidence(torch.tensor(rows[begin:end]), heard, found[begin:end]))
+        begin = end
+    return evidence
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ class EvidenceChooser:
 
     def __call__(self, candidates: Sequence[Stream], ended: bool) -> Stream | None:
         """The stream in the language that is spoken; None to go on listening."""
-        evidence = gather(self.decoder, candidates)
+        (evidence,) = gather(self.decoder, [candidates])
         if evidence.heard < self.model.seconds and not ended:
             return None
         logits = self.model.logits(evidence.features, [stream.language for stream in candidates])

@@ -51,7 +51,7 @@ def decoder():
 
 def test_evidence_is_that_of_the_whole_utterance(decoder):
     """By the CTC head and by the search, through each pathway, whatever else is in the batch."""
-    listening, samples = with_evidence(decoder), _speech(1.3)
+    listening, samples = with_evidence(decoder), _speech(0.9)
     recognizer = Recognizer(listening, choose=lambda candidates, ended: None)
     session, other = recognizer.open(None), recognizer.open(None)
     for part in samples.split(1000):
@@ -61,7 +61,7 @@ def test_evidence_is_that_of_the_whole_utterance(decoder):
     session.finish()
     while recognizer.is_ready(session) and not listening.is_done(session.candidates[0]):
         recognizer.advance([session])
-    found = gather(listening, session.candidates)
+    _, found = gather(listening, [other.candidates, session.candidates])
     features = torch.as_tensor(FbankConfig().extractor().extract(samples.numpy(), 16000))[None]
     for place, language in enumerate(LANGUAGES):
         with torch.no_grad(), activate(decoder.model, decoder.pathways.masks, language):
@@ -82,7 +82,7 @@ def test_evidence_is_that_of_the_whole_utterance(decoder):
 
 
 def test_the_chosen_pathway_has_heard_everything(decoder):
-    samples = _speech(2.0)
+    samples = _speech(1.2)
     alone = dict(decoder.decode([Source(language, [samples], language) for language in LANGUAGES], 3))
     listening = with_evidence(decoder)
     for language in LANGUAGES:
@@ -108,7 +108,7 @@ def test_one_listens_until_enough_was_said_or_the_audio_ends(decoder, monkeypatc
     features[:, 0] = torch.tensor([-3.0, -1.0, -2.0])
     for heard, ended, expected in [(1.9, False, None), (2.0, False, 1), (0.0, True, 1)]:
         evidence = Evidence(features, heard, [Hypothesis([], [], 0.0)] * 3)
-        monkeypatch.setattr("icefall_pathways.decoding.language_choice.gather", lambda *_, e=evidence: e)
+        monkeypatch.setattr("icefall_pathways.decoding.language_choice.gather", lambda *_, e=evidence: [e])
         assert chooser(candidates, ended) is (None if expected is None else candidates[expected])
 
 
