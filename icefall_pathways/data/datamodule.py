@@ -154,6 +154,15 @@ class SpeechDataModule:
         batches = in_order(cuts.sort_by_duration(), self.config.max_duration)
         return SplitLoader([BatchPlan(0, tag.code, batch, 0) for batch in batches])
 
+    def texts(self, language: str, split: str) -> Iterator[str]:
+        """The transcripts of a split of a language.
+
+        Raises:
+          DataError: Its manifest is missing or damaged.
+        """
+        for cut in self._cuts(get_language(language), split):
+            yield from (supervision.text for supervision in cut.supervisions)
+
     def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
         path = folder / f"mls-{language.name}_cuts_{split}.jsonl.gz"

@@ -18,6 +18,8 @@ from icefall_pathways.decoding.language_choice import (
     FILE_NAME,
     Evidence,
     LanguageModelOfEvidence,
+    Unigrams,
+    count_unigrams,
     gather,
     with_evidence,
 )
@@ -42,7 +44,9 @@ class CalibrationConfig(StreamingDecodeConfig):
     listen_seconds: float = 2.0
     """For how long transcribe.py shall listen before it chooses."""
 
-    features: Literal["best", "all", "search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token"] = "best"
+    features: Literal[
+        "best", "all", "search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token"
+    ] = "best"
     """What transcribe.py shall choose by; best: what is surest of the right languages of dev."""
 
     num_decode_streams: int = 32
@@ -95,14 +99,15 @@ def calibrate(config: CalibrationConfig) -> str:
         raise ValueError(
             f"the model in {config.exp_dir} has no pathway for each language, so none is surer than another"
         )
-    dev = listen(experiment, "dev", config.num_decode_streams)
+    unigrams = _unigrams(experiment)
+    dev = listen(experiment, "dev", config.num_decode_streams, unigrams)
     models = fit_all(dev, languages, config.heard, has_ctc=experiment.trained.model.ctc_output is not None)
     losses = {name: loss_of(model, dev, languages, config.heard) for name, model in models.items()}
     chosen = min(losses, key=lambda name: losses[name]) if config.features == "best" else config.features
     if chosen not in models:
         raise ValueError(f"--features {chosen}: the model has no CTC head")
-    replace(models[chosen], seconds=config.listen_seconds).save(config.exp_dir / FILE_NAME)
-    test = listen(experiment, config.split, config.num_decode_streams)
+    replace(models[chosen], unigrams=unigrams, seconds=config.listen_seconds).save(config.exp_dir / FILE_NAME)
+    test = listen(experiment, config.split, config.num_decode_streams, unigrams)
     accuracies = {name: [accuracy(model, test, languages, s) for s in config.heard] for name, model in models.items()}
     rates = word_error_rates(experiment, models[chosen], test, config.heard)
     figures = {
@@ -121,7 +126,16 @@ def calibrate(config: CalibrationConfig) -> str:
     return report
 
 
-def listen(experiment: Experiment, split: str, num_utterances: int) -> list[Heard]:
+def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
+    """Of the training transcripts of each language."""
+    tokenizer, data = experiment.trained.tokenizer, experiment.data
+    return {
+        language.code: count_unigrams(tokenizer.encode(list(data.texts(language.code, "train"))), tokenizer.vocab_size)
+        for language in data.languages
+    }
+
+
+def listen(experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams) -> list[Heard]:
     """Let all pathways hear every utterance of a split."""
     decoder = with_evidence(experiment.decoder)
     heard: list[Heard] = []
@@ -131,12 +145,14 @@ def listen(experiment: Experiment, split: str, num_utterances: int) -> list[Hear
         for begin in tqdm(range(0, len(cuts), num_utterances), f"hearing {language.name} {split}", unit="batch"):
             group = cuts[begin : begin + num_utterances]
             entries = [Heard(place, cut.supervisions[0].text) for cut in group]
-            _hear(decoder, entries, [read_pieces(cut, piece) for cut in group])
+            _hear(decoder, entries, [read_pieces(cut, piece) for cut in group], unigrams)
             heard += entries
     return heard
 
 
-def _hear(decoder: StreamingDecoder, entries: Sequence[Heard], sources: Sequence[Iterator[Tensor]]) -> None:
+def _hear(
+    decoder: StreamingDecoder, entries: Sequence[Heard], sources: Sequence[Iterator[Tensor]], unigrams: Unigrams
+) -> None:
     sessions = [Session([decoder.open(language) for language in decoder.searches]) for _ in entries]
     active = list(zip(entries, sources, sessions, strict=True))
     while active:
@@ -148,7 +164,7 @@ def _hear(decoder: StreamingDecoder, entries: Sequence[Heard], sources: Sequence
                 else:
                     session.accept_samples(piece)
         decoder.advance(stream for _, _, session in active for stream in session.candidates)
-        told = gather(decoder, [session.candidates for _, _, session in active])
+        told = gather(decoder, [session.candidates for _, _, session in active], unigrams)
         for (entry, _, _), evidence in zip(active, told, strict=True):
             entry.evidence.append(evidence)
         active = [item for item in active if not decoder.is_done(item[2].candidates[0])]
@@ -188,6 +204,7 @@ def fit(
     return LanguageModelOfEvidence(
         weights={name: weight for name, weight in zip(FEATURES, found, strict=True) if name in features},
         offsets=dict(zip(languages, offsets.detach().tolist(), strict=True)),
+        unigrams={},
     )
 
 

@@ -1,11 +1,11 @@
 """Which language is spoken: the pathway that is surest of what it hears.
 
-All pathways hear the same audio. What each tells about it are a few numbers (`FEATURES`); a weighted sum of them and an
-offset for each language are the logit of that language. Weights and offsets are found on the dev split
-(`language_calibration`) and kept in the experiment's folder.
+All pathways hear the same audio. A few numbers tell how sure each is of what it hears, and how much all that they hear
+looks like its language (`FEATURES`); a weighted sum of them and an offset for each language are that language's logit.
+Weights and offsets are found on the dev split (`language_calibration`) and kept in the experiment's folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +17,10 @@ from icefall_pathways.decoding.searches import Hypothesis, Search, SearchState
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.files import read_json, write_json
 
-FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token")
+FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token")
 """Log-probabilities of the best hypothesis, and of the best tokens of each frame by the CTC head; per encoder frame, or
-per token (by CTC: the mean over the frames whose best is no blank)."""
+per token (by CTC: the mean over the frames whose best is no blank). And how common the tokens that all pathways found
+are in the transcripts of the language: pathways that share weights write words of other languages too."""
 
 FILE_NAME = "language_choice.json"
 
@@ -112,7 +113,20 @@ class Evidence:
     found: list[Hypothesis]
 
 
-def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]]) -> list[Evidence]:
+Unigrams = Mapping[str, Sequence[float]]
+"""Of each language, the logarithms of the shares of all tokens in its transcripts."""
+
+
+def count_unigrams(texts: Iterable[Sequence[int]], vocab_size: int) -> list[float]:
+    """Logarithms of the shares of tokens in texts; every token is counted once more."""
+    counts = torch.ones(vocab_size)
+    for tokens in texts:
+        counts += torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab_size)
+    shares: list[float] = (counts / counts.sum()).log().tolist()
+    return shares
+
+
+def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unigrams: Unigrams) -> list[Evidence]:
     """The evidence of sessions: of each, streams that hear the same, one for each language."""
     streams = [stream for session in sessions for stream in session]
     found = decoder.results(streams)
@@ -129,9 +143,12 @@ def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]]) -> l
     evidence, begin = [], 0
     for session in sessions:
         end = begin + len(session)
+        tokens = [token for hypothesis in found[begin:end] for token in hypothesis.tokens]
+        text = [sum(unigrams[one.language][token] for token in tokens) / max(len(tokens), 1) for one in session]
         firsts = [hypothesis.timestamps[0] for hypothesis in found[begin:end] if hypothesis.tokens]
+        features = torch.cat([torch.tensor(rows[begin:end]), torch.tensor(text)[:, None]], dim=1)
         heard = (session[0].num_frames - min(firsts)) * FRAME_SECONDS if firsts else 0.0
-        evidence.append(Evidence(torch.tensor(rows[begin:end]), heard, found[begin:end]))
+        evidence.append(Evidence(features, heard, found[begin:end]))
         begin = end
     return evidence
 
@@ -144,10 +161,12 @@ class LanguageModelOfEvidence:
       weights: Of each feature.
       offsets: Of each language, by its code.
       seconds: How long to listen, from the first token on.
+      unigrams: See `Unigrams`.
     """
 
     weights: dict[str, float]
     offsets: dict[str, float]
+    unigrams: dict[str, list[float]]
     seconds: float = 2.0
 
     def logits(self, features: Tensor, languages: Sequence[str]) -> Tensor:
@@ -188,7 +207,7 @@ class EvidenceChooser:
     """
 
     def __init__(self, model: LanguageModelOfEvidence, decoder: StreamingDecoder) -> None:
-        missing = [language for language in decoder.searches if language not in model.offsets]
+        missing = [one for one in decoder.searches if one not in model.offsets or one not in model.unigrams]
         if missing:
             raise ValueError(
                 f"how to tell {missing[0]} from others is not known: run calibrate_language.py with all languages"
@@ -196,10 +215,10 @@ class EvidenceChooser:
         self.model = model
         self.decoder = decoder
 
-    def __call__(self, candidates: Sequence[Stream], ended: bool) -> Stream | None:
-        """The stream in the language that is spoken; None to go on listening."""
-        (evidence,) = gather(self.decoder, [candidates])
-        if evidence.heard < self.model.seconds and not ended:
+    def __call__(self, candidates: Sequence[Stream], sound: float, ended: bool) -> Stream | None:
+        """The stream in the language that is spoken; None to go on listening, `sound` seconds after silence."""
+        (evidence,) = gather(self.decoder, [candidates], self.model.unigrams)
+        if min(evidence.heard, sound) < self.model.seconds and not ended:
             return None
         logits = self.model.logits(evidence.features, [stream.language for stream in candidates])
         return candidates[int(logits.argmax())]

@@ -26,6 +26,7 @@ from icefall_pathways.decoding.language_choice import (
     Evidence,
     EvidenceChooser,
     LanguageModelOfEvidence,
+    count_unigrams,
     gather,
     with_evidence,
 )
@@ -34,6 +35,7 @@ from icefall_pathways.decoding.streaming import Recognizer, Source, StreamingDec
 from icefall_pathways.pathways.activation import FoldedPathways, activate
 
 LANGUAGES = ("en", "fr", "it")
+UNIGRAMS = {language: count_unigrams([[3, place, place]], 20) for place, language in enumerate(LANGUAGES)}
 
 
 def _speech(seconds):
@@ -52,7 +54,7 @@ def decoder():
 def test_evidence_is_that_of_the_whole_utterance(decoder):
     """By the CTC head and by the search, through each pathway, whatever else is in the batch."""
     listening, samples = with_evidence(decoder), _speech(0.9)
-    recognizer = Recognizer(listening, choose=lambda candidates, ended: None)
+    recognizer = Recognizer(listening, choose=lambda candidates, sound, ended: None)
     session, other = recognizer.open(None), recognizer.open(None)
     for part in samples.split(1000):
         session.accept_samples(part)
@@ -61,7 +63,8 @@ def test_evidence_is_that_of_the_whole_utterance(decoder):
     session.finish()
     while recognizer.is_ready(session) and not listening.is_done(session.candidates[0]):
         recognizer.advance([session])
-    _, found = gather(listening, [other.candidates, session.candidates])
+    _, found = gather(listening, [other.candidates, session.candidates], UNIGRAMS)
+    written = [token for hypothesis in found.found for token in hypothesis.tokens]
     features = torch.as_tensor(FbankConfig().extractor().extract(samples.numpy(), 16000))[None]
     for place, language in enumerate(LANGUAGES):
         with torch.no_grad(), activate(decoder.model, decoder.pathways.masks, language):
@@ -75,10 +78,16 @@ def test_evidence_is_that_of_the_whole_utterance(decoder):
             hypothesis.log_prob / len(hypothesis.tokens),
             best.mean(),
             best[tokens != 0].mean(),
+            sum(UNIGRAMS[language][token] for token in written) / len(written),
         ]
         assert found.features[place].tolist() == pytest.approx([float(x) for x in expected], abs=1e-4)
     first = min(hypothesis.timestamps[0] for hypothesis in found.found)
     assert found.heard == pytest.approx((frames.size(1) - first) * 0.04)
+
+
+def test_unigrams():
+    counted = torch.tensor(count_unigrams([[1, 1, 3], [], [1]], 4)).exp()
+    torch.testing.assert_close(counted, torch.tensor([1.0, 4.0, 1.0, 2.0]) / 8)
 
 
 def test_the_chosen_pathway_has_heard_everything(decoder):
@@ -87,7 +96,9 @@ def test_the_chosen_pathway_has_heard_everything(decoder):
     listening = with_evidence(decoder)
     for language in LANGUAGES:
         offsets = {other: 100.0 * (other == language) for other in LANGUAGES}
-        chooser = EvidenceChooser(LanguageModelOfEvidence({"ctc_per_frame": 1.0}, offsets, seconds=0.5), listening)
+        chooser = EvidenceChooser(
+            LanguageModelOfEvidence({"ctc_per_frame": 1.0}, offsets, UNIGRAMS, seconds=0.5), listening
+        )
         results = [
             result
             for _, result in Recognizer(listening, choose=chooser).listen(
@@ -101,15 +112,20 @@ def test_the_chosen_pathway_has_heard_everything(decoder):
 
 def test_one_listens_until_enough_was_said_or_the_audio_ends(decoder, monkeypatch):
     chooser = EvidenceChooser(
-        LanguageModelOfEvidence({"search_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), 2.0), decoder
+        LanguageModelOfEvidence({"search_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS, 2.0), decoder
     )
     candidates = [decoder.open(language) for language in LANGUAGES]
     features = torch.zeros(3, len(FEATURES))
     features[:, 0] = torch.tensor([-3.0, -1.0, -2.0])
-    for heard, ended, expected in [(1.9, False, None), (2.0, False, 1), (0.0, True, 1)]:
+    for heard, sound, ended, expected in [
+        (1.9, 9.0, False, None),
+        (9.0, 1.9, False, None),
+        (2.0, 2.0, False, 1),
+        (0.0, 0.0, True, 1),
+    ]:
         evidence = Evidence(features, heard, [Hypothesis([], [], 0.0)] * 3)
         monkeypatch.setattr("icefall_pathways.decoding.language_choice.gather", lambda *_, e=evidence: [e])
-        assert chooser(candidates, ended) is (None if expected is None else candidates[expected])
+        assert chooser(candidates, sound, ended) is (None if expected is None else candidates[expected])
 
 
 def _heard(number, informative, noise=1.0):
@@ -137,11 +153,16 @@ def test_calibration_finds_what_tells_languages_apart():
     assert losses["search_per_frame"] == pytest.approx(1.0986, abs=0.02)
     model = models["ctc_per_frame"]
     assert model.offsets["en"] < min(model.offsets["fr"], model.offsets["it"]) - 2
-    raw = LanguageModelOfEvidence({"ctc_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0))
+    raw = LanguageModelOfEvidence({"ctc_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS)
     assert accuracy(raw, test, LANGUAGES, 2.0) < 65
     assert 45 < accuracy(model, test, LANGUAGES, 0.5) < accuracy(model, test, LANGUAGES, 2.0)
     assert accuracy(model, test, LANGUAGES, 2.0) > 90
-    assert list(fit_all(dev, LANGUAGES, seconds, has_ctc=False)) == ["search_per_frame", "search_per_token", COMBINED]
+    assert list(fit_all(dev, LANGUAGES, seconds, has_ctc=False)) == [
+        "search_per_frame",
+        "search_per_token",
+        "text_per_token",
+        COMBINED,
+    ]
     # What cannot be wrong does not make the weights endless.
     assert abs(fit(_heard(30, 1, noise=0.01), LANGUAGES, [2.0], ["search_per_token"]).weights["search_per_token"]) < 20
 
@@ -151,7 +172,8 @@ def test_calibrate(exp_dir, experiment, tmp_path):
         if path.suffix in (".gz", ".model") or path.name.endswith("-feats"):
             (tmp_path / path.name).symlink_to(path)
             if "cuts_test" in path.name:
-                shutil.copy(path, tmp_path / path.name.replace("cuts_test", "cuts_dev"))
+                for split in ("train", "dev"):
+                    shutil.copy(path, tmp_path / path.name.replace("cuts_test", f"cuts_{split}"))
     options = {"exp_dir": exp_dir, "manifest_dir": tmp_path, "seconds": "0.2 0.4", "num_decode_streams": 2}
     with pytest.raises(ValueError, match="no pathway for each language"):
         calibrate(CalibrationConfig(**options))
@@ -161,7 +183,7 @@ def test_calibrate(exp_dir, experiment, tmp_path):
     assert set(model.offsets) == {"en", "nl"}
     assert model.seconds == 2.0
     figures = json.loads(next((exp_dir / "streaming" / "greedy_search").glob("language-choice-*.json")).read_text())
-    assert set(figures["accuracy"]) == {"search_per_frame", "search_per_token", COMBINED}
+    assert set(figures["accuracy"]) == {"search_per_frame", "search_per_token", "text_per_token", COMBINED}
     assert all(len(row) == 3 and all(0 <= x <= 100 for x in row) for row in figures["accuracy"].values())
     assert [len(row) for row in figures["wer"].values()] == [4, 4]
     assert figures["chosen"] in report

@@ -150,10 +150,24 @@ def test_pauses_end_segments(emformer, monkeypatch):
         return [Hypothesis([5], [9], -1.0) if one else Hypothesis([], [], -1.0) for one in heard]
 
     monkeypatch.setattr(decoder, "results", results)
-    finals = [result for result in _run(recognizer, recognizer.open("fr"), torch.zeros(16000 * 5)) if result.final]
+    finals = [result for result in _run(recognizer, recognizer.open("fr"), _speech(5.0)) if result.final]
     # The token's frame ends 0.4 s after the beginning, and 1.2 s of silence behind it with the tenth chunk of 0.16 s.
     assert [result.tokens for result in finals] == [[5], [], []]
     assert [result.end for result in finals] == pytest.approx([1.6, 4.0, 5.0])
+
+
+def test_what_a_model_finds_in_silence_is_not_shown(emformer):
+    """Neither in a silent stream, nor in the pauses of another, whose speech is recognised."""
+    endpoints = EndpointConfig(0.5, 0.4, 0.8)
+    recognizer = Recognizer(_decoder(emformer), endpoints)
+    noise = torch.randn(32000) * 1e-4
+    silent = _run(recognizer, recognizer.open("en"), noise)
+    assert [result.tokens for result in silent] == [[]] * len(silent)
+    (found,) = [hypothesis for _, hypothesis in recognizer.decoder.decode([Source(0, [noise], "en")], 1)]
+    assert found.tokens != []
+    results = _run(recognizer, recognizer.open("en"), torch.cat([noise, _speech(1.0), noise]))
+    spoken = [time for result in results if result.final for time in result.times]
+    assert 1.2 < min(spoken) <= max(spoken) < 4.1
 
 
 def test_endpoint_rules():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_experiment import halves
+from tiny_experiment import VOCAB_SIZE, halves
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.language_choice import FILE_NAME, LanguageModelOfEvidence
@@ -116,11 +116,12 @@ def test_every_language_and_an_unknown_one(exp_dir, speech):
     assert texts["en"]["text"] != texts["nl"]["text"]
     with pytest.raises(ValueError, match=r"calibrate_language\.py"):
         _transcribe(exp_dir, speech, lang="auto")
+    unigrams = {language: [0.0] * VOCAB_SIZE for language in ("en", "nl")}
     # With offsets that decide, the choice is known; what was said before the choice is not lost.
     for language, offsets in {"en": {"en": 100.0, "nl": 0.0}, "nl": {"en": 0.0, "nl": 100.0}}.items():
-        LanguageModelOfEvidence({"search_per_frame": 1.0}, offsets, seconds=0.8).save(exp_dir / FILE_NAME)
+        LanguageModelOfEvidence({"search_per_frame": 1.0}, offsets, unigrams, seconds=0.8).save(exp_dir / FILE_NAME)
         assert _json(exp_dir, speech, lang="auto")[0] == texts[language]
-    LanguageModelOfEvidence({}, {"en": 0.0}).save(exp_dir / FILE_NAME)
+    LanguageModelOfEvidence({}, {"en": 0.0}, unigrams).save(exp_dir / FILE_NAME)
     with pytest.raises(ValueError, match="tell nl from others"):
         _transcribe(exp_dir, speech, lang="auto")
     (exp_dir / FILE_NAME).write_text('{"weight": 1}')

@@ -190,11 +190,10 @@ class StreamingDecoder:
             answers.update(zip(map(id, group), found, strict=True))
         return [answers[id(stream)] for stream in streams]
 
-    def cut(self, stream: Stream, pause: bool) -> None:
-        """Forget what was recognised in a stream; what comes next follows a pause, or directly."""
-        search = self.searches[stream.language]
+    def cut(self, stream: Stream) -> None:
+        """Forget what was recognised in a stream; what comes next still follows it."""
         with self._pathway(stream.language):
-            stream.search_state = search.init(1) if pause else search.carry_on(stream.search_state)
+            stream.search_state = self.searches[stream.language].carry_on(stream.search_state)
 
     def _pathway(self, language: str) -> AbstractContextManager[None]:
         return nullcontext() if self.pathways is None else self.pathways.activate(language)

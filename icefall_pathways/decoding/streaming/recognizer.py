@@ -1,5 +1,6 @@
 """What a speaker sees of the streams: results that grow, in segments, in a language that may be unknown at first."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -20,6 +21,8 @@ from icefall_pathways.decoding.streaming.decoder import (
     feed,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
+
+_SILENCE = 0.001  # -60 dB of full scale: samples that never exceed it hold no speech
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class Session:
       first_frame: Its first encoder frame.
       shown: The tokens of the result before.
       carried: Tokens and their times that the segment takes over: a word that may not have been over at the last cut.
+      num_samples: Samples that came.
+      loud_from: The place of the first of them that is louder than silence; infinity before.
+      loud_until: That of the last; -1 before.
       over: The last result was given.
     """
 
@@ -76,6 +82,9 @@ class Session:
     first_frame: int = 0
     shown: list[int] = field(default_factory=list)
     carried: list[tuple[int, float]] = field(default_factory=list)
+    num_samples: int = 0
+    loud_from: float = math.inf
+    loud_until: int = -1
     over: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +108,11 @@ class Session:
           AudioError: They are no audio; the session is as it was.
         """
         check_samples(samples)
+        loud = samples.abs().gt(_SILENCE).nonzero()
+        if loud.numel() > 0:
+            self.loud_from = min(self.loud_from, self.num_samples + int(loud[0]))
+            self.loud_until = self.num_samples + int(loud[-1])
+        self.num_samples += samples.numel()
         features = self.candidates[0].fbank.accept(samples)
         for stream in self.candidates:
             stream.accept_features(features)
@@ -113,8 +127,11 @@ class Session:
 class LanguageChooser(Protocol):
     """Tells which of several languages is spoken."""
 
-    def __call__(self, candidates: Sequence[Stream], ended: bool) -> Stream | None:
-        """The stream in the language that is spoken; None to go on listening, unless the audio has ended."""
+    def __call__(self, candidates: Sequence[Stream], sound: float, ended: bool) -> Stream | None:
+        """The stream in the language that is spoken; None to go on listening, unless the audio has ended.
+
+        `sound` is how many seconds have been heard since the silence at the beginning.
+        """
 
 
 class Recognizer:
@@ -174,7 +191,10 @@ class Recognizer:
 
     def _find_language(self, session: Session) -> None:
         if len(session.candidates) > 1 and self.choose is not None:
-            chosen = self.choose(session.candidates, self.decoder.is_done(session.candidates[0]))
+            first = session.candidates[0]
+            begin = session.loud_from / self.decoder.fbank.sample_rate
+            sound = max(0.0, first.num_frames * FRAME_SECONDS - begin)
+            chosen = self.choose(session.candidates, sound, self.decoder.is_done(first))
             if chosen is not None:
                 session.candidates = [chosen]
 
@@ -212,6 +232,9 @@ class Recognizer:
 
     def _show(self, session: Session, found: Hypothesis, stable: int) -> Result:
         stream, before = session.candidates[0], len(session.carried)
+        # Models know utterances, not silence, and expect a word at the beginning.
+        if session.loud_until < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
+            found, stable = Hypothesis([], [], 0.0), 0
         pause, full = self._endpoint(session, stream, found)
         session.over = self.decoder.is_done(stream)
         final = pause or full or session.over
@@ -236,7 +259,7 @@ class Recognizer:
         )
         session.shown = tokens
         if final:
-            self.decoder.cut(stream, pause)
+            self.decoder.cut(stream)
             session.segment, session.first_frame = session.segment + 1, stream.num_frames
             session.carried = list(zip(tokens, times, strict=True))[whole:]
             session.shown = tokens[whole:]
