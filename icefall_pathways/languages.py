@@ -58,6 +58,11 @@ def get_language(tag: str) -> Language:
     raise UnknownLanguageError(f"unknown language {tag!r}: expected one of {known}")
 
 
+def codes_of(tags: str) -> list[str]:
+    """The codes of a list of languages as options give it; see `parse_languages`."""
+    return [language.code for language in parse_languages(tags)]
+
+
 def parse_languages(tags: str) -> list[Language]:
     """Read a list of languages as options give it: codes or names with spaces or commas between them.
 

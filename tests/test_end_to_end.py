@@ -70,7 +70,7 @@ def test_the_table_compares_the_three_systems(finished):
         assert f"│ {system}" in printed or f" {system} │" in printed
     assert f"Report: {folder}/exp/report.html" in printed
     page = (folder / "exp" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 1 + 3 + 2 * 2
+    assert page.count("data:image/png;base64,") == 1 + 3 + 2 * 3
 
 
 def test_masks_meet_the_sparsity_and_lap_shares_one(finished):

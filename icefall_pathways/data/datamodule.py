@@ -98,6 +98,24 @@ class SpeechDataModule:
             log("training cuts:\n%s", self.drop_report())
         return self._training
 
+    def check_vocabulary(self) -> None:
+        """Check that the tokens cover the training transcripts of every language.
+
+        Raises:
+          DataError: They do not; the message names the letters.
+        """
+        assert self._tokenizer is not None
+        for language in self.languages:
+            letters: set[str] = set()
+            for cut in self._cuts(language, "train"):
+                letters.update(*(self._tokenizer.uncovered(s.text or "") for s in cut.supervisions))
+            if letters:
+                raise DataError(
+                    f"the vocabulary has no token for {' '.join(sorted(letters))} in the training transcripts of "
+                    f"{language.name}: a language can be added to a model only if its tokens cover it. Leave "
+                    "transcripts with these letters out, or train a dense model with a vocabulary made of all languages"
+                )
+
     def drop_report(self) -> str:
         """A table of the training cuts, by language: those that are used, and those left out, by reason."""
         rows = [[language, reason, count] for (language, reason), count in sorted(self._counts.items())]

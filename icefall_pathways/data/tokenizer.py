@@ -63,6 +63,12 @@ class Tokenizer:
         """The tokens of each text."""
         return self._processor.EncodeAsIds(texts) if texts else []
 
+    def uncovered(self, text: str) -> set[str]:
+        """The characters of `text` that no token covers."""
+        if self.unknown_id not in self._processor.EncodeAsIds(text):
+            return set()
+        return {letter for letter in text if self.unknown_id in self._processor.EncodeAsIds(letter)}
+
     def decode(self, tokens: list[list[int]]) -> list[str]:
         """The text of each list of tokens."""
         return [self._processor.DecodeIds(ids) for ids in tokens]

@@ -1,13 +1,16 @@
 """What masks look like: densities, overlaps, active parameters, as plain data and as plots."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from icefall_pathways.pathways.counting import sharing_counts
 from icefall_pathways.pathways.masks import PathwayMasks
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), with a marker each for readers in black and white.
@@ -34,6 +37,10 @@ class DensityRow:
       density: Share of them that each language uses.
       union: Share that at least one language uses.
       overlap: Mean intersection over union of two languages' masks: low where pathways part.
+      exclusive: Share of the used entries that one language alone uses.
+      specificity: 1 less the mean of Cohen's kappa of two languages' masks: 0 where they are the same, 1 where they
+        have no more in common than random masks of their densities. Unlike `overlap` it can be compared between layers
+        of different density.
     """
 
     name: str
@@ -42,6 +49,8 @@ class DensityRow:
     density: dict[str, float]
     union: float
     overlap: float
+    exclusive: float
+    specificity: float
 
 
 def density_per_parameter(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
@@ -57,15 +66,19 @@ def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
     return [_row(kind, kind, masks.only(*members)) for kind, members in names.items()]
 
 
+def most_specific(rows: Sequence[DensityRow]) -> list[DensityRow]:
+    """The rows from the most language-specific on: where languages go ways of their own."""
+    return sorted(rows, key=lambda row: -row.specificity)
+
+
 def overlap_matrix(masks: PathwayMasks) -> list[list[float]]:
     """Intersection over union of every two languages' masks, in the order of `masks.languages`."""
-    return [[masks.overlap(a, b) for b in masks.languages] for a in masks.languages]
+    return masks.overlaps()
 
 
 def mean_overlap(masks: PathwayMasks) -> float:
     """Mean intersection over union of two languages' masks; 1 for a single language."""
-    values = [masks.overlap(a, b) for a, b in combinations(masks.languages, 2)]
-    return sum(values) / len(values) if values else 1.0
+    return _mean_of_pairs(masks.overlaps())
 
 
 def active_parameters(model: nn.Module, masks: PathwayMasks | None, language: str) -> int:
@@ -76,33 +89,62 @@ def active_parameters(model: nn.Module, masks: PathwayMasks | None, language: st
     return total - sum(int((~masks.mask(name, language)).sum()) for name in masks.names)
 
 
-def plot_density(masks: PathwayMasks, path: Path) -> None:
-    """Per parameter, in the model's order: the density of each language, of their union, and the mean overlap.
+def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
+    """Per row: the density of each language, of their union, and the mean overlap.
 
     Args:
-      masks: The sub-networks of all languages.
+      rows: Of parameters, in the model's order, or of types.
       path: Picture to write.
     """
-    figure = Figure(figsize=(10, 2 + 0.16 * len(masks.names)), layout="constrained")
+    languages = list(rows[0].density)
+    figure = Figure(figsize=(10, 2 + 0.16 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    parts = [masks.only(name) for name in masks.names]
-    rows = range(len(parts))
-    for i, language in enumerate(masks.languages):
+    places = range(len(rows))
+    for i, language in enumerate(languages):
         colour, marker = _STYLES[i % len(_STYLES)]
         # Languages of equal density would hide each other: each has its own height within the row.
-        heights = [row + 0.6 * ((i + 0.5) / len(masks.languages) - 0.5) for row in rows]
-        densities = [1 - part.sparsity(language) for part in parts]
+        heights = [place + 0.6 * ((i + 0.5) / len(languages) - 0.5) for place in places]
+        densities = [row.density[language] for row in rows]
         axis.plot(densities, heights, color=colour, marker=marker, markersize=3, linestyle="", label=language)
-    unions = [part.union_density() for part in parts]
-    axis.plot(unions, rows, color="black", marker="|", markersize=7, linestyle="", label="any language")
-    overlaps = [mean_overlap(part) for part in parts]
-    axis.plot(overlaps, rows, color="black", marker="x", markersize=4, linestyle="", label="overlap of two")
-    axis.set_yticks(rows, masks.names, fontsize=6)
-    axis.set_ylim(len(parts) - 0.5, -0.5)
+    unions = [row.union for row in rows]
+    axis.plot(unions, places, color="black", marker="|", markersize=7, linestyle="", label="any language")
+    overlaps = [row.overlap for row in rows]
+    axis.plot(overlaps, places, color="black", marker="x", markersize=4, linestyle="", label="overlap of two")
+    _name_rows(axis, rows)
     axis.set(xlim=(0, 1.02), xlabel="share of entries; overlap: intersection over union", title="Density per layer")
-    axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def plot_specificity(rows: Sequence[DensityRow], path: Path) -> None:
+    """Per row, from the most language-specific on: the specificity, and the share of entries of one language alone.
+
+    Args:
+      rows: Of parameters, in any order.
+      path: Picture to write.
+    """
+    ranked = most_specific(rows)
+    figure = Figure(figsize=(10, 2 + 0.16 * len(ranked)), layout="constrained")
+    axis = figure.subplots()
+    places = range(len(ranked))
+    axis.barh(places, [row.specificity for row in ranked], color=_STYLES[0][0], height=0.7, label="specificity")
+    exclusive = [row.exclusive for row in ranked]
+    axis.plot(exclusive, places, color="black", marker="D", markersize=3, linestyle="", label="used by one alone")
+    _name_rows(axis, ranked)
+    axis.set(
+        xlim=(0, max(1.02, *(row.specificity for row in ranked))),
+        xlabel="0: languages use the same entries; 1: they have no more in common than by chance",
+        title="Language-specific layers",
+    )
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _name_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
+    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=6)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
 
 
 def plot_overlap(masks: PathwayMasks, path: Path) -> None:
@@ -128,14 +170,38 @@ def plot_overlap(masks: PathwayMasks, path: Path) -> None:
 
 
 def _row(name: str, module_type: str, masks: PathwayMasks) -> DensityRow:
+    sharing = sharing_counts(masks.codes.values(), len(masks.languages)).tolist()
+    entries = sum(sharing)
+    used = entries - sharing[0]
+    joint = (masks.counts().double() / entries).tolist()
     return DensityRow(
         name=name,
         module_type=module_type,
-        num_entries=sum(code.numel() for code in masks.codes.values()),
-        density={language: 1 - masks.sparsity(language) for language in masks.languages},
-        union=masks.union_density(),
+        num_entries=entries,
+        density={language: joint[i][i] for i, language in enumerate(masks.languages)},
+        union=used / entries,
         overlap=mean_overlap(masks),
+        exclusive=sharing[1] / used if used else 0.0,
+        specificity=1 - _mean_of_pairs(_kappas(joint)),
     )
+
+
+def _kappas(joint: list[list[float]]) -> list[list[float]]:
+    """Cohen's kappa of every two masks, from the shares of entries that both use: agreement beyond that by chance."""
+    own = [row[i] for i, row in enumerate(joint)]
+
+    def kappa(i: int, j: int) -> float:
+        agreement = 1 - own[i] - own[j] + 2 * joint[i][j]
+        by_chance = own[i] * own[j] + (1 - own[i]) * (1 - own[j])
+        return (agreement - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+
+    return [[kappa(i, j) for j in range(len(own))] for i in range(len(own))]
+
+
+def _mean_of_pairs(matrix: list[list[float]]) -> float:
+    """The mean above the diagonal; 1 if there is nothing above it."""
+    values = [matrix[i][j] for i, j in combinations(range(len(matrix)), 2)]
+    return sum(values) / len(values) if values else 1.0
 
 
 def _module_type(model: nn.Module, parameter_name: str) -> str:

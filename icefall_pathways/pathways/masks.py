@@ -4,7 +4,6 @@ One integer tensor ("code") per prunable parameter, of the parameter's shape; bi
 `i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,81 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from icefall_pathways.files import atomic_write, read_json, write_json
+from icefall_pathways.files import atomic_write, sha256, write_json
+from icefall_pathways.pathways.counting import joint_counts
+from icefall_pathways.pathways.granularity import parse_granularity
+from icefall_pathways.pathways.header import MasksError, MasksHeader, read_header
+from icefall_pathways.pathways.prunable import prunable_parameters
 
-# The weights of these modules are matrices or convolution kernels. Embeddings are tables and never pruned.
-_PRUNABLE_MODULES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
+__all__ = ["MAX_LANGUAGES", "MasksError", "MasksHeader", "PathwayMasks", "code_type"]
 
 _CODE_TYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 MAX_LANGUAGES = max(_CODE_TYPES)
-
-
-class MasksError(ValueError):
-    """A masks file that is damaged, or that does not fit the model or the languages."""
-
-
-def prunable_parameters(model: nn.Module, roots: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
-    """The parameters that masks cover: matrices and kernels of linear, convolution and recurrent modules.
-
-    Biases, norms, embeddings and free parameters (gates, scales, tables) are never among them. A module whose class
-    sets `prunable = False` is left out with all that it holds.
-
-    Args:
-      model: Any module.
-      roots: Names of the submodules to look in, such as ("encoder", "decoder"); None looks everywhere.
-
-    Raises:
-      ValueError: `model` has no submodule of such a name, or nothing in it can be pruned.
-    """
-    roots = [""] if roots is None else list(roots)
-    found: dict[str, nn.Parameter] = {}
-    seen: set[nn.Module] = set()
-    for root in roots:
-        try:
-            start = model.get_submodule(root)
-        except AttributeError as error:
-            children = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"the model has no submodule {root!r}: it has {children}") from error
-        found.update(_prunable_below(start, root, seen))
-    if not found:
-        raise ValueError(f"nothing to prune below {roots}: expected linear, convolution or recurrent modules")
-    return found
-
-
-def _prunable_below(module: nn.Module, prefix: str, seen: set[nn.Module]) -> dict[str, nn.Parameter]:
-    if module in seen or not getattr(module, "prunable", True):
-        return {}
-    seen.add(module)
-    found = {}
-    dot = f"{prefix}." if prefix else ""
-    if isinstance(module, _PRUNABLE_MODULES):
-        for name, parameter in module.named_parameters(recurse=False):
-            if "weight" in name and parameter.dim() >= 2:
-                found[dot + name] = parameter
-    for name, child in module.named_children():
-        found.update(_prunable_below(child, dot + name, seen))
-    return found
-
-
-@dataclass(frozen=True)
-class MasksHeader:
-    """What a masks file says about itself, beside the codes.
-
-    Attributes:
-      languages: Language tags in the order of their bits.
-      method: How the masks were found ("imp", "lth", ..., "dense").
-      granularity: What is pruned as one: "element".
-      target_sparsity: What was asked for.
-      source: Hash of the checkpoint whose magnitudes were taken.
-      roots: The submodules whose prunable parameters the masks cover, all of them; "" is the whole model.
-    """
-
-    languages: tuple[str, ...]
-    method: str = "dense"
-    granularity: str = "element"
-    target_sparsity: float = 0.0
-    source: str = ""
-    roots: tuple[str, ...] = ("",)
 
 
 @dataclass
@@ -174,19 +108,30 @@ class PathwayMasks:
         kept = sum(int(self.mask(n, language).sum()) for n in names)
         return 1 - kept / sum(self.codes[n].numel() for n in names)
 
+    def _sparsities(self) -> list[float]:
+        total = sum(code.numel() for code in self.codes.values())
+        return [1 - kept / total for kept in self.counts().diagonal().tolist()]
+
     def union_density(self) -> float:
         """Share of the prunable entries that at least one language uses."""
         used = sum(int(torch.count_nonzero(code)) for code in self.codes.values())
         return used / sum(code.numel() for code in self.codes.values())
 
+    def counts(self) -> Tensor:
+        """How many entries each two languages both use (languages, languages), int64; see `joint_counts`."""
+        return joint_counts(self.codes.values(), len(self.languages))
+
+    def overlaps(self) -> list[list[float]]:
+        """Intersection over union of every two languages' masks, in the order of the bits; 1 where both are empty."""
+        counts = self.counts().tolist()
+        return [
+            [both / either if (either := counts[i][i] + counts[j][j] - both) else 1.0 for j, both in enumerate(row)]
+            for i, row in enumerate(counts)
+        ]
+
     def overlap(self, a: str, b: str) -> float:
-        """Intersection over union of the masks of two languages; 1 where both are empty."""
-        both = either = 0
-        for name in self.names:
-            mask_a, mask_b = self.mask(name, a), self.mask(name, b)
-            both += int((mask_a & mask_b).sum())
-            either += int((mask_a | mask_b).sum())
-        return both / either if either else 1.0
+        """Intersection over union of the masks of two languages; for several pairs, `overlaps` is quicker."""
+        return self.overlaps()[self.bit(a)][self.bit(b)]
 
     def tied(self, languages: Sequence[str]) -> bool:
         """Whether the languages have one mask (language-agnostic pruning)."""
@@ -205,21 +150,56 @@ class PathwayMasks:
         """The masks of some parameters; their codes are shared, not copied."""
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
+    def without(self, languages: Iterable[str]) -> "PathwayMasks":
+        """Masks in which nobody uses an entry that one of `languages` uses; theirs are empty."""
+        theirs = [self.bit(language) for language in languages]
+        codes = {}
+        for name, code in self.codes.items():
+            unused = code.bitwise_and(_bits(theirs, code.dtype)) == 0
+            codes[name] = code * unused
+        return PathwayMasks(self.header, codes)
+
     def restrict(self, languages: Sequence[str]) -> "PathwayMasks":
         """The masks of some of the languages, their bits in the order given."""
         return self._assemble([(self, language) for language in languages])
 
     @staticmethod
-    def merge(parts: Sequence["PathwayMasks"]) -> "PathwayMasks":
+    def merge(parts: Iterable["PathwayMasks"]) -> "PathwayMasks":
         """Masks of all languages of `parts`, which cover the same parameters.
 
+        One part is taken after the other: a generator that reads them from files needs the memory of one at a time.
+
         Raises:
-          MasksError: The parts cover different parameters or share a language.
+          MasksError: There are no parts, they cover different parameters, share a language or differ in granularity.
         """
-        first = parts[0]
-        for part in parts[1:]:
-            _check_codes({n: c.shape for n, c in first.codes.items()}, part.codes, "the first masks", "other masks")
-        return first._assemble([(part, language) for part in parts for language in part.languages])
+        merged = None
+        for part in parts:
+            merged = part._copy() if merged is None else merged._joined(part)
+            del part  # before the next one is read
+        if merged is None:
+            raise MasksError("no masks to merge")
+        return merged
+
+    def _copy(self) -> "PathwayMasks":
+        return PathwayMasks(self.header, {name: code.clone() for name, code in self.codes.items()})
+
+    def _joined(self, part: "PathwayMasks") -> "PathwayMasks":
+        """These masks and those of `part`; the codes are changed in place, or parameter by parameter if they widen."""
+        _check_codes({n: c.shape for n, c in self.codes.items()}, part.codes, "the first masks", "other masks")
+        if part.header.granularity != self.header.granularity:
+            raise MasksError(
+                f"masks of granularity {self.header.granularity} ({', '.join(self.languages)}) and of "
+                f"{part.header.granularity} ({', '.join(part.languages)}) do not go together: search with the same"
+            )
+        header = replace(self.header, languages=self.languages + part.languages)
+        dtype, old = code_type(len(header.languages)), range(len(self.languages))
+        for name, code in self.codes.items():
+            if code.dtype != dtype:
+                code = code.to(dtype).bitwise_and_(_bits(old, dtype))  # without the copies of a sign bit
+            for bit, language in enumerate(part.languages, len(old)):
+                code |= part.mask(name, language).to(dtype).mul_(_bits([bit], dtype))
+            self.codes[name] = code
+        return PathwayMasks(header, self.codes)
 
     def _assemble(self, picks: list[tuple["PathwayMasks", str]]) -> "PathwayMasks":
         dtype = code_type(len(picks))
@@ -263,62 +243,61 @@ class PathwayMasks:
                 + ". Use the masks found from this model, or the model they were found from"
             )
 
+    def check_granularity(self) -> None:
+        """Check that every mask consists of the groups that the header tells of.
+
+        Raises:
+          MasksError: One does not.
+        """
+        granularity = parse_granularity(self.header.granularity)
+        for name, code in self.codes.items():
+            if not granularity.fits(code):
+                raise MasksError(
+                    f"the masks of {name} do not consist of groups of {granularity}, as their header says: use the "
+                    "header that belongs to these masks, or search anew"
+                )
+
     def save(self, path: Path | str) -> None:
         """Write `path` (safetensors, the codes) and beside it a JSON header of the same stem."""
         path = Path(path)
         header = asdict(self.header) | {
-            "sparsity": {language: self.sparsity(language) for language in self.languages},
+            "sparsity": dict(zip(self.languages, self._sparsities(), strict=True)),
             "prunable": {name: list(code.shape) for name, code in self.codes.items()},
         }
         with atomic_write(path) as temporary:
             save_file({name: code.cpu().contiguous() for name, code in self.codes.items()}, temporary)
             # The header first: whoever finds the codes finds both.
-            write_json(path.with_suffix(".json"), header | {"sha256": _sha256(temporary)})
+            write_json(path.with_suffix(".json"), header | {"sha256": sha256(temporary)})
 
     @classmethod
     def load(cls, path: Path | str) -> "PathwayMasks":
         """Read masks from `path` and the JSON header beside it.
 
         Raises:
-          MasksError: A file is missing, damaged, or the two do not belong together.
+          MasksError: A file is missing, damaged, the two do not belong together, or the masks are not of the
+            granularity that the header tells of.
         """
         path = Path(path)
         header_path = path.with_suffix(".json")
         for file in (path, header_path):
             if not file.is_file():
                 raise MasksError(f"no masks file {file}: expected {path.name} and {header_path.name} side by side")
-        header, shapes, digest = _read_header(header_path)
+        header, shapes, digest = read_header(header_path)
         try:
             codes = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise MasksError(
                 f"{path} is damaged or no safetensors file ({error}): copy it again or search anew"
             ) from error
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             raise MasksError(
                 f"{path} is damaged or not the file that {header_path.name} describes (its SHA-256 differs): "
                 "copy both again from where the masks were found, or search anew"
             )
         _check_codes(shapes, codes, header_path.name, path.name)
-        return cls(header, {name: codes[name] for name in shapes})
-
-
-def _read_header(path: Path) -> tuple[MasksHeader, dict[str, torch.Size], str]:
-    """The header, the shapes of the codes and the SHA-256 of their file."""
-    try:
-        values = read_json(path)
-        fields = {name: values[name] for name in MasksHeader.__dataclass_fields__}
-        fields |= {name: tuple(str(item) for item in fields[name]) for name in ("languages", "roots")}
-        shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}
-        return MasksHeader(**fields), shapes, values["sha256"]
-    except KeyError as error:
-        raise MasksError(f"{path} is no header of masks: it lacks {error}; copy it again or search anew") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MasksError(f"{path} is no header of masks ({error}): copy it again or search anew") from error
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        masks = cls(header, {name: codes[name] for name in shapes})
+        masks.check_granularity()
+        return masks
 
 
 def code_type(num_languages: int) -> torch.dtype:

@@ -1,6 +1,7 @@
 """What experiments have left on disk, gathered for comparison."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tabulate import tabulate
 
 from icefall_pathways.files import read_json
 from icefall_pathways.pathways import analysis
+from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.metrics import read_metrics
@@ -25,6 +27,8 @@ class SystemResult:
       active_parameters: Number of parameters that a language runs through, by language code.
       masks: None for a dense system.
       metrics: The records of its metrics.jsonl.
+      layers: Densities and overlaps of its masks, by parameter; none for a dense system.
+      types: The same by type of module.
     """
 
     name: str
@@ -34,6 +38,8 @@ class SystemResult:
     active_parameters: dict[str, int]
     masks: PathwayMasks | None
     metrics: list[dict[str, Any]]
+    layers: list[DensityRow] = field(default_factory=list)
+    types: list[DensityRow] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -77,6 +83,8 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
         utterances=sum(scores["utterances"] for scores in languages.values()),
         active_parameters={code: analysis.active_parameters(model, masks, code) for code in languages},
         masks=masks,
+        layers=analysis.density_per_parameter(model, masks) if masks is not None else [],
+        types=analysis.density_per_type(model, masks) if masks is not None else [],
         metrics=read_metrics(exp_dir / "metrics.jsonl"),
     )
 
@@ -109,6 +117,36 @@ def relative_changes(results: list[SystemResult]) -> str:
     *others, last = results
     changes = (f"{100 * (last.average_wer / other.average_wer - 1):+.1f} % against {other.name}" for other in others)
     return f"Average WER of {last.name}: {', '.join(changes)}" if others else ""
+
+
+def masks_summary(masks: PathwayMasks) -> str:
+    """In a line: how the masks were found, how sparse they are, and what languages share."""
+    header = masks.header
+    sparsities = ", ".join(f"{language} {100 * masks.sparsity(language):.1f} %" for language in masks.languages)
+    return (
+        f"Found by {header.method}, granularity {header.granularity}, {header.allocation} allocation. "
+        f"Sparsity: {sparsities}. Entries used by any language: {100 * masks.union_density():.1f} %; mean overlap of "
+        f"two languages: {analysis.mean_overlap(masks):.2f}."
+    )
+
+
+def density_rows(rows: Sequence[DensityRow], first: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table of densities; the first column is called `first`."""
+    languages = list(rows[0].density) if rows else []
+    header = [first, "entries", *languages, "any language", "one alone", "overlap of two", "specificity"]
+    body = [
+        [
+            row.name,
+            f"{row.num_entries}",
+            *(f"{100 * row.density[language]:.1f} %" for language in languages),
+            f"{100 * row.union:.1f} %",
+            f"{100 * row.exclusive:.1f} %",
+            f"{row.overlap:.2f}",
+            f"{row.specificity:.2f}",
+        ]
+        for row in rows
+    ]
+    return header, body
 
 
 def _millions(active: dict[str, int]) -> str:

@@ -7,7 +7,6 @@ and the file is read with `weights_only=True` (which in torch 1.13 knows no floa
 run code.
 """
 
-import hashlib
 import json
 import pickle
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from icefall_pathways.files import atomic_write
+from icefall_pathways.files import atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range
@@ -125,11 +124,7 @@ def find(path: Path) -> tuple[Path, Checkpoint]:
 
 def file_hash(path: Path) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a file: what a masks file names its source by."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 def load_model(
@@ -154,7 +149,7 @@ def load_model(
     path, checkpoint = _chosen(exp_dir, epoch, iteration)
     model = build(checkpoint)
     if use_averaged_model:
-        model.load_state_dict(_running_average(path, checkpoint, avg))
+        model.load_state_dict(running_average(path, checkpoint, avg))
     else:
         model.load_state_dict(_mean_of_weights(path, avg) if avg > 1 else checkpoint["model"])
     return model.eval(), checkpoint["config"]
@@ -195,7 +190,8 @@ def _same_kind_up_to(path: Path) -> list[Path]:
     return paths[: paths.index(path) + 1] if path in paths else [path]
 
 
-def _running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
+def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
+    """The weights averaged over the training between a checkpoint and the one `avg` places before it of its kind."""
     earlier = _same_kind_up_to(path)[:-1]
     if len(earlier) < avg:
         return checkpoint["model_avg"]

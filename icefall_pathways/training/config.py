@@ -1,11 +1,13 @@
 """The options of a training run and of a mask search."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.pathways.granularity import parse_granularity
+from icefall_pathways.pathways.masks import MasksHeader
 
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
@@ -34,8 +36,15 @@ class TrainingConfig:
     init_partial: bool = False
     """Take over what matches of --init-from and begin the rest anew; 0: a mismatch is an error."""
 
+    init_avg: int = 0
+    """With --init-from, start from the average that decoding takes with this --avg; 0: the weights as training left
+    them."""
+
     masks: Path | None = None
     """Masks file: every language runs and trains through its own sub-network. None trains the dense model."""
+
+    freeze_languages: str = ""
+    """With --masks: languages whose output must not change; nothing that they compute with is trained."""
 
     world_size: int = 1
     """Number of processes (GPUs)."""
@@ -144,22 +153,61 @@ class TrainingConfig:
             raise ValueError(f"--ref-duration is {self.ref_duration}: expected a positive number of seconds")
         if self.start_epoch and self.start_batch:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
-        for name in ("num_epochs", "num_updates", "save_every_n", "log_interval", "valid_interval", "average_period"):
-            least = 0 if name in ("num_epochs", "num_updates") else 1
+        if self.freeze_languages and self.masks is None:
+            raise ValueError("--freeze-languages needs --masks: which weights a language uses is told by its mask")
+        at_least_one = ("save_every_n", "log_interval", "valid_interval", "average_period")
+        for name in ("num_epochs", "num_updates", "init_avg", *at_least_one):
+            least = 1 if name in at_least_one else 0
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {least}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskShapeConfig:
+    """What new masks look like. Masks that are read from a file keep their own shape."""
+
+    prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
+    """Which parts are pruned, if no --masks say it."""
+
+    granularity: str = "element"
+    """What is pruned as one: element, block:RxC (block:4x4; block:16x* for whole rows), row, column, or N:M (2:4)."""
+
+    prune_allocation: Literal["layer-wise", "global"] = "layer-wise"
+    """layer-wise: every tensor to the same sparsity; global: the smallest magnitudes of all tensors together go."""
+
+    layer_sparsity: str = ""
+    """Sparsities of single layers, as PATTERN=SPARSITY with the names of modules or parameters, such as
+    "encoder.emformer_layers.0=0.5 decoder=0". The others make up for them: --sparsity is that of all together."""
+
+    sparsity: float = 0.7
+    """Share of the prunable entries that is pruned in the end, of all tensors together."""
+
+    def __post_init__(self) -> None:
+        parse_granularity(self.granularity).check_sparsity(self.sparsity)
+        self.shape(MasksHeader(("",)))
+
+    def shape(self, header: MasksHeader) -> MasksHeader:
+        """The header of masks of this shape.
+
+        Raises:
+          ValueError: Values that do not go together.
+        """
+        return replace(
+            header,
+            granularity=self.granularity,
+            allocation=self.prune_allocation,
+            layer_sparsity=self.layer_sparsity,
+            target_sparsity=self.sparsity,
+        )
+
+
 @dataclass(frozen=True)
-class JointPruningConfig:
+class JointPruningConfig(MaskShapeConfig):
     """How masks change while all languages are trained together."""
 
     prune_method: Literal["none", "gradual", "adaptive"] = "none"
     """none: masks stay as they are; gradual: they shrink little by little; adaptive: dynamic pathways, every language's
     mask is taken anew every --prune-every updates, and entries may come back."""
-
-    sparsity: float = 0.7
-    """Share of the prunable entries of every tensor that is pruned in the end; --masks says where it begins."""
 
     prune_for: Literal["each-language", "all-languages"] = "each-language"
     """each-language: every language has a mask of its own; all-languages: they share one."""
@@ -187,9 +235,6 @@ class JointPruningConfig:
     prune_exchange: float = 1.0
     """adaptive: share of a mask that may be exchanged at the first change; it falls to 0 until --prune-end."""
 
-    prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
-    """Which parts are pruned, if no --masks say it."""
-
 
 @dataclass(frozen=True)
 class ExperimentConfig:
@@ -202,7 +247,7 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True)
-class PruningConfig:
+class PruningConfig(MaskShapeConfig):
     """How to look for masks."""
 
     prune_for: Literal["each-language", "all-languages"] = "each-language"
@@ -214,9 +259,6 @@ class PruningConfig:
 
     rewind_to: Path | None = None
     """lth: the checkpoint that every round goes back to, such as an early one of the dense run; None: --init-from."""
-
-    sparsity: float = 0.7
-    """Share of the prunable entries of every tensor to remove."""
 
     prune_by: Literal["magnitude", "sensitivity"] = "magnitude"
     """What decides which entries stay: magnitudes (|w|, as the names of the methods say), or these times the size of
@@ -231,8 +273,8 @@ class PruningConfig:
     updates_per_round: int = 1000
     """Updates of training before every pruning."""
 
-    prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
-    """Which parts are pruned."""
+    extend_masks: Path | None = None
+    """Masks file of a trained pathways model: --languages are added to it, and the languages in it keep their masks."""
 
     num_jobs: int = 1
     """Languages searched at the same time, each in a process of its own."""

@@ -2,20 +2,31 @@
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import chain
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.files import write_json
-from icefall_pathways.languages import parse_languages
+from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
+from icefall_pathways.pathways.allocation import pools
+from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
-from icefall_pathways.training.config import ExperimentConfig, JointPruningConfig, MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import (
+    ExperimentConfig,
+    JointPruningConfig,
+    MaskSearchConfig,
+    MaskShapeConfig,
+    PruningConfig,
+    TrainingConfig,
+)
 from icefall_pathways.training.distributed import Rank, launch
 from icefall_pathways.training.initialisation import (
     Comparison,
@@ -42,14 +53,26 @@ def train(config: ExperimentConfig) -> None:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
     """
     config = with_optimizer(with_architecture(config))
-    languages = [language.code for language in parse_languages(config.data.languages)]
+    languages = codes_of(config.data.languages)
     model, comparison = starting_model(config)
     if config.training.masks is not None:
-        masks = PathwayMasks.load(config.training.masks).restrict(languages)
+        masks = PathwayMasks.load(config.training.masks).restrict(_frozen(config.training, languages) + languages)
         masks.check(model)
+        if config.pruning.prune_method != "none":
+            parse_granularity(masks.header.granularity).check_sparsity(config.pruning.sparsity)
+        if config.training.freeze_languages:
+            _check_vocabulary(config)
         masks.save(config.training.exp_dir / _masks_to_begin_with(config))
     _write_start(config, comparison)
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
+
+
+def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
+    """The languages to freeze while `languages` are trained."""
+    frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
+    if both := [code for code in frozen if code in languages]:
+        raise ValueError(f"{', '.join(both)} in both --languages and --freeze-languages: either train it or freeze it")
+    return frozen
 
 
 def find_masks(config: MaskSearchConfig) -> None:
@@ -60,15 +83,18 @@ def find_masks(config: MaskSearchConfig) -> None:
     """
     if config.training.init_from is None:
         raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
-    languages = [language.code for language in parse_languages(config.data.languages)]
+    languages = codes_of(config.data.languages)
+    extended = [] if config.pruning.extend_masks is None else [_masks_to_extend(config, config.pruning.extend_masks)]
     shared = config.pruning.prune_for == "all-languages"
     searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
     model, comparison = starting_model(searches[0])
     _check_rewinding(config, model)
+    _dense_masks(model, languages, config.pruning)  # finds out what is wrong with the options before hours
     output = config.training.exp_dir / MASKS_FILE
     _write_start(config, comparison)
     _run_searches(searches, config.pruning)
-    masks = PathwayMasks.merge([PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches])
+    found = (PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches)
+    masks = PathwayMasks.merge(chain(extended, found))
     masks.save(output)
     told = ", ".join(f"{code} {100 * masks.sparsity(code):.1f} %" for code in masks.languages)
     print(f"Masks: {output} (sparsity: {told}; entries used by any language: {100 * masks.union_density():.1f} %)")
@@ -99,6 +125,35 @@ def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
         )
 
 
+def _masks_to_extend(config: MaskSearchConfig, path: Path) -> PathwayMasks:
+    """The masks to add languages to, checked before hours are spent on a search."""
+    masks = PathwayMasks.load(path)
+    languages = codes_of(config.data.languages)
+    if known := [code for code in languages if code in masks.languages]:
+        raise ValueError(f"{path} has masks of {', '.join(known)} already: name new languages with --languages")
+    roots = PRUNING_ROOTS[config.pruning.prune_scope]
+    if masks.header.roots != roots:
+        raise ValueError(
+            f"{path} covers {', '.join(masks.header.roots)}, --prune-scope {config.pruning.prune_scope} covers "
+            f"{', '.join(roots)}: use the scope that the masks were found with"
+        )
+    if masks.header.granularity != config.pruning.granularity:
+        raise ValueError(
+            f"{path} has granularity {masks.header.granularity}, the search {config.pruning.granularity}: use "
+            f"--granularity {masks.header.granularity}"
+        )
+    search = _search_config(config, languages)
+    masks.check(starting_model(search)[0])
+    _check_vocabulary(search)
+    return masks
+
+
+def _check_vocabulary(config: ExperimentConfig) -> None:
+    """Check that the tokens, which were made for other languages, can write those of `config`."""
+    tokenizer = Tokenizer(config.training.bpe_model)
+    SpeechDataModule(config.data, tokenizer).check_vocabulary()
+
+
 def _search_config(config: MaskSearchConfig, languages: list[str]) -> ExperimentConfig:
     """The training that finds the mask which `languages` share."""
     training = replace(
@@ -111,7 +166,7 @@ def _search_config(config: MaskSearchConfig, languages: list[str]) -> Experiment
 
 
 def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> None:
-    waiting = [search for search in searches if not (search.training.exp_dir / MASKS_FILE).exists()]
+    waiting = [search for search in searches if not _is_finished(search, pruning)]
     if pruning.num_jobs == 1 or len(waiting) < 2:
         for search in waiting:
             _search(search, pruning)
@@ -121,6 +176,20 @@ def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> N
     with ProcessPoolExecutor(pruning.num_jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
         for job in [pool.submit(_search, search, pruning, i) for i, search in enumerate(waiting)]:
             job.result()
+
+
+def _is_finished(search: ExperimentConfig, pruning: PruningConfig) -> bool:
+    """Whether the masks are there already; those of a search with other options are no substitute."""
+    path = search.training.exp_dir / MASKS_FILE
+    if not path.exists():
+        return False
+    found = PathwayMasks.load(path).header
+    wanted = replace(pruning.shape(found), method=search_schedule(pruning).method)
+    if found != wanted:
+        differing = [name for name, value in asdict(found).items() if asdict(wanted)[name] != value]
+        told = ", ".join(f"{name} {getattr(found, name)}, not {getattr(wanted, name)}" for name in differing)
+        raise ValueError(f"{path} has masks of another search ({told}): use the same options, or another --exp-dir")
+    return True
 
 
 def _limit_threads(threads: int) -> None:
@@ -142,7 +211,7 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
     model, _ = starting_model(config)
     languages = [language.code for language in data.languages]
     if pruning is not None:
-        masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[pruning.prune_scope])
+        masks = _dense_masks(model, languages, pruning)
         trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages))
     elif config.training.masks is not None or config.pruning.prune_method != "none":
         masks = _starting_masks(config, model, languages)
@@ -157,6 +226,14 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
         _save_found(trainer, config, pruning or config.pruning)
 
 
+def _dense_masks(model: Transducer, languages: list[str], shape: MaskShapeConfig) -> PathwayMasks:
+    """Masks of all entries, which pruning will give the shape that the options ask for."""
+    masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[shape.prune_scope])
+    masks.header = shape.shape(masks.header)
+    pools(masks.header, {name: code.numel() for name, code in masks.codes.items()}, shape.sparsity)
+    return masks
+
+
 def _masks_to_begin_with(config: ExperimentConfig) -> str:
     return MASKS_FILE if config.pruning.prune_method == "none" else START_MASKS_FILE
 
@@ -164,7 +241,7 @@ def _masks_to_begin_with(config: ExperimentConfig) -> str:
 def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[str]) -> PathwayMasks:
     """Those of --masks; without, every language begins with all entries."""
     if config.training.masks is None:
-        return PathwayMasks.dense(model, languages, PRUNING_ROOTS[config.pruning.prune_scope])
+        return _dense_masks(model, languages, config.pruning)
     return PathwayMasks.load(config.training.exp_dir / _masks_to_begin_with(config))
 
 

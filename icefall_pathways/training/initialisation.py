@@ -107,7 +107,7 @@ def starting_model(config: ExperimentConfig) -> tuple[Transducer, Comparison | N
     model = build_model(config.model, Tokenizer(options.bpe_model).vocab_size)
     if options.init_from is None:
         return model, None
-    path, weights = _weights(options.init_from, options.init_key)
+    path, weights = _weights(options.init_from, options.init_key, options.init_avg)
     comparison = compare(str(path), weights, model, options.reinit_vocab)
     if not comparison.matched or not (comparison.fits or options.init_partial):
         raise ValueError(f"{comparison}\n{_advice(comparison)}")
@@ -120,11 +120,13 @@ def as_plain_data(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison)
 
 
-def _weights(init_from: Path, key: str) -> tuple[Path, dict[str, Tensor]]:
+def _weights(init_from: Path, key: str, avg: int) -> tuple[Path, dict[str, Tensor]]:
     if is_foreign(init_from):
+        if avg:
+            raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
         return init_from, read_weights(init_from, None if key == "model" else key)
     path, checkpoint = checkpoints.find(init_from)
-    return path, checkpoint[key]
+    return path, checkpoints.running_average(path, checkpoint, avg) if avg else checkpoint[key]
 
 
 def _advice(comparison: Comparison) -> str:

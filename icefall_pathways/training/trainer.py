@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.languages import codes_of
 from icefall_pathways.models.losses import loss_scales
 from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
 from icefall_pathways.models.transducer import Transducer, TransducerLoss
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
@@ -71,6 +73,7 @@ class Trainer:
         self.restarts_every = plan.schedule.restarts_every if plan is not None else 0
         self.model = model.to(rank.device)
         self.masks = masks.to(rank.device) if masks is not None else None
+        self.trainable = self._freeze()
         self.optimizer = build_optimizer(self.model.named_parameters(), self.options)
         self.pruner = self._pruner()
         self.gradients = self.pruner.gradients if self.pruner is not None else None
@@ -122,7 +125,7 @@ class Trainer:
             group["lr"] = self._learning_rate_at(update)
         loss = self._forward_backward(batch, update)
         self.scaler.unscale_(self.optimizer)
-        self.optimizer.activate(self.masks, language)
+        self.optimizer.activate(self.trainable, language)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -296,12 +299,14 @@ class Trainer:
             "vocab_size": self.tokenizer.vocab_size,
             "masked": self.masks is not None,
             "optimizer": self.options.optimizer,
+            "freeze_languages": self.options.freeze_languages,
         }
         there = {
             "world_size": checkpoint["world_size"],
             "vocab_size": checkpoint["vocab_size"],
             "masked": bool(checkpoint["masks"]),
             "optimizer": checkpoint["config"]["training"].get("optimizer", "adamw"),
+            "freeze_languages": checkpoint["config"]["training"].get("freeze_languages", ""),
         }
         for key, value in here.items():
             if there[key] != value:
@@ -322,6 +327,14 @@ class Trainer:
         if self.restarts_every:
             update = (update - 1) % self.restarts_every + 1
         return self.learning_rate(update, self.epoch_of(update) - 1)
+
+    def _freeze(self) -> PathwayMasks | None:
+        """The masks of what may be trained: those of the model, without what frozen languages use."""
+        if self.masks is None or not self.options.freeze_languages:
+            return self.masks
+        if self.plan is not None:
+            raise ValueError("--freeze-languages needs masks that stay as they are: use --prune-method none")
+        return freeze_languages(self.model, self.masks, codes_of(self.options.freeze_languages))
 
     def _parallelise(self, module: nn.Module) -> nn.Module:
         if self.rank.world_size == 1:

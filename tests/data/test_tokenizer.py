@@ -77,3 +77,11 @@ def test_damaged_model(tmp_path: Path, model_path: Path) -> None:
     (tmp_path / "bpe.model").write_bytes(model_path.read_bytes()[:200])
     with pytest.raises(ValueError, match="damaged"):
         Tokenizer(tmp_path / "bpe.model")
+
+
+def test_characters_without_a_token_are_told(model_path: Path) -> None:
+    tokenizer = Tokenizer(model_path)
+    assert tokenizer.uncovered("") == set()
+    known = next(symbol for symbol in tokenizer.symbols[3:] if len(symbol) == 1 and symbol.isalpha())
+    assert tokenizer.uncovered(known * 3) == set()
+    assert tokenizer.uncovered(f"{known}Ж{known} ") == {"Ж"}

@@ -1,8 +1,10 @@
 import pytest
-from every_kind import LANGUAGES
+import torch
+from every_kind import LANGUAGES, random_masks
 
 from icefall_pathways.pathways import analysis
-from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.counting import sharing_counts
+from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.pathways.pruning import prune_by_magnitude
 
 
@@ -45,7 +47,47 @@ def test_active_parameters_are_the_kept_ones_and_all_that_cannot_be_pruned(model
     assert analysis.active_parameters(model, masks, "en") == total - prunable + kept
 
 
-def test_plots_are_pictures(masks, tmp_path):
-    for plot in (analysis.plot_density, analysis.plot_overlap):
-        plot(masks, tmp_path / "plot.png")
+def test_entries_of_one_language_alone_and_agreement_beyond_chance(model, masks):
+    rows = {row.name: row for row in analysis.density_per_parameter(model, masks)}
+    used = torch.stack([masks.mask("conv1d.weight", language).flatten() for language in LANGUAGES]).long()
+    row = rows["conv1d.weight"]
+    assert row.exclusive == pytest.approx(float((used.sum(0) == 1).sum() / (used.sum(0) > 0).sum()))
+    # Each is the correlation of two masks, if they are of equal density; by chance there is little.
+    assert row.specificity == pytest.approx(1, abs=0.15)
+
+
+def test_specificity_is_one_less_cohens_kappa():
+    masks = PathwayMasks(MasksHeader(("en", "fr")), {"weight": torch.tensor([[3, 3, 1, 0, 2, 0, 0, 0]]).byte()})
+    (row,) = analysis.density_per_parameter(torch.nn.Linear(8, 1), masks)
+    agreement, by_chance = 6 / 8, (3 / 8) ** 2 + (5 / 8) ** 2
+    assert row.specificity == pytest.approx(1 - (agreement - by_chance) / (1 - by_chance))
+    assert row.overlap == pytest.approx(2 / 4) and row.exclusive == pytest.approx(2 / 4) and row.union == 4 / 8
+
+
+def test_layers_are_ranked_from_the_most_specific_on(model, masks):
+    masks.set_mask("linear.weight", LANGUAGES, masks.mask("linear.weight", "en"))
+    masks.set_mask("conv2d.weight", LANGUAGES, torch.ones(3, 1, 3, 3, dtype=torch.bool))
+    ranked = analysis.most_specific(analysis.density_per_parameter(model, masks))
+    assert {row.name for row in ranked[-2:]} == {"linear.weight", "conv2d.weight"}
+    assert ranked[-1].specificity == 0 and [r.specificity for r in ranked] == sorted(
+        (r.specificity for r in ranked), reverse=True
+    )
+
+
+def test_entries_are_counted_by_the_number_of_languages_that_use_them():
+    for count in (3, 9, 64):
+        languages = tuple(f"l{i}" for i in range(count))
+        masks = random_masks(torch.nn.Linear(9, 7), languages)
+        users = torch.stack([masks.mask("weight", language).flatten() for language in languages]).long().sum(0)
+        assert torch.equal(sharing_counts(masks.codes.values(), count), torch.bincount(users, minlength=count + 1))
+
+
+def test_plots_are_pictures(model, masks, tmp_path):
+    rows = analysis.density_per_parameter(model, masks)
+    for plot, what in (
+        (analysis.plot_density, rows),
+        (analysis.plot_overlap, masks),
+        (analysis.plot_specificity, rows),
+    ):
+        plot(what, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

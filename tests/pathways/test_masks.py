@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks, code_type, prunable_parameters
+from icefall_pathways.pathways import counting
+from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks, code_type
+from icefall_pathways.pathways.prunable import prunable_parameters
 
 
 def equal(a, b):
@@ -74,6 +76,50 @@ def test_sparsity_union_and_overlap_are_counts(bits):
     either = sum(a | b for a, b in zip(en, fr, strict=True))
     both = sum(a & b for a, b in zip(en, fr, strict=True))
     assert masks.overlap("en", "fr") == pytest.approx(both / either if either else 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 20, 64])
+def test_counts_of_all_pairs_are_those_of_their_masks(count):
+    languages = tuple(f"l{i}" for i in range(count))
+    masks = random_masks(nn.Linear(9, 7), languages)
+    used = torch.stack([masks.mask("weight", language).flatten() for language in languages]).long()
+    assert torch.equal(masks.counts(), used @ used.T)
+    either = ((used.unsqueeze(0) + used.unsqueeze(1)) > 0).sum(2)
+    torch.testing.assert_close(torch.tensor(masks.overlaps()), (used @ used.T / either))
+
+
+def test_counting_goes_through_large_tensors_in_pieces(monkeypatch):
+    monkeypatch.setattr(counting, "_CHUNK", 10)
+    masks = random_masks(nn.Linear(9, 7))
+    assert masks.counts()[0, 0] == masks.mask("weight", LANGUAGES[0]).sum()
+
+
+def test_masks_without_entries_overlap(masks):
+    for name in masks.names:
+        masks.set_mask(name, ["en", "fr"], torch.zeros(masks.codes[name].shape, dtype=torch.bool))
+    assert masks.overlap("en", "fr") == 1 and masks.overlap("en", "it") == 0
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (3, 6), (8, 8), (16, 1), (16, 17), (1, 40, 23)])
+def test_merging_widens_the_codes_as_needed(counts):
+    model, parts, number = nn.Linear(5, 7), [], 0
+    for count in counts:
+        parts.append(random_masks(model, tuple(f"l{number + i}" for i in range(count))))
+        number += count
+    merged = PathwayMasks.merge(iter(parts))
+    assert merged.codes["weight"].dtype == code_type(number) and len(merged.languages) == number
+    for part in parts:
+        for language in part.languages:
+            assert torch.equal(merged.mask("weight", language), part.mask("weight", language))
+
+
+def test_merging_needs_parts_with_languages_of_their_own(masks):
+    before = masks.codes["linear.weight"].clone()
+    with pytest.raises(MasksError, match="stands twice"):
+        PathwayMasks.merge([masks, masks.restrict(["fr"])])
+    with pytest.raises(MasksError, match="no masks to merge"):
+        PathwayMasks.merge([])
+    assert torch.equal(masks.codes["linear.weight"], before)
 
 
 def test_tied_languages_have_one_mask(masks):

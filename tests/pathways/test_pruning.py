@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
-from icefall_pathways.pathways.pruning import keep_largest, num_kept, prune_by_magnitude
+from icefall_pathways.pathways.pruning import num_kept, prune_by_magnitude
+from icefall_pathways.pathways.selection import keep_largest
 
 # Few different values, so that ties are the rule.
-scores = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
+scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
 
 
 @settings(max_examples=200, deadline=None)

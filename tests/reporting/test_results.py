@@ -1,5 +1,8 @@
 import pytest
+import torch
 
+from icefall_pathways.pathways.analysis import DensityRow
+from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.reporting import results
 from icefall_pathways.reporting.report import ReportConfig, write_report
 from icefall_pathways.reporting.results import SystemResult
@@ -19,6 +22,21 @@ def test_changes_are_relative_to_each_other_system():
     told = results.relative_changes([system("dense", 9.0), system("LAP", 19.0), system("pathways", 4.0)])
     assert told == "Average WER of pathways: -50.0 % against dense, -75.0 % against LAP"
     assert results.relative_changes([system("dense", 9.0)]) == ""
+
+
+def test_densities_become_a_table():
+    row = DensityRow("Linear", "Linear", 200, {"en": 0.3, "fr": 0.25}, 0.4, 0.5, 0.1, 0.625)
+    header, rows = results.density_rows([row], "type of module")
+    assert header[:4] == ["type of module", "entries", "en", "fr"]
+    assert rows == [["Linear", "200", "30.0 %", "25.0 %", "40.0 %", "10.0 %", "0.50", "0.62"]]
+
+
+def test_masks_are_told_in_a_line():
+    masks = PathwayMasks(MasksHeader(("en", "fr"), "imp"), {"w": torch.tensor([3, 1, 2, 0], dtype=torch.uint8)})
+    assert results.masks_summary(masks) == (
+        "Found by imp, granularity element, layer-wise allocation. Sparsity: en 50.0 %, fr 50.0 %. "
+        "Entries used by any language: 75.0 %; mean overlap of two languages: 0.33."
+    )
 
 
 def test_a_system_that_was_not_decoded_is_named(tmp_path):

@@ -12,6 +12,9 @@ Usage:
   # from a checkpoint of icefall's streaming Zipformer, for other tokens
   ./pruned_transducer_pathways/train.py --world-size 8 --exp-dir exp/dense --use-fp16 1 \
     --encoder-type zipformer --init-from epoch-30.pt --reinit-vocab 1
+  # a language more, without changing what the others compute; the masks are from prune.py --extend-masks
+  ./pruned_transducer_pathways/train.py --exp-dir exp/pathways-pl --init-from exp/pathways --init-avg 1 \
+    --masks exp/masks-pl/masks.safetensors --languages pl --freeze-languages "en fr it nl"
   # several machines
   torchrun --nnodes 2 --nproc_per_node 8 ./pruned_transducer_pathways/train.py --exp-dir exp/dense
 

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from every_kind import LANGUAGES, random_masks
+from torch import nn
+
+from icefall_pathways.optim.averaging import ModelAverage
+from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
+from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.pathways.freezing import freeze_languages
+from icefall_pathways.pathways.masks import MasksError, PathwayMasks
+
+
+def train(model, masks, trainable, language, x, average=None, updates=20):
+    """The losses of some updates with weight decay, clipping and averaging."""
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.05, weight_decay=0.5)
+    losses = []
+    for update in range(1, updates + 1):
+        loss = (PathwayModule(model, masks)(language, x) - 1).square().mean()
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm(model.named_parameters(), trainable, language, 1.0)
+        optimizer.activate(trainable, language)
+        optimizer.step()
+        if average is not None:
+            average.update(model, update)
+    return losses
+
+
+def test_frozen_languages_compute_the_same_bits_and_the_new_one_learns(model, masks, x):
+    with torch.no_grad():
+        before = {language: PathwayModule(model, masks)(language, x) for language in LANGUAGES}
+    average = ModelAverage(model, period=1)
+    trainable = freeze_languages(model, masks, ["en", "fr"])
+    losses = train(model, masks, trainable, "it", x, average)
+    assert losses[-1] < 0.8 * losses[0]
+    for weights in (model.state_dict(), average.state_dict()):
+        model.load_state_dict(weights)
+        for language in ("en", "fr"):
+            after = PathwayModule(model, masks)(language, x).detach()
+            assert after.numpy().tobytes() == before[language].numpy().tobytes()
+        assert not torch.equal(PathwayModule(model, masks)("it", x), before["it"])
+
+
+def test_without_freezing_the_others_change(model, masks, x):
+    before = PathwayModule(model, masks)("en", x).detach()
+    train(model, masks, masks, "it", x)
+    assert not torch.equal(PathwayModule(model, masks)("en", x), before)
+
+
+def test_only_entries_of_no_frozen_language_are_trainable(model, masks):
+    trainable = freeze_languages(model, masks, ["en", "fr"])
+    for name in masks.names:
+        theirs = masks.mask(name, "en") | masks.mask(name, "fr")
+        assert torch.equal(trainable.mask(name, "it"), masks.mask(name, "it") & ~theirs)
+        assert not trainable.mask(name, "en").any()
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(masks.names)
+
+
+def test_a_language_without_entries_of_its_own_is_an_error(model):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    with pytest.raises(MasksError, match="nothing is left to train for it: every entry is used by en, fr"):
+        freeze_languages(model, masks, ["en", "fr"])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(MasksError, match="no pathway for language 'nl'"):
+        freeze_languages(model, masks, ["nl"])
+
+
+def test_statistics_of_batches_are_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) gathers statistics of batches"):
+        freeze_languages(model, random_masks(model), ["en"])

@@ -1,0 +1,78 @@
+"""Mask searches of every shape, through the trainer."""
+
+import pytest
+import tiny_run
+
+from icefall_pathways.pathways.granularity import num_kept, parse_granularity
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import experiment
+from icefall_pathways.training.config import JointPruningConfig, MaskSearchConfig, PruningConfig
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, tmp_path_factory):
+    exp_dir = tmp_path_factory.mktemp("exp") / "dense"
+    experiment.train(tiny_run.config(corpus, exp_dir, "en", num_updates=2))
+    return exp_dir
+
+
+def search(corpus, dense, exp_dir, languages="en", **pruning):
+    base = tiny_run.config(corpus, exp_dir, languages, init_from=dense)
+    pruning = {"prune_rounds": 2, "updates_per_round": 1} | pruning
+    config = MaskSearchConfig(PruningConfig(**pruning), base.training, base.data)
+    experiment.find_masks(config)
+    return PathwayMasks.load(exp_dir / "masks.safetensors")
+
+
+@pytest.mark.parametrize(("granularity", "sparsity"), [("2:4", 0.5), ("block:4x4", 0.7), ("row", 0.6)])
+def test_a_search_keeps_to_the_granularity(corpus, dense, tmp_path, granularity, sparsity):
+    masks = search(corpus, dense, tmp_path / "search", granularity=granularity, sparsity=sparsity)
+    assert masks.header.granularity == granularity and masks.header.target_sparsity == sparsity
+    assert all(parse_granularity(granularity).fits(masks.codes[name]) for name in masks.names)
+    assert masks.sparsity("en") == pytest.approx(sparsity, abs=0.05)
+
+
+def test_a_global_search_with_denser_ends(corpus, dense, tmp_path):
+    layers = "encoder.emformer_layers.0=0.4"
+    shape = {"prune_allocation": "global", "layer_sparsity": layers, "sparsity": 0.6, "prune_scope": "encoder"}
+    masks = search(corpus, dense, tmp_path / "search", **shape)
+    assert masks.header.allocation == "global" and masks.header.layer_sparsity == layers
+    assert masks.sparsity("en") == pytest.approx(0.6, abs=1e-3) and not any("decoder" in name for name in masks.names)
+    for name, code in masks.codes.items():
+        if name.startswith("encoder.emformer_layers.0."):
+            assert int(masks.mask(name, "en").sum()) == num_kept(code.numel(), 0.4)
+    others = {masks.sparsity("en", name) for name in masks.names if "layers.1" in name}
+    assert len(others) > 3
+
+
+def test_finished_languages_are_skipped_and_the_rest_is_searched(corpus, dense, tmp_path, monkeypatch):
+    searched = []
+    run = experiment._search
+
+    def recorded(config, *rest):
+        searched.append(config.data.languages)
+        run(config, *rest)
+
+    monkeypatch.setattr(experiment, "_search", recorded)
+    first = search(corpus, dense, tmp_path / "search", "en")
+    both = search(corpus, dense, tmp_path / "search", "en fr")
+    search(corpus, dense, tmp_path / "search", "en fr")
+    assert searched == ["en", "fr"]
+    assert both.languages == ("en", "fr")
+    assert all((both.mask(name, "en") == first.mask(name, "en")).all() for name in first.names)
+
+
+def test_masks_of_another_search_are_not_taken_for_finished(corpus, dense, tmp_path):
+    search(corpus, dense, tmp_path / "search", sparsity=0.7)
+    with pytest.raises(ValueError, match=r"masks of another search \(target_sparsity 0.7, not 0.8\)"):
+        search(corpus, dense, tmp_path / "search", sparsity=0.8)
+
+
+def test_options_that_do_not_go_together_are_refused_before_the_search(corpus, dense, tmp_path):
+    with pytest.raises(ValueError, match=r"sparsity of 0.5, not 0.7: use --sparsity 0.5"):
+        PruningConfig(granularity="2:4", sparsity=0.7)
+    with pytest.raises(ValueError, match="neither global"):
+        JointPruningConfig(granularity="2:4", sparsity=0.5, prune_allocation="global")
+    with pytest.raises(ValueError, match="names nothing that is pruned"):
+        search(corpus, dense, tmp_path / "search", layer_sparsity="encoder.layers.0=0.5")
+    assert not (tmp_path / "search").exists()
