@@ -7,6 +7,7 @@ import tiny_run
 import torch
 from speech_cuts import lengths, make_cuts, write_cuts
 
+from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment
@@ -19,7 +20,7 @@ def pathways(corpus, tmp_path_factory):
     """Pathways of en and fr, trained from random weights with random masks."""
     exp_dir = tmp_path_factory.mktemp("exp") / "pathways"
     config = tiny_run.config(corpus, exp_dir, "en fr", masks=exp_dir / "given.safetensors", num_updates=6)
-    model = experiment.build_model(replace(config.model, ctc_head=True), 20)
+    model = build_model(replace(config.model, ctc_head=True), 20)
     masks = PathwayMasks.dense(model, ["en", "fr"], experiment.PRUNING_ROOTS["encoder-predictor"])
     for name in masks.names:
         for language in masks.languages:
