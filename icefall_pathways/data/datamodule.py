@@ -121,21 +121,22 @@ class SpeechDataModule:
         rows = [[language, reason, count] for (language, reason), count in sorted(self._counts.items())]
         return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
 
-    def updates_per_epoch(self, world_size: int) -> int:
-        """Updates that take as much audio as all languages have together."""
-        return updates_per_epoch(self.training_cuts, self.config.max_duration, world_size)
+    def updates_per_epoch(self, batches_per_update: int) -> int:
+        """Updates, of so many batches over all ranks, that take as much audio as all languages have together."""
+        return updates_per_epoch(self.training_cuts, self.config.max_duration, batches_per_update)
 
     def train_batches(
-        self, start_update: int, num_updates: int, seed: int, rank: int = 0, world_size: int = 1
+        self, start_update: int, num_updates: int, seed: int, rank: int = 0, world_size: int = 1, accum_grad: int = 1
     ) -> Generator[Batch, None, None]:
         """The batches of the updates after `start_update`: the same ones whether or not the run was interrupted there.
 
         Args:
           start_update: Updates that are done.
-          num_updates: How many batches to make.
+          num_updates: How many updates to make batches for.
           seed: Seed of order, language draws and augmentation.
           rank: This process.
           world_size: All processes.
+          accum_grad: Batches per update, which come one after the other and are of one language.
 
         Raises:
           DataError: A batch cannot be made; the message names the cut and the file.
@@ -153,8 +154,9 @@ class SpeechDataModule:
             world_size,
             start_update,
             num_updates,
+            accum_grad,
         )
-        for batch in _loader(_SpeechDataset(Augmentation(config)), sampler, config.num_workers):
+        for batch in _loaded(_loader(_SpeechDataset(Augmentation(config)), sampler, config.num_workers)):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -313,6 +315,24 @@ def check_monolingual(plan: BatchPlan) -> None:
     strangers = [cut.id for cut in plan.cuts if any(s.language != plan.language for s in cut.supervisions)]
     if strangers:
         raise DataError(f"a batch of {plan.language} holds cuts of another language: {', '.join(strangers)}")
+
+
+def _loaded(loader: DataLoader[Any]) -> Iterator[Batch | DataError]:
+    """What a loader gives; the death of one of its processes becomes an error that says what to do."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two, when it dies while handing over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that loads batches has died ({_first_line(error)}), most likely because memory ran out: "
+                "lower --num-workers or --max-duration, and run the same command again to go on"
+            ) from error
+        yield batch
 
 
 def _loader(dataset: _SpeechDataset, sampler: MonolingualSampler, num_workers: int) -> DataLoader[Any]:

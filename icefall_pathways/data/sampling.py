@@ -59,6 +59,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
       world_size: All processes; each gets cuts of its own in every update.
       start_update: Updates that are done.
       num_updates: Updates to come.
+      accum_grad: Batches per update and rank, all of the update's language.
 
     Raises:
       ValueError: The temperature is not above 0.
@@ -77,6 +78,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
         world_size: int,
         start_update: int,
         num_updates: int,
+        accum_grad: int = 1,
     ) -> None:
         self.languages = languages
         self.max_duration = max_duration
@@ -92,18 +94,22 @@ class MonolingualSampler(Sampler[BatchPlan]):
         self.world_size = world_size
         self.start_update = start_update
         self.num_updates = num_updates
+        self.accum_grad = accum_grad
 
     def __len__(self) -> int:
-        return self.num_updates
+        return self.num_updates * self.accum_grad
 
     def __iter__(self) -> Iterator[BatchPlan]:
         batches = {code: self._passes(code) for code in self.languages}
         for update in range(1, self.start_update + self.num_updates + 1):
             language = self.language_of(update)
-            cuts = next(batches[language])
-            if update > self.start_update:
-                seed = random.Random(f"{self.seed}/{self.rank}/{update}/augmentation").getrandbits(32)
-                yield BatchPlan(update, language, cuts, seed)
+            for i in range(self.accum_grad):
+                cuts = next(batches[language])
+                if update > self.start_update:
+                    # Numbered through the ranks, as lhotse deals out batches: it does not matter who has one.
+                    place = i * self.world_size + self.rank
+                    seed = random.Random(f"{self.seed}/{place}/{update}/augmentation").getrandbits(32)
+                    yield BatchPlan(update, language, cuts, seed)
 
     def language_of(self, update: int) -> str:
         """The language of an update, the same on every rank."""
@@ -159,6 +165,6 @@ def in_order(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int =
     return _InOrderSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
 
 
-def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, world_size: int) -> int:
+def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, batches_per_update: int) -> int:
     """Updates that take as much audio as all languages have together."""
-    return max(1, math.ceil(sum(part.seconds for part in languages.values()) / (max_duration * world_size)))
+    return max(1, math.ceil(sum(part.seconds for part in languages.values()) / (max_duration * batches_per_update)))

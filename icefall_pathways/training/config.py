@@ -125,6 +125,12 @@ class TrainingConfig:
     use_bf16: bool = False
     """Mixed precision with bfloat16."""
 
+    accum_grad: int = 1
+    """Batches of each process per update, all of one language; their gradients are added up."""
+
+    max_bad_batches: int = 20
+    """Updates in a row that may be skipped because the loss or its gradient is not finite; one more ends the run."""
+
     valid_interval: int = 500
     """Updates between validations."""
 
@@ -155,9 +161,9 @@ class TrainingConfig:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
         if self.freeze_languages and self.masks is None:
             raise ValueError("--freeze-languages needs --masks: which weights a language uses is told by its mask")
-        at_least_one = ("save_every_n", "log_interval", "valid_interval", "average_period")
-        for name in ("num_epochs", "num_updates", "init_avg", *at_least_one):
-            least = 1 if name in at_least_one else 0
+        counts = ("num_epochs", "num_updates", "init_avg", "max_bad_batches")
+        for name in (*counts, "accum_grad", "save_every_n", "log_interval", "valid_interval", "average_period"):
+            least = 0 if name in counts else 1
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {least}")
 

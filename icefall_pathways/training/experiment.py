@@ -216,7 +216,7 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
     elif config.training.masks is not None or config.pruning.prune_method != "none":
         masks = _starting_masks(config, model, languages)
         num_updates = config.training.num_updates or config.training.num_epochs * data.updates_per_epoch(
-            rank.world_size
+            rank.world_size * config.training.accum_grad
         )
         trainer = Trainer(config, model, data, tokenizer, rank, masks, joint_plan(config.pruning, masks, num_updates))
     else:

@@ -28,6 +28,7 @@ class LossSums:
     def __init__(self, languages: list[str], device: torch.device) -> None:
         self._index = {language: i for i, language in enumerate(languages)}
         self._sums = torch.zeros(len(languages), len(LOSSES) + 2, dtype=torch.float64, device=device)
+        self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # their sum and number
 
     def add(self, language: str, losses: dict[str, Tensor], tokens: int, seconds: float) -> None:
         """Add one batch: the sums of its losses, its number of tokens and its seconds of audio."""
@@ -38,12 +39,22 @@ class LossSums:
         row[-2] += tokens
         row[-1] += seconds
 
+    def add_update(self, language: str, norm: Tensor) -> None:
+        """Add the norm of one update's gradient, the same on all ranks."""
+        row = self._norms[self._index[language]]
+        row[0] += norm
+        row[1] += 1
+
     def flush(self, rank: Rank) -> dict[str, dict[str, float]]:
-        """Per language, the mean losses per token over all ranks and the seconds of audio, since the last flush."""
+        """Per language, since the last flush: mean losses per token and seconds of audio over all ranks, mean norm."""
         sums = rank.sum(self._sums.clone()).tolist()
+        norms = self._norms.tolist()
         self._sums.zero_()
+        self._norms.zero_()
         return {
-            language: {name: sums[i][k] / sums[i][-2] for k, name in enumerate(LOSSES)} | {"audio_seconds": sums[i][-1]}
+            language: {name: sums[i][k] / sums[i][-2] for k, name in enumerate(LOSSES)}
+            | {"audio_seconds": sums[i][-1]}
+            | ({"grad_norm": norms[i][0] / norms[i][1]} if norms[i][1] else {})
             for language, i in self._index.items()
             if sums[i][-2] > 0
         }

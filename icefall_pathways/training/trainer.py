@@ -6,21 +6,22 @@ from a checkpoint repeats exactly what it would have done.
 """
 
 import logging
+import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.data.datamodule import Batch, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import codes_of
-from icefall_pathways.models.losses import loss_scales
 from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
-from icefall_pathways.models.transducer import Transducer, TransducerLoss
+from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
@@ -29,13 +30,14 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned
 from icefall_pathways.training.metrics import LossSums, MetricsLog, bar_position
+from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
 from icefall_pathways.training.pruner import Pruner, PruningPlan
+from icefall_pathways.training.signals import Stopped, StopRequest, stop_requests
 
 logger = logging.getLogger("icefall_pathways")
-
-Batch = dict[str, Any]
 
 # Where the regularisers' schedules stand for weights that are trained already: behind the end of all of them.
 _TRAINED = 100_000.0
@@ -80,15 +82,15 @@ class Trainer:
         self.pathways = PathwayModule(self.model, self.masks, self.gradients.add if self.gradients else None)
         self.parallel = self._parallelise(self.pathways)
         self.average = ModelAverage(self.model, self.options.average_period)
-        self.updates_per_epoch = data.updates_per_epoch(rank.world_size)
+        self.batches_per_update = rank.world_size * self.options.accum_grad
+        self.updates_per_epoch = data.updates_per_epoch(self.batches_per_update)
         self.num_updates = self.options.num_updates or self.options.num_epochs * self.updates_per_epoch
         self.learning_rate = build_learning_rate(self.options, self.restarts_every or self.num_updates)
-        autocast_type = torch.float16 if self.options.use_fp16 else torch.bfloat16
-        self.autocast = torch.autocast(
-            rank.device.type, dtype=autocast_type, enabled=self.options.use_fp16 or self.options.use_bf16
-        )
+        self.objective = Objective(self.options, tokenizer, rank.device)
         self.scaler = torch.cuda.amp.GradScaler(enabled=self.options.use_fp16 and rank.device.type == "cuda")
         self.sums = LossSums([language.code for language in data.languages], rank.device)
+        self.guard = BatchGuard(self.model, self.options.exp_dir, self.options.max_bad_batches, rank)
+        self.stop = StopRequest()
         self.best_valid_loss = float("inf")
 
     def run(self) -> None:
@@ -97,92 +99,90 @@ class Trainer:
         if start == 0 and self.plan is not None and self.plan.needs_start:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
-        with MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard) as log:
-            for update, batch in self._batches(start):
-                self._train_update(update, batch)
-                log.advance(batch["language"])
+        log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
+        with log, stop_requests() as self.stop:
+            for update, batches in self._batches(start):
+                with self.guard.keeps_evidence(batches):
+                    stopping = self._train_update(update, batches)
+                log.advance(batches[0]["language"])
                 self._between_updates(update, log)
+                if stopping:
+                    self._leave(update)
         self.rank.barrier()
 
-    def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
-        batches = self.data.train_batches(
+    def _batches(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
+        """The batches of each update: `accum_grad` of them, all of one language."""
+        loaded = self.data.train_batches(
             start_update=start,
             num_updates=self.num_updates - start,
             seed=self.options.seed,
             rank=self.rank.index,
             world_size=self.rank.world_size,
+            accum_grad=self.options.accum_grad,
         )
-        with closing(batches):
-            yield from enumerate(batches, start + 1)
+        with closing(loaded):
+            for update in range(start + 1, self.num_updates + 1):
+                batches = list(islice(loaded, self.options.accum_grad))
+                for batch in batches:
+                    self.objective.add_tokens(batch)
+                yield update, batches
 
-    def _train_update(self, update: int, batch: Batch) -> None:
-        """One step of the optimizer on one monolingual batch; `update` counts from 1."""
-        torch.manual_seed(_seed(self.options.seed, self.rank.index, update))
-        language = batch["language"]
+    def _train_update(self, update: int, batches: list[Batch]) -> bool:
+        """One step of the optimizer on batches of one language; `update` counts from 1.
+
+        Returns:
+          Whether a rank has been asked to stop; all ranks come to know it in the same update.
+        """
+        language = batches[0]["language"]
         set_position(self.model, self._position(update) + (_TRAINED if self.options.init_from else 0.0))
         self.parallel.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate_at(update)
-        loss = self._forward_backward(batch, update)
+        losses, stopping = self._forward_backward(batches, update)
         self.scaler.unscale_(self.optimizer)
-        self.optimizer.activate(self.trainable, language)
-        self.scaler.step(self.optimizer)
+        norm = gradient_norm(self.model)
+        if self.guard.passes(update, batches, [loss["loss"] for loss in losses], norm, self.scaler.get_scale):
+            self.optimizer.activate(self.trainable, language)
+            self.optimizer.step()
+            self.sums.add_update(language, norm)
+            for batch, loss in zip(batches, losses, strict=True):
+                self.sums.add(language, loss, batch["num_tokens"], seconds_of(batch))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._record(batch, loss)
         self.average.update(self.model, update)
         if self.pruner is not None:
             self.pruner.after_update(update)
+        return bool(stopping)
 
     def _position(self, update: int) -> float:
         """Where the schedules of the regularisers stand, in batches of `ref_duration`; it moves every 10 updates."""
         updates_before = (update - 1) // 10 * 10
-        return updates_before * self.config.data.max_duration * self.rank.world_size / self.options.ref_duration
+        return updates_before * self.config.data.max_duration * self.batches_per_update / self.options.ref_duration
 
-    def _forward_backward(self, batch: Batch, update: int) -> dict[str, Tensor]:
-        loss = self._losses(batch, self.parallel, update)
+    def _forward_backward(self, batches: list[Batch], update: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The losses of the batches, and how many ranks have been asked to stop, on the device."""
+        told = torch.tensor([sum(batch["num_tokens"] for batch in batches), self.stop.number > 0], dtype=torch.float64)
+        total = self.rank.sum(told.to(self.rank.device))
         # Every rank divides by the mean number of tokens of a rank, so that the averaged gradient is that of the mean
-        # loss per token of the whole step, however the utterances fell to the ranks.
-        tokens = self.rank.sum(torch.tensor(float(batch["num_tokens"]), device=self.rank.device)) / self.rank.world_size
+        # loss per token of the whole update, however the utterances fell to the ranks.
+        tokens = total[0].float() / self.rank.world_size
         if self.gradients is not None:
             self.gradients.scale = self.scaler.get_scale()
-        self.scaler.scale(loss["loss"] / tokens).backward()
-        return loss
+        losses = []
+        for i, batch in enumerate(batches):
+            # Numbered through the ranks, as the batches are: what is random in a batch does not depend on who has it.
+            torch.manual_seed(_seed(self.options.seed, i * self.rank.world_size + self.rank.index, update))
+            with self._communicates(i == len(batches) - 1):
+                losses.append(self.objective(batch, self.parallel, update))
+                self.scaler.scale(poisoned(losses[-1]["loss"]) / tokens).backward()
+        return losses, total[1]
 
-    def _losses(self, batch: Batch, module: nn.Module, update: int) -> dict[str, Tensor]:
-        """Sums over the batch: the losses and their weighted sum."""
-        options = self.options
-        supervisions = batch["supervisions"]
-        y, y_lens = self._targets(batch)
-        with self.autocast:
-            losses: TransducerLoss = module(
-                batch["language"],
-                batch["inputs"].to(self.rank.device),
-                supervisions["num_frames"].to(self.rank.device),
-                y.to(self.rank.device),
-                y_lens.to(self.rank.device),
-                prune_range=options.prune_range,
-                am_scale=options.am_scale,
-                lm_scale=options.lm_scale,
-            )
-        simple_scale, pruned_scale = loss_scales(update, options.warm_updates, options.simple_loss_scale)
-        total = simple_scale * losses.simple + pruned_scale * losses.pruned
-        named = {"simple_loss": losses.simple, "pruned_loss": losses.pruned}
-        if losses.ctc is not None:
-            total = total + options.ctc_loss_scale * losses.ctc
-            named["ctc_loss"] = losses.ctc
-        return {"loss": total} | named
-
-    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        tokens = self.tokenizer.encode(batch["supervisions"]["text"])
-        y = nn.utils.rnn.pad_sequence([torch.tensor(t, dtype=torch.int64) for t in tokens], batch_first=True)
-        y_lens = torch.tensor([len(t) for t in tokens])
-        batch["num_tokens"] = int(y_lens.sum())
-        return y, y_lens
-
-    def _record(self, batch: Batch, losses: dict[str, Tensor]) -> None:
-        seconds = 0.01 * float(batch["supervisions"]["num_frames"].sum())
-        self.sums.add(batch["language"], losses, batch["num_tokens"], seconds)
+    def _communicates(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks add up their gradients in the backward pass of an update's last batch only."""
+        if last or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        no_sync: AbstractContextManager[None] = self.parallel.no_sync()  # type: ignore[operator]
+        return no_sync
 
     def _between_updates(self, update: int, log: MetricsLog) -> None:
         options, last = self.options, update == self.num_updates
@@ -199,11 +199,6 @@ class Trainer:
     def _log_training(self, update: int, log: MetricsLog) -> None:
         lr = self._learning_rate_at(update)
         for language, values in self.sums.flush(self.rank).items():
-            if values["loss"] != values["loss"] or values["loss"] == float("inf"):
-                raise ValueError(
-                    f"the loss of {language} is {values['loss']} by update {update}: lower --base-lr, or look for a "
-                    f"bad cut; the newest checkpoint in {self.options.exp_dir} is from before"
-                )
             sparsity = {} if self.masks is None else {"sparsity": self.masks.sparsity(language)}
             log.write("train", update, language, values | {"lr": lr, "epoch": self.epoch_of(update)} | sparsity)
 
@@ -219,10 +214,9 @@ class Trainer:
             for i, batch in enumerate(bar):
                 if i % self.rank.world_size != self.rank.index:
                     continue
-                losses = self._losses(batch, self.pathways, self.options.warm_updates)
-                sums.add(
-                    language.code, losses, batch["num_tokens"], 0.01 * float(batch["supervisions"]["num_frames"].sum())
-                )
+                self.objective.add_tokens(batch)
+                losses = self.objective(batch, self.pathways, self.options.warm_updates)
+                sums.add(language.code, losses, batch["num_tokens"], seconds_of(batch))
         figures = sums.flush(self.rank)
         for code, values in figures.items():
             log.write("valid", update, code, values)
@@ -238,6 +232,7 @@ class Trainer:
     def _save(self, path: Any, update: int) -> None:
         if self.gradients is not None:
             self.gradients.gather(keep=self.rank.is_main)
+        regularisers = self.rank.gather(regulariser_state(self.model))
         if not self.rank.is_main:
             return
         checkpoint = {
@@ -245,7 +240,7 @@ class Trainer:
             "model_avg": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
-            "regularisers": regulariser_state(self.model),
+            "regularisers": regularisers,
             "masks": {} if self.masks is None else self.masks.codes,
             "masks_header": {} if self.masks is None else asdict(self.masks.header),
             "gradients": {} if self.gradients is None else self.gradients.state_dict(),
@@ -253,10 +248,25 @@ class Trainer:
             "epoch": self.epoch_of(update),
             "best_valid_loss": self.best_valid_loss,
             "world_size": self.rank.world_size,
+            "accum_grad": self.options.accum_grad,
             "vocab_size": self.tokenizer.vocab_size,
             "config": to_dict(self.config),
         }
         checkpoints.save(checkpoint, path)
+
+    def _leave(self, update: int) -> None:
+        """Save, and end the run as a signal has asked this or another rank to.
+
+        Raises:
+          Stopped: Always.
+        """
+        path = checkpoints.batch_path(self.options.exp_dir, update)
+        if update % self.options.save_every_n and update != self.num_updates:
+            self._save(path, update)
+        self.rank.barrier()
+        if self.rank.is_main:
+            tqdm.write(f"asked to stop: saved {path}")
+        raise Stopped(self.stop.number or signal.SIGTERM)
 
     def _drop_old_checkpoints(self) -> None:
         if self.rank.is_main:
@@ -282,7 +292,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        load_regulariser_state(self.model, checkpoint.get("regularisers", {}))
+        load_regulariser_state(self.model, checkpoint["regularisers"][self.rank.index])
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():
                 self.masks.codes[name].copy_(code)
@@ -296,6 +306,7 @@ class Trainer:
         """What decides the course of a run must not change when it is resumed."""
         here = {
             "world_size": self.rank.world_size,
+            "accum_grad": self.options.accum_grad,
             "vocab_size": self.tokenizer.vocab_size,
             "masked": self.masks is not None,
             "optimizer": self.options.optimizer,
@@ -303,6 +314,7 @@ class Trainer:
         }
         there = {
             "world_size": checkpoint["world_size"],
+            "accum_grad": checkpoint["accum_grad"],
             "vocab_size": checkpoint["vocab_size"],
             "masked": bool(checkpoint["masks"]),
             "optimizer": checkpoint["config"]["training"].get("optimizer", "adamw"),

@@ -339,10 +339,10 @@ def _record(rank: Rank, config, folder):
     )
     train_update = run._train_update
 
-    def recorded(update, batch):
-        seen["languages"].append(batch["language"])
-        seen["cuts"] += [cut.id for cut in batch["supervisions"]["cut"]]
-        train_update(update, batch)
+    def recorded(update, batches):
+        seen["languages"].append(batches[0]["language"])
+        seen["cuts"] += [cut.id for cut in batches[0]["supervisions"]["cut"]]
+        return train_update(update, batches)
 
     run._train_update = recorded
     run.run()

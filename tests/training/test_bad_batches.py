@@ -1,0 +1,190 @@
+"""Losses and gradients that are not finite, failing ranks, and loader processes that die."""
+
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import active_children
+
+import pytest
+import tiny_run
+import torch
+from ranks import fail, fork_ranks
+
+from icefall_pathways.data.datamodule import DataError, SpeechDataModule
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.training import checkpoints
+from icefall_pathways.training.distributed import Rank, launch
+from icefall_pathways.training.failures import RankError
+from icefall_pathways.training.guard import BadBatchesError, read_batch
+from icefall_pathways.training.objective import Objective
+from icefall_pathways.training.trainer import Trainer
+
+
+def make_trainer(config, rank=None):
+    torch.manual_seed(config.training.seed)
+    tokenizer = Tokenizer(config.training.bpe_model)
+    return Trainer(
+        config,
+        build_model(replace(config.model, ctc_head=True), 20),
+        SpeechDataModule(config.data, tokenizer),
+        tokenizer,
+        rank or Rank(),
+    )
+
+
+def spoil(trainer, updates, how):
+    """Make the losses of some updates bad: `loss` makes them NaN, `gradient` their gradients alone."""
+    compute = trainer.objective
+
+    def spoilt(batch, module, update):
+        losses = compute(batch, module, update)
+        if update in updates and module is trainer.parallel:
+            if how == "loss":
+                losses["loss"] = losses["loss"] * float("nan")
+            else:
+                losses["loss"].register_hook(lambda grad: grad * float("inf"))
+        return losses
+
+    spoilt.add_tokens = compute.add_tokens
+    trainer.objective = spoilt
+
+
+def state_of(trainer):
+    tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for i, state in enumerate(trainer.optimizer.state.values()):
+        tensors |= {f"{i}/{key}": value.clone() for key, value in state.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_bad_batch_is_skipped_told_and_saved(corpus, tmp_path, how, capsys):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
+    spoil(trainer, {3}, how)
+    states, cuts = {}, {}
+    train_update = trainer._train_update
+
+    def watched(update, batches):
+        cuts[update] = (batches[0]["language"], [cut.id for cut in batches[0]["supervisions"]["cut"]])
+        stopping = train_update(update, batches)
+        states[update] = state_of(trainer)
+        return stopping
+
+    trainer._train_update = watched
+    trainer.run()
+    assert all(torch.equal(states[2][name], states[3][name]) for name in states[2])
+    assert not all(torch.equal(states[3][name], states[4][name]) for name in states[3])
+    assert all(value.isfinite().all() for value in states[8].values())
+    language, ids = cuts[3]
+    assert f"update 3 skipped: the loss or its gradient is not finite. {language} cuts {', '.join(ids)}" in (
+        capsys.readouterr().out
+    )
+    (path,) = tmp_path.glob("batch-*.pt")
+    saved = read_batch(path)
+    assert (saved["language"], saved["cuts"]) == (language, ids)
+    assert saved["inputs"].shape[0] == len(saved["num_frames"]) == len(saved["text"]) == len(ids)
+
+
+def test_one_bad_batch_too_many_in_a_row_ends_the_run(corpus, tmp_path):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path, max_bad_batches=1))
+    spoil(trainer, {2, 4, 6, 7}, "loss")
+    with pytest.raises(BadBatchesError, match="2 updates in a row, up to update 7"):
+        trainer.run()
+    model = torch.load(tmp_path / "bad-model-0.pt", weights_only=True)["model"]
+    assert all(torch.equal(value, model[name]) for name, value in trainer.model.state_dict().items())
+    assert len(list(tmp_path.glob("batch-*.pt"))) == 4
+    assert checkpoints.newest(tmp_path)[0].name == "checkpoint-6.pt"
+
+
+def test_features_that_are_not_finite_are_named(corpus, tmp_path, capsys):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path, num_updates=1, max_bad_batches=0))
+    add_tokens = trainer.objective.add_tokens
+
+    def spoilt(batch):
+        if batch["inputs"].size(0) > 1:
+            batch["inputs"][1, 0, 0] = float("nan")
+        add_tokens(batch)
+
+    trainer.objective.add_tokens = spoilt
+    train_batches = trainer.data.train_batches
+    trainer.data.train_batches = lambda **kw: (
+        b for b in train_batches(**kw | {"num_updates": 9}) if len(b["inputs"]) > 1
+    )
+    with pytest.raises(BadBatchesError):
+        trainer.guard._most_in_a_row = 0
+        trainer.run()
+    assert re.search(r"cuts ([\w-]+), ([\w-]+).*\(features not finite: \2\)", capsys.readouterr().out)
+
+
+def test_an_exception_leaves_the_batch_and_the_model(corpus, tmp_path):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
+    trainer.objective.__class__ = type("Failing", (Objective,), {"__call__": lambda *_: 1 / 0})
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    assert len(list(tmp_path.glob("batch-*.pt"))) == 1 and (tmp_path / "bad-model-0.pt").exists()
+
+
+def test_float16_on_a_cpu_is_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match="--use-fp16 needs CUDA"):
+        make_trainer(tiny_run.config(corpus, tmp_path, use_fp16=True))
+
+
+def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path)
+    data = SpeechDataModule(replace(config.data, num_workers=1), Tokenizer(config.training.bpe_model))
+    batches = data.train_batches(0, 100, 42)
+    next(batches)
+    for child in active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
+        list(batches)
+
+
+def test_all_ranks_skip_the_update_that_is_bad_on_one(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path, num_updates=5)
+    fork_ranks(_train_with_a_bad_batch, 2, tmp_path, config, tmp_path)
+    found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert found[0]["skipped"] == found[1]["skipped"] == 1
+    assert all(torch.equal(found[0]["model"][name], found[1]["model"][name]) for name in found[0]["model"])
+    assert all(value.isfinite().all() for value in found[0]["model"].values())
+    (saved,) = tmp_path.glob("batch-*.pt")
+    told = [path.read_text() for path in (tmp_path / "log").iterdir()]
+    assert all(f"rank 1: {read_batch(saved)['language']} cuts" in text for text in told) and len(told) == 2
+    assert not any("rank 0:" in text for text in told)
+
+
+def _train_with_a_bad_batch(rank, config, folder):
+    trainer = make_trainer(config, rank)
+    if rank.index == 1:
+        spoil(trainer, {3}, "loss")
+    trainer.run()
+    torch.save(
+        {"model": trainer.model.state_dict(), "skipped": trainer.guard.skipped}, f"{folder}/rank-{rank.index}.pt"
+    )
+
+
+def test_the_rank_that_fails_first_is_told_and_all_end(free_port, capfd):
+    begin = time.monotonic()
+    with pytest.raises(RankError, match=r"(?s)rank 1 failed.*in fail.*ZeroDivisionError"):
+        launch(fail, 2, free_port, "exception")
+    assert time.monotonic() - begin < 45
+    assert "rank 0 failed" not in capfd.readouterr().err
+
+
+def test_errors_of_ranks_that_users_can_act_on_stay_short(free_port):
+    with pytest.raises(ValueError, match=r"^rank 1: use another option$"):
+        launch(fail, 2, free_port, "error")
+
+
+def test_a_killed_rank_is_named(free_port):
+    with pytest.raises(RankError, match="rank 1 was killed by SIGKILL, as the kernel does when memory runs out"):
+        launch(fail, 2, free_port, "killed")
+
+
+def test_a_port_in_use_is_told(free_port):
+    store = torch.distributed.TCPStore("127.0.0.1", free_port, is_master=True, wait_for_workers=False)
+    with pytest.raises(ValueError, match=f"cannot listen on port {free_port}.*--master-port"):
+        launch(fail, 2, free_port, "error")
+    del store
