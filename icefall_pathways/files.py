@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = ".writing-"  # what temporary names begin with
+
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
@@ -19,7 +21,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes), dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, suffix="".join(path.suffixes), dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -28,6 +30,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,6 +61,15 @@ def sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in `folder` outlast a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

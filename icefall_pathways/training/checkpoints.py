@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from icefall_pathways.files import atomic_write, sha256
+from icefall_pathways.files import UNFINISHED, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range
@@ -106,6 +106,12 @@ def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
             f"no checkpoint in {exp_dir} is readable ({', '.join(damaged)}): remove them to start anew"
         )
     return None
+
+
+def remove_unfinished(exp_dir: Path) -> None:
+    """Remove what writers that were killed have left behind; to be called while nobody writes there."""
+    for path in exp_dir.glob(f"{UNFINISHED}*.pt"):
+        path.unlink(missing_ok=True)
 
 
 def find(path: Path) -> tuple[Path, Checkpoint]:

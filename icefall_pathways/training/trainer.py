@@ -277,6 +277,8 @@ class Trainer:
     def _resume(self) -> int:
         """Take over the newest checkpoint, or the one that the options name; returns its update number."""
         options = self.options
+        if self.rank.is_main:
+            checkpoints.remove_unfinished(options.exp_dir)
         if options.start_batch:
             checkpoint = checkpoints.read(checkpoints.batch_path(options.exp_dir, options.start_batch))
         elif options.start_epoch > 1:

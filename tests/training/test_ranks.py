@@ -1,0 +1,77 @@
+"""Several ranks do what one rank does with the same global batch."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+from ranks import fork_ranks
+from test_bad_batches import make_trainer
+
+
+@pytest.fixture(scope="module")
+def ends(corpus, tmp_path_factory):
+    """What every rank saw and ended with, by the number of ranks; four batches per update each time."""
+    folder = tmp_path_factory.mktemp("ranks")
+    found = {}
+    for world_size in (1, 2, 4):
+        config = tiny_run.config(
+            corpus, folder / f"exp-{world_size}", num_updates=3, valid_interval=100, save_every_n=100
+        )
+        config = replace(
+            config,
+            training=replace(config.training, world_size=world_size, accum_grad=4 // world_size),
+            # One bucket: with several, all ranks of an update draw from the same one, which a single rank does not do.
+            data=replace(config.data, max_duration=4.0, num_buckets=1),
+        )
+        fork_ranks(_train, world_size, folder / f"forked-{world_size}", config, folder)
+        paths = [folder / f"rank-{rank}-of-{world_size}.pt" for rank in range(world_size)]
+        found[world_size] = [torch.load(path, weights_only=True) for path in paths]
+    return found
+
+
+def _train(rank, config, folder):
+    trainer = make_trainer(config, rank)
+    seen = []
+    train_update = trainer._train_update
+
+    def watched(update, batches):
+        seen.append([(batch["language"], [cut.id for cut in batch["supervisions"]["cut"]]) for batch in batches])
+        return train_update(update, batches)
+
+    trainer._train_update = watched
+    trainer.run()
+    end = {"seen": seen, "model": trainer.model.state_dict(), "average": trainer.average.state_dict()}
+    torch.save(end, folder / f"rank-{rank.index}-of-{rank.world_size}.pt")
+
+
+def test_the_global_batch_is_the_same_and_of_one_language(ends):
+    batches = {
+        world_size: [
+            [ranks[rank]["seen"][update][i] for i in range(4 // world_size) for rank in range(world_size)]
+            for update in range(3)
+        ]
+        for world_size, ranks in ends.items()
+    }
+    assert batches[1] == batches[2] == batches[4]
+    for update in batches[1]:
+        assert len({language for language, _ in update}) == 1
+        ids = [cut_id for _, ids in update for cut_id in ids]
+        assert len(ids) == len(set(ids)) > 4
+    assert len({update[0][0] for update in batches[1]}) > 1
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_all_ranks_end_with_the_same_weights(ends, world_size):
+    first, *others = ends[world_size]
+    for other in others:
+        for part in ("model", "average"):
+            assert all(torch.equal(value, other[part][name]) for name, value in first[part].items())
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_ranks_equal_one_that_accumulates(ends, world_size):
+    """Dropout and SpecAugment included: what is random belongs to the batch, not to the rank."""
+    (one,), several = ends[1], ends[world_size][0]
+    for name, value in one["model"].items():
+        torch.testing.assert_close(several["model"][name], value, rtol=1e-4, atol=1e-5)

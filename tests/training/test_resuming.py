@@ -1,0 +1,147 @@
+"""Runs that are killed, or asked to stop, end as runs that are left alone."""
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training.signals import EXIT_CODES, Stopped
+
+UPDATES = 16
+
+
+def start(run, *args):
+    """Start `run(*args)` in a forked process: no imports, so that most of its life is training."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        run(*args)
+        status = 0
+    except Stopped as stopped:
+        status = stopped.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(child):
+    """How a process ended: its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def ended(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def wait_until(holds, child):
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, "nothing happened"
+        if ended(child):
+            return
+        time.sleep(0.001)
+
+
+def assert_same_course(a, b):
+    """All that a run's last checkpoint holds is bit for bit the same."""
+    a, b = (checkpoints.read(exp_dir / f"checkpoint-{UPDATES}.pt") for exp_dir in (a, b))
+    for run in (a, b):
+        run["config"]["training"].pop("exp_dir")
+        run.pop("plain")  # the same, as it stands in the file
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        _assert_equal(value, b[key], key)
+
+
+def _assert_equal(a, b, name):
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), name
+        for key, value in a.items():
+            _assert_equal(value, b[key], f"{name}/{key}")
+    else:
+        assert a == b, name
+
+
+@pytest.fixture(scope="module")
+def masked(corpus, tmp_path_factory):
+    """A run with masks and random augmentation, left alone; and its options."""
+    folder = tmp_path_factory.mktemp("masked")
+    experiment.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
+    model = checkpoints.build(checkpoints.newest(folder / "dense")[1])
+    masks = PathwayMasks.dense(model, ["en", "fr", "it"], experiment.PRUNING_ROOTS["encoder-predictor"])
+    for name in masks.names:
+        for language in masks.languages:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
+    masks.save(folder / "masks.safetensors")
+    config = tiny_run.config(
+        corpus,
+        folder / "calm",
+        init_from=folder / "dense",
+        masks=folder / "masks.safetensors",
+        num_updates=UPDATES,
+        save_every_n=1,
+        valid_interval=UPDATES,
+        keep_last_k=3,
+    )
+    config = replace(config, data=replace(config.data, num_workers=1))
+    experiment.train(config)
+    return config
+
+
+def elsewhere(config, exp_dir, **options):
+    return replace(config, training=replace(config.training, exp_dir=exp_dir, **options))
+
+
+def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
+    """SIGKILL 20 times, every second time while a checkpoint is being written."""
+    config = elsewhere(masked, tmp_path / "killed")
+    config.training.exp_dir.mkdir()
+    rng = random.Random(3)
+    kills = writing = 0
+    while kills < 20:
+        child = start(experiment.train, config)
+        if kills % 2:
+            wait_until(lambda: any(config.training.exp_dir.glob(".writing-*.pt")), child)
+            time.sleep(rng.choice([0.0, 0.002]))
+        else:
+            time.sleep(rng.uniform(0.0, 0.6))
+        was_writing = any(config.training.exp_dir.glob(".writing-*.pt"))
+        os.kill(child, signal.SIGKILL)
+        assert wait(child) == -signal.SIGKILL, "the run was over before it had been killed often enough"
+        kills += 1
+        writing += was_writing
+    assert kills == 20 and writing >= 4
+    assert wait(start(experiment.train, config)) == 0
+    assert_same_course(masked.training.exp_dir, config.training.exp_dir)
+    assert not list(config.training.exp_dir.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
+def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number):
+    config = elsewhere(masked, tmp_path / "stopped", save_every_n=1000)
+    log = config.training.exp_dir / "metrics.jsonl"
+    child = start(experiment.train, config)
+    wait_until(lambda: log.exists() and log.stat().st_size > 0, child)
+    os.kill(child, number)
+    assert wait(child) == 128 + number
+    (saved,) = checkpoints.batch_checkpoints(config.training.exp_dir)
+    assert 2 <= checkpoints.read(saved)["update"] < UPDATES
+    assert wait(start(experiment.train, config)) == 0
+    calm, stopped = (checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config))
+    for part in ("model", "model_avg", "optimizer", "masks"):
+        _assert_equal(calm[part], stopped[part], part)
