@@ -131,6 +131,12 @@ class TrainingConfig:
     max_bad_batches: int = 20
     """Updates in a row that may be skipped because the loss or its gradient is not finite; one more ends the run."""
 
+    inf_check: bool = False
+    """Stop at the first module whose output or gradient is not finite, and name it; slow."""
+
+    print_diagnostics: bool = False
+    """Gather the sizes of all outputs, gradients and parameters over a few updates, print them and stop."""
+
     valid_interval: int = 500
     """Updates between validations."""
 

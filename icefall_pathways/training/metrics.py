@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +63,41 @@ class LossSums:
         }
 
 
+class Speed:
+    """How fast training goes, and how long it waits for data."""
+
+    def __init__(self) -> None:
+        self._update: int | None = None
+        self._since = time.monotonic()
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    def flush(self, update: int, audio_seconds: float) -> dict[str, float]:
+        """Figures since the last flush, validation and writing included: per second, the share of waiting, memory.
+
+        Args:
+          update: Updates that are done.
+          audio_seconds: Seconds of audio that all ranks have trained on since.
+        """
+        now = time.monotonic()
+        elapsed = max(now - self._since, 1e-9)
+        figures = {
+            "audio_seconds_per_second": audio_seconds / elapsed,
+            "data_wait_share": self._waited / elapsed,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        if self._update is not None:
+            figures["updates_per_second"] = (update - self._update) / elapsed
+        self._update, self._since, self._waited = update, now, 0.0
+        return figures
+
+
 class MetricsLog:
     """Writes a run's figures; on ranks other than 0 it only logs."""
 
@@ -83,12 +121,16 @@ class MetricsLog:
             position=bar_position(),
         )
         self._shown: dict[str, str] = {}
+        self._audio = 0.0
+        self._world_size = rank.world_size
         self._started = time.monotonic()
 
-    def advance(self, language: str) -> None:
-        """Move the progress bar by one update."""
+    def advance(self, language: str, audio_seconds: float) -> None:
+        """Move the progress bar by one update, on so many seconds of this rank's audio."""
         self._bar.update()
-        self._bar.set_postfix({"language": language} | self._shown, refresh=False)
+        self._audio += audio_seconds
+        rate = self._audio * self._world_size / (time.monotonic() - self._started)
+        self._bar.set_postfix({"language": language, "audio": f"{rate:.0f}s/s"} | self._shown, refresh=False)
 
     def write(self, kind: str, update: int, language: str, values: dict[str, float]) -> None:
         """Record figures of one language."""

@@ -29,15 +29,18 @@ from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.diagnostics import Diagnostics, inf_check
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned
-from icefall_pathways.training.metrics import LossSums, MetricsLog, bar_position
+from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed, bar_position
 from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
 from icefall_pathways.training.pruner import Pruner, PruningPlan
 from icefall_pathways.training.signals import Stopped, StopRequest, stop_requests
 
 logger = logging.getLogger("icefall_pathways")
+
+_DIAGNOSED_UPDATES = 8
 
 # Where the regularisers' schedules stand for weights that are trained already: behind the end of all of them.
 _TRAINED = 100_000.0
@@ -91,6 +94,7 @@ class Trainer:
         self.sums = LossSums([language.code for language in data.languages], rank.device)
         self.guard = BatchGuard(self.model, self.options.exp_dir, self.options.max_bad_batches, rank)
         self.stop = StopRequest()
+        self.speed = Speed()
         self.best_valid_loss = float("inf")
 
     def run(self) -> None:
@@ -99,16 +103,28 @@ class Trainer:
         if start == 0 and self.plan is not None and self.plan.needs_start:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
+        if options.print_diagnostics:
+            self._print_diagnostics(start)
+            return
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
-        with log, stop_requests() as self.stop:
+        check = inf_check(self.model) if options.inf_check else nullcontext()
+        with log, stop_requests() as self.stop, check:
             for update, batches in self._batches(start):
                 with self.guard.keeps_evidence(batches):
                     stopping = self._train_update(update, batches)
-                log.advance(batches[0]["language"])
+                log.advance(batches[0]["language"], sum(seconds_of(batch) for batch in batches))
                 self._between_updates(update, log)
                 if stopping:
                     self._leave(update)
         self.rank.barrier()
+
+    def _print_diagnostics(self, start: int) -> None:
+        diagnostics = Diagnostics(self.model)
+        with diagnostics.gathers():
+            for update, batches in islice(self._batches(start), _DIAGNOSED_UPDATES):
+                self._train_update(update, batches)
+        if self.rank.is_main:
+            print(diagnostics.report())
 
     def _batches(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
         """The batches of each update: `accum_grad` of them, all of one language."""
@@ -122,7 +138,8 @@ class Trainer:
         )
         with closing(loaded):
             for update in range(start + 1, self.num_updates + 1):
-                batches = list(islice(loaded, self.options.accum_grad))
+                with self.speed.waiting():
+                    batches = list(islice(loaded, self.options.accum_grad))
                 for batch in batches:
                     self.objective.add_tokens(batch)
                 yield update, batches
@@ -198,9 +215,12 @@ class Trainer:
 
     def _log_training(self, update: int, log: MetricsLog) -> None:
         lr = self._learning_rate_at(update)
+        seconds = 0.0
         for language, values in self.sums.flush(self.rank).items():
+            seconds += values["audio_seconds"]
             sparsity = {} if self.masks is None else {"sparsity": self.masks.sparsity(language)}
             log.write("train", update, language, values | {"lr": lr, "epoch": self.epoch_of(update)} | sparsity)
+        log.write("speed", update, "all", self.speed.flush(update, seconds))
 
     @torch.no_grad()
     def _validate(self, update: int, log: MetricsLog) -> None:

@@ -1,0 +1,65 @@
+import re
+
+import pytest
+import tiny_run
+import torch
+from test_bad_batches import make_trainer
+from torch import nn
+
+from icefall_pathways.training.diagnostics import Diagnostics, NotFiniteError, inf_check
+
+
+class Divide(nn.Module):
+    def forward(self, x):
+        return x / 0
+
+
+class Root(nn.Module):
+    """Its output is finite, its derivative at 0 is not."""
+
+    def forward(self, x):
+        return (x * 0).sqrt() * 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(Divide(), "^output of 1 is not finite"), (Root(), "^gradient of the output of 0 is not finite")],
+)
+def test_the_first_module_that_is_not_finite_is_named(bad, message):
+    model = nn.Sequential(nn.Linear(3, 3), bad, nn.Linear(3, 3))
+    with pytest.raises(NotFiniteError, match=message), inf_check(model):
+        model(torch.randn(2, 3)).sum().backward()
+    model[1] = nn.Identity()
+    model(torch.randn(2, 3)).sum().backward()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_diagnostics_are_the_root_mean_squares():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    diagnostics = Diagnostics(model)
+    inputs = [torch.randn(4, 3) for _ in range(2)]
+    with diagnostics.gathers():
+        for x in inputs:
+            (model(x) * 3).sum().backward()
+    outputs = torch.cat([model(x) for x in inputs])
+    report = diagnostics.report()
+    expected = f"{float(outputs.square().mean().sqrt()):.3g}"
+    assert re.search(rf"│ 0 +│ output of +│ +{re.escape(expected)} ", report)
+    assert re.search(r"│ 0 +│ gradient of the output of +│ +3 +│ +3 ", report)
+    assert re.search(rf"0\.weight +│ parameter +│ +{float(model[0].weight.square().mean().sqrt()):.3g} ", report)
+
+
+def test_a_run_with_inf_check_stops_at_the_module(corpus, tmp_path):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path, inf_check=True))
+    trainer.model.joiner.output_linear.weight.data[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"output of joiner\.output_linear is not finite"):
+        trainer.run()
+    assert list(tmp_path.glob("batch-*.pt"))
+
+
+def test_diagnostics_of_a_run_are_printed(corpus, tmp_path, capsys):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path, print_diagnostics=True, num_updates=2))
+    trainer.run()
+    told = capsys.readouterr().out
+    assert "joiner.output_linear.weight" in told and "gradient of the output of" in told
+    assert not list(tmp_path.glob("*.pt"))
