@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_MOST_JSON = 64 << 20  # bytes of a JSON file; headers and options take a few kilobytes
 UNFINISHED = ".writing-"  # what temporary names begin with
 
 
@@ -45,12 +46,16 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
-      ValueError: The file is not JSON; the message names it and the place.
+      ValueError: The file is too large or not JSON; the message names it and the place.
     """
     path = Path(path)
+    if path.stat().st_size > _MOST_JSON:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, expected at most {_MOST_JSON}: it is not of this project"
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): restore it or remove it and make it anew") from error
 
 

@@ -1,5 +1,6 @@
 """Manifests become monolingual batches."""
 
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -183,6 +184,21 @@ class SpeechDataModule:
         for cut in self._cuts(get_language(language), split):
             yield from (supervision.text for supervision in cut.supervisions)
 
+    def longest_batch(self, language: str, seconds: float) -> Batch:
+        """The training batch that takes the most memory: the longest cuts of a language, at least one.
+
+        Args:
+          language: Its code.
+          seconds: Audio in it at most, as `max_duration` counts: all cuts as long as the longest.
+
+        Raises:
+          DataError: Features cannot be read.
+        """
+        cuts = self.training_cuts[language].cuts
+        longest = max(cut.duration for cut in cuts)
+        chosen = heapq.nlargest(max(1, int(seconds / longest)), cuts, key=lambda cut: cut.duration)
+        return next(iter(SplitLoader([BatchPlan(0, language, CutSet.from_cuts(chosen), 0)])))
+
     def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
         path = folder / f"mls-{language.name}_cuts_{split}.jsonl.gz"
@@ -197,7 +213,11 @@ class SpeechDataModule:
     def _cuts(self, language: Language, split: str) -> Iterator[MonoCut]:
         path = self._path(language, split)
         try:
-            yield from CutSet.from_jsonl_lazy(path)
+            for cut in CutSet.from_jsonl_lazy(path):
+                _check_sources(cut, path)
+                yield cut
+        except DataError:
+            raise
         except (EOFError, OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{path} is damaged ({error}): remove it and run ./prepare.sh --stage 3 for {language.name} again"
@@ -250,6 +270,11 @@ class SplitLoader:
 
     def __init__(self, plans: list[BatchPlan]) -> None:
         self._plans = plans
+
+    @property
+    def num_cuts(self) -> int:
+        """Cuts in all batches."""
+        return sum(len(plan.cuts) for plan in self._plans)
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -304,6 +329,16 @@ def _explain(plan: BatchPlan, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _check_sources(cut: MonoCut, path: Path) -> None:
+    """Refuse what is no file: lhotse would run the shell commands and fetch the addresses that a manifest names."""
+    for source in cut.recording.sources if cut.has_recording else ():
+        if source.type not in ("file", "memory"):
+            raise DataError(
+                f"cut {cut.id} in {path} takes its audio from a {source.type} ({str(source.source)[:60]!r}): expected "
+                "audio files; do not trust this manifest, or make its audio files first"
+            )
 
 
 def check_monolingual(plan: BatchPlan) -> None:

@@ -128,6 +128,9 @@ class TrainingConfig:
     accum_grad: int = 1
     """Batches of each process per update, all of one language; their gradients are added up."""
 
+    scan_batch_sizes: bool = False
+    """Before training, find the largest batch of each language's longest cuts that fits into memory, and print it."""
+
     max_bad_batches: int = 20
     """Updates in a row that may be skipped because the loss or its gradient is not finite; one more ends the run."""
 
@@ -139,6 +142,9 @@ class TrainingConfig:
 
     valid_interval: int = 500
     """Updates between validations."""
+
+    valid_wer_cuts: int = 50
+    """Dev cuts of each language that a validation decodes by greedy search, for the word error rate; 0 decodes none."""
 
     log_interval: int = 50
     """Updates between lines in the log and in metrics.jsonl."""
@@ -167,7 +173,7 @@ class TrainingConfig:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
         if self.freeze_languages and self.masks is None:
             raise ValueError("--freeze-languages needs --masks: which weights a language uses is told by its mask")
-        counts = ("num_epochs", "num_updates", "init_avg", "max_bad_batches")
+        counts = ("num_epochs", "num_updates", "init_avg", "max_bad_batches", "valid_wer_cuts")
         for name in (*counts, "accum_grad", "save_every_n", "log_interval", "valid_interval", "average_period"):
             least = 0 if name in counts else 1
             if getattr(self, name) < least:

@@ -28,15 +28,17 @@ from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
+from icefall_pathways.training.batch_sizes import describe, scan_batch_sizes
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned
-from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed, bar_position
+from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
 from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
 from icefall_pathways.training.pruner import Pruner, PruningPlan
 from icefall_pathways.training.signals import Stopped, StopRequest, stop_requests
+from icefall_pathways.training.validation import Validator
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -92,6 +94,7 @@ class Trainer:
         self.objective = Objective(self.options, tokenizer, rank.device)
         self.scaler = torch.cuda.amp.GradScaler(enabled=self.options.use_fp16 and rank.device.type == "cuda")
         self.sums = LossSums([language.code for language in data.languages], rank.device)
+        self.validator = Validator(self.pathways, self.objective, data, tokenizer, rank, self.options.valid_wer_cuts)
         self.guard = BatchGuard(self.model, self.options.exp_dir, self.options.max_bad_batches, rank)
         self.stop = StopRequest()
         self.speed = Speed()
@@ -103,6 +106,8 @@ class Trainer:
         if start == 0 and self.plan is not None and self.plan.needs_start:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
+        if options.scan_batch_sizes:
+            self._scan_batch_sizes()
         if options.print_diagnostics:
             self._print_diagnostics(start)
             return
@@ -117,6 +122,17 @@ class Trainer:
                 if stopping:
                     self._leave(update)
         self.rank.barrier()
+
+    def _scan_batch_sizes(self) -> None:
+        pathways = PathwayModule(self.model, self.masks).train()  # leaves the gatherers of gradients alone
+
+        def loss_of(batch: Batch) -> Tensor:
+            self.objective.add_tokens(batch)
+            return self.objective(batch, pathways, self.options.warm_updates)["loss"]
+
+        fits = scan_batch_sizes(self.model, loss_of, self.data, self.rank)
+        if self.rank.is_main:
+            print(describe(fits))
 
     def _print_diagnostics(self, start: int) -> None:
         diagnostics = Diagnostics(self.model)
@@ -222,22 +238,8 @@ class Trainer:
             log.write("train", update, language, values | {"lr": lr, "epoch": self.epoch_of(update)} | sparsity)
         log.write("speed", update, "all", self.speed.flush(update, seconds))
 
-    @torch.no_grad()
     def _validate(self, update: int, log: MetricsLog) -> None:
-        """Losses on the dev set of each language, through its sub-network."""
-        self.parallel.eval()
-        sums = LossSums([language.code for language in self.data.languages], self.rank.device)
-        for language in self.data.languages:
-            loader = self.data.loader(language.code, "dev")
-            hidden = not self.rank.is_main or bar_position() is not None
-            bar = tqdm(loader, desc=f"validating {language.code}", leave=False, disable=hidden)
-            for i, batch in enumerate(bar):
-                if i % self.rank.world_size != self.rank.index:
-                    continue
-                self.objective.add_tokens(batch)
-                losses = self.objective(batch, self.pathways, self.options.warm_updates)
-                sums.add(language.code, losses, batch["num_tokens"], seconds_of(batch))
-        figures = sums.flush(self.rank)
+        figures = self.validator(self.options.warm_updates)
         for code, values in figures.items():
             log.write("valid", update, code, values)
         mean = sum(values["loss"] for values in figures.values()) / len(figures)

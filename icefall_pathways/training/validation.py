@@ -1,0 +1,97 @@
+"""Losses and word errors on the dev set of each language, through its sub-network."""
+
+import torch
+from kaldialign import edit_distance
+from torch import Tensor
+from tqdm import tqdm
+
+from icefall_pathways.data.datamodule import Batch, SpeechDataModule
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.decoding.searches import GreedySearch
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.pathways.activation import PathwayModule, activate
+from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.metrics import LossSums, bar_position
+from icefall_pathways.training.objective import Objective, seconds_of
+
+
+class Validator:
+    """Computes the figures; the batches are shared out over the ranks.
+
+    Args:
+      pathways: The model, a Transducer, with its masks.
+      objective: Computes the losses.
+      data: Has the dev sets.
+      tokenizer: Makes words of tokens.
+      rank: Which process this is.
+      wer_cuts: Cuts of each language that are decoded; 0: none.
+    """
+
+    def __init__(
+        self,
+        pathways: PathwayModule,
+        objective: Objective,
+        data: SpeechDataModule,
+        tokenizer: Tokenizer,
+        rank: Rank,
+        wer_cuts: int,
+    ) -> None:
+        self._pathways = pathways
+        self._objective = objective
+        self._data = data
+        self._tokenizer = tokenizer
+        self._rank = rank
+        self._wer_cuts = wer_cuts
+
+    @torch.no_grad()
+    def __call__(self, update: int) -> dict[str, dict[str, float]]:
+        """The figures of each language: mean losses per token, seconds of audio, and the word error rate in percent.
+
+        Args:
+          update: Decides the scales of the losses that are added up.
+        """
+        self._pathways.eval()
+        codes = [language.code for language in self._data.languages]
+        sums = LossSums(codes, self._rank.device)
+        errors = torch.zeros(len(codes), 2, dtype=torch.float64)
+        for i, code in enumerate(codes):
+            loader = self._data.loader(code, "dev")
+            every = -(-loader.num_cuts // self._wer_cuts) if self._wer_cuts else 0
+            hidden = not self._rank.is_main or bar_position() is not None
+            first = 0  # the number of the batch's first cut
+            for k, batch in enumerate(tqdm(loader, desc=f"validating {code}", leave=False, disable=hidden)):
+                if k % self._rank.world_size == self._rank.index:
+                    self._objective.add_tokens(batch)
+                    losses = self._objective(batch, self._pathways, update)
+                    sums.add(code, losses, batch["num_tokens"], seconds_of(batch))
+                    if every:
+                        errors[i] += self._word_errors(batch, (-first) % every, every)
+                first += len(batch["inputs"])
+        return self._with_error_rates(sums.flush(self._rank), errors, codes)
+
+    def _word_errors(self, batch: Batch, start: int, every: int) -> Tensor:
+        """Wrong and all words of a batch's cuts start, start + every, ..., found by greedy search: (2,)."""
+        texts = batch["supervisions"]["text"][start::every]
+        if not texts:
+            return torch.zeros(2, dtype=torch.float64)
+        model, device = self._pathways.model, self._rank.device
+        assert isinstance(model, Transducer)
+        lens = batch["supervisions"]["num_frames"][start::every]
+        x = batch["inputs"][start::every, : int(lens.max())]
+        with activate(model, self._pathways.masks, batch["language"]), self._objective.autocast():
+            search = GreedySearch(model)
+            encoder_out, lens = model.encode(x.to(device), lens.to(device))
+            found = search.results(search.advance(search.init(len(lens)), encoder_out, lens))
+        words = [self._tokenizer.decode([hypothesis.tokens])[0].split() for hypothesis in found]
+        pairs = [(text.split(), hypothesis) for text, hypothesis in zip(texts, words, strict=True)]
+        wrong = sum(edit_distance(reference, hypothesis)["total"] for reference, hypothesis in pairs)
+        return torch.tensor([wrong, sum(len(reference) for reference, _ in pairs)], dtype=torch.float64)
+
+    def _with_error_rates(
+        self, figures: dict[str, dict[str, float]], errors: Tensor, codes: list[str]
+    ) -> dict[str, dict[str, float]]:
+        totals = self._rank.sum(errors.to(self._rank.device)).tolist()
+        for code, (wrong, words) in zip(codes, totals, strict=True):
+            if words and code in figures:
+                figures[code]["wer"] = 100 * wrong / words
+        return figures

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+from test_bad_batches import make_trainer
+
+from icefall_pathways.training.batch_sizes import scan_batch_sizes
+from icefall_pathways.training.distributed import Rank
+
+
+@pytest.fixture
+def trainer(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path, "en fr", num_updates=2)
+    return make_trainer(replace(config, data=replace(config.data, max_duration=8.0)))
+
+
+def scan(trainer, room):
+    """Scan with a device on which so many frames, padding included, fit."""
+
+    def loss_of(batch):
+        if batch["inputs"].shape[0] * batch["inputs"].shape[1] > room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")
+        trainer.objective.add_tokens(batch)
+        return trainer.objective(batch, trainer.pathways, 1)["loss"]
+
+    return scan_batch_sizes(trainer.model, loss_of, trainer.data, Rank(), tells=True)
+
+
+def test_the_largest_batch_that_fits_is_found(trainer):
+    longest = max(cut.duration for cut in trainer.data.training_cuts["en"].cuts)
+    for fit, language in zip(scan(trainer, 1500), ("en", "fr"), strict=True):
+        assert fit.language == language and fit.longest == pytest.approx(longest)
+        assert fit.is_limit and 8 <= fit.size < 8 * 4
+        # The next size that was tried has one longest cut more than there is room for.
+        assert int(fit.size / longest) * longest <= 15 < int(1.25 * fit.size / longest) * longest
+
+
+def test_without_a_limit_the_scan_ends(trainer):
+    assert all(not fit.is_limit and 8 * 4 / 1.25 <= fit.size <= 8 * 4 for fit in scan(trainer, 10**9))
+
+
+def test_a_size_that_does_not_fit_is_an_error_that_tells_what_does(trainer):
+    with pytest.raises(ValueError, match=r"(?s)--max-duration 8 do not fit.*│ fr .*use --max-duration 6 at most"):
+        scan(trainer, 400)
+    with pytest.raises(ValueError, match="use --max-duration 0 at most"):
+        scan(trainer, 100)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(trainer):
+    def loss_of(batch):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        scan_batch_sizes(trainer.model, loss_of, trainer.data, Rank())
+
+
+def test_a_run_that_scans_ends_as_one_that_does_not(corpus, tmp_path, capsys):
+    ends = []
+    for scans in (False, True):
+        trainer = make_trainer(
+            tiny_run.config(corpus, tmp_path / str(scans), "en fr", num_updates=3, scan_batch_sizes=scans)
+        )
+        trainer.run()
+        ends.append(trainer.model.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert "--max-duration that fits" in capsys.readouterr().out
