@@ -69,7 +69,7 @@ def _number(number: int, code: str) -> str:
 
 
 def _numbers(code: str, highest: int, rng: random.Random) -> str:
-    return " ".join(_number(rng.randint(0, highest), code) for _ in range(rng.randint(1, 3)))
+    return " ".join(_number(rng.randint(0, highest), code) for _ in range(rng.randint(2, 4)))
 
 
 def _calendar(code: str, highest: int, rng: random.Random) -> str:
