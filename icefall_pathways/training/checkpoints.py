@@ -110,7 +110,7 @@ def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
 
 def remove_unfinished(exp_dir: Path) -> None:
     """Remove what writers that were killed have left behind; to be called while nobody writes there."""
-    for path in exp_dir.glob(f"{UNFINISHED}*.pt"):
+    for path in exp_dir.glob(f"{UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
 
