@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.training import experiment, trainer
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
 MODEL = ModelConfig(
@@ -50,3 +52,22 @@ def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training:
     } | training
     data = DataConfig(manifest_dir=corpus / "fbank", languages=languages, max_duration=6.0, num_workers=0)
     return ExperimentConfig(replace(TrainingConfig(), **options), data, MODEL)
+
+
+def train_until(config: ExperimentConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and be killed in the middle of an update."""
+    train_update = trainer.Trainer._train_update
+
+    def killed(self, number, batches):
+        if number == update:
+            raise KilledError
+        return train_update(self, number, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_train_update", killed)
+        with pytest.raises(KilledError):
+            experiment.train(config)
+
+
+class KilledError(Exception):
+    """The end of a training that was killed."""

@@ -18,25 +18,6 @@ from icefall_pathways.training.plans import joint_plan
 LANGUAGES = ["en", "fr", "it"]
 
 
-class Killed(Exception):
-    pass
-
-
-def train_until(config, update, monkeypatch):
-    """Train, and be killed in the middle of an update."""
-    train_update = trainer.Trainer._train_update
-
-    def killed(self, number, batch):
-        if number == update:
-            raise Killed
-        train_update(self, number, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_train_update", killed)
-        with pytest.raises(Killed):
-            experiment.train(config)
-
-
 def adaptive(corpus, exp_dir, **options):
     options = {
         "prune_method": "adaptive",
@@ -62,7 +43,7 @@ def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
     calm = adaptive(corpus, tmp_path / "calm", prune_by="sensitivity", regrow="gradient")
     experiment.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
-    train_until(killed, 6, monkeypatch)
+    tiny_run.train_until(killed, 6, monkeypatch)
     experiment.train(killed)
     a, b = checkpoint(tmp_path / "calm", 8), checkpoint(tmp_path / "killed", 8)
     for part in ("model", "model_avg", "masks"):

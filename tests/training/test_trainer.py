@@ -20,25 +20,6 @@ from icefall_pathways.training.optimization import build_optimizer, with_optimiz
 LANGUAGES = ["en", "fr", "it"]
 
 
-class Killed(Exception):
-    pass
-
-
-def train_until(config, update, monkeypatch):
-    """Train, and be killed in the middle of an update."""
-    train_update = trainer.Trainer._train_update
-
-    def killed(self, number, batch):
-        if number == update:
-            raise Killed
-        train_update(self, number, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_train_update", killed)
-        with pytest.raises(Killed):
-            experiment.train(config)
-
-
 def final(exp_dir):
     return checkpoints.newest(exp_dir)[1]
 
@@ -86,7 +67,7 @@ def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch)
     calm = replace(tiny_run.config(corpus, tmp_path / "calm", "en fr", **options), model=ZIPFORMER)
     experiment.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
-    train_until(killed, 6, monkeypatch)
+    tiny_run.train_until(killed, 6, monkeypatch)
     experiment.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     (found,) = final(tmp_path / "calm")["regularisers"]
@@ -150,7 +131,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     experiment.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
     for update in (2, 4, 8):
-        train_until(killed, update, monkeypatch)
+        tiny_run.train_until(killed, update, monkeypatch)
     experiment.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     records = [
@@ -283,8 +264,8 @@ def test_mask_search_meets_the_sparsity_and_resumes(corpus, dense, tmp_path, mon
     pruning = PruningConfig(prune_for=prune_for, prune_method=method, sparsity=0.7, prune_rounds=2, updates_per_round=2)
     config = MaskSearchConfig(pruning, base.training, base.data)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_save_found", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
+        patch.setattr(experiment, "_save_found", lambda *_: (_ for _ in ()).throw(tiny_run.KilledError))
+        with pytest.raises(tiny_run.KilledError):
             experiment.find_masks(config)
     experiment.find_masks(config)
     masks = PathwayMasks.load(tmp_path / "search" / "masks.safetensors")
