@@ -3,7 +3,7 @@ r"""Kill a training again and again, and see whether it ends as one that was lef
 
 Usage, with any options of train.py after `--`:
 
-  benchmarks/soak.py --exp-dir /tmp/soak --minutes 30 -- --manifest-dir data/fbank --num-updates 2000 --save-every-n 20
+  benchmarks/soak.py --exp-dir exp/soak --minutes 30 -- --manifest-dir data/fbank --num-updates 2000 --save-every-n 20
 
 The same training runs twice: once left alone, and once killed at random moments (SIGKILL to all of its processes, or
 SIGTERM, which lets it save), each time started again with the same command. What the last checkpoints hold (weights,
