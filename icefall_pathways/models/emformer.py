@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.models.depthwise import depthwise
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.norm import LayerNorm
 from icefall_pathways.models.windows import Plan, Reach
@@ -130,7 +131,9 @@ class CausalConvolution(nn.Module):
         """
         gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
         sources, past = plan.convolution.gather(gated, past)
-        convolved = self.depthwise(sources.transpose(1, 2)).transpose(1, 2).contiguous()  # or the next one is slow
+        kernels = self.depthwise.weight.unsqueeze(3)
+        convolved = depthwise(sources.unsqueeze(2), kernels, self.depthwise.bias, padding=(0, 0)).squeeze(2)
+        convolved = convolved.contiguous()  # or the next one is slow
         return self.dropout(self.pointwise_out(F.silu(convolved))), past
 
 

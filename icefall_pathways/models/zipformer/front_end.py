@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.models.depthwise import depthwise
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.regularisers import (
     Balancer,
@@ -14,7 +15,6 @@ from icefall_pathways.models.regularisers import (
     drop_sequences,
     scale_gradient,
 )
-from icefall_pathways.models.zipformer.depthwise import depthwise
 from icefall_pathways.models.zipformer.functions import swoosh_l_block, swoosh_r
 from icefall_pathways.models.zipformer.norm import BiasNorm
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from icefall_pathways.models.depthwise import depthwise
 from icefall_pathways.models.regularisers import balance
 from icefall_pathways.models.zipformer import functions
-from icefall_pathways.models.zipformer.depthwise import depthwise
 
 
 def _random(*shape):
@@ -24,7 +24,12 @@ def _same_gradients(found, expected, inputs):
 
 @pytest.mark.parametrize(
     "shape, kernel, padding",
-    [((2, 150, 9, 4), (7, 7), (0, 3)), ((2, 3, 16, 4), (1, 5), (0, 2)), ((2, 1, 30, 4), (1, 5), (0, 0))],
+    [
+        ((2, 150, 9, 4), (7, 7), (0, 3)),
+        ((2, 3, 16, 4), (1, 5), (0, 2)),
+        ((2, 1, 30, 4), (1, 5), (0, 0)),
+        ((120, 24, 1, 4), (15, 1), (0, 0)),  # more short ones than are dealt with at once
+    ],
 )
 def test_depthwise_gradients(shape, kernel, padding):
     torch.manual_seed(1)
