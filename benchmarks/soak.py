@@ -5,9 +5,9 @@ Usage, with any options of train.py after `--`:
 
   benchmarks/soak.py --exp-dir exp/soak --minutes 30 -- --manifest-dir data/fbank --num-updates 2000 --save-every-n 20
 
-The same training runs twice: once left alone, and once killed at random moments (SIGKILL to all of its processes, or
-SIGTERM, which lets it save), each time started again with the same command. What the last checkpoints hold (weights,
-averages, optimizer, masks) must be the same, bit for bit.
+The same training runs twice, side by side: once left alone, and once killed at random moments (SIGKILL to all of its
+processes, or SIGTERM, which lets it save), each time started again with the same command. What the last checkpoints
+hold (weights, averages, optimizer, masks, gradients) must be the same, bit for bit.
 """
 
 import os
@@ -24,6 +24,7 @@ import torch
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training import checkpoints
 
+_PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
 TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pathways/train.py"
 
 
@@ -35,7 +36,7 @@ class SoakConfig:
     """Folder for both runs; empty or not there."""
 
     minutes: float = 30.0
-    """Kill the second run for so long; then it may end."""
+    """Kill the second run for so long, if it does not end before; then it may go on to its end."""
 
     longest_life: float = 60.0
     """Seconds after which a run is killed at the latest."""
@@ -53,19 +54,22 @@ def soak(config: SoakConfig, options: list[str]) -> str:
     Raises:
       ValueError: A run failed by itself, or they ended differently.
     """
+    if config.exp_dir.exists() and any(config.exp_dir.iterdir()):
+        raise ValueError(f"{config.exp_dir} is not empty: a run that is there already would go on; name another folder")
     begin = time.monotonic()
     calm, killed = config.exp_dir / "calm", config.exp_dir / "killed"
-    _end_well(_start(calm, options, config.exp_dir / "calm.log"))
-    calm_minutes = (time.monotonic() - begin) / 60
-    kills = _run_and_kill(config, killed, options)
+    left_alone = _start(calm, options)
+    try:
+        kills = _run_and_kill(config, killed, options)
+        minutes = (time.monotonic() - begin) / 60
+        _end_well(left_alone)
+    finally:
+        left_alone.kill()
     update, differing = _compare(calm, killed)
     if differing:
         raise ValueError(f"after {kills} the runs differ in {', '.join(differing[:5])} and {len(differing)} in all")
     told = ", ".join(f"{number} {name}" for name, number in kills.items())
-    return (
-        f"{told} in {(time.monotonic() - begin) / 60 - calm_minutes:.1f} minutes (calm: {calm_minutes:.1f}); after "
-        f"update {update} weights, averages, optimizer and masks are bit for bit the same"
-    )
+    return f"{told} in {minutes:.1f} minutes; after update {update} {', '.join(_PARTS)} are bit for bit the same"
 
 
 def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict[str, int]:
@@ -73,7 +77,7 @@ def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict
     kills = {"SIGKILL": 0, "SIGTERM": 0}
     deadline = time.monotonic() + 60 * config.minutes
     while True:
-        process = _start(exp_dir, options, config.exp_dir / "killed.log")
+        process = _start(exp_dir, options)
         life = rng.uniform(1.0, config.longest_life)
         if time.monotonic() + life > deadline:
             _end_well(process)
@@ -90,7 +94,8 @@ def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict
             return kills
 
 
-def _start(exp_dir: Path, options: list[str], log: Path) -> subprocess.Popen[bytes]:
+def _start(exp_dir: Path, options: list[str]) -> subprocess.Popen[bytes]:
+    log = exp_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(TRAIN), "--exp-dir", str(exp_dir), *options]
     with log.open("ab") as file:
@@ -117,7 +122,7 @@ def _compare(calm: Path, killed: Path) -> tuple[int, list[str]]:
 
 def _flatten(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
     tensors = {"update": torch.tensor(checkpoint["update"])}
-    for part in ("model", "model_avg", "masks", "optimizer"):
+    for part in _PARTS:
         for name, value in checkpoint[part].items():
             values = value if isinstance(value, dict) else {"": value}
             tensors |= {f"{part}/{name}/{key}": tensor for key, tensor in values.items()}

@@ -1,0 +1,87 @@
+"""Averages of weights keep to the masks: what a language does not use is not moved by its updates."""
+
+import pytest
+import tiny_run
+import torch
+
+from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.decoding.config import DecodeConfig
+from icefall_pathways.decoding.trained_model import load_trained_model
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import checkpoints, experiment
+
+LANGUAGES = ["en", "fr", "it"]
+UPDATES = 8
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    """A pathways run with a checkpoint after every update: its folder, first weights, masks, and updates' languages."""
+    folder = tmp_path_factory.mktemp("averages")
+    experiment.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
+    start = checkpoints.read(folder / "dense" / "checkpoint-1.pt")["model"]
+    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    for name in masks.names:
+        for language in LANGUAGES:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
+    masks.save(folder / "masks.safetensors")
+    config = tiny_run.config(
+        corpus,
+        folder / "exp",
+        init_from=folder / "dense",
+        masks=folder / "masks.safetensors",
+        num_updates=UPDATES,
+        save_every_n=1,
+        valid_interval=UPDATES,
+    )
+    experiment.train(config)
+    data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
+    languages = [batch["language"] for batch in data.train_batches(0, UPDATES, config.training.seed)]
+    return config.training.exp_dir, start, masks, languages
+
+
+def averaged(exp_dir, update, avg, use_averaged_model):
+    model, _ = checkpoints.load_model(exp_dir, 0, update, avg, use_averaged_model)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("use_averaged_model", [True, False])
+def test_what_nobody_uses_keeps_its_value(run, use_averaged_model):
+    exp_dir, start, masks, _ = run
+    weights = averaged(exp_dir, UPDATES, 3, use_averaged_model)
+    running = checkpoints.read(exp_dir / f"checkpoint-{UPDATES}.pt")["model_avg"]
+    for name, code in masks.codes.items():
+        unused = code == 0
+        assert unused.any()
+        assert torch.equal(weights[name][unused], start[name][unused])
+        assert torch.equal(running[name][unused], start[name][unused].double())
+
+
+@pytest.mark.parametrize("use_averaged_model", [True, False])
+@pytest.mark.parametrize("avg", [1, 3])
+def test_updates_of_other_languages_leave_what_is_a_language_s_own(run, avg, use_averaged_model):
+    """Over a range without a language, the mean of its own entries is the value that they had before."""
+    exp_dir, _, masks, languages = run
+    kept = moved = 0
+    for end in (4, UPDATES):
+        trained = languages[end - avg : end]
+        before = checkpoints.read(exp_dir / f"checkpoint-{end - avg}.pt")["model"]
+        after = averaged(exp_dir, end, avg, use_averaged_model)
+        for name in masks.names:
+            used = torch.stack([masks.mask(name, language) for language in trained]).any(0)
+            # From two running means in float64: not to the last bit.
+            torch.testing.assert_close(after[name][~used], before[name][~used], rtol=1e-6, atol=1e-7)
+            kept += int((~used & (masks.codes[name] != 0)).sum())
+            moved += int((after[name] != before[name])[used].sum())
+    assert kept > 1000 and moved > 1000
+
+
+def test_decoding_takes_the_averages_that_its_options_name(run):
+    exp_dir = run[0]
+    for avg, use_averaged_model in ((1, True), (3, False)):
+        config = DecodeConfig(exp_dir=exp_dir, iter=UPDATES, avg=avg, use_averaged_model=use_averaged_model)
+        found = load_trained_model(config).model.state_dict()
+        expected = averaged(exp_dir, UPDATES, avg, use_averaged_model)
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
