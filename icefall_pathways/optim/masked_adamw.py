@@ -1,13 +1,14 @@
 """AdamW that touches nothing outside the active sub-network."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, cleared, look_up
-from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.optim.buckets import Bucket, cleared
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, look_up
 
 _SATURATED = 1e-8  # beta**n below this no longer shows in float32's 1 - beta**n
 _NOT_ZERO = 1e-36  # far below what `eps` lets show; roots of zeros, usual outside a mask, are very slow on CPUs
@@ -26,7 +27,7 @@ class MaskedAdamW(MaskedOptimizer):
       betas: Decay rates of the first and second moment.
       eps: Added to the root of the second moment.
       weight_decay: For matrices and kernels; biases, norms and scalars are not decayed.
-      max_norm: Gradients are scaled down to this norm (`clip_grad_norm`); None leaves them as they are.
+      max_norm: Gradients are scaled down to this norm (`clip_gradients`); None leaves them as they are.
     """
 
     def __init__(
@@ -49,41 +50,36 @@ class MaskedAdamW(MaskedOptimizer):
         self._tables: dict[tuple[float, float, torch.device], tuple[Tensor, Tensor]] = {}
 
     def _step(self) -> None:
+        work = []
+        for group, buckets in zip(self.param_groups, self._buckets_by_group(), strict=True):
+            for bucket in buckets:
+                if any(bucket.with_gradient()):
+                    active = self._active_bits(bucket)
+                    work.append((group, bucket, active, bucket.gradient(active)))
         if self._max_norm is not None:
-            named = [(name, parameter) for parameter, name in self._names.items()]
-            clip_grad_norm(named, self._masks, self._language, self._max_norm)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, self._active_bits(parameter), group)
+            clip_gradients([gradient for _, _, _, gradient in work], self._max_norm)
+        for group, bucket, active, gradient in work:
+            self._update(bucket, gradient, active, group)
 
-    def _update(self, parameter: nn.Parameter, grad: Tensor, active: Tensor | None, group: dict[str, Any]) -> None:
-        """One step for one parameter.
+    def _active_bits(self, bucket: Bucket) -> Tensor | None:
+        active = bucket.active_bits(self._masks, self._language)
+        if all(bucket.with_gradient()):
+            return active
+        present = bucket.present_bits()
+        return present if active is None else active.bitwise_and_(present)
 
-        Everything is changed by subtracting a difference that is +0.0 outside the mask.
-        """
+    def _update(self, bucket: Bucket, gradient: Tensor, active: Tensor | None, group: dict[str, Any]) -> None:
+        """One step of one bucket; everything is changed by subtracting a difference that is +0.0 outside the mask."""
         beta1, beta2 = group["betas"]
-        table1, table2 = self._correction_tables(beta1, beta2, parameter.device)
-        state = self._state_of(parameter, active)
-        exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        exp_avg.sub_(cleared(exp_avg - grad, active), alpha=1 - beta1)
-        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, grad, grad, value=-1), active), alpha=1 - beta2)
-        step.sub_(-1 if active is None else active).clamp_(max=len(table1) - 1)
-        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(look_up(table2, step)).add_(group["eps"])
-        change = (exp_avg * look_up(table1, step)).div_(denominator).add_(parameter, alpha=group["weight_decay"])
-        parameter.sub_(cleared(change, active), alpha=group["lr"])
-
-    def _state_of(self, parameter: nn.Parameter, active: Tensor | None) -> dict[str, Tensor]:
-        state = self.state[parameter]
-        if not state:
-            # torch's load_state_dict keeps the type of "step", and of nothing else.
-            state["step"] = torch.zeros((), dtype=torch.int32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] = state["step"].to(parameter.device)
-        if active is not None and state["step"].dim() == 0:
-            state["step"] = state["step"].expand(parameter.shape).clone()
-        return state
+        table1, table2 = self._correction_tables(beta1, beta2, gradient.device)
+        exp_avg, exp_avg_sq = self._state_of(bucket, "exp_avg", "exp_avg_sq")
+        counts = self._count(bucket, active, most=len(table1) - 1)
+        exp_avg.sub_(cleared(exp_avg - gradient, active), alpha=1 - beta1)
+        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
+        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(look_up(table2, counts)).add_(group["eps"])
+        weights = bucket.weights()
+        change = (exp_avg * look_up(table1, counts)).div_(denominator).add_(weights, alpha=group["weight_decay"])
+        bucket.write(weights.sub_(cleared(change, active), alpha=group["lr"]))
 
     def _correction_tables(self, beta1: float, beta2: float, device: torch.device) -> tuple[Tensor, Tensor]:
         """Factors of the moment and of the root of the second moment, by the number of an entry's updates.
@@ -101,10 +97,8 @@ class MaskedAdamW(MaskedOptimizer):
 
 
 @torch.no_grad()
-def clip_grad_norm(
-    named_parameters: NamedParameters, masks: PathwayMasks | None, language: str, max_norm: float
-) -> Tensor:
-    """Scale the gradient of the active sub-network down to `max_norm`; gradients outside it become zero.
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients down, in place, so that the norm of all of them together is at most `max_norm`.
 
     Nothing waits for the device. A non-finite norm leaves the gradients as they are; it is the caller's to act on.
 
@@ -112,15 +106,8 @@ def clip_grad_norm(
       The norm before scaling, a 0-dim tensor.
 
     Raises:
-      ValueError: No parameter has a gradient.
+      ValueError: There is no gradient.
     """
-    gradients = []
-    for name, parameter in named_parameters:
-        if parameter.grad is None:
-            continue
-        if masks is not None and name in masks.codes:
-            parameter.grad.mul_(masks.mask(name, language).to(parameter.grad.dtype))
-        gradients.append(parameter.grad)
     if not gradients:
         raise ValueError("no parameter has a gradient: clip after backward() and before zero_grad()")
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients]))

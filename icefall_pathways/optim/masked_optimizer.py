@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.optim.buckets import Bucket, make_buckets
 from icefall_pathways.pathways.masks import PathwayMasks
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
-
-# Integers as wide as the floating-point types, to look at their bits.
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
     """An optimizer whose step is defined on the entries of one language's mask.
 
-    Entries outside the active mask, and their state, are bit for bit what they were before the step.
+    Entries outside the active mask, and their state, are bit for bit what they were before the step. Parameters are
+    dealt with in buckets; `state` has, by parameter, views of the buckets' state.
 
     Args:
       groups: torch's groups of parameters.
@@ -33,6 +32,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._names = {parameter: name for name, parameter in named_parameters}
         self._masks: PathwayMasks | None = None
         self._language = ""
+        self._buckets: list[list[Bucket]] = []
+        self._masked: set[str] = set()
 
     def activate(self, masks: PathwayMasks | None, language: str) -> None:
         """Choose the sub-network that the following steps are for; None is the dense model."""
@@ -47,6 +48,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
             if value.dim() > 0:
                 value.masked_fill_(entries, 0)
 
+    def reset(self) -> None:
+        """Start anew with everything."""
+        self.state.clear()
+        self._buckets = []
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._buckets = []
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Limit the gradient, and update the entries of the active sub-network."""
@@ -60,28 +71,51 @@ class MaskedOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _step(self) -> None: ...
 
-    def _is_masked(self, parameter: nn.Parameter) -> bool:
-        return self._masks is not None and self._names[parameter] in self._masks.codes
+    def _buckets_by_group(self) -> list[list[Bucket]]:
+        """The buckets of each group of parameters."""
+        masked = set() if self._masks is None else self._masks.codes.keys() & self._names.values()
+        if not self._buckets or masked != self._masked:
+            self._masked = set(masked)
+            self._buckets = [
+                make_buckets([(self._names[p], p) for p in group["params"]], masked) for group in self.param_groups
+            ]
+        return self._buckets
 
-    def _active_bits(self, parameter: nn.Parameter) -> Tensor | None:
-        """All bits set where the active mask keeps an entry, none elsewhere; None where there is no mask."""
-        if self._masks is None or not self._is_masked(parameter):
-            return None
-        mask = self._masks.mask(self._names[parameter], self._language)
-        return mask.to(_INTEGERS[parameter.element_size()]).neg_()
+    def _state_of(self, bucket: Bucket, *names: str) -> tuple[Tensor, ...]:
+        """The bucket's state of these names (n,), zero at first."""
+        for name in names:
+            if name not in bucket.state:
+                earlier = (self.state[p].get(name, torch.zeros_like(p)) for p in bucket.parameters)
+                self._set_state(bucket, name, bucket.join(earlier))
+        return tuple(bucket.state[name] for name in names)
 
+    def _count(self, bucket: Bucket, active: Tensor | None, most: int) -> Tensor:
+        """Count this update of the active entries, up to `most`.
 
-def cleared(values: Tensor, active: Tensor | None) -> Tensor:
-    """`values`, changed in place to +0.0 where no bit of `active` is set.
+        Returns:
+          How many updates each entry has had, int32 (n,); 0-dim while that is the same for all of the bucket.
+        """
+        if "step" not in bucket.state:
+            # torch's load_state_dict keeps the type of "step", and of nothing else, and leaves it where it was.
+            none = torch.zeros((), dtype=torch.int32)
+            device = bucket.parameters[0].device
+            steps = [self.state[p].get("step", none).to(device) for p in bucket.parameters]
+            if all(step.dim() == 0 for step in steps) and len({int(step) for step in steps}) == 1:
+                self._set_state(bucket, "step", steps[0].clone())
+            else:
+                expanded = (step.expand(p.shape) for step, p in zip(steps, bucket.parameters, strict=True))
+                self._set_state(bucket, "step", bucket.join(expanded))
+        if active is not None and bucket.state["step"].dim() == 0:
+            self._set_state(bucket, "step", bucket.state["step"].repeat(sum(bucket.sizes)))
+        return bucket.state["step"].sub_(-1 if active is None else active).clamp_(max=most)
 
-    Subtracting +0.0 leaves every number as it is, -0.0 included. Clearing bits is several times quicker than
-    `torch.where`, and clears NaN as well.
-    """
-    if active is not None:
-        values.view(active.dtype).bitwise_and_(active)
-    return values
+    def _set_state(self, bucket: Bucket, name: str, values: Tensor) -> None:
+        bucket.state[name] = values
+        views = bucket.split(values) if values.dim() else [values] * len(bucket.parameters)
+        for parameter, view in zip(bucket.parameters, views, strict=True):
+            self.state[parameter][name] = view
 
 
 def look_up(table: Tensor, counts: Tensor) -> Tensor:
-    """The entries of a table (n,) at the indices in `counts`, of any shape; far quicker than computing them."""
+    """The entries of a table (n,) at the indices in `counts`, (m,) or 0-dim; far quicker than computing them."""
     return table.index_select(0, counts.flatten()).view(counts.shape)

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, cleared, look_up
+from icefall_pathways.optim.buckets import Bucket, cleared
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, look_up
 from icefall_pathways.pathways.masks import PathwayMasks
 
 # Where the state has the statistics of parameters without masks; those of masked ones stand under a language.
@@ -76,11 +77,11 @@ class ScaledAdam(MaskedOptimizer):
         self._seen: list[tuple[Tensor, int]] = []
 
     def _step(self) -> None:
-        parameters = self.param_groups[0]["params"]
-        members = {_SHARED: [p for p in parameters if not self._is_masked(p)]}
+        buckets = self._buckets_by_group()[0]
+        members = {_SHARED: [bucket for bucket in buckets if not bucket.masked]}
         if self._masks is not None:
-            members[self._owner(self._masks)] = [p for p in parameters if self._is_masked(p)]
-        parts = [self._part(owner, group) for owner, group in members.items() if group]
+            members[self._owner(self._masks)] = [bucket for bucket in buckets if bucket.masked]
+        parts = [self._part(owner, some) for owner, some in members.items() if some]
         clip = self._clip(parts)
         for part in parts:
             self._update_part(part, clip)
@@ -98,9 +99,10 @@ class ScaledAdam(MaskedOptimizer):
             self._owners[self._language] = masks.first_equal(self._language)
         return self._owners[self._language]
 
-    def _part(self, owner: str, parameters: list[nn.Parameter]) -> "_Part":
-        active = [self._active_bits(parameter) for parameter in parameters]
-        gradients = [_gradient(p, bits) for p, bits in zip(parameters, active, strict=True)]
+    def _part(self, owner: str, buckets: list[Bucket]) -> "_Part":
+        active = [bucket.active_bits(self._masks, self._language) for bucket in buckets]
+        gradients = [bucket.gradient(bits) for bucket, bits in zip(buckets, active, strict=True)]
+        parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
         statistics: dict[str, Tensor] = self.state[owner]
         device = self.param_groups[0]["params"][0].device
         if not statistics:
@@ -117,7 +119,7 @@ class ScaledAdam(MaskedOptimizer):
             )
         for name in statistics.keys() - {"step"}:  # which stays where reading it waits for no device
             statistics[name] = statistics[name].to(device)
-        return _Part(parameters, active, gradients, statistics)
+        return _Part(buckets, active, gradients, statistics)
 
     def _clip(self, parts: list["_Part"]) -> Tensor | None:
         """What to scale the gradient by; zero if it is not finite. None: nothing."""
@@ -126,7 +128,7 @@ class ScaledAdam(MaskedOptimizer):
         if self._clipping_scale is None or step == 0:
             return None
         sizes = torch.cat([part.statistics["rms"] for part in parts])
-        lengths = torch.stack([torch.linalg.vector_norm(g) for part in parts for g in part.gradients])
+        lengths = torch.cat([_lengths(part, part.gradients) for part in parts])
         norm = torch.linalg.vector_norm(sizes * lengths)
         statistics["norms"][step % _RING] = norm
         if step in _FIRST_MEDIANS or step % _RING == 0:
@@ -154,83 +156,80 @@ class ScaledAdam(MaskedOptimizer):
         statistics, lr = part.statistics, self.param_groups[0]["lr"]
         step = int(statistics["step"])
         place = step % _PERIOD
-        gradients = part.gradients if clip is None else [_scaled(gradient, clip) for gradient in part.gradients]
+        if clip is not None:
+            for gradient in part.gradients:
+                gradient.mul_(clip).nan_to_num_(nan=0.0)
+        weights = [bucket.weights() for bucket in part.buckets]
         if step == 0 or place == _PERIOD - 1:
-            statistics["rms"] = self._rms(part)
-        dots = [torch.dot(p.flatten(), g.flatten()) for p, g in zip(part.parameters, gradients, strict=True)]
-        statistics["scale_grads"][place] = torch.stack(dots)
-        growth = self._growth(statistics, lr) if place == _PERIOD - 1 else None
+            statistics["rms"] = self._rms(part, weights)
+        statistics["scale_grads"][place] = _dots(part, weights)
+        growth = self._growth(part, lr) if place == _PERIOD - 1 else None
         step_sizes = lr * statistics["rms"].clamp(min=_RMS_LIMITS[0])
-        for i, parameter in enumerate(part.parameters):
+        start = 0
+        for i, bucket in enumerate(part.buckets):
+            own = slice(start, start + len(bucket.sizes))
             self._update(
-                parameter,
-                gradients[i],
+                bucket,
+                weights[i],
+                part.gradients[i],
                 part.active[i],
                 step,
-                step_sizes[i],
-                growth[i] if growth is not None and parameter.numel() > 1 else None,
+                bucket.spread(step_sizes[own]),
+                None if growth is None else bucket.spread(growth[own]),
             )
+            start = own.stop
 
-    def _rms(self, part: "_Part") -> Tensor:
+    def _rms(self, part: "_Part", weights: list[Tensor]) -> Tensor:
         """The RMS of every tensor's active entries; a tensor of one element counts as `scalar_lr_scale`."""
-        found = []
-        for parameter, active in zip(part.parameters, part.active, strict=True):
-            if parameter.numel() == 1:
-                found.append(torch.full((), self._scalar_lr_scale, device=parameter.device))
-            elif active is None:
-                found.append(torch.linalg.vector_norm(parameter) / math.sqrt(parameter.numel()))
-            else:
-                number = torch.count_nonzero(active).clamp(min=1)
-                found.append(torch.linalg.vector_norm(cleared(parameter.clone(), active)) / number.sqrt())
-        return torch.stack(found)
+        lengths = _lengths(part, [cleared(w.clone(), bits) for w, bits in zip(weights, part.active, strict=True)])
+        rms = lengths / part.numbers().clamp(min=1).sqrt()
+        return rms.masked_fill(part.scalars(), self._scalar_lr_scale)
 
-    def _growth(self, statistics: dict[str, Tensor], lr: float) -> Tensor:
+    def _growth(self, part: "_Part", lr: float) -> Tensor:
         """By how much of itself every tensor is to grow, at the end of a period."""
+        statistics = part.statistics
         rms, moment = statistics["rms"], statistics["scale_exp_avg_sq"]
         lowest, highest = _RMS_LIMITS
         beta2 = self._betas[1] ** _PERIOD
         moment.lerp_(statistics["scale_grads"].square().mean(dim=0), 1 - beta2)
         correction = math.sqrt(1 - self._betas[1] ** (int(statistics["step"]) + 1))
         growth = statistics["scale_grads"].sum(dim=0).div(moment.sqrt() + self._eps)
-        growth = growth.mul_(-lr * self._scalar_lr_scale * correction).masked_fill_(rms < lowest, 0.0)
+        growth = growth.mul_(-lr * self._scalar_lr_scale * correction)
+        growth.masked_fill_((rms < lowest) | part.scalars(), 0.0)
         return torch.minimum(growth.clamp(-_MAX_SCALE_CHANGE, _MAX_SCALE_CHANGE), (highest - rms) / rms)
 
     def _update(
         self,
-        parameter: nn.Parameter,
-        grad: Tensor,
+        bucket: Bucket,
+        weights: Tensor,
+        gradient: Tensor,
         active: Tensor | None,
         step: int,
-        step_size: Tensor,
+        step_sizes: Tensor,
         growth: Tensor | None,
     ) -> None:
-        """One step of one parameter; everything is changed by subtracting what is +0.0 outside the mask."""
+        """One step of one bucket; everything is changed by subtracting what is +0.0 outside the mask."""
         beta1, beta2 = self._betas
-        state = self.state[parameter]
-        if not state:
-            state["exp_avg_sq"], state["delta"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        exp_avg_sq, delta = state["exp_avg_sq"], state["delta"]
-        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, grad, grad, value=-1), active), alpha=1 - beta2)
+        exp_avg_sq, delta = self._state_of(bucket, "exp_avg_sq", "delta")
+        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
         denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_()
         if active is None:
             denominator.mul_(self._correction[min(step + 1, len(self._correction) - 1)])
         else:
-            denominator.mul_(self._corrections(state, active))
-        change = grad.div(denominator.add_(self._eps)).mul_(step_size)
+            denominator.mul_(self._corrections(bucket, active))
+        change = gradient.div_(denominator.add_(self._eps)).mul_(step_sizes)
         if growth is not None:
-            change.addcmul_(parameter, growth, value=-1)
+            change.addcmul_(weights, growth, value=-1)
         delta.sub_(cleared(torch.sub(delta, change), active), alpha=1 - beta1)
-        parameter.sub_(delta if active is None else cleared(delta.clone(), active))
-        if parameter.numel() == 1 and active is None:
-            parameter.clamp_(-_MAX_SCALAR, _MAX_SCALAR)
+        bucket.write(weights.sub_(delta if active is None else cleared(delta.clone(), active)))
+        for parameter in bucket.parameters:
+            if parameter.numel() == 1 and active is None:
+                parameter.clamp_(-_MAX_SCALAR, _MAX_SCALAR)
 
-    def _corrections(self, state: dict[str, Tensor], active: Tensor) -> Tensor:
+    def _corrections(self, bucket: Bucket, active: Tensor) -> Tensor:
         """Count this update of the active entries, and give every entry's correction of its second moment's root."""
-        if "step" not in state:  # torch's load_state_dict keeps the type of "step", and of nothing else
-            state["step"] = torch.zeros(active.shape, dtype=torch.int32, device=active.device)
-        state["step"] = state["step"].to(active.device).sub_(active).clamp_(max=len(self._correction) - 1)
         table = self._tables.setdefault(active.device, torch.tensor(self._correction, device=active.device))
-        return look_up(table, state["step"])
+        return look_up(table, self._count(bucket, active, most=len(self._correction) - 1))
 
 
 @dataclass
@@ -238,28 +237,50 @@ class _Part:
     """Parameters that have their statistics in common, in one step.
 
     Attributes:
-      parameters: The parameters.
-      active: The bits of their active entries (`MaskedOptimizer._active_bits`).
-      gradients: Their gradients, zero where not active.
+      buckets: The parameters.
+      active: The bits of each bucket's active entries.
+      gradients: Each bucket's gradient, zero where not active.
       statistics: Under "rms", "scale_grads" and "scale_exp_avg_sq", a number (or one for each step of the period) for
-        each of them; "step", the steps so far; "norms" and "threshold", what clipping goes by.
+        each parameter; "step", the steps so far; "norms" and "threshold", what clipping goes by.
     """
 
-    parameters: list[nn.Parameter]
+    buckets: list[Bucket]
     active: list[Tensor | None]
     gradients: list[Tensor]
     statistics: dict[str, Tensor]
 
+    def split(self, flat: list[Tensor]) -> list[Tensor]:
+        """Every parameter's part of each bucket's tensor (n,), 1-dim."""
+        return [
+            piece for bucket, values in zip(self.buckets, flat, strict=True) for piece in values.split(bucket.sizes)
+        ]
 
-def _gradient(parameter: nn.Parameter, active: Tensor | None) -> Tensor:
-    if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return cleared(parameter.grad, active)
+    def sizes(self) -> Tensor:
+        """How many entries each parameter has."""
+        sizes = [size for bucket in self.buckets for size in bucket.sizes]
+        return torch.tensor(sizes, device=self.gradients[0].device)
+
+    def scalars(self) -> Tensor:
+        """Which of the parameters have one entry: bool."""
+        return self.sizes() == 1
+
+    def numbers(self) -> Tensor:
+        """How many active entries each parameter has."""
+        if self.active[0] is None:
+            return self.sizes()
+        bits = [bits for bits in self.active if bits is not None]
+        return torch.stack([torch.count_nonzero(piece) for piece in self.split(bits)])
 
 
-def _scaled(gradient: Tensor, clip: Tensor) -> Tensor:
-    """The gradient times `clip`, and zero where that is no number."""
-    return gradient.mul(clip).nan_to_num_(nan=0.0)
+def _lengths(part: _Part, flat: list[Tensor]) -> Tensor:
+    """Every parameter's norm."""
+    return torch.stack([torch.linalg.vector_norm(piece) for piece in part.split(flat)])
+
+
+def _dots(part: _Part, weights: list[Tensor]) -> Tensor:
+    """Every parameter's product with its gradient."""
+    pairs = zip(part.split(weights), part.split(part.gradients), strict=True)
+    return torch.stack([torch.dot(weight, gradient) for weight, gradient in pairs])
 
 
 def _correction_table(beta2: float) -> list[float]:

@@ -90,6 +90,11 @@ class PathwayMasks:
         code = self.codes[name]
         return code.bitwise_and(_bits([self.bit(language)], code.dtype)).bool()
 
+    def joined_mask(self, names: Iterable[str], language: str) -> Tensor:
+        """The masks of several parameters, one behind the other: bool, 1-dim."""
+        codes = torch.cat([self.codes[name].flatten() for name in names])
+        return codes.bitwise_and_(_bits([self.bit(language)], codes.dtype)).bool()
+
     def set_mask(self, name: str, languages: str | Iterable[str], mask: Tensor) -> None:
         """Let the languages use exactly the entries in `mask` of parameter `name`; other languages keep theirs."""
         code = self.codes[name]

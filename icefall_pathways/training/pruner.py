@@ -79,7 +79,7 @@ class Pruner:
             schedule.prune_after(update, self._model, masks, languages, start, self.gradients)
         if schedule.rewinds:
             # Moments gathered on the weights before the rewinding say nothing about the weights after it.
-            self._optimizer.state.clear()
+            self._optimizer.reset()
         else:
             self._forget_returned(used)
         sparsity = masks.sparsity(masks.languages[0])

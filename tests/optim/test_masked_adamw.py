@@ -5,7 +5,9 @@ import torch
 from every_kind import EveryKind, random_masks
 from torch import nn
 
-from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
+from icefall_pathways.optim import buckets
+from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_gradients
+from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.activation import PathwayModule
 
 
@@ -151,34 +153,90 @@ def test_the_state_survives_saving_and_loading(tmp_path):
     assert resumed.state[other.linear.weight]["step"].dtype == torch.int32
 
 
-def test_clipping_is_over_the_active_entries_and_clears_the_others():
-    model = EveryKind()
-    masks = random_masks(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    expected = sum(
-        float((p.grad * (masks.mask(n, "fr") if n in masks.codes else 1)).square().sum())
-        for n, p in model.named_parameters()
-    )
-    norm = clip_grad_norm(model.named_parameters(), masks, "fr", 1.0)
-    assert float(norm) == pytest.approx(expected**0.5, rel=1e-5)
-    clipped = sum(float(p.grad.square().sum()) for p in model.parameters())
-    assert clipped**0.5 == pytest.approx(1.0, rel=1e-4)
-    for name in masks.names:
-        assert (model.get_parameter(name).grad[~masks.mask(name, "fr")] == 0).all()
+def test_clipping_is_over_the_active_entries():
+    """A step with a large gradient outside the mask equals one with the active gradient scaled down beforehand."""
+    ours, peer = EveryKind(), EveryKind()
+    peer.load_state_dict(ours.state_dict())
+    masks = random_masks(ours)
+    clipping = MaskedAdamW(ours.named_parameters(), betas=(0.0, 0.9), eps=1.0, max_norm=1.0)
+    reference = MaskedAdamW(peer.named_parameters(), betas=(0.0, 0.9), eps=1.0)
+    gradients = {name: 10 * torch.randn_like(parameter) for name, parameter in ours.named_parameters()}
+    active = {name: g * masks.mask(name, "fr") if name in masks.codes else g for name, g in gradients.items()}
+    norm = sum(float(g.square().sum()) for g in active.values()) ** 0.5
+    for model, optimizer, scale in ((ours, clipping, 1.0), (peer, reference, 1 / norm)):
+        for name, parameter in model.named_parameters():
+            parameter.grad = scale * gradients[name]
+        optimizer.activate(masks, "fr")
+        optimizer.step()
+    for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(ours.linear.weight, EveryKind().linear.weight)
 
 
-def test_clipping_leaves_small_gradients_and_reports_bad_ones():
-    layer = nn.Linear(2, 2)
-    for parameter in layer.parameters():
-        parameter.grad = torch.full_like(parameter, 0.01)
-    clip_grad_norm(layer.named_parameters(), None, "en", 1.0)
-    assert (layer.weight.grad == 0.01).all()
-    layer.zero_grad(set_to_none=True)
+def test_clipping_scales_to_the_norm_and_leaves_small_gradients():
+    gradients = [torch.full((2, 2), 3.0), torch.full((4,), 4.0)]
+    assert float(clip_gradients(gradients, 1.0)) == pytest.approx(10.0)
+    assert sum(float(g.square().sum()) for g in gradients) == pytest.approx(1.0, rel=1e-4)
+    small = torch.full((2,), 0.01)
+    clip_gradients([small], 1.0)
+    assert (small == 0.01).all()
+
+
+def test_clipping_reports_bad_gradients():
     with pytest.raises(ValueError, match="no parameter has a gradient"):
-        clip_grad_norm(layer.named_parameters(), None, "en", 1.0)
-    for parameter in layer.parameters():
-        parameter.grad = torch.full_like(parameter, 0.01)
-    layer.weight.grad[0, 0] = float("nan")
-    assert clip_grad_norm(layer.named_parameters(), None, "en", 1.0).isnan()
-    assert (layer.bias.grad == 0.01).all()
+        clip_gradients([], 1.0)
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no parameter has a gradient"):
+        MaskedAdamW(layer.named_parameters(), max_norm=1.0).step()
+    gradients = [torch.tensor([float("nan")]), torch.tensor([0.01])]
+    assert clip_gradients(gradients, 1.0).isnan()
+    assert gradients[1] == 0.01
+
+
+def test_a_parameter_without_gradient_is_left_alone():
+    """Its weights and moments do not move, and the updates that it missed do not count for it."""
+    pair = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+    peer = copy.deepcopy(pair)
+    optimizer = MaskedAdamW(pair.named_parameters(), lr=0.01)
+    reference = torch.optim.AdamW(peer.parameters(), lr=0.01, betas=(0.9, 0.98))
+    for update in range(6):
+        for i, (ours, theirs) in enumerate(zip(pair, peer, strict=True)):
+            gradient = torch.randn(3, 3) if i == 0 or update >= 3 else None
+            ours.weight.grad, theirs.weight.grad = gradient, gradient
+        before = pair[1].weight.detach().clone()
+        optimizer.step()
+        reference.step()
+        assert torch.equal(pair[1].weight, before) == (update < 3)
+    for a, b in zip(pair.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer_type", [MaskedAdamW, ScaledAdam])
+def test_the_size_of_buckets_changes_nothing(optimizer_type, monkeypatch):
+    weights = {}
+    for size in (1, 40, 10**6):
+        monkeypatch.setattr(buckets, "_SIZE", size)
+        torch.manual_seed(1)
+        model = EveryKind()
+        masks = random_masks(model)
+        optimizer = optimizer_type(model.named_parameters(), lr=0.01)
+        for language in ("en", "fr", "it", "en", "fr", "en"):
+            train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
+        weights[size] = [parameter.detach().clone() for parameter in model.parameters()]
+    for size in (1, 40):
+        for a, b in zip(weights[size], weights[10**6], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_masks_that_come_later_find_the_moments_of_before():
+    """A model that trains dense first, then with masks: the moments and counts go on, bucket by bucket or not."""
+    model = EveryKind()
+    masks = random_masks(model, density=1.1)
+    peer = copy.deepcopy(model)
+    optimizer, reference = MaskedAdamW(model.named_parameters()), MaskedAdamW(peer.named_parameters())
+    for update in range(6):
+        x = torch.randn(2, 5, 8)
+        train_step(model, masks if update >= 3 else None, "en", optimizer, x)
+        train_step(peer, None, "en", reference, x)
+    for a, b in zip(model.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -4,7 +4,7 @@ from every_kind import LANGUAGES, random_masks
 from torch import nn
 
 from icefall_pathways.optim.averaging import ModelAverage
-from icefall_pathways.optim.masked_adamw import MaskedAdamW, clip_grad_norm
+from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
@@ -12,14 +12,13 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 def train(model, masks, trainable, language, x, average=None, updates=20):
     """The losses of some updates with weight decay, clipping and averaging."""
-    optimizer = MaskedAdamW(model.named_parameters(), lr=0.05, weight_decay=0.5)
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.05, weight_decay=0.5, max_norm=1.0)
     losses = []
     for update in range(1, updates + 1):
         loss = (PathwayModule(model, masks)(language, x) - 1).square().mean()
         losses.append(float(loss))
         optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm(model.named_parameters(), trainable, language, 1.0)
         optimizer.activate(trainable, language)
         optimizer.step()
         if average is not None:
