@@ -1,16 +1,23 @@
 """Files from strangers run no code, and cannot make us read without end."""
 
 import pickle
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
-from lhotse import AudioSource, CutSet, Recording
+from lhotse import AudioSource, CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from safetensors.torch import save_file
 from speech_cuts import make_cuts, write_cuts
 
 from icefall_pathways import files
-from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataModule
+from icefall_pathways.corpora.mls import manifest_paths
+from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.manifests import DataError, check_cut
+from icefall_pathways.data.store import StoreConfig, store_features
+from icefall_pathways.languages import get_language
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.training.guard import read_batch
@@ -71,14 +78,119 @@ def test_json_without_end_is_refused(tmp_path, monkeypatch):
         files.read_json(path)
 
 
+def recording(source="evil.wav", kind="file", **claims):
+    claims = {"sampling_rate": 16000, "num_samples": 16000, "duration": 1.0} | claims
+    return Recording("evil", [AudioSource(type=kind, channels=[0], source=source)], **claims)
+
+
+def read_manifest(folder, cut, split="train"):
+    write_cuts(folder, "en", split, [cut])
+    data = SpeechDataModule(DataConfig(manifest_dir=folder, languages="en"))
+    return data.training_cuts if split == "train" else data.loader("en", "dev")
+
+
 @pytest.mark.parametrize("kind", ["command", "url"])
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_a_manifest_runs_no_command(tmp_path, kind, split):
     (cut,) = make_cuts(tmp_path, "en", "en", [100])
-    source = AudioSource(type=kind, channels=[0], source=f"touch {tmp_path / 'was-run'}")
-    recording = Recording("evil", [source], sampling_rate=16000, num_samples=16000, duration=1.0)
-    write_cuts(tmp_path, "en", split, list(CutSet.from_cuts([replace(cut, recording=recording)])))
-    data = SpeechDataModule(DataConfig(manifest_dir=tmp_path, languages="en"))
+    evil = replace(cut, recording=recording(f"touch {tmp_path / 'was-run'}", kind))
     with pytest.raises(DataError, match=f"takes its audio from a {kind}.*do not trust this manifest"):
-        _ = data.training_cuts if split == "train" else data.loader("en", "dev")
+        read_manifest(tmp_path, evil, split)
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_name_of_a_file_is_no_command(tmp_path):
+    """Lhotse reads NIST SPHERE by a program, through a shell."""
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    evil = recording(f"x.sph; touch {tmp_path / 'was-run'} #.sph")
+    with suppress(Exception):
+        evil.load_audio()
+    assert (tmp_path / "was-run").exists(), "lhotse has mended this: the check can go"
+    with pytest.raises(DataError, match="a name that a shell would take apart: rename it"):
+        read_manifest(tmp_path, replace(cut, recording=evil))
+
+
+@pytest.mark.parametrize("storage_type", ["kaldiio", "lilcom_url", "shar"])
+def test_features_are_read_from_files_only(tmp_path, storage_type):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    cut.features.storage_type = storage_type
+    with pytest.raises(DataError, match=f"in storage of type '{storage_type}'"):
+        read_manifest(tmp_path, cut)
+
+
+def test_a_change_of_audio_that_reads_other_audio_is_refused(tmp_path):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    rir = recording(f"touch {tmp_path / 'was-run'}", "command").to_dict()
+    evil = replace(recording(), transforms=[{"name": "ReverbWithImpulseResponse", "kwargs": {"rir": rir}}])
+    with pytest.raises(DataError, match="changes its audio by ReverbWithImpulseResponse"):
+        read_manifest(tmp_path, replace(cut, recording=evil))
+
+
+def test_a_mixed_cut_hides_nothing(tmp_path):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    evil = replace(cut, recording=recording(f"touch {tmp_path / 'was-run'}", "command"))
+    with pytest.raises(DataError, match="is a MixedCut: expected MonoCuts"):
+        read_manifest(tmp_path, cut.append(evil))
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"duration": 1e9}, r"claims to last 1e\+09 s"),
+        ({"duration": float("nan")}, "claims to last nan s"),
+        (
+            {"features": {"num_frames": 10**12}},
+            r"the features of cut .*: 1 s by their duration, 1e\+10 s by their number",
+        ),
+        ({"features": {"num_features": 10**9}}, "has features of 1000000000 numbers a frame: expected 80"),
+        ({"recording": {"num_samples": 10**15}}, "the samples of cut .*: 1 s by their duration"),
+        ({"recording": {"sampling_rate": 10**12}}, "claims 1000000000000 samples a second"),
+    ],
+)
+def test_claims_of_impossible_sizes_are_refused(tmp_path, claims, message):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    if "recording" in claims:
+        cut.recording = recording(**claims["recording"])
+    if "features" in claims:
+        cut.features = replace(cut.features, **claims["features"])
+    cut.duration = claims.get("duration", cut.duration)
+    with pytest.raises(DataError, match=message):
+        check_cut(cut, tmp_path / "cuts.jsonl.gz")
+
+
+def test_features_are_read_from_no_device(tmp_path):
+    """Of which as much could be read as the key claims."""
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    cut.features = replace(cut.features, storage_path="/dev/zero", storage_key=f"0,{1 << 40}")
+    with pytest.raises(DataError, match="is to be read from /dev/zero, which is no regular file"):
+        next(iter(read_manifest(tmp_path, cut, "dev")))
+
+
+def test_audio_is_checked_before_features_are_made_of_it(tmp_path):
+    evil = recording(f"touch {tmp_path / 'was-run'}", "command")
+    paths = manifest_paths(tmp_path, get_language("en"), "train")
+    RecordingSet.from_recordings([evil]).to_file(paths[0])
+    SupervisionSet.from_segments([SupervisionSegment("evil", "evil", 0.0, 1.0, text="x")]).to_file(paths[1])
+    config = StoreConfig(manifest_dir=tmp_path, output_dir=tmp_path / "out", languages="en", num_jobs=1)
+    with pytest.raises(DataError, match="takes its audio from a command"):
+        store_features(config)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_noise_is_checked_before_it_is_mixed_in(tmp_path):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    evil = replace(cut, supervisions=[], recording=recording(f"touch {tmp_path / 'was-run'}", "command"))
+    CutSet.from_cuts([evil]).to_file(tmp_path / "musan.jsonl.gz")
+    with pytest.raises(DataError, match="takes its audio from a command"):
+        Augmentation(AugmentationConfig(enable_musan=True, musan_cuts=tmp_path / "musan.jsonl.gz"))
+
+
+def test_a_compressed_checkpoint_is_refused(tmp_path):
+    """A few bytes could fill the memory; torch compresses nothing."""
+    path, packed = tmp_path / "checkpoint-1.pt", tmp_path / "checkpoint-2.pt"
+    checkpoints.save({"model": {"w": torch.zeros(1000)}, "update": 1}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint-2\.pt.*is compressed"):
+        checkpoints.read(packed)

@@ -16,6 +16,10 @@ from icefall_pathways.languages import parse_languages
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
+_MOST_CHECKSUMS = 1 << 20  # bytes of md5sum.txt
+# Audio does not get smaller in an archive, and transcripts by a few times.
+_MOST_UNPACKED = 100 << 20  # bytes of a small archive's content
+_MOST_GROWTH = 10  # times a large archive's size
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def download_mls(config: DownloadConfig) -> None:
 
     Raises:
       CorpusError: A file is not there, the connection broke (what came is kept, the next call goes on), a checksum is
-        wrong, or an archive holds a path outside its folder.
+        wrong, or an archive holds a path outside its folder or far more than its size.
     """
     suffix = "_opus" if config.audio_format == "opus" else ""
     names = [f"mls_{language.name}{suffix}" for language in parse_languages(config.languages)]
@@ -63,7 +67,7 @@ def download_mls(config: DownloadConfig) -> None:
 def _read_checksums(url: str) -> dict[str, str]:
     """File names and their MD5 sums, from lines "SUM  NAME"."""
     with _open(Request(url)) as response:
-        lines = response.read().decode("utf-8").splitlines()
+        lines = response.read(_MOST_CHECKSUMS).decode("utf-8").splitlines()
     return {PurePosixPath(line.split()[1]).name: line.split()[0] for line in lines if len(line.split()) == 2}
 
 
@@ -137,13 +141,19 @@ def _check(archive: Path, expected: str) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack plain files and folders only; nothing leaves `folder`."""
+    """Unpack plain files and folders only; nothing leaves `folder` or fills the disk."""
+    room = max(_MOST_UNPACKED, _MOST_GROWTH * archive.stat().st_size)
     with tarfile.open(archive) as tar:
         for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file"):
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
                 raise CorpusError(
                     f"{archive} holds {member.name!r}, which is no plain file inside its folder: do not trust it"
+                )
+            room -= member.size
+            if room < 0:
+                raise CorpusError(
+                    f"{archive} grows to more than {_MOST_GROWTH} times its size, which audio does not: do not trust it"
                 )
             target = folder / path
             if member.isdir():

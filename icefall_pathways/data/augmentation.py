@@ -12,6 +12,8 @@ from lhotse import CutSet
 from lhotse.dataset import CutMix, SpecAugment
 from torch import Tensor
 
+from icefall_pathways.data.manifests import check_cut
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -30,19 +32,24 @@ class AugmentationConfig:
     """Widest masked band, in mel bins."""
 
     spec_aug_num_frame_masks: int = 10
-    """SpecAugment's masked stretches per utterance; short utterances get fewer and shorter ones."""
+    """SpecAugment's masked stretches per utterance; short utterances get fewer and shorter ones. 0: none."""
 
     spec_aug_frame_mask_size: int = 100
     """Longest masked stretch, in frames."""
 
     spec_aug_max_frame_share: float = 0.15
-    """Largest share of an utterance that is masked by stretches."""
+    """Largest share of an utterance that is masked by stretches; 0: none."""
 
     enable_musan: bool = False
     """Mix in noise, music and babble with probability 0.5 at 10 to 20 dB."""
 
     musan_cuts: Path = Path("data/fbank/musan_cuts.jsonl.gz")
     """The cuts to mix in."""
+
+    def __post_init__(self) -> None:
+        share = self.spec_aug_max_frame_share
+        if share != 0 and not 0.05 <= share <= 1:  # lhotse cannot mask less than a frame of a short utterance
+            raise ValueError(f"--spec-aug-max-frame-share is {share}: expected 0, or 0.05 to 1")
 
 
 class Augmentation:
@@ -61,18 +68,11 @@ class Augmentation:
             if not config.musan_cuts.is_file():
                 raise ValueError(f"no {config.musan_cuts}: run ./prepare.sh --musan-dir DIR, or use --enable-musan 0")
             self._noise = CutSet.from_file(config.musan_cuts).to_eager()
+            for cut in self._noise:
+                check_cut(cut, config.musan_cuts)
         self.transforms: list[Callable[..., Tensor]] = []  # of features (N, T, 80)
         if config.enable_spec_aug:
-            self.transforms.append(
-                SpecAugment(
-                    time_warp_factor=config.spec_aug_time_warp_factor or None,
-                    num_feature_masks=config.spec_aug_num_feature_masks,
-                    features_mask_size=config.spec_aug_feature_mask_size,
-                    num_frame_masks=config.spec_aug_num_frame_masks,
-                    frames_mask_size=config.spec_aug_frame_mask_size,
-                    max_frames_mask_fraction=config.spec_aug_max_frame_share,
-                )
-            )
+            self.transforms.append(_spec_augment(config))
 
     def mix(self, cuts: CutSet) -> CutSet:
         """Mix noise into about half of the cuts; names, durations and supervisions stay."""
@@ -80,6 +80,19 @@ class Augmentation:
             return cuts
         rng = random.Random(random.getrandbits(32))
         return CutMix(self._noise, snr=(10, 20), p=0.5, pad_to_longest=False, preserve_id=True, seed=rng)(cuts)
+
+
+def _spec_augment(config: AugmentationConfig) -> SpecAugment:
+    # Lhotse divides by the number of stretches, and draws their lengths from 0 to one less than the longest.
+    stretches = config.spec_aug_num_frame_masks > 0 and config.spec_aug_max_frame_share > 0
+    return SpecAugment(
+        time_warp_factor=config.spec_aug_time_warp_factor or None,
+        num_feature_masks=config.spec_aug_num_feature_masks,
+        features_mask_size=config.spec_aug_feature_mask_size,
+        num_frame_masks=config.spec_aug_num_frame_masks if stretches else 1,
+        frames_mask_size=config.spec_aug_frame_mask_size if stretches else 1,
+        max_frames_mask_fraction=config.spec_aug_max_frame_share if stretches else 1.0,
+    )
 
 
 @contextmanager

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from lhotse import CutSet, MonoCut
-from lhotse.dataset import K2SpeechRecognitionDataset
+from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
+from lhotse.utils import compute_num_frames
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.manifests import DataError, check_cut, check_files
 from icefall_pathways.data.sampling import BatchPlan, LanguageCuts, MonolingualSampler, in_order, updates_per_epoch
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import Language, get_language, parse_languages
@@ -24,13 +27,11 @@ logger = logging.getLogger("icefall_pathways")
 
 Batch = dict[str, Any]
 
+__all__ = ["Batch", "DataConfig", "DataError", "SpeechDataModule", "SplitLoader", "check_monolingual"]
+
 _SUBSAMPLING = 4
 _USED = "used"
 _EAGER_BELOW = 200_000  # a language with fewer cuts keeps them in memory; else every pass reads the file
-
-
-class DataError(ValueError):
-    """Manifests or features that are missing or do not fit."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class DataConfig(AugmentationConfig):
 
     max_duration: float = 200.0
     """Seconds of audio in a batch of one rank."""
+
+    on_the_fly_feats: bool = False
+    """Compute features from the audio as batches are made; 0 reads those that prepare.sh has stored."""
 
     num_workers: int = 2
     """Processes that load batches ahead of time; 0 loads them in the training process."""
@@ -157,7 +161,7 @@ class SpeechDataModule:
             num_updates,
             accum_grad,
         )
-        for batch in _loaded(_loader(_SpeechDataset(Augmentation(config)), sampler, config.num_workers)):
+        for batch in _loaded(_loader(self._dataset(Augmentation(config)), sampler, config.num_workers)):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -173,7 +177,7 @@ class SpeechDataModule:
         if len(cuts) == 0:
             raise DataError(f"{self._path(tag, split)} holds no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
         batches = in_order(cuts.sort_by_duration(), self.config.max_duration)
-        return SplitLoader([BatchPlan(0, tag.code, batch, 0) for batch in batches])
+        return SplitLoader([BatchPlan(0, tag.code, batch, 0) for batch in batches], self._dataset())
 
     def texts(self, language: str, split: str) -> Iterator[str]:
         """The transcripts of a split of a language.
@@ -197,7 +201,10 @@ class SpeechDataModule:
         cuts = self.training_cuts[language].cuts
         longest = max(cut.duration for cut in cuts)
         chosen = heapq.nlargest(max(1, int(seconds / longest)), cuts, key=lambda cut: cut.duration)
-        return next(iter(SplitLoader([BatchPlan(0, language, CutSet.from_cuts(chosen), 0)])))
+        return next(iter(SplitLoader([BatchPlan(0, language, CutSet.from_cuts(chosen), 0)], self._dataset())))
+
+    def _dataset(self, augmentation: Augmentation | None = None) -> "_SpeechDataset":
+        return _SpeechDataset(augmentation, self.config.on_the_fly_feats)
 
     def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
@@ -214,7 +221,7 @@ class SpeechDataModule:
         path = self._path(language, split)
         try:
             for cut in CutSet.from_jsonl_lazy(path):
-                _check_sources(cut, path)
+                self._check(cut, path)
                 yield cut
         except DataError:
             raise
@@ -222,6 +229,14 @@ class SpeechDataModule:
             raise DataError(
                 f"{path} is damaged ({error}): remove it and run ./prepare.sh --stage 3 for {language.name} again"
             ) from error
+
+    def _check(self, cut: MonoCut, path: Path) -> None:
+        check_cut(cut, path)
+        if self.config.on_the_fly_feats and cut.has_recording and cut.recording.num_channels > 1:
+            raise DataError(
+                f"cut {cut.id} in {path} has {cut.recording.num_channels} channels, which are mixed when features are "
+                "stored: use --on-the-fly-feats 0"
+            )
 
     def _usable(self, language: Language) -> LanguageCuts:
         """Read a language's training cuts once: count what is left out, add up what stays."""
@@ -256,11 +271,13 @@ class SpeechDataModule:
             )
         if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
             return "not one transcript"
-        if not cut.has_features:
+        if self.config.on_the_fly_feats and not cut.has_recording:
+            return "no audio"
+        if not self.config.on_the_fly_feats and not cut.has_features:
             return "no features"
         tokens = len(self._tokenizer.encode([cut.supervisions[0].text])[0])
         # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two to spare, as in icefall.
-        if tokens + 2 > -(-cut.num_frames // _SUBSAMPLING):
+        if tokens + 2 > -(-_num_frames(cut) // _SUBSAMPLING):
             return "too many tokens for its length"
         return None
 
@@ -268,8 +285,9 @@ class SpeechDataModule:
 class SplitLoader:
     """The batches of a split, always the same ones in the same order."""
 
-    def __init__(self, plans: list[BatchPlan]) -> None:
+    def __init__(self, plans: list[BatchPlan], dataset: "_SpeechDataset") -> None:
         self._plans = plans
+        self._dataset = dataset
 
     @property
     def num_cuts(self) -> int:
@@ -280,9 +298,8 @@ class SplitLoader:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
-        dataset = _SpeechDataset(None)
         for plan in self._plans:
-            batch = dataset[plan]
+            batch = self._dataset[plan]
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -294,31 +311,39 @@ class _SpeechDataset(Dataset[Batch | DataError]):
     An error is returned, not raised, so that it comes out of a worker as it is, without the worker's trace.
     """
 
-    def __init__(self, augmentation: Augmentation | None) -> None:
+    def __init__(self, augmentation: Augmentation | None, on_the_fly: bool) -> None:
         self._augmentation = augmentation
+        self._on_the_fly = on_the_fly
+        strategy = OnTheFlyFeatures(FbankConfig().extractor()) if on_the_fly else PrecomputedFeatures()
         transforms = augmentation.transforms if augmentation else []
-        self._dataset = K2SpeechRecognitionDataset(input_transforms=transforms, return_cuts=True)
+        self._dataset = K2SpeechRecognitionDataset(
+            return_cuts=True, input_transforms=transforms, input_strategy=strategy
+        )
 
     def __getitem__(self, plan: BatchPlan) -> Batch | DataError:
         try:
             check_monolingual(plan)
             with seeded(plan.seed):
                 cuts = self._augmentation.mix(plan.cuts) if self._augmentation else plan.cuts
+                for cut in cuts:
+                    check_files(cut, not self._on_the_fly)
                 batch = self._dataset[cuts]
         except DataError as error:
             return error
         except Exception as error:  # the readers of features raise whatever they like
-            return DataError(_explain(plan, error))
+            return DataError(_explain(plan, self._on_the_fly, error))
         batch["language"] = plan.language
         return batch
 
 
-def _explain(plan: BatchPlan, error: Exception) -> str:
-    """Why no batch could be made of `plan`: the first cut whose features cannot be read."""
+def _explain(plan: BatchPlan, on_the_fly: bool, error: Exception) -> str:
+    """Why no batch could be made of `plan`: the first cut that cannot be read."""
     for cut in plan.cuts:
         try:
-            cut.load_features()
+            _ = cut.load_audio() if on_the_fly else cut.load_features()
         except Exception as cause:
+            if on_the_fly:
+                return f"cannot read the audio of cut {cut.id} ({_first_line(cause)}): mend the file or leave it out"
             return (
                 f"cannot read the features of cut {cut.id} in {cut.features.storage_path} ({_first_line(cause)}): "
                 f"remove the cuts files of {get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
@@ -331,14 +356,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _check_sources(cut: MonoCut, path: Path) -> None:
-    """Refuse what is no file: lhotse would run the shell commands and fetch the addresses that a manifest names."""
-    for source in cut.recording.sources if cut.has_recording else ():
-        if source.type not in ("file", "memory"):
-            raise DataError(
-                f"cut {cut.id} in {path} takes its audio from a {source.type} ({str(source.source)[:60]!r}): expected "
-                "audio files; do not trust this manifest, or make its audio files first"
-            )
+def _num_frames(cut: MonoCut) -> int:
+    """Frames of a cut whose features need not be stored."""
+    config = FbankConfig()
+    return cut.num_frames or compute_num_frames(
+        cut.duration, config.frame_shift / config.sample_rate, config.sample_rate
+    )
 
 
 def check_monolingual(plan: BatchPlan) -> None:

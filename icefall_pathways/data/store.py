@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from os import cpu_count
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.manifests import check_recording
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import Language, parse_languages
 
@@ -34,6 +36,9 @@ class StoreConfig:
 
     languages: str = "en fr it nl"
     """Languages."""
+
+    store_feats: bool = True
+    """Store features; 0: only find out which audio can be read, for training with --on-the-fly-feats 1."""
 
     perturb_speed: bool = False
     """Add copies of the training cuts at 0.9 and 1.1 times the speed."""
@@ -133,7 +138,7 @@ def _store_split(config: StoreConfig, language: Language, split: str, pool: Proc
     if output.exists() and report_path.exists():
         return CorpusReport.load(report_path)
     report = _manifest_report(config.manifest_dir, language, split)
-    folder = config.output_dir / f"mls-{language.name}_feats_{split}"
+    folder = config.output_dir / f"mls-{language.name}_feats_{split}" if config.store_feats else None
     cuts = _cuts(config, language, split, report)
     stored, unreadable = _store_cuts(cuts, folder, f"fbank {language.code} {split}", pool)
     for cut_id, reason in unreadable:
@@ -150,12 +155,13 @@ def _process_pool(num_jobs: int) -> ProcessPoolExecutor:
 
 
 def _store_cuts(
-    cuts: CutSet, folder: Path, title: str, pool: ProcessPoolExecutor
+    cuts: CutSet, folder: Path | None, title: str, pool: ProcessPoolExecutor
 ) -> tuple[list[MonoCut], list[tuple[str, str]]]:
-    """Store the features of `cuts` in `folder`: the cuts with features, and which could not be decoded and why."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Store the features of `cuts` in `folder`, if there is one: the cuts, and which could not be decoded and why."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(cuts))
-    jobs = [pool.submit(_store_shard, shard, folder / f"feats-{i}") for i, shard in enumerate(shards)]
+    jobs = [pool.submit(_store_shard, shard, folder and folder / f"feats-{i}") for i, shard in enumerate(shards)]
     stored: list[MonoCut] = []
     unreadable: list[tuple[str, str]] = []
     with tqdm(total=len(cuts), desc=title, unit="cut") as bar:
@@ -186,6 +192,7 @@ def _cuts(config: StoreConfig, language: Language, split: str, report: CorpusRep
     cuts = CutSet.from_manifests(RecordingSet.from_file(paths[0]), SupervisionSet.from_file(paths[1]))
     kept = []
     for cut in cuts:
+        check_recording(cut.recording, f"recording {cut.recording_id} in {paths[0]}")
         reason = None
         if cut.duration < config.min_duration:
             reason = Reason.TOO_SHORT
@@ -210,25 +217,24 @@ def _shards(cuts: CutSet) -> Iterator[list[MonoCut]]:
         yield every[start : start + _SHARD]
 
 
-def _store_shard(cuts: list[MonoCut], path: Path) -> tuple[list[MonoCut], list[tuple[str, str]]]:
-    """Store the features of some cuts; returns the cuts with features, and which could not be decoded and why."""
+def _store_shard(cuts: list[MonoCut], path: Path | None) -> tuple[list[MonoCut], list[tuple[str, str]]]:
+    """Store the features of some cuts, if there is a path; the cuts, and which could not be decoded and why."""
     extractor = FbankConfig().extractor()
     stored, unreadable = [], []
-    with LilcomChunkyWriter(path) as writer:
+    with nullcontext() if path is None else LilcomChunkyWriter(path) as writer:
         for cut in cuts:
             try:
                 audio = cut.recording.load_audio(offset=cut.start, duration=cut.duration)
             except Exception as error:  # the audio backends raise whatever they like
                 unreadable.append((cut.id, str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)))
                 continue
-            features = np.asarray(extractor.extract(audio.mean(axis=0, keepdims=True), SAMPLE_RATE))
-            stored.append(_with_features(cut, features, extractor, writer))
+            stored.append(cut if writer is None else _with_features(cut, audio, extractor, writer))
     return stored, unreadable
 
 
-def _with_features(
-    cut: MonoCut, features: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter
-) -> MonoCut:
+def _with_features(cut: MonoCut, audio: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter) -> MonoCut:
+    """The cut with the features of its audio (channels, samples), downmixed."""
+    features = np.asarray(extractor.extract(audio.mean(axis=0, keepdims=True), SAMPLE_RATE))
     key = writer.write(cut.id, features)
     stored = Features(
         type=extractor.name,

@@ -51,6 +51,7 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: {_found_in(path.parent)}")
     try:
+        _check_uncompressed(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = {**stored, **json.loads(stored["plain"])}
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
@@ -216,6 +217,14 @@ def _mean_of_weights(path: Path, avg: int) -> dict[str, torch.Tensor]:
         else first
         for name, first in states[-1].items()
     }
+
+
+def _check_uncompressed(path: Path) -> None:
+    """Check that what the archive holds is no larger than itself: torch compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} in it is compressed, and might grow to any size")
 
 
 def _numbered(exp_dir: Path, kind: str) -> list[Path]:

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from icefall_pathways.corpora import download
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.validation import CorpusError
 
@@ -121,6 +122,13 @@ def test_nothing_leaves_the_folder(serve, tmp_path, members):
     with pytest.raises(CorpusError, match="no plain file inside its folder"):
         download_mls(config(serve(members), tmp_path / "corpus"))
     assert not (tmp_path / "outside.txt").exists()
+
+
+def test_an_archive_that_grows_without_end_is_refused(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MOST_UNPACKED", 1 << 20)
+    with pytest.raises(CorpusError, match="grows to more than 10 times its size"):
+        download_mls(config(serve(GOOD | {"mls_polish_opus/zeros.flac": bytes(2 << 20)}), tmp_path))
+    assert not (tmp_path / "mls_polish_opus" / "zeros.flac").exists()
 
 
 def test_a_missing_file_or_server_is_told(serve, tmp_path):

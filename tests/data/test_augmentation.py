@@ -49,6 +49,26 @@ def test_spec_augment_masks_at_most_its_share_of_frames(frames: int) -> None:
     assert changed.max() <= 0.15 + 1 / frames
 
 
+def test_spec_augment_masks_bands_of_at_most_their_width() -> None:
+    config = AugmentationConfig(spec_aug_num_frame_masks=0, spec_aug_time_warp_factor=0, spec_aug_num_feature_masks=1)
+    features, augmented = masked(config, 100)
+    changed = features != augmented
+    assert torch.equal(changed.any(dim=1), changed.all(dim=1))  # a band is masked from the first frame to the last
+    widths = changed.any(dim=1).sum(dim=1)
+    assert 0 < widths.max() <= 27
+    for bins in changed.any(dim=1):
+        assert (bins.int().diff().abs().sum() + bins[0] + bins[-1]) in (0, 2)  # one band
+
+
+def test_spec_augment_warps_time_and_keeps_the_length() -> None:
+    config = AugmentationConfig(spec_aug_num_frame_masks=0, spec_aug_num_feature_masks=0)
+    features, augmented = masked(config, 400)
+    assert features.shape == augmented.shape
+    assert not torch.equal(features, augmented)
+    short, unwarped = masked(config, 100)
+    assert torch.equal(short, unwarped)
+
+
 def test_spec_augment_is_off_on_request() -> None:
     assert Augmentation(AugmentationConfig(enable_spec_aug=False)).transforms == []
 

@@ -25,6 +25,7 @@
 #   --audio-format opus            mls: the archives to download, opus or flac
 #   --base-url ""                  mls: another mirror
 #   --musan-dir ""                 a MUSAN folder, for noise augmentation
+#   --store-feats 1                0: store no features, for train.py --on-the-fly-feats 1
 #   --perturb-speed 0              1: add training copies at 0.9 and 1.1 times the speed
 #   --max-dropped-share 0.1        stop if a language and split loses a larger share of its utterances
 #   --hours-per-language 0.4 --hours "" --content "numbers calendar" --dev-utterances 60 --test-utterances 120 --seed 42
@@ -46,6 +47,7 @@ subset=train
 audio_format=opus
 base_url=
 musan_dir=
+store_feats=1
 perturb_speed=0
 max_dropped_share=0.1
 hours_per_language=0.4
@@ -113,7 +115,8 @@ make_musan_manifests() {
 
 make_features() {
   "$python" local/compute_fbank.py --manifest-dir "$data_dir/manifests" --output-dir "$data_dir/fbank" \
-    --languages "$languages" --perturb-speed "$perturb_speed" --max-dropped-share "$max_dropped_share" --num-jobs "$num_jobs"
+    --languages "$languages" --store-feats "$store_feats" --perturb-speed "$perturb_speed" \
+    --max-dropped-share "$max_dropped_share" --num-jobs "$num_jobs"
 }
 
 make_musan_features() {
@@ -127,6 +130,8 @@ train_tokens() {
 }
 
 what="$corpus $corpus_dir $languages"
+features=$perturb_speed
+[ "$store_feats" = 1 ] || features="$features, not stored"
 [ "$corpus" = mls ] && what="$what $subset" || what="$what $hours_per_language $hours $content $dev_utterances $test_utterances $seed"
 
 run_stage 0 "get the corpus" "$what" get_corpus
@@ -134,7 +139,7 @@ run_stage 1 "manifests" "$what" make_manifests
 if [ -n "$musan_dir" ]; then
   run_stage 2 "MUSAN manifests" "$musan_dir" make_musan_manifests
 fi
-run_stage 3 "features, validation, statistics" "$what $perturb_speed" make_features
+run_stage 3 "features, validation, statistics" "$what $features" make_features
 if [ -n "$musan_dir" ]; then
   run_stage 4 "MUSAN features" "$musan_dir" make_musan_features
 fi

@@ -1,0 +1,168 @@
+"""Speed and noise, from audio to batches: stored or computed on the fly, they do what their options say."""
+
+import multiprocessing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet
+from lhotse.cut import MixedCut
+from lhotse.recipes import prepare_musan
+from mls_folder import TEXTS, make_language, write_audio
+
+from icefall_pathways.corpora.mls import prepare_manifests
+from icefall_pathways.data import store
+from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.manifests import DataError
+from icefall_pathways.data.store import StoreConfig, store_features, store_musan
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.languages import get_language
+
+TONE = "10_100_000000"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """German features at three speeds, the same without stored features, and a small MUSAN; one utterance is a tone."""
+    folder = tmp_path_factory.mktemp("augmentation")
+    language = make_language(folder / "corpus", "de")
+    tone = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    soundfile.write(language / "train" / "audio" / "10" / "100" / f"{TONE}.flac", tone, 16000)
+    for part in ("music", "speech", "noise"):
+        write_audio(folder / "musan" / part / "x" / f"{part}.wav", 12.0, seed=99)
+    (folder / "musan" / "music" / "x" / "ANNOTATIONS").write_text("music some N nobody\n")
+    prepare_musan(folder / "musan", folder / "manifests")
+    prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")], num_jobs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "get_context", lambda _: multiprocessing.get_context("fork"))  # imports nothing anew
+        config = StoreConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
+        store_features(config)
+        store_features(replace(config, output_dir=folder / "audio", store_feats=False))
+        store_musan(folder / "manifests", folder / "fbank", 1)
+    train_tokenizer(TEXTS["de"], 22, folder)
+    return folder
+
+
+def cuts_of(folder, split, features="fbank"):
+    return CutSet.from_file(folder / features / f"mls-german_cuts_{split}.jsonl.gz").to_eager()
+
+
+@pytest.fixture
+def datamodule(folder):
+    def make(**options):
+        options = {"manifest_dir": folder / "fbank", "max_duration": 4.0, "num_workers": 0} | options
+        return SpeechDataModule(DataConfig(languages="de", **options), Tokenizer(folder / "bpe.model"))
+
+    return make
+
+
+def test_speed_changes_duration_and_frames_and_keeps_what_is_said(folder):
+    by_id = {cut.id: cut for cut in cuts_of(folder, "train")}
+    originals = [cut for cut_id, cut in by_id.items() if "_sp" not in cut_id]
+    assert len(originals) == 4 and len(by_id) == 12
+    for cut in originals:
+        for factor in (0.9, 1.1):
+            name, _, place = cut.id.rpartition("-")
+            found = [by_id[key] for key in by_id if key.startswith(f"{name}") and f"_sp{factor}" in key]
+            (copy,) = found
+            assert copy.duration == pytest.approx(cut.duration / factor, abs=1e-3), place
+            assert copy.num_frames == round(100 * copy.duration) == len(copy.load_features())
+            (before,), (after,) = cut.supervisions, copy.supervisions
+            assert (after.text, after.language, after.speaker) == (before.text, before.language, before.speaker)
+            assert after.duration == pytest.approx(copy.duration, abs=1e-3)
+    assert len(cuts_of(folder, "dev")) == len(cuts_of(folder, "test")) == 4
+
+
+def test_speed_changes_pitch(folder):
+    peaks = {}
+    for cut in cuts_of(folder, "train"):
+        if cut.id.startswith(TONE):
+            factor = float(cut.id.split("_sp")[1].split("-")[0]) if "_sp" in cut.id else 1.0
+            peaks[factor] = int(cut.load_features()[20:60].mean(axis=0).argmax())
+    assert peaks[0.9] < peaks[1.0] < peaks[1.1]
+
+
+def energy(features):
+    return float(np.exp(np.float64(features)).sum())
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_noise_is_mixed_in_at_the_stated_ratio(folder, on_the_fly):
+    config = AugmentationConfig(enable_musan=True, musan_cuts=folder / "fbank" / "musan_cuts.jsonl.gz")
+    clean = cuts_of(folder, "train")
+    with seeded(5):
+        mixed = Augmentation(config).mix(clean)
+    stated = []
+    for before, after in zip(clean, mixed, strict=True):
+        assert (before.id, before.duration) == (after.id, after.duration)
+        assert [s.text for s in before.supervisions] == [s.text for s in after.supervisions]
+        if not isinstance(after, MixedCut):
+            continue
+        if on_the_fly:
+            sound, both = (np.float64(cut.load_audio()) for cut in (before, after))
+            ratio = (sound**2).sum() / ((both - sound) ** 2).sum()
+        else:
+            sound, both = energy(before.load_features()), energy(after.load_features())
+            ratio = sound / (both - sound)
+        stated.append(after.tracks[1].snr)
+        assert 10 * np.log10(ratio) == pytest.approx(stated[-1], abs=0.7)
+    assert 3 <= len(stated) <= 9
+    assert 10 <= min(stated) < max(stated) <= 20
+
+
+def equal(a, b):
+    return torch.equal(a["inputs"], b["inputs"]) and a["supervisions"]["text"] == b["supervisions"]["text"]
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+def test_augmented_batches_depend_on_seed_and_update_alone(folder, datamodule, on_the_fly):
+    noise = {"enable_musan": True, "musan_cuts": folder / "fbank" / "musan_cuts.jsonl.gz"}
+    options = noise | {"on_the_fly_feats": on_the_fly}
+    whole = list(datamodule(**options).train_batches(0, 5, seed=1))
+    rest = list(datamodule(**options, num_workers=1).train_batches(2, 3, seed=1))
+    assert all(equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    other = list(datamodule(**options).train_batches(0, 5, seed=2))
+    plain = list(datamodule(on_the_fly_feats=on_the_fly, enable_spec_aug=False).train_batches(0, 5, seed=1))
+    assert not any(equal(a, b) for batches in (other, plain) for a, b in zip(whole, batches, strict=True))
+    assert [b["supervisions"]["text"] for b in whole] == [b["supervisions"]["text"] for b in plain]
+
+
+def test_features_on_the_fly_are_those_that_are_stored(datamodule):
+    """Up to what lilcom loses."""
+    stored = list(datamodule().loader("de", "dev"))
+    computed = list(datamodule(on_the_fly_feats=True).loader("de", "dev"))
+    for a, b in zip(stored, computed, strict=True):
+        assert torch.equal(a["supervisions"]["num_frames"], b["supervisions"]["num_frames"])
+        assert a["supervisions"]["text"] == b["supervisions"]["text"]
+        torch.testing.assert_close(a["inputs"], b["inputs"], rtol=0, atol=0.05)
+        assert not torch.equal(a["inputs"], b["inputs"])
+
+
+def test_features_on_the_fly_need_none_stored(folder, datamodule):
+    with pytest.raises(DataError, match="no features"):
+        next(datamodule(manifest_dir=folder / "audio").train_batches(0, 1, seed=1))
+    assert not list((folder / "audio").glob("*feats*"))
+    without = datamodule(manifest_dir=folder / "audio", on_the_fly_feats=True).train_batches(0, 3, seed=1)
+    stored = datamodule(on_the_fly_feats=True).train_batches(0, 3, seed=1)
+    assert all(equal(a, b) for a, b in zip(without, stored, strict=True))
+
+
+def test_audio_that_cannot_be_read_on_the_fly_is_named(folder, datamodule, tmp_path):
+    cuts = list(cuts_of(folder, "dev"))
+    cuts[0].recording.sources[0].source = str(tmp_path / "gone.flac")
+    CutSet.from_cuts(cuts).to_file(tmp_path / "mls-german_cuts_dev.jsonl.gz")
+    with pytest.raises(DataError, match=f"cannot read the audio of cut {cuts[0].id} .*mend the file or leave it out"):
+        list(datamodule(manifest_dir=tmp_path, on_the_fly_feats=True).loader("de", "dev"))
+
+
+def test_several_channels_need_stored_features(folder, datamodule, tmp_path):
+    cuts = list(cuts_of(folder, "dev"))
+    cuts[0].recording.sources[0].channels = [0, 1]
+    CutSet.from_cuts([replace(cuts[0], recording=replace(cuts[0].recording, channel_ids=[0, 1]))]).to_file(
+        tmp_path / "mls-german_cuts_dev.jsonl.gz"
+    )
+    with pytest.raises(DataError, match="has 2 channels, which are mixed when features are stored"):
+        datamodule(manifest_dir=tmp_path, on_the_fly_feats=True).loader("de", "dev")
