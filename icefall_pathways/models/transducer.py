@@ -187,6 +187,7 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
 def _build_encoder(config: ModelConfig) -> tuple[ConvSubsampling | FrontEnd, Encoder]:
     if config.encoder_type == "zipformer":
         architecture = config.zipformer_size.encoder
-        return FrontEnd(NUM_BINS, architecture.encoder_dim[0]), ZipformerEncoder(architecture)
+        front_end = FrontEnd(NUM_BINS, architecture.encoder_dim[0], architecture.front_end_channels)
+        return front_end, ZipformerEncoder(architecture)
     encoder = EmformerEncoder.build(config)
     return ConvSubsampling(NUM_BINS, encoder.output_dim, config.channels), encoder

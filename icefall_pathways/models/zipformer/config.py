@@ -48,6 +48,7 @@ class ZipformerConfig:
       causal: Whether convolutions see no later chunk, so that the encoder can stream.
       chunk_size: Frames of 20 ms of a chunk; training draws one of them for every batch. -1 is the whole utterance.
       left_context_frames: Frames of 20 ms before a chunk that it attends to; drawn likewise. -1 is all of them.
+      front_end_channels: Channels after each of the three convolutions of the front end; the recipe's unless said.
     """
 
     num_encoder_layers: tuple[int, ...]
@@ -64,6 +65,7 @@ class ZipformerConfig:
     causal: bool = True
     chunk_size: tuple[int, ...] = (16, 32, 64, UNLIMITED)
     left_context_frames: tuple[int, ...] = (64, 128, 256, UNLIMITED)
+    front_end_channels: tuple[int, ...] = (8, 32, 128)
 
     def __post_init__(self) -> None:
         stacks = len(self.num_encoder_layers)
@@ -81,6 +83,8 @@ class ZipformerConfig:
             self.encoder_unmasked_dim,
             f"no more than encoder_dim ({_joined(self.encoder_dim)})",
         )
+        channels = self.front_end_channels
+        _require(len(channels) == 3 and min(channels) > 0, "front_end_channels", channels, "three positive numbers")
         for name in ("chunk_size", "left_context_frames"):
             values = getattr(self, name)
             _require(len(values) > 0, name, values, "at least one number")
@@ -150,7 +154,8 @@ class ZipformerOptions:
 
     zipformer: str = "default"
     """Size of the Zipformer: default (66 M parameters, icefall's streaming recipe), medium (20 M), small (5 M), mini
-    (2.6 M) or tiny (for tests). The options of the architecture below change it one by one."""
+    (2.6 M), micro (0.5 M, with fewer channels in the front end) or tiny (for tests). The options of the architecture
+    below change it one by one."""
 
     downsampling_factor: str = ""
     """Zipformer: frames of 20 ms that each stack takes as one, such as 1,2,4,8,4,2."""
@@ -175,6 +180,9 @@ class ZipformerOptions:
 
     pos_dim: str = ""
     """Zipformer: width of the position code."""
+
+    front_end_channels: str = ""
+    """Zipformer: output channels of the front end's three convolutions; 8,32,128 in icefall and in most sizes."""
 
     causal: bool = True
     """Zipformer: whether it can stream. 0 sees whole utterances, for offline recognition alone."""
@@ -219,8 +227,29 @@ def _size(
     return Size(encoder, other_dim, other_dim)
 
 
+# The demo's, of about its Emformer's size. The recipe's front end alone would take more than half of that.
+_MICRO = Size(
+    ZipformerConfig(
+        num_encoder_layers=(1,) * 4,
+        downsampling_factor=(1, 2, 4, 2),
+        encoder_dim=(48, 64, 64, 64),
+        encoder_unmasked_dim=(48, 64, 64, 64),
+        feedforward_dim=(96,) * 4,
+        num_heads=(4,) * 4,
+        query_head_dim=(16,) * 4,
+        value_head_dim=(12,) * 4,
+        pos_head_dim=(4,) * 4,
+        pos_dim=48,
+        cnn_module_kernel=(15,) * 4,
+        front_end_channels=(8, 16, 32),
+    ),
+    decoder_dim=64,
+    joiner_dim=64,
+)
+
 SIZES = {
     "tiny": _size((1, 1), (16, 24), (16, 16), (16, 24), 16),
+    "micro": _MICRO,
     "mini": _size((1,) * 6, (64, 96, 128, 160, 128, 96), (64, 64, 96, 96, 96, 64), (128, 192, 256, 256, 256, 192), 160),
     "small": _size(
         (1,) * 6, (96, 128, 192, 192, 192, 128), (96, 96, 128, 128, 128, 96), (256, 384, 384, 512, 384, 384), 256

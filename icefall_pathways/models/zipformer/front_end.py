@@ -1,5 +1,7 @@
 """The Zipformer's front end: from feature frames of 10 ms to frames of 20 ms."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +26,8 @@ CONTEXT = 3
 #: Feature frames that T frames need beyond 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
 LOOK_AHEAD = 7 + FACTOR * CONTEXT
 
-_CHANNELS = (8, 32, 128)
-_HIDDEN = 384
+# Channels of the ConvNeXt block between its pointwise convolutions, for each of its own.
+_EXPANSION = 3
 
 _SKIP = Schedule((0, 0.2), (20000, 0.015))
 _DROPOUT = Schedule((0, 0.3), (20000, 0.1))
@@ -79,11 +81,13 @@ class FrontEnd(Scheduled):
     Args:
       num_bins: Features per frame.
       output_dim: Width of the output.
+      channels: Channels C1, C2, C after each of the three convolutions.
     """
 
-    def __init__(self, num_bins: int, output_dim: int) -> None:
+    def __init__(self, num_bins: int, output_dim: int, channels: Sequence[int] = (8, 32, 128)) -> None:
         super().__init__()
-        first, second, third = _CHANNELS
+        first, second, third = channels
+        self.channels = third
         self.bins = ((num_bins - 1) // 2 - 1) // 2
         # The numbers are those of the public recipe, which counts what has no weights too.
         self.conv = nn.ModuleDict(
@@ -94,7 +98,7 @@ class FrontEnd(Scheduled):
             }
         )
         self.balancers = nn.ModuleList(Balancer(0.05, 0.95, 0.2, max_abs) for max_abs in (1.0, 4.0, 4.0))
-        self.convnext = ConvNeXt(third, _HIDDEN)
+        self.convnext = ConvNeXt(third, _EXPANSION * third)
         self.out = nn.Linear(third * self.bins, output_dim)
         self.out_whiten = Whiten(1, Schedule((0, 4.0), (20000, 8.0)), grad_scale=0.02)
         self.out_norm = BiasNorm(output_dim)
@@ -112,7 +116,7 @@ class FrontEnd(Scheduled):
 
     def init_state(self, like: Tensor, batch_size: int) -> Tensor:
         """The state of new streams (N, C, 3, bins): the last frames of the strided convolutions, zero for a start."""
-        return like.new_zeros(batch_size, _CHANNELS[-1], CONTEXT, self.bins)
+        return like.new_zeros(batch_size, self.channels, CONTEXT, self.bins)
 
     def stream(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Subsample the next piece of each stream, or a whole utterance with what follows it.

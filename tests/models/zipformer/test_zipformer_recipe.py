@@ -30,6 +30,23 @@ def test_named_sizes_have_the_public_numbers_of_parameters(size, parameters):
     assert sum(parameter.numel() for parameter in make(size, 500).parameters()) == parameters
 
 
+@pytest.mark.parametrize(("size", "parameters"), [("micro", 470_651), ("mini", 2_584_309)])
+def test_sizes_for_small_corpora(size, parameters):
+    model = make(size, 100, ctc_head=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_channels_of_the_front_end_are_an_option():
+    """Names stay the recipe's; the ConvNeXt block is three times as wide inside as outside."""
+    model = make("micro", front_end_channels="4,6,8")
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.encoder_embed.named_parameters()}
+    assert shapes.keys() == dict(make("small").encoder_embed.named_parameters()).keys()
+    assert [shapes[f"conv.{i}.weight"][:2] for i in (0, 4, 7)] == [(4, 1), (6, 4), (8, 6)]
+    assert shapes["convnext.pointwise_conv1.weight"] == (24, 8, 1, 1) and shapes["out.weight"] == (48, 8 * 19)
+    with pytest.raises(ValueError, match="front_end_channels is 4,6: expected three positive numbers"):
+        make("micro", front_end_channels="4,6")
+
+
 def kind(name):
     """A parameter's name without the stack and the layer that it is of."""
     return re.sub(r"^encoder\.encoders\.\d+\.(encoder\.)?layers\.\d+\.", "layer.", name)
