@@ -89,12 +89,16 @@ def active_parameters(model: nn.Module, masks: PathwayMasks | None, language: st
     return total - sum(int((~masks.mask(name, language)).sum()) for name in masks.names)
 
 
-def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
+def mask_figures(model: nn.Module, masks: PathwayMasks) -> dict[str, Figure]:
+    """What shows masks while they change: their density per layer, and how far they overlap."""
+    return {"density": density_figure(density_per_parameter(model, masks)), "overlap": overlap_figure(masks)}
+
+
+def density_figure(rows: Sequence[DensityRow]) -> Figure:
     """Per row: the density of each language, of their union, and the mean overlap.
 
     Args:
       rows: Of parameters, in the model's order, or of types.
-      path: Picture to write.
     """
     languages = list(rows[0].density)
     figure = Figure(figsize=(10, 2 + 0.16 * len(rows)), layout="constrained")
@@ -113,7 +117,12 @@ def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
     _name_rows(axis, rows)
     axis.set(xlim=(0, 1.02), xlabel="share of entries; overlap: intersection over union", title="Density per layer")
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
+    """Write `density_figure` to `path`."""
+    density_figure(rows).savefig(path, dpi=110)
 
 
 def plot_specificity(rows: Sequence[DensityRow], path: Path) -> None:
@@ -147,13 +156,8 @@ def _name_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
     axis.set_axisbelow(True)
 
 
-def plot_overlap(masks: PathwayMasks, path: Path) -> None:
-    """The overlap matrix as a heat map with its values.
-
-    Args:
-      masks: The sub-networks of all languages.
-      path: Picture to write.
-    """
+def overlap_figure(masks: PathwayMasks) -> Figure:
+    """The overlap matrix of the sub-networks of all languages as a heat map with its values."""
     matrix = overlap_matrix(masks)
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     axis = figure.subplots()
@@ -166,7 +170,12 @@ def plot_overlap(masks: PathwayMasks, path: Path) -> None:
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
     axis.set_title("Overlap of masks (intersection over union)", fontsize=10)
     figure.colorbar(image)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def plot_overlap(masks: PathwayMasks, path: Path) -> None:
+    """Write `overlap_figure` to `path`."""
+    overlap_figure(masks).savefig(path, dpi=110)
 
 
 def _row(name: str, module_type: str, masks: PathwayMasks) -> DensityRow:

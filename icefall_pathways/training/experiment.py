@@ -1,10 +1,9 @@
 """Whole runs: one training, and the search for masks, which is one training per language."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -36,6 +35,7 @@ from icefall_pathways.training.initialisation import (
     with_architecture,
 )
 from icefall_pathways.training.optimization import with_optimizer
+from icefall_pathways.training.parallel import run_side_by_side
 from icefall_pathways.training.plans import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
 
@@ -171,11 +171,7 @@ def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> N
         for search in waiting:
             _search(search, pruning)
         return
-    # Processes that share the cores slow each other down when each uses all of them.
-    threads = max(1, torch.get_num_threads() // pruning.num_jobs)
-    with ProcessPoolExecutor(pruning.num_jobs, get_context("spawn"), _limit_threads, (threads,)) as pool:
-        for job in [pool.submit(_search, search, pruning, i) for i, search in enumerate(waiting)]:
-            job.result()
+    run_side_by_side([partial(_search, search, pruning, i) for i, search in enumerate(waiting)], pruning.num_jobs)
 
 
 def _is_finished(search: ExperimentConfig, pruning: PruningConfig) -> bool:
@@ -190,10 +186,6 @@ def _is_finished(search: ExperimentConfig, pruning: PruningConfig) -> bool:
         told = ", ".join(f"{name} {getattr(found, name)}, not {getattr(wanted, name)}" for name in differing)
         raise ValueError(f"{path} has masks of another search ({told}): use the same options, or another --exp-dir")
     return True
-
-
-def _limit_threads(threads: int) -> None:
-    torch.set_num_threads(threads)
 
 
 def _search(config: ExperimentConfig, pruning: PruningConfig, place: int = 0) -> None:

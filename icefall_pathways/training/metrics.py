@@ -5,7 +5,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -147,8 +148,17 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{kind}/{name}/{language}", value, update)
-        self._shown = {f"{kind} loss": f"{values['loss']:.3f}"} if "loss" in values else self._shown
+        if "loss" in values:
+            self._shown[f"{kind} loss"] = f"{values['loss']:.3f}"
+        if "data_wait_share" in values:
+            self._shown["data wait"] = f"{100 * values['data_wait_share']:.1f}%"
         logger.info("%s, update %d, %s: %s", kind, update, language, _format(values))
+
+    def draw(self, update: int, figures: Callable[[], dict[str, Figure]]) -> None:
+        """Show figures in TensorBoard; they are not made where there is none."""
+        if self._writer is not None:
+            for name, figure in figures().items():
+                self._writer.add_figure(name, figure, update)
 
     def __enter__(self) -> "MetricsLog":
         return self

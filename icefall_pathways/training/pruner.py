@@ -49,6 +49,9 @@ class Pruner:
       optimizer: Forgets the moments of entries that begin anew.
       rank: Which process this is.
       exp_dir: Where checkpoint-0.pt is, if the plan needs it.
+
+    Attributes:
+      changes: How often the masks have changed since this process began.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Pruner:
         self._rank = rank
         self._start = plan.rewind_to or checkpoints.batch_path(exp_dir, 0)
         self.gradients = LanguageGradients(add_up=rank.sum) if plan.schedule.watches else None
+        self.changes = 0
 
     def after_update(self, update: int) -> None:
         """Prune, if the schedule says so. All ranks come to the same masks."""
@@ -82,6 +86,7 @@ class Pruner:
             self._optimizer.reset()
         else:
             self._forget_returned(used)
+        self.changes += 1
         sparsity = masks.sparsity(masks.languages[0])
         logger.info("masks after update %d: sparsity %.4f, overlap %.3f", update, sparsity, mean_overlap(masks))
 

@@ -15,12 +15,17 @@ class Stopped(KeyboardInterrupt):
     """A run ended because a signal asked for it, after saving.
 
     Attributes:
+      number: The signal's.
       exit_code: What the process should exit with.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
         self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
+        return type(self), (self.number,)
 
 
 @dataclass

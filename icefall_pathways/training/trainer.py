@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.pathways.analysis import mask_figures
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
@@ -99,6 +101,7 @@ class Trainer:
         self.stop = StopRequest()
         self.speed = Speed()
         self.best_valid_loss = float("inf")
+        self._drawn_changes = -1
 
     def run(self) -> None:
         """Train from the newest checkpoint, if there is one, to the last update."""
@@ -114,6 +117,7 @@ class Trainer:
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
         check = inf_check(self.model) if options.inf_check else nullcontext()
         with log, stop_requests() as self.stop, check:
+            self._draw_masks(start, log)
             for update, batches in self._batches(start):
                 with self.guard.keeps_evidence(batches):
                     stopping = self._train_update(update, batches)
@@ -238,7 +242,15 @@ class Trainer:
             log.write("train", update, language, values | {"lr": lr, "epoch": self.epoch_of(update)} | sparsity)
         log.write("speed", update, "all", self.speed.flush(update, seconds))
 
+    def _draw_masks(self, update: int, log: MetricsLog) -> None:
+        """Once at the start of a run, and then whenever there has been a change."""
+        masks, changes = self.masks, self.pruner.changes if self.pruner is not None else 0
+        if masks is not None and changes != self._drawn_changes:
+            log.draw(update, partial(mask_figures, self.model, masks))
+            self._drawn_changes = changes
+
     def _validate(self, update: int, log: MetricsLog) -> None:
+        self._draw_masks(update, log)
         figures = self.validator(self.options.warm_updates)
         for code, values in figures.items():
             log.write("valid", update, code, values)

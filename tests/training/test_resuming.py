@@ -1,5 +1,6 @@
 """Runs that are killed, or asked to stop, end as runs that are left alone."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -7,13 +8,15 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny_run
 import torch
 
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import checkpoints, experiment, parallel
+from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
 from icefall_pathways.training.signals import EXIT_CODES, Stopped
 
 UPDATES = 16
@@ -145,3 +148,57 @@ def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number):
     calm, stopped = (checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config))
     for part in ("model", "model_avg", "optimizer", "masks"):
         _assert_equal(calm[part], stopped[part], part)
+
+
+def searching(corpus, dense, exp_dir):
+    """A search of three languages, two at a time; long enough to be met at it."""
+    base = tiny_run.config(corpus, exp_dir, init_from=dense, save_every_n=1000, log_interval=1)
+    pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=40, num_jobs=2)
+    return MaskSearchConfig(pruning, base.training, base.data)
+
+
+def begun(exp_dir):
+    """The searches that have made updates."""
+    logs = [path for path in exp_dir.glob("*/metrics.jsonl") if path.stat().st_size > 0]
+    return {path.parent.name for path in logs}
+
+
+@pytest.fixture
+def forked_searches(monkeypatch):
+    """Searches side by side in forked processes, which need not import everything anew."""
+    monkeypatch.setattr(parallel, "get_context", lambda _: multiprocessing.get_context("fork"))
+
+
+@pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
+def test_searches_side_by_side_are_saved_and_go_on_when_asked_to_stop(
+    corpus, masked, tmp_path, forked_searches, number
+):
+    config = searching(corpus, masked.training.init_from, tmp_path)
+    child = start(experiment.find_masks, config)
+    wait_until(lambda: len(begun(tmp_path)) == 2, child)
+    os.kill(child, number)
+    assert wait(child) == 128 + number
+    assert not multiprocessing.active_children()
+    stopped = begun(tmp_path)
+    assert stopped == {"en", "fr"}  # Italian had not been begun, and is not
+    for code in stopped:
+        (saved,) = checkpoints.batch_checkpoints(tmp_path / code)
+        assert 1 <= checkpoints.read(saved)["update"] < 40
+
+
+def fail_when_begun(folder):
+    while not begun(folder):
+        time.sleep(0.01)
+    raise ValueError("no French")
+
+
+def test_one_that_fails_stops_those_beside_it(corpus, tmp_path, forked_searches):
+    long = {"num_updates": 100, "save_every_n": 1000, "log_interval": 1}
+    trainings = [
+        partial(experiment.train, tiny_run.config(corpus, tmp_path / code, code, **long)) for code in ["en", "it"]
+    ]
+    with pytest.raises(ValueError, match="no French"):
+        parallel.run_side_by_side([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
+    assert begun(tmp_path) == {"en"} and not (tmp_path / "it").exists()
+    (saved,) = checkpoints.batch_checkpoints(tmp_path / "en")
+    assert checkpoints.read(saved)["update"] < 100
