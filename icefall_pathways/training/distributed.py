@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
 from multiprocessing import connection, get_context
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 from icefall_pathways.training.failures import FailureWatch, RankError, raise_again, read_failure
 from icefall_pathways.training.signals import EXIT_CODES, Stopped, stop_requests
 
+_launches = count()  # of this process: a mask search is one for each language, and none may meet another's keys
 _WATCH = "watch"  # the part of the store in which ranks tell of their failures
 
 
@@ -140,6 +143,12 @@ def _explain(codes: Sequence[int | None], store: dist.Store) -> None:
     raise RankError(f"the ranks ended with exit statuses {list(codes)}")
 
 
+@cache
+def _torchruns_store() -> tuple[dist.Store, int, int]:
+    """What the ranks that torchrun has started share, this one's number and theirs; made once in a process."""
+    return next(dist.rendezvous("env://"))
+
+
 def _run_rank(
     local_rank: int, worker: Callable[..., None], spawned: tuple[int, int] | None, args: tuple[Any, ...]
 ) -> None:
@@ -147,7 +156,8 @@ def _run_rank(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if spawned is None:
-        store, index, world_size = next(dist.rendezvous("env://"))
+        store, index, world_size = _torchruns_store()
+        store = dist.PrefixStore(f"launch-{next(_launches)}", store)
     else:
         world_size, port = spawned
         index = local_rank

@@ -166,6 +166,8 @@ def _search_config(config: MaskSearchConfig, languages: list[str]) -> Experiment
 
 
 def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> None:
+    if pruning.num_jobs > 1 and "RANK" in os.environ:
+        raise ValueError("--num-jobs is for one machine: with torchrun all processes search one language at a time")
     waiting = [search for search in searches if not _is_finished(search, pruning)]
     if pruning.num_jobs == 1 or len(waiting) < 2:
         for search in waiting:

@@ -9,7 +9,6 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.options import to_dict
 from icefall_pathways.training import experiment, trainer
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
@@ -53,12 +52,6 @@ def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training:
     } | training
     data = DataConfig(manifest_dir=corpus / "fbank", languages=languages, max_duration=6.0, num_workers=0)
     return ExperimentConfig(replace(TrainingConfig(), **options), data, MODEL)
-
-
-def as_words(config: ExperimentConfig) -> list[str]:
-    """The command line of train.py that says the same."""
-    options = {name: value for part in to_dict(config).values() for name, value in part.items() if value is not None}
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def train_until(config: ExperimentConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,28 +4,49 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.options import to_dict
+from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
 
-TRAIN = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/train.py"
-
-
-def torchrun(node: int, port: int, words: list[str]) -> "subprocess.Popen[str]":
-    """One of two machines with a rank each; both are this one."""
-    places = ["--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "1"]
-    meeting = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    command = [sys.executable, "-m", "torch.distributed.run", *places, *meeting, str(TRAIN), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+RECIPE = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
 
 
-def test_torchrun_over_nodes_equals_spawned_ranks(corpus, tmp_path, free_port):
-    options = {"num_updates": 4, "valid_interval": 4, "world_size": 2, "master_port": free_port}
-    words = tiny_run.as_words(tiny_run.config(corpus, tmp_path / "torchrun", **options | {"world_size": 1}))
-    nodes = [torchrun(node, free_port, words) for node in range(2)]
-    printed = [node.communicate(timeout=400)[0] for node in nodes]
+def as_words(config):
+    """The options of a script that say what a config says."""
+    options = {name: value for part in to_dict(config).values() for name, value in part.items() if value is not None}
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def torchrun(script, port, words):
+    """Run a script on two machines, both of them this one, with a rank each; wait for them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    nodes = [
+        subprocess.Popen(
+            [*command, "--node_rank", node, str(RECIPE / script), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in "01"
+    ]
+    try:
+        printed = [node.communicate(timeout=400)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert not any(node.returncode for node in nodes), printed
+
+
+def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path, free_port):
+    options = {"num_updates": 4, "valid_interval": 4, "world_size": 2, "master_port": free_port}
+    over_nodes = tiny_run.config(corpus, tmp_path / "torchrun", **options | {"world_size": 1})
+    torchrun("train.py", free_port, as_words(over_nodes))
     experiment.train(tiny_run.config(corpus, tmp_path / "spawned", **options))
     a, b = (checkpoints.newest(tmp_path / name)[1] for name in ("torchrun", "spawned"))
     assert (a["update"], a["world_size"]) == (b["update"], b["world_size"]) == (4, 2)
@@ -36,3 +57,23 @@ def test_torchrun_over_nodes_equals_spawned_ranks(corpus, tmp_path, free_port):
         assert all(torch.equal(value, b["optimizer"][index][key]) for key, value in state.items())
     logs = sorted(path.name[-2:] for path in (tmp_path / "torchrun" / "log").iterdir())
     assert logs == ["-0", "-1"]
+
+
+def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, free_port):
+    experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
+    base = tiny_run.config(corpus, tmp_path / "masks", "en fr", init_from=tmp_path / "dense")
+    pruning = PruningConfig(prune_rounds=1, updates_per_round=2)
+    torchrun("prune.py", free_port, as_words(MaskSearchConfig(pruning, base.training, base.data, base.model)))
+    masks = PathwayMasks.load(tmp_path / "masks" / "masks.safetensors")
+    assert masks.languages == ("en", "fr") and masks.overlap("en", "fr") < 1
+    assert masks.sparsity("en") == pytest.approx(0.7, abs=0.01)
+    for code in masks.languages:
+        assert checkpoints.newest(tmp_path / "masks" / code)[1]["world_size"] == 2
+
+
+def test_searches_side_by_side_are_refused_under_torchrun(corpus, tmp_path, monkeypatch):
+    experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
+    base = tiny_run.config(corpus, tmp_path / "masks", "en fr", init_from=tmp_path / "dense")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="--num-jobs is for one machine"):
+        experiment.find_masks(MaskSearchConfig(PruningConfig(num_jobs=2), base.training, base.data))
