@@ -1,6 +1,5 @@
 """Whole decoding runs: every language of an experiment, recognised, scored and put in one table."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,12 +13,11 @@ from tqdm import tqdm
 from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
+from icefall_pathways.decoding.cut_audio import read_pieces
 from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarise, write_results, write_summary
 from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder
 from icefall_pathways.decoding.trained_model import TrainedModel, load_trained_model
-
-_BLOCK_SECONDS = 2.0  # of audio read at a time
 
 
 @dataclass(frozen=True)
@@ -182,34 +180,6 @@ def _timed(pieces: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:
         yield piece
 
 
-def read_pieces(cut: MonoCut, size: int) -> Iterator[Tensor]:
-    """The samples of a cut in pieces of `size`, read from disk shortly before they are needed.
-
-    Raises:
-      AudioError: They cannot be read.
-    """
-    seconds = _BLOCK_SECONDS
-    if cut.recording.transforms or not str(cut.recording.sources[0].source).endswith((".flac", ".wav")):
-        seconds = cut.duration  # what is filtered or packed cannot be cut anywhere
-    left = torch.zeros(0)
-    for number in range(math.ceil(cut.duration / seconds)):
-        offset = number * seconds
-        try:
-            block = load_samples(cut, offset, min(seconds, round(cut.duration - offset, 8)))
-        except Exception as error:  # each of lhotse's backends has errors of its own
-            raise AudioError(f"cannot read its audio: {str(error).splitlines()[0]}") from error
-        *pieces, left = torch.cat([left, block]).split(size)
-        yield from pieces
-    yield left
-
-
 def all_cuts(loader: SplitLoader) -> list[MonoCut]:
     """The cuts of a split, ordered by their ids."""
     return sorted((cut for batch in loader for cut in batch["supervisions"]["cut"]), key=lambda cut: cut.id)
-
-
-def load_samples(cut: MonoCut, offset: float = 0.0, duration: float | None = None) -> Tensor:
-    """The samples (n,) of a cut or of so many seconds of it, channels mixed to one."""
-    duration = cut.duration if duration is None else duration
-    samples = cut.recording.load_audio(offset=cut.start + offset, duration=duration).mean(axis=0)
-    return torch.from_numpy(samples)

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
-from icefall_pathways.decoding.decode_run import Experiment, all_cuts, load_experiment, read_pieces
+from icefall_pathways.decoding.cut_audio import read_pieces
+from icefall_pathways.decoding.decode_run import Experiment, all_cuts, load_experiment
 from icefall_pathways.decoding.language_choice import (
     FEATURES,
     FILE_NAME,

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
-from icefall_pathways.decoding.decode_run import all_cuts, load_experiment, load_samples
+from icefall_pathways.decoding.cut_audio import load_samples
+from icefall_pathways.decoding.decode_run import all_cuts, load_experiment
 from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.files import atomic_write, write_json
