@@ -23,7 +23,7 @@ def benchmark():
 
 def test_every_part_of_a_step_is_measured(benchmark, monkeypatch):
     """The marks are hooks: one that is not reached, or comes twice, shows in the number of parts."""
-    for name, value in (("UTTERANCES", 2), ("FRAMES", 60), ("TOKENS", 4)):
+    for name, value in (("UTTERANCES", 2), ("FRAMES", 60), ("TOKENS", 4), ("AGE", 2)):
         monkeypatch.setattr(benchmark, name, value)
     trainee = benchmark.Trainee("tiny", sparsity=0.7)
     before = [parameter.clone() for parameter in trainee.module.parameters()]

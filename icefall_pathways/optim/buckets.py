@@ -42,19 +42,20 @@ class Bucket:
         """The opposite of `split`: a copy."""
         return torch.cat([value.flatten() for value in values])
 
-    def spread(self, values: Tensor) -> Tensor:
-        """A value for each parameter, repeated for all its entries (n,)."""
-        sizes = torch.tensor(self.sizes, device=values.device)
-        return values.repeat_interleave(sizes, output_size=sum(self.sizes))
+    def scale_(self, values: Tensor, factors: Tensor) -> Tensor:
+        """Multiply each parameter's part of `values` (n,) by its factor, in place."""
+        for piece, factor in zip(values.split(self.sizes), factors.unbind(), strict=True):
+            piece.mul_(factor)
+        return values
 
     def weights(self) -> Tensor:
         """A copy of the parameters (n,)."""
         return self.join(self.parameters)
 
-    def write(self, weights: Tensor) -> None:
-        """Set the parameters to `weights` (n,)."""
-        for parameter, values in zip(self.parameters, self.split(weights), strict=True):
-            parameter.copy_(values)
+    def subtract(self, values: Tensor, alpha: float = 1.0) -> None:
+        """Subtract `alpha * values` (n,) from the parameters."""
+        for parameter, piece in zip(self.parameters, self.split(values), strict=True):
+            parameter.sub_(piece, alpha=alpha)
 
     def with_gradient(self) -> list[bool]:
         """Which of the parameters have a gradient."""
@@ -69,16 +70,13 @@ class Bucket:
         """All bits of an entry set where the language's mask keeps it, none elsewhere (n,); None without masks."""
         if masks is None or not self.masked:
             return None
-        return self._bits(masks.joined_mask(self.names, language))
+        return bits_of(masks.joined_mask(self.names, language), self.parameters[0])
 
     def present_bits(self) -> Tensor:
         """All bits set in the entries of parameters that have a gradient, none elsewhere (n,)."""
         first = self.parameters[0]
         present = torch.tensor(self.with_gradient()).repeat_interleave(torch.tensor(self.sizes))
-        return self._bits(present.to(first.device))
-
-    def _bits(self, chosen: Tensor) -> Tensor:
-        return chosen.to(_INTEGERS[self.parameters[0].element_size()]).neg_()
+        return bits_of(present.to(first.device), first)
 
 
 def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: Iterable[str]) -> list[Bucket]:
@@ -94,6 +92,17 @@ def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: I
         numbered = groupby(zip(numbers, members, strict=True), key=itemgetter(0))
         buckets += [Bucket([member for _, member in some], is_masked) for _, some in numbered]
     return buckets
+
+
+def bits_of(which: Tensor, like: Tensor) -> Tensor:
+    """All bits set where the bool tensor `which` is true, none elsewhere: integers as wide as the numbers in `like`."""
+    return which.view(torch.uint8).to(_INTEGERS[like.element_size()]).neg_()
+
+
+def chosen(values: Tensor, active: Tensor, out: Tensor) -> Tensor:
+    """`values` where a bit of `active` is set, else +0.0, put into `out`."""
+    torch.bitwise_and(values.view(active.dtype), active, out=out.view(active.dtype))
+    return out
 
 
 def cleared(values: Tensor, active: Tensor | None) -> Tensor:

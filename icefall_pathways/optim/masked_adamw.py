@@ -77,9 +77,9 @@ class MaskedAdamW(MaskedOptimizer):
         exp_avg.sub_(cleared(exp_avg - gradient, active), alpha=1 - beta1)
         exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
         denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(look_up(table2, counts)).add_(group["eps"])
-        weights = bucket.weights()
-        change = (exp_avg * look_up(table1, counts)).div_(denominator).add_(weights, alpha=group["weight_decay"])
-        bucket.write(weights.sub_(cleared(change, active), alpha=group["lr"]))
+        change = (exp_avg * look_up(table1, counts)).div_(denominator)
+        change.add_(bucket.weights(), alpha=group["weight_decay"])
+        bucket.subtract(cleared(change, active), alpha=group["lr"])
 
     def _correction_tables(self, beta1: float, beta2: float, device: torch.device) -> tuple[Tensor, Tensor]:
         """Factors of the moment and of the root of the second moment, by the number of an entry's updates.

@@ -1,6 +1,7 @@
 """What optimizers share that touch nothing outside the active sub-network."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._language = ""
         self._buckets: list[list[Bucket]] = []
         self._masked: set[str] = set()
+        # How many updates all active entries of a sub-network have had at least: those that were seen since masks have
+        # changed, or anything was forgotten or loaded.
+        self._updates: Counter[str] = Counter()
 
     def activate(self, masks: PathwayMasks | None, language: str) -> None:
         """Choose the sub-network that the following steps are for; None is the dense model."""
@@ -47,16 +51,19 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for value in self.state.get(parameter, {}).values():
             if value.dim() > 0:
                 value.masked_fill_(entries, 0)
+        self._updates.clear()
 
     def reset(self) -> None:
         """Start anew with everything."""
         self.state.clear()
         self._buckets = []
+        self._updates.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
         super().load_state_dict(state_dict)
         self._buckets = []
+        self._updates.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

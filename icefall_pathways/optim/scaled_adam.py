@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icefall_pathways.optim.buckets import Bucket, cleared
+from icefall_pathways.optim.buckets import Bucket, bits_of, chosen, cleared
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, look_up
 from icefall_pathways.pathways.masks import PathwayMasks
 
@@ -86,6 +86,7 @@ class ScaledAdam(MaskedOptimizer):
         for part in parts:
             self._update_part(part, clip)
             part.statistics["step"] += 1
+        self._updates.update(members.keys())
 
     def _owner(self, masks: PathwayMasks) -> str:
         """Under which language the statistics of the active sub-network are kept."""
@@ -95,6 +96,7 @@ class ScaledAdam(MaskedOptimizer):
             for (code, version), (earlier, earlier_version) in zip(seen, self._seen, strict=True)
         ):
             self._seen, self._owners = seen, {}
+            self._updates.clear()
         if self._language not in self._owners:
             self._owners[self._language] = masks.first_equal(self._language)
         return self._owners[self._language]
@@ -119,7 +121,8 @@ class ScaledAdam(MaskedOptimizer):
             )
         for name in statistics.keys() - {"step"}:  # which stays where reading it waits for no device
             statistics[name] = statistics[name].to(device)
-        return _Part(buckets, active, gradients, statistics)
+        corrected = self._updates[owner] < len(self._correction)
+        return _Part(buckets, active, gradients, statistics, corrected)
 
     def _clip(self, parts: list["_Part"]) -> Tensor | None:
         """What to scale the gradient by; zero if it is not finite. None: nothing."""
@@ -158,11 +161,10 @@ class ScaledAdam(MaskedOptimizer):
         place = step % _PERIOD
         if clip is not None:
             for gradient in part.gradients:
-                gradient.mul_(clip).nan_to_num_(nan=0.0)
-        weights = [bucket.weights() for bucket in part.buckets]
+                cleared(gradient.mul_(clip), bits_of(clip > 0, gradient))  # what is not finite, times zero, is NaN
         if step == 0 or place == _PERIOD - 1:
-            statistics["rms"] = self._rms(part, weights)
-        statistics["scale_grads"][place] = _dots(part, weights)
+            statistics["rms"] = self._rms(part)
+        statistics["scale_grads"][place] = _dots(part)
         growth = self._growth(part, lr) if place == _PERIOD - 1 else None
         step_sizes = lr * statistics["rms"].clamp(min=_RMS_LIMITS[0])
         start = 0
@@ -170,18 +172,18 @@ class ScaledAdam(MaskedOptimizer):
             own = slice(start, start + len(bucket.sizes))
             self._update(
                 bucket,
-                weights[i],
                 part.gradients[i],
                 part.active[i],
-                step,
-                bucket.spread(step_sizes[own]),
-                None if growth is None else bucket.spread(growth[own]),
+                step if part.corrected else None,
+                step_sizes[own],
+                None if growth is None else growth[own],
             )
             start = own.stop
 
-    def _rms(self, part: "_Part", weights: list[Tensor]) -> Tensor:
+    def _rms(self, part: "_Part") -> Tensor:
         """The RMS of every tensor's active entries; a tensor of one element counts as `scalar_lr_scale`."""
-        lengths = _lengths(part, [cleared(w.clone(), bits) for w, bits in zip(weights, part.active, strict=True)])
+        pairs = zip(part.buckets, part.active, strict=True)
+        lengths = _lengths(part, [cleared(bucket.weights(), bits) for bucket, bits in pairs])
         rms = lengths / part.numbers().clamp(min=1).sqrt()
         return rms.masked_fill(part.scalars(), self._scalar_lr_scale)
 
@@ -201,27 +203,30 @@ class ScaledAdam(MaskedOptimizer):
     def _update(
         self,
         bucket: Bucket,
-        weights: Tensor,
         gradient: Tensor,
         active: Tensor | None,
-        step: int,
+        step: int | None,
         step_sizes: Tensor,
         growth: Tensor | None,
     ) -> None:
-        """One step of one bucket; everything is changed by subtracting what is +0.0 outside the mask."""
+        """One step of one bucket, after `step` others; None: so many that no moment needs a correction any more.
+
+        Everything is changed by subtracting what is +0.0 outside the mask.
+        """
         beta1, beta2 = self._betas
         exp_avg_sq, delta = self._state_of(bucket, "exp_avg_sq", "delta")
         exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
         denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_()
-        if active is None:
+        if step is not None and active is None:
             denominator.mul_(self._correction[min(step + 1, len(self._correction) - 1)])
-        else:
+        elif step is not None and active is not None:
             denominator.mul_(self._corrections(bucket, active))
-        change = gradient.div_(denominator.add_(self._eps)).mul_(step_sizes)
+        change = bucket.scale_(gradient.div_(denominator.add_(self._eps)), step_sizes)
         if growth is not None:
-            change.addcmul_(weights, growth, value=-1)
-        delta.sub_(cleared(torch.sub(delta, change), active), alpha=1 - beta1)
-        bucket.write(weights.sub_(delta if active is None else cleared(delta.clone(), active)))
+            change.sub_(bucket.scale_(bucket.weights(), growth))
+        difference = torch.sub(delta, change, out=denominator)
+        delta.sub_(cleared(difference, active), alpha=1 - beta1)
+        bucket.subtract(delta if active is None else chosen(delta, active, out=denominator))
         for parameter in bucket.parameters:
             if parameter.numel() == 1 and active is None:
                 parameter.clamp_(-_MAX_SCALAR, _MAX_SCALAR)
@@ -242,12 +247,14 @@ class _Part:
       gradients: Each bucket's gradient, zero where not active.
       statistics: Under "rms", "scale_grads" and "scale_exp_avg_sq", a number (or one for each step of the period) for
         each parameter; "step", the steps so far; "norms" and "threshold", what clipping goes by.
+      corrected: Whether second moments of active entries may still be in need of a correction.
     """
 
     buckets: list[Bucket]
     active: list[Tensor | None]
     gradients: list[Tensor]
     statistics: dict[str, Tensor]
+    corrected: bool
 
     def split(self, flat: list[Tensor]) -> list[Tensor]:
         """Every parameter's part of each bucket's tensor (n,), 1-dim."""
@@ -269,7 +276,7 @@ class _Part:
         if self.active[0] is None:
             return self.sizes()
         bits = [bits for bits in self.active if bits is not None]
-        return torch.stack([torch.count_nonzero(piece) for piece in self.split(bits)])
+        return -torch.stack([piece.sum() for piece in self.split(bits)])  # all bits: -1
 
 
 def _lengths(part: _Part, flat: list[Tensor]) -> Tensor:
@@ -277,9 +284,10 @@ def _lengths(part: _Part, flat: list[Tensor]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(piece) for piece in part.split(flat)])
 
 
-def _dots(part: _Part, weights: list[Tensor]) -> Tensor:
+def _dots(part: _Part) -> Tensor:
     """Every parameter's product with its gradient."""
-    pairs = zip(part.split(weights), part.split(part.gradients), strict=True)
+    parameters = [parameter.flatten() for bucket in part.buckets for parameter in bucket.parameters]
+    pairs = zip(parameters, part.split(part.gradients), strict=True)
     return torch.stack([torch.dot(weight, gradient) for weight, gradient in pairs])
 
 

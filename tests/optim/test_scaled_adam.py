@@ -5,6 +5,7 @@ import torch
 from every_kind import EveryKind, random_masks
 from torch import nn
 
+from icefall_pathways.optim import scaled_adam
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -117,6 +118,47 @@ def test_a_masked_tensor_trains_as_one_that_has_only_its_active_entries():
         take_step(optimizer, sparse, masks, "en", [gradient])
         take_step(reference, small, None, "", [gradient[active]])
     torch.testing.assert_close(sparse.weight[active], small.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_counting_ends_where_nothing_needs_a_correction_and_begins_anew_with_what_changes(monkeypatch):
+    """A count costs as much as all else that masks do; that it is left out must not show in a bit."""
+    torch.manual_seed(5)
+    model, masks = masked_weights("en", "fr")
+    other, theirs = copy.deepcopy(model), copy.deepcopy(masks)
+    optimizers = [ScaledAdam(m.named_parameters(), lr=1e-3) for m in (model, other)]
+    counted = []
+    look_up = scaled_adam.look_up
+    monkeypatch.setattr(scaled_adam, "look_up", lambda table, counts: counted.append(1) or look_up(table, counts))
+    longest = len(optimizers[0]._correction)
+
+    def steps(number):
+        """How often the first optimizer counted; the second one always does."""
+        found = 0
+        for _ in range(number):
+            gradients = random_gradients(model)
+            counted.clear()
+            take_step(optimizers[0], model, masks, "en", gradients)
+            found += len(counted)
+            optimizers[1]._updates.clear()
+            take_step(optimizers[1], other, theirs, "en", gradients)
+        for key in ("weight", "bias"):
+            pair = [getattr(m.linear, key) for m in (model, other)]
+            assert torch.equal(*pair)
+            for name in optimizers[0].state[pair[0]]:
+                assert torch.equal(*(o.state[p][name] for o, p in zip(optimizers, pair, strict=True))), name
+        return found
+
+    assert steps(longest + 5) == longest
+    kept, forgotten = torch.rand(2, 5, 6) < 0.7
+    for change in (masks, theirs):
+        change.set_mask("linear.weight", "en", kept)
+    assert steps(longest + 5) == longest, "entries that came back have had no updates"
+    for optimizer in optimizers:
+        optimizer.forget("linear.weight", forgotten)
+    assert steps(3) == 3, "their updates are forgotten"
+    assert steps(longest) == longest - 3
+    optimizers[0].load_state_dict(optimizers[0].state_dict())
+    assert steps(3) == 3, "whose updates a loaded state has counted is not known"
 
 
 def test_languages_without_common_entries_train_as_if_alone():
