@@ -1,6 +1,8 @@
 # Sourced: the settings of the demo and of the study. Sized for two cores: number words in four languages, a model of half a
 # million parameters, many small batches. So small a model mixes the languages up, which is what pathways are to mend.
 # shellcheck disable=SC2034
+# So small a model is as quick with one thread, and two would wait for each other whenever another program runs.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 corpus=mini
 data_dir=data/demo
 vocab_size=100
