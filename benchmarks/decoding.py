@@ -181,6 +181,7 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
         heard, seen = encoder_out[:number], features[:number]
         for name, search in searches.items():
             decoder = StreamingDecoder(model, search, FbankConfig())
+            decoder.compile()
             runs["search", name, number] = lambda search=search, heard=heard: _search_chunks(search, heard)
             runs["all", name, number] = lambda decoder=decoder, seen=seen: _decode_streams(decoder, seen)
         if config.torchaudio:

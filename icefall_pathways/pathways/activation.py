@@ -64,11 +64,21 @@ class FoldedPathways:
         if self.masks is None:
             yield
             return
+        with _shadow(self._products(language)):
+            yield
+
+    def weights(self, language: str) -> dict[str, Tensor]:
+        """What the model computes with in a language in place of parameters of these names."""
+        if self.masks is None:
+            return {}
+        return {name: one.value for name, one in zip(self.masks.names, self._products(language), strict=True)}
+
+    def _products(self, language: str) -> "list[_Product]":
+        assert self.masks is not None
         if language not in self._folded:
             with torch.no_grad():
                 self._folded[language] = _products(self.model, self.masks, language)
-        with _shadow(self._folded[language]):
-            yield
+        return self._folded[language]
 
 
 class _Product(NamedTuple):

@@ -67,7 +67,9 @@ def test_languages_mixed_in_one_server_do_not_meet(model):
     masks = random_masks(model, LANGUAGES, density=0.7)
     speakers = [(LANGUAGES[i % 3], _speech(0.6 + 0.2 * i)) for i in range(3)]
     sources = [Source(i, samples.split(1000), language) for i, (language, samples) in enumerate(speakers)]
-    found = dict(_decoder(model, masks=masks).decode(sources, num_streams=2))
+    decoder = _decoder(model, masks=masks)
+    decoder.compile(["fr"])
+    found = dict(decoder.decode(sources, num_streams=2))
     for i, (language, samples) in enumerate(speakers):
         with activate(model, masks, language):
             plain = StreamingDecoder(model, GreedySearch(model), FbankConfig())
@@ -228,7 +230,12 @@ def test_clipped_audio_is_recognised(emformer):
 def _held(session):
     """Numbers that a session holds on to."""
     stream = session.candidates[0]
-    tensors = [stream.features, stream.fbank._samples, *stream.encoder_states, *vars(stream.search_state).values()]
+    tensors = [
+        stream.features,
+        stream.fbank._samples,
+        *stream.memory.encoder_states,
+        *vars(stream.search_state).values(),
+    ]
     return sum(tensor.storage().nbytes() for tensor in tensors) + 8 * len(session.shown)
 
 

@@ -7,6 +7,7 @@ from stream_models import MODELS, make_model
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch
 from icefall_pathways.decoding.streaming import Source, StreamingDecoder
+from icefall_pathways.decoding.streaming import decoder as decoder_module
 
 LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
 
@@ -97,6 +98,43 @@ def test_streams_of_different_age_share_a_batch(model, search):
     assert decoder.is_done(old)
     assert decoder.is_done(new)
     _assert_same(decoder.results([old, new]), _offline(model, search, features))
+
+
+@torch.inference_mode()
+def test_streams_meet_in_other_batches(model, search):
+    """In another order, without one of them, with a new one, and all again: as if each were alone."""
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    features = [torch.randn(8 * model.chunk_shift, 80) * 3 - 8 for _ in range(3)]
+    streams, alone = [decoder.open() for _ in features], [decoder.open() for _ in features]
+    for stream, lonely, x in zip(streams, alone, features, strict=True):
+        stream.accept_features(x)
+        lonely.accept_features(x)
+    for order in ([0, 1], [0, 1], [1, 0], [1], [1, 2, 0], [1, 2, 0], [2, 0]):
+        assert len(decoder.advance([streams[i] for i in order])) == len(order)
+        for i in order:
+            decoder.advance([alone[i]])
+        asked = order[::-1]
+        _assert_same(decoder.results([streams[i] for i in asked]), decoder.results([alone[i] for i in asked]))
+        for i in order:
+            for found, expected in zip(streams[i].memory.encoder_states, alone[i].memory.encoder_states, strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_graph_takes_over(monkeypatch, model, search):
+    """On demand, or in the middle of streams; what is found stays the same."""
+    features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
+    eager = _decode(model, search, features, 4, from_features=True)
+    monkeypatch.setattr(decoder_module, "_CHUNKS_UNTIL_COMPILED", 3)
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
+    assert len(decoder._graphs) == 1
+    _assert_same([streams[i] for i in range(len(features))], eager)
+    monkeypatch.setattr(decoder_module, "_CHUNKS_UNTIL_COMPILED", 1000)
+    decoder = StreamingDecoder(model, search, FbankConfig())
+    decoder.compile()
+    monkeypatch.setattr(model, "stream", None)  # is not called any more
+    streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
+    _assert_same([streams[i] for i in range(len(features))], eager)
 
 
 def test_nothing_was_said(model, search):

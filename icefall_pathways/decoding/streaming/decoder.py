@@ -1,11 +1,12 @@
 """Decoding chunk by chunk: many streams, of any age and length, share every batch."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.searches import Hypothesis, Search, SearchState
+from icefall_pathways.decoding.streaming.memory import BatchMemory, Memory, join_encoder, join_search
 from icefall_pathways.models.encoder import FRAME_FACTOR
+from icefall_pathways.models.stream_graph import Step, StreamGraph
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 
@@ -25,6 +28,8 @@ FRAME_SECONDS = FRAME_FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
 
 ANY_LANGUAGE = ""
 """Stands for the language where all streams run through the model as it is."""
+
+_CHUNKS_UNTIL_COMPILED = 100  # when half of what they took is about what the graph takes to be made
 
 _LOUDEST = 32.0  # decoded audio may exceed full scale a little, but not so far
 
@@ -58,8 +63,7 @@ class Stream:
       language: Through which pathway it runs.
       fbank: Makes features of samples.
       features: (T, F) frames not yet read by the encoder.
-      encoder_states: The encoder's memory of this stream, as a batch of one.
-      search_state: The search's hypotheses for this stream, as a batch of one.
+      memory: What encoder and search remember of this stream.
       num_frames: Encoder frames read.
       finished: No more is to come.
     """
@@ -67,10 +71,14 @@ class Stream:
     language: str
     fbank: StreamingFbank
     features: Tensor
-    encoder_states: Any
-    search_state: SearchState
+    memory: Memory
     num_frames: int = 0
     finished: bool = False
+
+    @property
+    def search_state(self) -> SearchState:
+        """The search's hypotheses for this stream, as a batch of one."""
+        return self.memory.search_state
 
     def accept_samples(self, samples: Tensor) -> None:
         """Take the next samples (n,), 16 kHz, in [-1, 1].
@@ -119,6 +127,8 @@ class StreamingDecoder:
         self.fbank = fbank
         self.pathways = pathways
         self.device = next(model.parameters()).device
+        self._graphs: dict[str, StreamGraph] = {}
+        self._chunks: Counter[str] = Counter()
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Stream:
         """Begin a stream.
@@ -134,8 +144,7 @@ class StreamingDecoder:
             language=language,
             fbank=StreamingFbank(self.fbank),
             features=torch.empty(0, self.fbank.num_bins, device=self.device),
-            encoder_states=self.model.init_states(1, self.device),
-            search_state=search_state,
+            memory=Memory(BatchMemory(self.model, self.model.init_states(1, self.device), search_state, 1), 0),
         )
 
     def is_ready(self, stream: Stream) -> bool:
@@ -153,25 +162,45 @@ class StreamingDecoder:
         ready = by_language([stream for stream in streams if self.is_ready(stream)])
         for language, group in ready.items():
             with self._pathway(language):
-                self._advance(group, self.searches[language])
+                self._advance(group, language)
         return [stream for group in ready.values() for stream in group]
 
-    def _advance(self, streams: list[Stream], search: Search) -> None:
+    def _advance(self, streams: list[Stream], language: str) -> None:
         """Read one chunk of streams of one language."""
         window, shift = self.model.chunk_window, self.model.chunk_shift
         # The last chunk is filled up to what it looks ahead, which the model takes for silence: no last word is lost.
         chunks = [stream.features[:window] for stream in streams]
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
-        encoder_states = self.model.stack_states([stream.encoder_states for stream in streams])
-        encoder_out, lens, encoder_states = self.model.stream(x, x_lens, encoder_states)
-        search_state = SearchState.join([stream.search_state for stream in streams])
-        search_state = search.advance(search_state, encoder_out, lens)
-        states = zip(self.model.unstack_states(encoder_states), search_state.split(), lens.tolist(), strict=True)
-        for stream, (encoder_state, one_search_state, num_frames) in zip(streams, states, strict=True):
-            stream.encoder_states, stream.search_state = encoder_state, one_search_state
+        memories = [stream.memory for stream in streams]
+        encoder_out, lens, encoder_states = self._step(language)(x, x_lens, join_encoder(memories))
+        search_state = self.searches[language].advance(join_search(memories), encoder_out, lens)
+        batch = BatchMemory(self.model, encoder_states, search_state, len(streams))
+        for row, (stream, num_frames) in enumerate(zip(streams, lens.tolist(), strict=True)):
+            stream.memory = Memory(batch, row)
             stream.num_frames += num_frames
             stream.features = stream.features[shift:]
+
+    def compile(self, languages: Iterable[str] | None = None) -> None:
+        """Make the graphs with which chunks are encoded in half the time; on GPUs there are none.
+
+        It takes a second for each language. Without this call, a language's graph is made once it has read
+        `_CHUNKS_UNTIL_COMPILED` batches of chunks. Later changes of weights and masks are not seen.
+
+        Args:
+          languages: None is all.
+        """
+        for language in self.searches if languages is None else languages:
+            if language not in self._graphs and self.device.type == "cpu":
+                weights = {} if self.pathways is None else self.pathways.weights(language)
+                self._graphs[language] = StreamGraph(self.model, weights)
+
+    def _step(self, language: str) -> Step:
+        """What encodes the next chunk of streams in this language."""
+        self._chunks[language] += 1
+        if self._chunks[language] > _CHUNKS_UNTIL_COMPILED:
+            self.compile([language])
+        return self._graphs.get(language, self.model.stream)
 
     def results(self, streams: Sequence[Stream]) -> list[Hypothesis]:
         """What has been recognised in each stream up to now."""
@@ -185,7 +214,7 @@ class StreamingDecoder:
         """What the searches of the streams answer, in the order of the streams."""
         answers: dict[int, T] = {}
         for language, group in by_language(streams).items():
-            state = SearchState.join([stream.search_state for stream in group])
+            state = join_search([stream.memory for stream in group])
             found = question(self.searches[language], state)
             answers.update(zip(map(id, group), found, strict=True))
         return [answers[id(stream)] for stream in streams]
@@ -193,7 +222,8 @@ class StreamingDecoder:
     def cut(self, stream: Stream) -> None:
         """Forget what was recognised in a stream; what comes next still follows it."""
         with self._pathway(stream.language):
-            stream.search_state = self.searches[stream.language].carry_on(stream.search_state)
+            search_state = self.searches[stream.language].carry_on(stream.search_state)
+        stream.memory = Memory(BatchMemory(self.model, stream.memory.encoder_states, search_state, 1), 0)
 
     def _pathway(self, language: str) -> AbstractContextManager[None]:
         return nullcontext() if self.pathways is None else self.pathways.activate(language)

@@ -59,15 +59,13 @@ class AttentionWeights(Scheduled):
         query, key, position_query = self.in_proj(x).split(self.sizes, dim=-1)
         key = self.whiten_keys(self.balance_keys(key))
         key, cached_key = remember(key, cached_key, plan.left)
-        scores = torch.matmul(self._heads(query), self._heads(key).transpose(2, 3))
+        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        scores = torch.matmul(query, key.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 3, 0))
         if not self.happens(_NO_POSITIONS):
             scores = scores + self._position_scores(position_query, plan.positions)
         if scores.requires_grad and self.happens(_PENALISING):
             scores = penalise_large_scores(scores, limit=25.0, penalty=1e-4)
         return scores.masked_fill(plan.blocked, _BLOCKED).softmax(dim=-1), cached_key
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
         """Position queries (N, T, H * p) times the code (R, D): (N, H, T, S)."""
@@ -121,7 +119,7 @@ class SelfAttention(nn.Module):
           The branch (N, T, C), and the new `cached_val`.
         """
         value, cached_val = remember(self.in_proj(x), cached_val, left)
-        heads = value.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = value.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
         attended = torch.matmul(weights, heads).transpose(1, 2).flatten(2)
         return self.whiten(self.out_proj(attended)), cached_val
 
@@ -168,8 +166,11 @@ class NonlinAttention(nn.Module):
 
 
 def remember(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
-    """Frames (N, T, C) after the cached ones (left, N, C): both as (N, left + T, C), and the new cache."""
+    """Frames (N, T, C) after the cached ones (left, N, C): both as (left + T, N, C), and the new cache.
+
+    With time first, no head's part of it has to be copied for a product.
+    """
     if left == 0:
-        return x, cached
-    joined = torch.cat([cached.transpose(0, 1), x], dim=1)
-    return joined, joined[:, -left:].transpose(0, 1)
+        return x.transpose(0, 1), cached
+    joined = torch.cat([cached, x.transpose(0, 1)])
+    return joined, joined[-left:]

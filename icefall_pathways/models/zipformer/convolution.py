@@ -45,16 +45,57 @@ class ChunkCausalConvolution(nn.Module):
         joined = torch.cat([cached.transpose(1, 2), x], dim=1)
         causal = _depthwise(joined.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
         chunks = F.pad(x, (0, 0, 0, -frames % chunk)).unflatten(1, (-1, chunk))
-        within = _depthwise(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self._scale(chunk)
+        within = _depthwise(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self.scale(chunk)
         return causal + within.flatten(1, 2)[:, :frames], joined[:, frames:].transpose(1, 2)
 
-    def _scale(self, chunk: int) -> Tensor:
+    def folded(self) -> "FoldedChunkConvolution":
+        """For chunks of streams and fixed weights."""
+        return FoldedChunkConvolution(self)
+
+    def scale(self, chunk: int) -> Tensor:
         """The factor of each frame of a chunk (chunk, C)."""
         left, right = self.chunkwise_conv_scale
         room = chunk - self.kernel
         if room < 0:
             return 1.0 + (left[:, :chunk] + right[:, -chunk:]).t()
         return 1.0 + (F.pad(left, (0, room)) + F.pad(right, (room, 0))).t()
+
+
+class FoldedChunkConvolution(nn.Module):
+    """A `ChunkCausalConvolution` of one chunk as a product: of each channel's frames with a matrix of its own.
+
+    Quick if the matrices, which depend on the weights alone, are made once (`stream_graph`).
+
+    Args:
+      conv: Whose weights to use.
+    """
+
+    def __init__(self, conv: ChunkCausalConvolution) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Convolve; see `ChunkCausalConvolution.forward`. `x` is one chunk."""
+        joined = torch.cat([cached, x.transpose(1, 2)], dim=2)
+        matrices, bias = self._matrices(chunk)
+        return torch.bmm(joined.transpose(0, 1), matrices).permute(1, 2, 0) + bias, joined[:, :, chunk:]
+
+    def _matrices(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """From k // 2 + chunk frames to a chunk (C, k // 2 + chunk, chunk), and the bias (chunk, C).
+
+        Columns are what the convolution makes of frames of which a single one is 1.
+        """
+        conv, past = self.conv, self.conv.kernel // 2
+        ones = (
+            torch.eye(past + chunk, dtype=conv.chunkwise_conv_scale.dtype)
+            .unsqueeze(2)
+            .expand(-1, -1, conv.causal_conv.in_channels)
+        )
+        zero = torch.zeros_like(ones[:1])
+        both = torch.cat([zero, ones])
+        out, _ = conv(both[:, past:], both[:, :past].transpose(1, 2), chunk)
+        bias = out[0]
+        return (out[1:] - bias).permute(2, 0, 1).contiguous(), bias
 
 
 class SymmetricConvolution(nn.Conv1d):
@@ -118,6 +159,6 @@ class ConvolutionModule(nn.Module):
           The branch (N, T, C), and the new `cached`.
         """
         value, gate = self.in_proj(x).chunk(2, dim=-1)
-        gated = (value * self.gate_balancer(gate).sigmoid()).masked_fill(plan.padding, 0.0)
+        gated = (value * self.gate_balancer(gate).sigmoid()).masked_fill_(plan.padding, 0.0)
         convolved, cached = self.depthwise_conv(gated, cached, plan.chunk)
         return self.out_proj(swoosh_r(self.whiten(self.balancer(convolved)))), cached

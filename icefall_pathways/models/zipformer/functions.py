@@ -1,7 +1,7 @@
 """Swoosh activations and bias normalisation, computed fast and with little kept for the backward pass."""
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,8 @@ _SLOPE = 0.08
 _SHIFT_L, _OFFSET_L = 4.0, 0.035
 _SHIFT_R, _OFFSET_R = 1.0, 0.313261687
 
-# Where exp is at no risk, and log(1 + exp(s)) is s in float32.
-_LARGE = 30.0
-
 # Numbers of a tile that is worked on at a time: few enough to stay in a core's cache from one operation to the next.
-_TILE = 1 << 18
+_TILE = 1 << 16
 
 
 def swoosh_l(x: Tensor) -> Tensor:
@@ -32,27 +29,63 @@ def swoosh_r(x: Tensor) -> Tensor:
 
 
 def _swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
-    if not by_hand(x):
+    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
         return F.softplus(x - shift) - _SLOPE * x - offset
-    if not torch.is_grad_enabled() and x.numel() <= _TILE and x.dtype in (torch.float32, torch.float64):
-        out = torch.empty_like(x)  # a chunk of a stream: what a Function costs would show
-        _cpu_swoosh(x, shift, offset, out, None)
+    if not torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64):
+        out: Tensor = _tiled_swoosh(x, shift, offset, _TILE)
         return out
     out = _Swoosh.apply(x, shift, offset)
     return out
 
 
-def _cpu_swoosh(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Tensor | None) -> None:
+@torch.jit.script  # like all of its kind here, so that a trace has their loops
+def _cpu_swoosh(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Optional[Tensor]) -> None:  # noqa: UP045
     """The value into `out`, and what the derivative is made of into `inverse` (None: not wanted).
 
     In exp and log, which torch hands to a vector library; its softplus takes four times as long. With s = x - shift -
     offset and k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).
     """
-    torch.sub(x, shift + offset, out=out)
-    grown = out.clamp(max=_LARGE).exp_().add_(math.exp(-offset))
+    s = torch.sub(x, shift + offset)
+    grown = s.clamp(max=30.0).exp_().add_(math.exp(-offset))  # beyond, log(k + exp(s)) is s in float32
     if inverse is not None:
         torch.reciprocal(grown, out=inverse)
-    torch.maximum(out, grown.log_(), out=out).add_(x, alpha=-_SLOPE)
+    torch.maximum(s, grown.log_(), out=out).add_(x, alpha=-0.08)
+
+
+@torch.jit.script
+def _tiled_swoosh(x: Tensor, shift: float, offset: float, tile: int) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if x.numel() <= tile:
+        _cpu_swoosh(x, shift, offset, out, None)
+        return out
+    flat, flat_out = x.view(-1), out.view(-1)
+    for start in range(0, x.numel(), tile):
+        end = min(start + tile, x.numel())
+        _cpu_swoosh(flat[start:end], shift, offset, flat_out[start:end], None)
+    return out
+
+
+@torch.jit.script
+def _tiled_block(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float, tile: int
+) -> Tensor:
+    """`swoosh_l_block` of x (R, C) without what training needs.
+
+    As `_cpu_swoosh`, with less to do: `s` comes out of the first layer, and what is constant goes into the biases.
+    """
+    constant = shift + offset
+    bias1 = (bias1 - constant).unsqueeze(0)
+    bias2 = bias2 - 0.08 * constant * weight2.sum(dim=1)
+    first, second = weight1.t().contiguous(), weight2.t().contiguous()
+    out = torch.empty([x.size(0), weight2.size(0)], dtype=x.dtype, device=x.device)
+    rows = max(1, tile // weight1.size(0))
+    for start in range(0, x.size(0), rows):
+        end = min(start + rows, x.size(0))
+        s = torch.mm(x[start:end], first).add_(bias1)
+        grown = s.clamp(max=30.0).exp_().add_(math.exp(-offset)).log_()
+        torch.addmm(bias2, torch.maximum(s, grown).add_(s, alpha=-0.08), second, out=out[start:end])
+    return out
 
 
 def _cpu_swoosh_backward(grad: Tensor, inverse: Tensor, offset: float, out: Tensor) -> Tensor:
@@ -119,6 +152,9 @@ def swoosh_l_block(
     Returns:
       (..., D).
     """
+    if not torch.is_grad_enabled() and limits is None and x.device.type == "cpu" and x.dtype == weight1.dtype:
+        rows = _tiled_block(x.flatten(0, -2), weight1, bias1, weight2, bias2, _SHIFT_L, _OFFSET_L, _TILE)
+        return rows.unflatten(0, x.shape[:-1])
     if not by_hand(x) or x.dtype != weight1.dtype:  # another type: under autocast
         hidden = F.linear(x, weight1, bias1)
         if limits is not None:
@@ -192,7 +228,8 @@ def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, bias.dtype))
     if not torch.is_grad_enabled():
-        return x * (_inverse_rms(x - bias) * log_scale.exp())
+        length = torch.linalg.vector_norm(x - bias, dim=-1, keepdim=True)
+        return x * (log_scale.exp() * math.sqrt(x.size(-1)) / length)
     out: Tensor = _BiasNorm.apply(x, bias, log_scale)
     return out
 
