@@ -394,5 +394,7 @@ def _loaded(loader: DataLoader[Any]) -> Iterator[Batch | DataError]:
 
 
 def _loader(dataset: _SpeechDataset, sampler: MonolingualSampler, num_workers: int) -> DataLoader[Any]:
-    # The generator is there so that the loader does not draw from the trainer's random numbers.
-    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    # The generator keeps the loader from drawing of the trainer's random numbers. Pinned memory is copied to a GPU
+    # without waiting for it.
+    options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, **options)

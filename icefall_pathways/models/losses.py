@@ -35,11 +35,11 @@ def boundaries(frame_lens: Tensor, y_lens: Tensor) -> Tensor:
     """Where each utterance begins and ends, as k2 wants it: rows of (0, 0, tokens, frames).
 
     Args:
-      frame_lens: Encoder frames of each utterance (N,).
-      y_lens: Tokens of each utterance (N,).
+      frame_lens: Encoder frames of each utterance (N,), on the CPU: a look at them must not wait for another device.
+      y_lens: Tokens of each utterance (N,), on the CPU.
 
     Returns:
-      (N, 4), int64.
+      (N, 4), int64, on the CPU.
 
     Raises:
       ValueError: An utterance has more tokens than encoder frames, or no frame.
@@ -119,9 +119,9 @@ def ctc_loss(logits: Tensor, frame_lens: Tensor, y: Tensor, y_lens: Tensor) -> T
 
     Args:
       logits: (N, T, V), the blank first.
-      frame_lens: Encoder frames of each utterance (N,).
+      frame_lens: Encoder frames of each utterance (N,), on the CPU, where torch wants them.
       y: Tokens (N, S).
-      y_lens: Tokens of each utterance (N,).
+      y_lens: Tokens of each utterance (N,), on the CPU.
     """
     log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)
     return torch.nn.functional.ctc_loss(log_probs, y, frame_lens, y_lens, blank=0, reduction="sum", zero_infinity=True)

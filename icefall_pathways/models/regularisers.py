@@ -89,7 +89,12 @@ def load_regulariser_state(model: nn.Module, state: dict[str, float]) -> None:
     for name, probability in state.items():
         module = model.get_submodule(name)
         assert isinstance(module, Whiten)
-        module.probability = probability
+        module.probability, module.acted = probability, None
+
+
+def found_by_whiteners(model: nn.Module) -> "dict[Whiten, Tensor]":
+    """What those have found that have not learnt from it yet: their `acted`."""
+    return {m: m.acted for m in model.modules() if isinstance(m, Whiten) and m.acted is not None}
 
 
 def drop_sequences(x: Tensor, rate: float) -> Tensor:
@@ -222,12 +227,17 @@ class Whiten(Scheduled):
     """Keeps the covariance of its input (..., C) from being dominated by few directions.
 
     The metric is the mean square of the covariance's eigenvalues over the square of their mean, 1 where all are equal.
-    Above the limit, gradients are pushed to lower it, and the module acts more often; else less.
+    Above the limit, gradients are pushed to lower it, and the module acts more often; else less: as soon as it is told
+    what it has found, see `learn`.
 
     Args:
       num_groups: Groups of channels with a covariance each.
       limit: Of the metric.
       grad_scale: Size of the push, as a share of the gradient's norm.
+
+    Attributes:
+      probability: Of acting in a call.
+      acted: Whether the last gradient was pushed, a 0-dim bool on the gradient's device; None once that is learnt.
     """
 
     _OFTEN, _SELDOM = 0.25, 0.025
@@ -238,6 +248,7 @@ class Whiten(Scheduled):
         self.limit = limit
         self.grad_scale = grad_scale
         self.probability = self._OFTEN
+        self.acted: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`, with an edit of its gradient."""
@@ -246,22 +257,24 @@ class Whiten(Scheduled):
         whitened: Tensor = _Whitening.apply(x, self)
         return whitened
 
+    def learn(self, acted: bool) -> None:
+        """Act often or seldom from now on. Apart from `edit`, where reading `acted` would wait for the device."""
+        self.probability = self._OFTEN if acted else self._SELDOM
+        self.acted = None
+
     def edit(self, x: Tensor, grad: Tensor) -> Tensor:
-        """The gradient that leaves for `grad` arriving at x, both (..., C); and how often to act from now on."""
+        """The gradient that leaves for `grad` arriving at x, both (..., C)."""
         groups = x.float().reshape(-1, self.num_groups, x.size(-1) // self.num_groups).transpose(0, 1)
         groups = groups - groups.mean(dim=1, keepdim=True)
         covariance = torch.matmul(groups.transpose(1, 2), groups)
         mean_diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
         metric = covariance.square().sum() / x.size(-1) / (mean_diagonal.square() + _FLOOR)
-        if metric < self.at_position(self.limit):
-            self.probability = self._SELDOM
-            return grad
-        self.probability = self._OFTEN
+        self.acted = (metric < self.at_position(self.limit)).logical_not()
         # The derivative by x, up to a factor, which its norm divides out.
         push = torch.matmul(groups, covariance).sub_(groups.mul_(metric * mean_diagonal))
         push = push.transpose(0, 1).reshape(x.shape)
         size = self.grad_scale * grad.float().norm() / (push.norm() + _FLOOR)
-        return grad + (push * size).to(grad.dtype)
+        return torch.where(self.acted, grad + (push * size).to(grad.dtype), grad)
 
 
 class _Whitening(torch.autograd.Function):

@@ -87,9 +87,9 @@ class Transducer(nn.Module):
 
         Args:
           x: Features (N, T, 80).
-          x_lens: Feature frames of each utterance (N,).
+          x_lens: Feature frames of each utterance (N,), on the CPU.
           y: Tokens (N, S), int64, padded with 0.
-          y_lens: Tokens of each utterance (N,).
+          y_lens: Tokens of each utterance (N,), on the CPU.
           prune_range: Predictor outputs to keep for each frame in the pruned loss.
           am_scale: Share of the encoder-only scores in the simple loss.
           lm_scale: Share of the predictor-only scores in the simple loss.
@@ -98,8 +98,9 @@ class Transducer(nn.Module):
           ValueError: An utterance has more tokens than encoder frames.
         """
         y = F.pad(y, (0, max(0, 1 - y.size(1))))  # k2 wants room for a token, even where no utterance has one
-        boundary = boundaries(encoder_lens(x_lens), y_lens)  # before the work, which would be lost
-        encoder_out, lens = self.encode(x, x_lens)
+        lens = encoder_lens(x_lens)
+        boundary = boundaries(lens, y_lens).to(x.device, non_blocking=True)  # before the work, which would be lost
+        encoder_out, _ = self.encode(x, x_lens.to(x.device, non_blocking=True))
         decoder_out = self.decoder(F.pad(y, (1, 0), value=self.decoder.blank_id))
         am, lm = self.simple_am_proj(encoder_out), self.simple_lm_proj(decoder_out)
         joiner_am, joiner_lm = self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import Batch
 from icefall_pathways.files import atomic_write
+from icefall_pathways.models.regularisers import found_by_whiteners
 from icefall_pathways.training.distributed import Rank
 
 logger = logging.getLogger("icefall_pathways")
@@ -48,22 +49,22 @@ class BatchGuard:
         self.skipped = 0
 
     def passes(
-        self, update: int, batches: Sequence[Batch], losses: Sequence[Tensor], norm: Tensor, scale: Callable[[], float]
+        self, update: int, batches: Sequence[Batch], losses: Sequence[Tensor], finite: bool, scale: Callable[[], float]
     ) -> bool:
-        """Whether the update can be done. Reading `norm` is the one time in an update that waits for the device.
+        """Whether the update can be done.
 
         Args:
           update: Its number.
           batches: This rank's batches.
           losses: The loss of each.
-          norm: Of the gradient, the same on all ranks, 0-dim.
+          finite: Whether the norm of the gradient is, which is the same on all ranks.
           scale: Tells what the loss scaler multiplied losses by; while that is above 1, a gradient that overflows is
             the scaler's to deal with.
 
         Raises:
           BadBatchesError: One too many in a row.
         """
-        if bool(torch.isfinite(norm)):
+        if finite:
             self._in_a_row = 0
             return True
         self.skipped += 1
@@ -143,6 +144,27 @@ def gradient_norm(model: nn.Module) -> Tensor:
     if not norms:
         raise ValueError("no parameter has a gradient: the loss does not depend on any that can be trained")
     return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def read_flags(model: nn.Module, *flags: Tensor) -> list[bool]:
+    """What the host must know of an update, read at once: the one time in an update that waits for the device.
+
+    Once is needed. A skipped update leaves no trace, so the optimizer's counts, which the host keeps, must not go on
+    before it is known, nor must the next batch take the place of one that has to be named and saved. By then all of
+    the backward pass is on its way to the device: nothing but the optimizer's step begins late.
+
+    Args:
+      model: Its whiteners learn what they have found, which is read with the flags.
+      flags: 0-dim bool tensors.
+
+    Returns:
+      The flags.
+    """
+    found = found_by_whiteners(model)
+    values: list[bool] = torch.stack([*flags, *found.values()]).tolist()
+    for whitener, acted in zip(found, values[len(flags) :], strict=True):
+        whitener.learn(acted)
+    return values[: len(flags)]
 
 
 def save_batch(batch: Batch, path: Path) -> None:

@@ -45,9 +45,9 @@ class Objective:
             losses: TransducerLoss = module(
                 batch["language"],
                 batch["inputs"].to(device, non_blocking=True),
-                batch["supervisions"]["num_frames"].to(device, non_blocking=True),
+                batch["supervisions"]["num_frames"],
                 batch["y"].to(device, non_blocking=True),
-                batch["y_lens"].to(device, non_blocking=True),
+                batch["y_lens"],
                 prune_range=options.prune_range,
                 am_scale=options.am_scale,
                 lm_scale=options.lm_scale,

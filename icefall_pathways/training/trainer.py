@@ -34,7 +34,7 @@ from icefall_pathways.training.batch_sizes import describe, scan_batch_sizes
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check
 from icefall_pathways.training.distributed import Rank
-from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned
+from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned, read_flags
 from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
 from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
@@ -175,10 +175,11 @@ class Trainer:
         self.parallel.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate_at(update)
-        losses, stopping = self._forward_backward(batches, update)
+        losses, asked = self._forward_backward(batches, update)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model)
-        if self.guard.passes(update, batches, [loss["loss"] for loss in losses], norm, self.scaler.get_scale):
+        finite, stopping = read_flags(self.model, torch.isfinite(norm), asked > 0)
+        if self.guard.passes(update, batches, [loss["loss"] for loss in losses], finite, self.scaler.get_scale):
             self.optimizer.activate(self.trainable, language)
             self.optimizer.step()
             self.sums.add_update(language, norm)
@@ -189,7 +190,7 @@ class Trainer:
         self.average.update(self.model, update)
         if self.pruner is not None:
             self.pruner.after_update(update)
-        return bool(stopping)
+        return stopping
 
     def _position(self, update: int) -> float:
         """Where the schedules of the regularisers stand, in batches of `ref_duration`; it moves every 10 updates."""
@@ -387,9 +388,9 @@ class Trainer:
     def _parallelise(self, module: nn.Module) -> nn.Module:
         if self.rank.world_size == 1:
             return module
-        devices = [self.rank.device] if self.rank.device.type == "cuda" else None
+        # Without device_ids: with them, what is meant to stay on the CPU would be moved to the device.
         return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=not self.model.encoder.always_uses_all
+            module, find_unused_parameters=not self.model.encoder.always_uses_all
         )
 
 

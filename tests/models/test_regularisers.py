@@ -13,6 +13,7 @@ from icefall_pathways.models.regularisers import (
     Whiten,
     drop_channels,
     drop_sequences,
+    found_by_whiteners,
     limit_gradient,
     load_regulariser_state,
     penalise_large_scores,
@@ -63,6 +64,8 @@ def test_whiteners(numbers):
         found = _edited(module, case["x"], case["gy"])
         _close(found, case["gx"])
         acted.append(not torch.equal(found, case["gy"]))
+        assert module.probability == 1.0 and bool(module.acted) == acted[-1]
+        module.learn(acted[-1])
         assert module.probability == (0.25 if acted[-1] else 0.025)
     assert sorted(acted) == [False, True, True]
 
@@ -124,6 +127,9 @@ def test_a_whitener_that_is_not_needed_acts_seldom_and_its_state_survives():
     x = torch.randn(30, 4).requires_grad_()
     for _ in range(40):
         model(x).sum().backward()
+        for whitener, acted in found_by_whiteners(model).items():
+            whitener.learn(bool(acted))
+    assert not found_by_whiteners(model)
     assert regulariser_state(model) == {"0": 0.025, "1": 0.25}
     other = nn.Sequential(Whiten(1, 1e9), Whiten(2, 1.0))
     load_regulariser_state(other, regulariser_state(model))

@@ -128,7 +128,7 @@ class DownsampledStack(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the layers over frames (N, T, C), see `Stack`; returns frames and the new states."""
         inner, states = self.encoder(self.downsample(x), states, plan, feature_mask)
-        # Twice as fast as repeat_interleave.
+        # Twice as fast as repeat_interleave, which also waits for the device.
         repeated = inner.unsqueeze(2).expand(-1, -1, self.downsample.factor, -1).flatten(1, 2)[:, : x.size(1)]
         return self.out_combiner(x, repeated), states
 
