@@ -1,5 +1,5 @@
-# Sourced: the settings of the demo and of the study. Sized for two cores: number words in four languages, a model of half a
-# million parameters, many small batches. So small a model mixes the languages up, which is what pathways are to mend.
+# Sourced: the settings of the demo and of the study. Sized for two cores: number words in four languages, a model of less than
+# a quarter of a million parameters, many small batches. So small a model mixes the languages up, which pathways are to mend.
 # shellcheck disable=SC2034
 # So small a model is as quick with one thread, and two would wait for each other whenever another program runs.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
@@ -8,13 +8,13 @@ data_dir=data/demo
 vocab_size=100
 mask_updates=400
 finetune_updates=1500
-model="--num-encoder-layers 6 --encoder-dim 64 --nhead 4 --dim-feedforward 256 --cnn-module-kernel 15
+model="--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15
   --decoder-dim 64 --joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
 common="--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear --ctc-loss-scale 1.0
   --log-interval 25 --valid-interval 500 --valid-wer-cuts 20 --save-every-n 500 --keep-last-k 2"
 train_lr=0.0015 finetune_lr=0.002 search_lr=0.002
 if [ "${encoder_type:-emformer}" = zipformer ]; then
-  # Of the same size. Its schedules, which take 20,000 batches of this length, end after two thirds of the training.
+  # Twice that size. Its schedules, which take 20,000 batches of this length, end after two thirds of the training.
   model="--zipformer micro --chunk-size 16 --left-context-frames 64"
   common="$common --ref-duration 1.5 --optimizer scaled-adam"
   train_lr=0.03 finetune_lr=0.03 search_lr=0.03
