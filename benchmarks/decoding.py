@@ -6,10 +6,12 @@ Usage:
   OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model zipformer-5M --streams "1 16"
 
 The model has random weights and the size of a published one; its blank is set so that it emits as many tokens a second
-as speech has. Features are given, audio is not read. One round decodes with every system in turn; the median of the
-rounds is told. The figures mean something on a machine that does nothing else.
+as speech has. Features are given, audio is not read. Streams are encoded by the frozen graph of a chunk, and without it
+("plain"). One round decodes with every system in turn; the median of the rounds is told. The figures mean something on
+a machine that does nothing else.
 """
 
+import math
 import platform
 import statistics
 import time
@@ -180,16 +182,18 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
     for number in map(int, config.streams.split()):
         heard, seen = encoder_out[:number], features[:number]
         for name, search in searches.items():
-            decoder = StreamingDecoder(model, search, FbankConfig())
-            decoder.compile()
             runs["search", name, number] = lambda search=search, heard=heard: _search_chunks(search, heard)
-            runs["all", name, number] = lambda decoder=decoder, seen=seen: _decode_streams(decoder, seen)
+            for what, graph_after in (("all", 0), ("plain", math.inf)):
+                decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=graph_after)
+                runs[what, name, number] = lambda decoder=decoder, seen=seen: _decode_streams(decoder, seen)
         if config.torchaudio:
             # At most one token a frame, as in the other searches.
             peer = RNNTBeamSearch(TorchaudioModel(model), VOCAB_SIZE - 1, step_max_tokens=1)
             name = f"torchaudio beam {BEAM_SIZE}"
             runs["search", name, number] = lambda peer=peer, heard=heard: _search_torchaudio(peer, heard)
     seconds, tokens = {run: [] for run in runs}, {}
+    for decode in runs.values():
+        decode()  # the first time is slow, and graphs are made
     for _ in tqdm(range(config.rounds), "measuring", unit="round"):
         for run, decode in runs.items():
             begin = time.perf_counter()
@@ -224,7 +228,7 @@ def main() -> None:
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the table of `figures`, as text."""
-    parts = {"search": "search alone", "all": "encoder and search"}
+    parts = {"search": "search alone", "all": "encoder and search", "plain": "the same without a graph"}
     rows = []
     for row in figures:
         ours, peer = row["real_time_factor"], row["icefall"]

@@ -7,7 +7,6 @@ from stream_models import MODELS, make_model
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch
 from icefall_pathways.decoding.streaming import Source, StreamingDecoder
-from icefall_pathways.decoding.streaming import decoder as decoder_module
 
 LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
 
@@ -124,12 +123,10 @@ def test_a_graph_takes_over(monkeypatch, model, search):
     """On demand, or in the middle of streams; what is found stays the same."""
     features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
     eager = _decode(model, search, features, 4, from_features=True)
-    monkeypatch.setattr(decoder_module, "_CHUNKS_UNTIL_COMPILED", 3)
-    decoder = StreamingDecoder(model, search, FbankConfig())
+    decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=3)
     streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
     assert len(decoder._graphs) == 1
     _assert_same([streams[i] for i in range(len(features))], eager)
-    monkeypatch.setattr(decoder_module, "_CHUNKS_UNTIL_COMPILED", 1000)
     decoder = StreamingDecoder(model, search, FbankConfig())
     decoder.compile()
     monkeypatch.setattr(model, "stream", None)  # is not called any more

@@ -29,8 +29,6 @@ FRAME_SECONDS = FRAME_FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
 ANY_LANGUAGE = ""
 """Stands for the language where all streams run through the model as it is."""
 
-_CHUNKS_UNTIL_COMPILED = 100  # when half of what they took is about what the graph takes to be made
-
 _LOUDEST = 32.0  # decoded audio may exceed full scale a little, but not so far
 
 
@@ -113,6 +111,7 @@ class StreamingDecoder:
       searches: Made for `model`, one for each language; or one for all, where nothing is switched.
       fbank: How features are made of samples; as in training.
       pathways: The languages' sub-networks of `model`; None runs the dense model.
+      graph_after: After so many batches of chunks a language's graph is made, see `compile`; infinity is never.
     """
 
     def __init__(
@@ -121,12 +120,14 @@ class StreamingDecoder:
         searches: Search | Mapping[str, Search],
         fbank: FbankConfig,
         pathways: FoldedPathways | None = None,
+        graph_after: float = 100,  # when half of what they took is about what the graph takes to be made
     ) -> None:
         self.model = model
         self.searches = {ANY_LANGUAGE: searches} if isinstance(searches, Search) else dict(searches)
         self.fbank = fbank
         self.pathways = pathways
         self.device = next(model.parameters()).device
+        self.graph_after = graph_after
         self._graphs: dict[str, StreamGraph] = {}
         self._chunks: Counter[str] = Counter()
 
@@ -184,8 +185,7 @@ class StreamingDecoder:
     def compile(self, languages: Iterable[str] | None = None) -> None:
         """Make the graphs with which chunks are encoded in half the time; on GPUs there are none.
 
-        It takes a second for each language. Without this call, a language's graph is made once it has read
-        `_CHUNKS_UNTIL_COMPILED` batches of chunks. Later changes of weights and masks are not seen.
+        It takes half a second for each language. Later changes of weights and masks are not seen.
 
         Args:
           languages: None is all.
@@ -198,7 +198,7 @@ class StreamingDecoder:
     def _step(self, language: str) -> Step:
         """What encodes the next chunk of streams in this language."""
         self._chunks[language] += 1
-        if self._chunks[language] > _CHUNKS_UNTIL_COMPILED:
+        if self._chunks[language] > self.graph_after:
             self.compile([language])
         return self._graphs.get(language, self.model.stream)
 
