@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lhotse import CutSet, MonoCut
 from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
 from lhotse.utils import compute_num_frames
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.loading import first_line, load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_files
 from icefall_pathways.data.sampling import BatchPlan, LanguageCuts, MonolingualSampler, in_order, updates_per_epoch
 from icefall_pathways.data.tokenizer import Tokenizer
@@ -161,7 +161,7 @@ class SpeechDataModule:
             num_updates,
             accum_grad,
         )
-        for batch in _loaded(_loader(self._dataset(Augmentation(config)), sampler, config.num_workers)):
+        for batch in load_batches(self._dataset(Augmentation(config)), sampler, config.num_workers):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -343,17 +343,13 @@ def _explain(plan: BatchPlan, on_the_fly: bool, error: Exception) -> str:
             _ = cut.load_audio() if on_the_fly else cut.load_features()
         except Exception as cause:
             if on_the_fly:
-                return f"cannot read the audio of cut {cut.id} ({_first_line(cause)}): mend the file or leave it out"
+                return f"cannot read the audio of cut {cut.id} ({first_line(cause)}): mend the file or leave it out"
             return (
-                f"cannot read the features of cut {cut.id} in {cut.features.storage_path} ({_first_line(cause)}): "
+                f"cannot read the features of cut {cut.id} in {cut.features.storage_path} ({first_line(cause)}): "
                 f"remove the cuts files of {get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
             )
     ids = ", ".join(cut.id for cut in plan.cuts)
-    return f"cannot make a batch of the {plan.language} cuts {ids}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return f"cannot make a batch of the {plan.language} cuts {ids}: {first_line(error)}"
 
 
 def _num_frames(cut: MonoCut) -> int:
@@ -373,28 +369,3 @@ def check_monolingual(plan: BatchPlan) -> None:
     strangers = [cut.id for cut in plan.cuts if any(s.language != plan.language for s in cut.supervisions)]
     if strangers:
         raise DataError(f"a batch of {plan.language} holds cuts of another language: {', '.join(strangers)}")
-
-
-def _loaded(loader: DataLoader[Any]) -> Iterator[Batch | DataError]:
-    """What a loader gives; the death of one of its processes becomes an error that says what to do."""
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two, when it dies while handing over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a process that loads batches has died ({_first_line(error)}), most likely because memory ran out: "
-                "lower --num-workers or --max-duration, and run the same command again to go on"
-            ) from error
-        yield batch
-
-
-def _loader(dataset: _SpeechDataset, sampler: MonolingualSampler, num_workers: int) -> DataLoader[Any]:
-    # The generator keeps the loader from drawing of the trainer's random numbers. Pinned memory is copied to a GPU
-    # without waiting for it.
-    options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers, **options)

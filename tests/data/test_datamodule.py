@@ -14,7 +14,7 @@ import pytest
 import torch
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
-from icefall_pathways.data import datamodule
+from icefall_pathways.data import datamodule, loading
 from icefall_pathways.data.datamodule import Batch, DataConfig, DataError, SpeechDataModule
 from icefall_pathways.data.features import LOG_EPS
 from icefall_pathways.data.tokenizer import Tokenizer
@@ -288,3 +288,17 @@ def test_two_languages_in_one_batch_name_the_cuts(tmp_path: Path, tokenizer: Tok
     data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
     with pytest.raises(DataError, match=r"^a batch of en holds cuts of another language: stray-0$"):
         list(data.train_batches(0, 1, seed=1))
+
+
+def test_batches_that_processes_hand_over_are_those_made_here(corpus: Path, tokenizer: Tokenizer) -> None:
+    """Of all that is in a batch, processes hand over one tensor alone: each is a file of its own."""
+    here, there = (list(data_module(corpus, tokenizer, num_workers=n).train_batches(0, 3, seed=1)) for n in (0, 2))
+    for ours, theirs in zip(here, there, strict=True):
+        assert torch.equal(ours["inputs"], theirs["inputs"]) and ours["language"] == theirs["language"]
+        assert ours["supervisions"].keys() == theirs["supervisions"].keys()
+        for key, value in ours["supervisions"].items():
+            assert type(value) is type(theirs["supervisions"][key])
+            assert torch.equal(value, theirs["supervisions"][key]) if key == "num_frames" else True
+    handed = loading._Compact([here[0]])[0]
+    flat = [*handed.values(), *handed["supervisions"].values()]
+    assert sum(isinstance(value, torch.Tensor) for value in flat) == 1

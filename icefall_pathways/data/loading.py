@@ -1,0 +1,90 @@
+"""Batches that processes make ahead of time."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from icefall_pathways.data.manifests import DataError
+
+
+def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int) -> Iterator[Any]:
+    """The dataset's batches in the order of the sampler.
+
+    Args:
+      dataset: Makes a batch, or an error to be returned, of what the sampler gives.
+      sampler: Gives what belongs into each batch.
+      num_workers: How many processes make batches; 0: this one does.
+
+    Raises:
+      DataError: One of the processes has died.
+    """
+    # The generator keeps the loader from drawing of the trainer's random numbers. Pinned memory is copied to a GPU
+    # without waiting for it.
+    batches: Iterable[Any] = DataLoader(
+        _Compact(dataset) if num_workers else dataset,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    for batch in _outliving(iter(batches)):
+        if isinstance(batch, dict) and num_workers:
+            batch["supervisions"] = {key: _as_tensor(value) for key, value in batch["supervisions"].items()}
+        yield batch
+
+
+class _Compact(Dataset[Any]):
+    """Batches whose lengths are arrays.
+
+    Processes hand an array over with the rest of the batch, but a tensor as a file of its own, which takes as long as
+    all the rest.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        batch = self._dataset[index]
+        if isinstance(batch, dict):
+            batch["supervisions"] = {key: _as_array(value) for key, value in batch["supervisions"].items()}
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Torch's own would make tensors of arrays."""
+    return batch
+
+
+def _as_array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _outliving(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the death of a process that makes them becomes an error that says what to do."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two, when it dies while handing over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
+                "lower --num-workers or --max-duration, and run the same command again to go on"
+            ) from error
+        yield batch
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, shortly."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
