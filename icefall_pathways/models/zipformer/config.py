@@ -227,7 +227,7 @@ def _size(
     return Size(encoder, other_dim, other_dim)
 
 
-# The demo's, of about its Emformer's size. The recipe's front end alone would take more than half of that.
+# For small corpora such as the demo's. The recipe's front end alone would take more than half of its parameters.
 _MICRO = Size(
     ZipformerConfig(
         num_encoder_layers=(1,) * 4,
