@@ -26,8 +26,8 @@ demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
 bench: env
-	@. tools/cpu_env.sh && export OMP_WAIT_POLICY=PASSIVE && \
-	  OMP_NUM_THREADS=2 $(PYTHON_BIN)/python benchmarks/training.py --write 1 && \
+	@. tools/cpu_env.sh && \
+	  OMP_NUM_THREADS=2 $(PYTHON_BIN)/python benchmarks/training.py --rounds 9 --write 1 && \
 	  for model in zipformer-5M zipformer-20M emformer-5M; do \
 	    OMP_NUM_THREADS=1 $(PYTHON_BIN)/python benchmarks/decoding.py --model $$model --seconds 10 --rounds 3 --write 1 || exit; \
 	  done
