@@ -89,23 +89,29 @@ def epoch_checkpoints(exp_dir: Path) -> list[Path]:
 
 
 def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
-    """The readable checkpoint with the most updates, or None where there is no checkpoint at all.
+    """The readable checkpoint with the most updates (an epoch's, if there are two); None where there is none at all.
 
     Raises:
       CheckpointError: There are checkpoints, and none of them is readable.
     """
-    paths = batch_checkpoints(exp_dir) + epoch_checkpoints(exp_dir)
-    damaged = []
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    damaged: list[Path] = []
+    kinds = [batch_checkpoints(exp_dir), epoch_checkpoints(exp_dir)]
+    # Of each kind the last one: names of different kinds do not tell which is the later, nor do times of copied files.
+    found = [last for paths in kinds if (last := _last_readable(paths, damaged)) is not None]
+    if damaged and not found:
+        names = ", ".join(path.name for path in damaged)
+        raise CheckpointError(f"no checkpoint in {exp_dir} is readable ({names}): remove them to start anew")
+    return max(reversed(found), key=lambda last: last[1]["update"], default=None)
+
+
+def _last_readable(paths: list[Path], damaged: list[Path]) -> tuple[Path, Checkpoint] | None:
+    """The last of `paths` that can be read; those after it are warned of and added to `damaged`."""
+    for path in reversed(paths):
         try:
             return path, read(path)
         except CheckpointError as error:
             print(f"warning: {error}")
-            damaged.append(path.name)
-    if damaged:
-        raise CheckpointError(
-            f"no checkpoint in {exp_dir} is readable ({', '.join(damaged)}): remove them to start anew"
-        )
+            damaged.append(path)
     return None
 
 

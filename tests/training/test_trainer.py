@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -194,6 +195,19 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(corpus,
     experiment.train(config)
     assert "checkpoint-8.pt (1000 bytes)" in capsys.readouterr().out
     assert_same(calm, final(tmp_path / "exp"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_newest_checkpoint_has_the_most_updates_whatever_the_times_of_the_files(dense, tmp_path, order):
+    """Copying a folder changes them."""
+    saved = sorted(dense.glob("checkpoint-*.pt")) + sorted(dense.glob("epoch-*.pt"))
+    updates = {path.name: checkpoints.read(path)["update"] for path in saved}
+    assert len(set(updates.values())) > 1
+    for seconds, path in enumerate(saved[::order]):
+        copied = tmp_path / path.name
+        copied.write_bytes(path.read_bytes())
+        os.utime(copied, (1e9 + seconds, 1e9 + seconds))
+    assert updates[checkpoints.newest(tmp_path)[0].name] == max(updates.values())
 
 
 def test_all_checkpoints_damaged_is_an_error_and_nothing_is_lost(corpus, tmp_path):
