@@ -5,9 +5,9 @@ Usage, after `make demo` or at least its first stage has prepared the embedded c
 
   OMP_NUM_THREADS=2 benchmarks/running.py --write 1
 
-Real updates of the real trainer, through random masks of 70 % sparsity, on the demo's data: an Emformer of half a million parameters with
-batches of 15 s, and a Zipformer of 5 M parameters with batches of 60 s. Each with stored features and with features
-computed on the fly, and with 0, 1 and 2 processes that load batches. Then some updates under torch's profiler.
+Real updates of the real trainer, through random masks of 70 % sparsity, on the demo's data: an Emformer of half a
+million parameters with batches of 15 s, and a Zipformer of 5 M with batches of 60 s. Each with stored features and with
+features computed on the fly, and with 0, 1 and 2 processes that load batches. Then some updates under torch's profiler.
 """
 
 import os
