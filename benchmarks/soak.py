@@ -10,8 +10,10 @@ processes, or SIGTERM, which lets it save), each time started again with the sam
 hold (weights, averages, optimizer, masks, gradients) must be the same, bit for bit.
 """
 
+import math
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from pathlib import Path
 import torch
 
 from icefall_pathways.options import parse, run_script
-from icefall_pathways.training import checkpoints
+from icefall_pathways.training import checkpoints, experiment  # noqa: F401  (the second for the forks of this process)
 
 _PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
 TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pathways/train.py"
@@ -47,6 +49,9 @@ class SoakConfig:
     seed: int = 0
     """Seed of the moments."""
 
+    fork: bool = False
+    """Begin runs as forks of this process, which has imported everything: on a busy machine, lives are short else."""
+
 
 def soak(config: SoakConfig, options: list[str]) -> str:
     """Run both; returns what happened.
@@ -58,7 +63,8 @@ def soak(config: SoakConfig, options: list[str]) -> str:
         raise ValueError(f"{config.exp_dir} is not empty: a run that is there already would go on; name another folder")
     begin = time.monotonic()
     calm, killed = config.exp_dir / "calm", config.exp_dir / "killed"
-    left_alone = _start(calm, options)
+    start = _fork if config.fork else _start
+    left_alone = start(calm, options)
     try:
         kills = _run_and_kill(config, killed, options)
         minutes = (time.monotonic() - begin) / 60
@@ -77,7 +83,7 @@ def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict
     kills = {"SIGKILL": 0, "SIGTERM": 0}
     deadline = time.monotonic() + 60 * config.minutes
     while True:
-        process = _start(exp_dir, options)
+        process = (_fork if config.fork else _start)(exp_dir, options)
         life = rng.uniform(1.0, config.longest_life)
         if time.monotonic() + life > deadline:
             _end_well(process)
@@ -94,6 +100,49 @@ def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict
             return kills
 
 
+class _Fork:
+    """A fork of this process that trains; what `subprocess.Popen` has of what is needed here."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float = math.inf) -> int:
+        end = time.monotonic() + timeout
+        while self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(TRAIN), timeout)
+            else:
+                time.sleep(0.05)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _fork(exp_dir: Path, options: list[str]) -> _Fork:
+    exp_dir.parent.mkdir(parents=True, exist_ok=True)
+    if pid := os.fork():
+        return _Fork(pid)
+    code = 1
+    try:
+        os.setsid()
+        with exp_dir.with_suffix(".log").open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        sys.argv = [str(TRAIN), "--exp-dir", str(exp_dir), *options]
+        runpy.run_path(str(TRAIN), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        os._exit(code)
+
+
 def _start(exp_dir: Path, options: list[str]) -> subprocess.Popen[bytes]:
     log = exp_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +151,7 @@ def _start(exp_dir: Path, options: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _end_well(process: subprocess.Popen[bytes]) -> None:
+def _end_well(process: subprocess.Popen[bytes] | _Fork) -> None:
     if status := process.wait():
         raise ValueError(f"a run ended with status {status}: see the logs beside the runs' folders")
 

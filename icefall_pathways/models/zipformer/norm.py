@@ -50,4 +50,6 @@ class Bypass(Scheduled):
             scale = limit_gradient(scale, self.at_position(self._LEAST), 1.0)
         if skip_rate := self.rate(self.skip_rate):
             scale = scale * keep_sequences(x, skip_rate)
-        return torch.lerp(start, x, scale)
+        # Under autocast, `x` comes out of a layer in half precision, while the scale is as precise as it is stored.
+        kind = torch.promote_types(torch.promote_types(start.dtype, x.dtype), scale.dtype)
+        return torch.lerp(start.to(kind), x.to(kind), scale.to(kind))

@@ -1,0 +1,43 @@
+"""Training in bfloat16; on CPUs, which have no float16 to train in."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training.metrics import read_metrics
+
+ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
+
+
+def end_of(config):
+    experiment.train(config)
+    return checkpoints.newest(config.training.exp_dir)[1]
+
+
+@pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
+def test_a_run_in_bfloat16_stays_near_one_in_float32(corpus, tmp_path, model, monkeypatch):
+    """Near, and not the same: it is in use. Weights and state stay in float32, and going on changes no bit."""
+
+    def config(name, use):
+        options = {"use_bf16": use, "valid_interval": 100, "log_interval": 8}
+        return replace(tiny_run.config(corpus, tmp_path / name, "en fr", **options), model=model)
+
+    full, half = end_of(config("full", False)), end_of(config("half", True))
+    assert all(value.dtype != torch.bfloat16 for value in half["model"].values())
+    assert all(value.dtype != torch.bfloat16 for state in half["optimizer"].values() for value in state.values())
+    weights = [torch.cat([value.flatten().float() for value in end["model"].values()]) for end in (full, half)]
+    assert not torch.equal(*weights)
+    assert (weights[0] - weights[1]).norm() < 0.05 * weights[0].norm()
+    losses = [
+        sum(r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if r["kind"] == "train")
+        for name in ("full", "half")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    killed = config("killed", True)
+    tiny_run.train_until(killed, 6, monkeypatch)
+    again = end_of(killed)
+    assert all(torch.equal(value, again["model"][name]) for name, value in half["model"].items())
