@@ -18,6 +18,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
+from random_masks import random_masks
 from tables import put_table
 from tabulate import tabulate
 from torch import Tensor
@@ -28,8 +29,6 @@ from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import PathwayModule
-from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training.experiment import PRUNING_ROOTS
 
 VOCAB_SIZE = 500
 SPARSITY = 0.7
@@ -56,10 +55,7 @@ def held(size: str, num_languages: int) -> dict[str, float]:
     torch.manual_seed(42)
     model = build_model(ModelConfig(encoder_type="zipformer", zipformer=size), VOCAB_SIZE).train()
     languages = [f"l{i}" for i in range(num_languages)]
-    masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS["encoder-predictor"])
-    for name, code in masks.codes.items():
-        for language in languages:
-            masks.set_mask(name, language, torch.rand(code.shape) >= SPARSITY)
+    masks = random_masks(model, languages, SPARSITY)
     module = PathwayModule(model, masks)
     optimizer = ScaledAdam(model.named_parameters())
     average = ModelAverage(model, 1)

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from random_masks import random_masks
 from tables import put_table
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
@@ -31,10 +32,8 @@ from icefall_pathways.languages import codes_of
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse, run_script
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 from icefall_pathways.training.distributed import Rank
-from icefall_pathways.training.experiment import PRUNING_ROOTS
 from icefall_pathways.training.trainer import Trainer
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -162,10 +161,7 @@ def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[WatchedT
         model_config = replace(model_config, ctc_head=options.get("ctc_loss_scale", 0.0) > 0)
         torch.manual_seed(42)
         model = build_model(model_config, tokenizer.vocab_size)
-        masks = PathwayMasks.dense(model, codes_of(data.languages), PRUNING_ROOTS["encoder-predictor"])
-        for name, code in masks.codes.items():
-            for language in masks.languages:
-                masks.set_mask(name, language, torch.rand(code.shape) >= SPARSITY)
+        masks = random_masks(model, codes_of(data.languages), SPARSITY)
         config = ExperimentConfig(replace(training, **options), data, model_config)
         yield WatchedTrainer(config, model, SpeechDataModule(data, tokenizer), tokenizer, Rank(), masks)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from random_masks import random_masks
 from tables import put_table
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import PathwayModule
-from icefall_pathways.pathways.masks import PathwayMasks
 
 VOCAB_SIZE = 500
 AGE = 250  # updates of the optimizer before the first step
@@ -88,7 +88,7 @@ class Trainee:
     def __init__(self, size: str, sparsity: float | None) -> None:
         torch.manual_seed(42)
         model = build_model(ModelConfig(encoder_type="zipformer", zipformer=size), VOCAB_SIZE).train()
-        self.masks = None if sparsity is None else _random_masks(model, sparsity)
+        self.masks = None if sparsity is None else random_masks(model, LANGUAGES, sparsity)
         self.module = PathwayModule(model, self.masks)
         self.optimizer = ScaledAdam(model.named_parameters())
         self._age()
@@ -127,14 +127,6 @@ class Trainee:
         self.optimizer.zero_grad(set_to_none=True)
         self.watch.mark()
         return self.watch.parts()
-
-
-def _random_masks(model: nn.Module, sparsity: float) -> PathwayMasks:
-    masks = PathwayMasks.dense(model, LANGUAGES, ("encoder_embed", "encoder", "decoder"))
-    for name, code in masks.codes.items():
-        for language in LANGUAGES:
-            masks.set_mask(name, language, torch.rand(code.shape) >= sparsity)
-    return masks
 
 
 def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
