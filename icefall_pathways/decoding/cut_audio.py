@@ -8,6 +8,7 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
+from icefall_pathways.data.loading import first_line
 from icefall_pathways.decoding.streaming import AudioError
 
 _SHORTAGE = 0.025  # seconds that a file may be shorter than its manifest says, as in lhotse
@@ -28,7 +29,7 @@ def read_pieces(cut: MonoCut, size: int) -> Iterator[Tensor]:
             try:
                 block = next(blocks, None)
             except Exception as error:  # each of lhotse's backends has errors of its own
-                raise AudioError(f"cannot read its audio: {str(error).splitlines()[0]}") from error
+                raise AudioError(f"cannot read its audio: {first_line(error)}") from error
             if block is None:
                 return
             yield block
