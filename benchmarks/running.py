@@ -114,8 +114,9 @@ class WatchedTrainer(Trainer):
 
     def _share(self, elapsed: float) -> None:
         forward, step = self.seconds["forward"], self.seconds["optimizer"]
-        known = [self.share_waited * elapsed, forward, self.seconds["both"] - forward, step]
-        self.shares = dict(zip(PARTS, [part / elapsed for part in (*known, elapsed - sum(known))], strict=True))
+        parts = (forward, self.seconds["both"] - forward, step)
+        known = [self.share_waited, *(part / elapsed for part in parts)]
+        self.shares = dict(zip(PARTS, [*known, 1 - sum(known)], strict=True))
 
 
 class _Timed:
