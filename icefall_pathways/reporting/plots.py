@@ -46,27 +46,39 @@ def plot_wer(results: list[SystemResult], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_sweep(curves: dict[str, dict[float, list[float]]], path: Path) -> None:
+def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> None:
     """Average word error rate against sparsity: a line per system through its means, a point per seed.
 
+    Lines go through the means of the seeds that every sparsity has been run with, so that they show what sparsity does
+    and not what other seeds do; the points of other seeds are hollow.
+
     Args:
-      curves: By system and sparsity, the error rates of its seeds; a system with one sparsity only, 0, is drawn as a
-        level line.
+      curves: By system, sparsity and seed, the error rates; a system with one sparsity only, 0, is drawn as a level
+        line.
       path: The PNG file.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
-    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-        sparsities = sorted(values)
-        means = [sum(values[sparsity]) / len(values[sparsity]) for sparsity in sparsities]
-        if sparsities == [0.0]:
-            axis.axhline(means[0], label=name, color=colour, linestyle="--")
+    common = common_seeds(curves)
+    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+        shared = {place: [wer for seed, wer in runs.items() if seed in common] for place, runs in points.items()}
+        means = {place: sum(values) / len(values) for place, values in sorted(shared.items()) if values}
+        if points.keys() == {0.0}:
+            axis.axhline(means[0.0], label=name, color=colour, linestyle="--")
             continue
-        axis.plot([100 * sparsity for sparsity in sparsities], means, label=name, color=colour)
-        for sparsity in sparsities:
-            places = [100 * sparsity] * len(values[sparsity])
-            axis.plot(places, values[sparsity], color=colour, marker="o", linestyle="", markersize=4)
+        axis.plot([100 * place for place in means], list(means.values()), label=name, color=colour)
+        for place, runs in points.items():
+            for seed, wer in runs.items():
+                face = colour if seed in common else "none"
+                axis.plot(100 * place, wer, color=colour, marker="o", markersize=4, markerfacecolor=face)
     axis.set(xlabel="sparsity (%)", ylabel="average word error rate (%)")
+    axis.set_title(f"lines: means of seeds {', '.join(map(str, sorted(common)))}", fontsize="small")
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110, format="png")
+
+
+def common_seeds(curves: dict[str, dict[float, dict[int, float]]]) -> set[int]:
+    """The seeds that every system has at each of its sparsities; all seeds if there is none."""
+    seeds = [set(runs) for points in curves.values() for runs in points.values()]
+    return set.intersection(*seeds) or set.union(*seeds)

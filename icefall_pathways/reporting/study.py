@@ -104,14 +104,15 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
 
 
 def tables(results: list[StudyResult]) -> str:
-    """One Markdown table per sparsity: mean and standard deviation over seeds, and changes paired by seed."""
+    """One Markdown table per sparsity: mean and standard deviation over its seeds, and changes paired by seed."""
     languages = list(results[0].wer)
-    dense = [result for result in results if result.system == "dense-continued"]
     parts = []
     for sparsity in sorted({result.sparsity for result in results} - {0.0}):
-        here = [*dense, *(result for result in results if result.sparsity == sparsity)]
+        sparse = [result for result in results if result.sparsity == sparsity]
+        seeds = {result.seed for result in sparse}
+        dense = [result for result in results if result.system == "dense-continued" and result.seed in seeds]
         by_system: dict[str, list[StudyResult]] = defaultdict(list)
-        for result in here:
+        for result in (*dense, *sparse):
             by_system[result.system].append(result)
         rows = [
             _row(name, by_system[system], by_system["lap"], dense, languages)
@@ -166,8 +167,8 @@ def write_study(config: StudyConfig) -> str:
     with atomic_write(config.output) as page:
         page.write_text(f"{told}\n", encoding="utf-8")
     with atomic_write(config.output.with_suffix(".png")) as picture:
-        curves: dict[str, dict[float, list[float]]] = {}
+        curves: dict[str, dict[float, dict[int, float]]] = {}
         for result in results:
-            curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, []).append(result.average)
+            curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, {})[result.seed] = result.average
         plots.plot_sweep(curves, picture)
     return told

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from icefall_pathways.reporting.plots import common_seeds
 from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_study
 
 METHOD = "streaming/modified_beam_search"
@@ -50,6 +51,8 @@ def test_tables_hold_mean_spread_and_changes_by_seed(config: StudyConfig) -> Non
     assert lap.split(" | ")[-3:-1] == ["", "+14.7 ± 94.9 %"]
     assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
     assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in told
+    block = told.split("Sparsity ")[2].splitlines()
+    assert block[4] == "| dense | 10.0 | 12.0 | 11.0 |  |  | 1 |", "the seeds of the block, no others"
 
 
 def test_an_empty_study_is_told(tmp_path: Path) -> None:
@@ -60,3 +63,9 @@ def test_an_empty_study_is_told(tmp_path: Path) -> None:
 def test_spread_of_one_value_is_the_value() -> None:
     assert spread([3.14]) == "3.1"
     assert spread([1.0, 3.0], "+") == "+2.0 ± 1.4"
+
+
+def test_lines_are_of_the_seeds_that_every_sparsity_has() -> None:
+    lap = {0.5: {1: 9.0}, 0.7: {1: 9.0, 2: 9.0}}
+    assert common_seeds({"dense": {0.0: {1: 9.0, 2: 9.0, 3: 9.0}}, "LAP": lap}) == {1}
+    assert common_seeds({"dense": {0.0: {3: 9.0}}, "LAP": lap}) == {1, 2, 3}, "none in common"
