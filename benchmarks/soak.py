@@ -18,7 +18,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,10 +65,10 @@ def soak(config: SoakConfig, options: list[str]) -> str:
         raise ValueError(f"{config.exp_dir} is not empty: a run that is there already would go on; name another folder")
     begin = time.monotonic()
     calm, killed = config.exp_dir / "calm", config.exp_dir / "killed"
-    start = _fork if config.fork else _start
-    left_alone = start(calm, options)
+    start = partial(_fork if config.fork else _spawn, options=options)
+    left_alone = start(calm)
     try:
-        kills = _run_and_kill(config, killed, options)
+        kills = _run_and_kill(config, partial(start, killed))
         minutes = (time.monotonic() - begin) / 60
         _end_well(left_alone)
     finally:
@@ -78,12 +80,12 @@ def soak(config: SoakConfig, options: list[str]) -> str:
     return f"{told} in {minutes:.1f} minutes; after update {update} {', '.join(_PARTS)} are bit for bit the same"
 
 
-def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict[str, int]:
+def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[str, int]:
     rng = random.Random(config.seed)
     kills = {"SIGKILL": 0, "SIGTERM": 0}
     deadline = time.monotonic() + 60 * config.minutes
     while True:
-        process = (_fork if config.fork else _start)(exp_dir, options)
+        process = start()
         life = rng.uniform(1.0, config.longest_life)
         if time.monotonic() + life > deadline:
             _end_well(process)
@@ -100,7 +102,7 @@ def _run_and_kill(config: SoakConfig, exp_dir: Path, options: list[str]) -> dict
             return kills
 
 
-class _Fork:
+class Fork:
     """A fork of this process that trains; what `subprocess.Popen` has of what is needed here."""
 
     def __init__(self, pid: int) -> None:
@@ -108,6 +110,7 @@ class _Fork:
         self.returncode: int | None = None
 
     def wait(self, timeout: float = math.inf) -> int:
+        """The exit status; `subprocess.TimeoutExpired` if it is still running after so many seconds."""
         end = time.monotonic() + timeout
         while self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -120,14 +123,18 @@ class _Fork:
         return self.returncode
 
     def kill(self) -> None:
+        """End it and all of its processes, if it has not ended."""
         if self.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _fork(exp_dir: Path, options: list[str]) -> _Fork:
+Process = subprocess.Popen[bytes] | Fork
+
+
+def _fork(exp_dir: Path, options: list[str]) -> Process:
     exp_dir.parent.mkdir(parents=True, exist_ok=True)
     if pid := os.fork():
-        return _Fork(pid)
+        return Fork(pid)
     code = 1
     try:
         os.setsid()
@@ -143,7 +150,7 @@ def _fork(exp_dir: Path, options: list[str]) -> _Fork:
         os._exit(code)
 
 
-def _start(exp_dir: Path, options: list[str]) -> subprocess.Popen[bytes]:
+def _spawn(exp_dir: Path, options: list[str]) -> Process:
     log = exp_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(TRAIN), "--exp-dir", str(exp_dir), *options]
@@ -151,7 +158,7 @@ def _start(exp_dir: Path, options: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _end_well(process: subprocess.Popen[bytes] | _Fork) -> None:
+def _end_well(process: Process) -> None:
     if status := process.wait():
         raise ValueError(f"a run ended with status {status}: see the logs beside the runs' folders")
 
