@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,31 @@ def _bool_as_icefall(type_info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
+class _FlowingHelp:
+    """Lets `--help` break lines where they are full: tyro also breaks them where the docstrings in the code do."""
+
+    def __init__(self) -> None:
+        self._asking = False
+
+    def __call__(self, type_info: tyro.constructors.StructTypeInfo) -> Any:
+        if self._asking:
+            return None  # tyro's own rules are asked next
+        self._asking = True
+        try:
+            spec = tyro.constructors.ConstructorRegistry.get_struct_spec(type_info)
+        finally:
+            self._asking = False
+        if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+            return spec
+        fields = [dataclasses.replace(field, helptext=partial(_flowing, field.helptext)) for field in spec.fields]
+        return dataclasses.replace(spec, fields=tuple(fields))
+
+
+def _flowing(text: str | Callable[[], str | None] | None) -> str | None:
+    found = text() if callable(text) else text
+    return found and " ".join(found.split())
+
+
 def parse(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
     """Read a command line into `config_class`.
 
@@ -48,6 +74,7 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     """
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_bool_as_icefall)
+    registry.struct_rule(_FlowingHelp())
     return tyro.cli(
         config_class,
         description=description,

@@ -12,7 +12,8 @@ class Inner:
     """Seconds of audio per batch."""
 
     use_fp16: bool = False
-    """Half precision."""
+    """Half precision: the whole model, or what of it may be computed so
+    (half of the memory)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ def test_help_gives_text_and_default(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert "Trains." in text and "Seconds of audio per batch. (default: 200.0)" in text
+
+
+def test_help_breaks_lines_where_they_are_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        options.parse(Outer, "", ["--help"])
+    assert "what of it may be computed so (half of the memory). (default: 0)" in capsys.readouterr().out
 
 
 def test_dict_round_trip():
