@@ -1,0 +1,82 @@
+"""Every command that the documentation shows is one that its script understands, up to the last option."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways import options
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "egs" / "mls" / "ASR"
+PAGES = [ROOT / "README.md", RECIPE / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
+SCRIPTS = [*sorted(RECIPE.glob("*/*.py")), *sorted(RECIPE.glob("*.sh"))]
+
+
+class ParsedError(Exception):
+    """Raised where a script has read its options."""
+
+
+def lines_of(path):
+    """The lines of a file that may hold commands, continuations joined: all of a page, the head of a script."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = text.split('"""')[1]
+    elif path.suffix == ".sh":
+        text = "\n".join(line[1:] for line in text.splitlines() if line.startswith("#"))
+    return re.sub(r"\\\n\s*", " ", text).splitlines()
+
+
+def commands_of(path):
+    """(script, words) of each call of one of the recipe's scripts that has a line of its own; $E is filled in."""
+    variables = {}
+    for line in lines_of(path):
+        line = line.strip()
+        if assigned := re.fullmatch(r'(E)="(.*)"', line):
+            variables[assigned[1]] = assigned[2]
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        if not re.match(r"(\./|torchrun |ffmpeg |OMP_NUM_THREADS=\d \./)", line):
+            continue
+        line = re.sub(r"   .*", "", line)  # what a usage block says about the command
+        words = shlex.split(line, comments=True)
+        place = next((i for i, word in enumerate(words) if word.startswith("./")), None)
+        if place is not None:
+            yield words[place], [word for word in words[place + 1 :] if word not in ("|", "...")]
+
+
+COMMANDS = [
+    pytest.param(script, words, id=f"{path.relative_to(ROOT)}:{script} {' '.join(words)}"[:120])
+    for path in PAGES + SCRIPTS
+    for script, words in commands_of(path)
+]
+
+
+@pytest.mark.parametrize(("script", "words"), COMMANDS)
+def test_a_shown_command_is_understood(script, words, monkeypatch):
+    path = RECIPE / script
+    assert os.access(path, os.X_OK), f"{path} is not executable"
+    if path.suffix == ".sh":
+        help_follows = subprocess.run([path, *words, "--help"], capture_output=True, text=True, check=False)
+        assert help_follows.returncode == 0, help_follows.stderr
+        return
+    parse = options.parse
+
+    def parse_and_stop(*arguments):
+        parse(*arguments)
+        raise ParsedError
+
+    monkeypatch.setattr(options, "parse", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [str(path), *words])
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 40
+    assert any(words[-2:] == ["--warm-updates", "0"] for _, words in (case.values for case in COMMANDS))
