@@ -11,10 +11,10 @@ from mls_folder import make_language
 RECIPE = Path(__file__).resolve().parents[1] / "egs" / "mls" / "ASR"
 
 
-def prepare(*words, cwd):
+def prepare(*words, cwd, script="prepare.sh"):
     environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     return subprocess.run(
-        [RECIPE / "prepare.sh", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [RECIPE / script, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -72,6 +72,20 @@ def test_wrong_options_are_one_line(tmp_path, words, message):
         else prepare(*words, cwd=tmp_path)
     )
     assert done.returncode != 0 and done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_typed_wins_over_the_settings_of_the_demo(tmp_path):
+    words = ["--demo", "1", "--exp-root", tmp_path / "my own", "--stage", "6"]
+    done = prepare(*words, cwd=tmp_path, script="run.sh")
+    assert done.returncode != 0 and f"{tmp_path}/my own/dense-continued" in done.stderr
+
+
+def test_the_settings_of_the_study_are_those_of_its_encoder(tmp_path):
+    words = ["--encoder-type", "zipformer", "--mask-updates", "7", "--study-dir", tmp_path, "--languages", "klingon"]
+    done = prepare(*words, cwd=tmp_path, script="run_study.sh")
+    assert done.returncode != 0 and "unknown language 'klingon'" in done.stderr
+    settings = (tmp_path / "settings.txt").read_text()
+    assert "--zipformer micro" in settings and 'mask_updates="7"' in settings and 'finetune_updates="1500"' in settings
 
 
 def test_a_language_nobody_knows_is_named(tmp_path):

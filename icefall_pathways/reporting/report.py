@@ -2,6 +2,7 @@
 
 import base64
 import html
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class ReportConfig:
     """What to compare, and where the page goes."""
 
     systems: str = "dense=exp/dense-continued LAP=exp/lap pathways=exp/pathways"
-    """The systems as NAME=EXP_DIR, in the order of the table."""
+    """The systems as NAME=EXP_DIR, in the order of the table; names with spaces in quotes: "'my LAP=my exp/lap'"."""
 
     method: str = "streaming/modified_beam_search"
     """The folder of results inside each experiment."""
@@ -44,7 +45,10 @@ class ReportConfig:
         Raises:
           ValueError: An entry is not NAME=EXP_DIR.
         """
-        pairs = [word.partition("=") for word in self.systems.split()]
+        try:
+            pairs = [word.partition("=") for word in shlex.split(self.systems)]
+        except ValueError as error:  # an open quote
+            raise ValueError(f"--systems {self.systems!r}: {error}") from error
         if not pairs or not all(name and folder for name, _, folder in pairs):
             raise ValueError(f'--systems {self.systems!r}: expected entries such as "dense=exp/dense"')
         return {name: Path(folder) for name, _, folder in pairs}
@@ -59,6 +63,10 @@ def write_report(config: ReportConfig) -> str:
     systems = [
         results.collect(name, exp_dir, config.method, config.split) for name, exp_dir in config.experiments().items()
     ]
+    decoded = [f"{system.name} was decoded in {' '.join(system.wer)}" for system in systems]
+    for system, told in zip(systems, decoded, strict=True):
+        if system.wer.keys() != systems[0].wer.keys():
+            raise ValueError(f"{told}, but {decoded[0]}: decode all systems in the same languages")
     body = [
         "<h1>ASR pathways: report</h1>",
         f"<p>Word error rate (%) of {html.escape(config.method)} on {systems[0].utterances} utterances of "

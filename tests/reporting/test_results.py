@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -44,3 +46,17 @@ def test_a_system_that_was_not_decoded_is_named(tmp_path):
         write_report(ReportConfig(systems=f"dense={tmp_path}", output=tmp_path / "report.html"))
     with pytest.raises(ValueError, match="expected entries such as"):
         write_report(ReportConfig(systems="dense"))
+    with pytest.raises(ValueError, match="No closing quotation"):
+        write_report(ReportConfig(systems="'dense=a"))
+
+
+def test_names_may_have_spaces():
+    found = ReportConfig(systems="'my dense=my exp/dense' LAP=exp/lap").experiments()
+    assert found == {"my dense": Path("my exp/dense"), "LAP": Path("exp/lap")}
+
+
+def test_systems_of_other_languages_are_not_compared(tmp_path, monkeypatch):
+    systems = iter([system("dense", 9.0), SystemResult("LAP", {"en": 5.0}, 5.0, 10, {"en": 9}, None, [])])
+    monkeypatch.setattr(results, "collect", lambda *_: next(systems))
+    with pytest.raises(ValueError, match="LAP was decoded in en, but dense was decoded in en fr: decode all systems"):
+        write_report(ReportConfig(systems="dense=a LAP=b", output=tmp_path / "report.html"))

@@ -16,7 +16,7 @@
 #
 # Options (default):
 #   --stage 0 --stop-stage 100   first and last stage to run
-#   --demo 0                     1: the settings of `make demo`
+#   --demo 0                     1: the settings of `make demo` (local/demo_settings.sh) in place of those defaults
 #   --corpus mls --corpus-dir "" --subset train --languages "en fr it nl" --data-dir data    see prepare.sh
 #   --exp-root exp               where all experiments go
 #   --encoder-type emformer      the encoder
@@ -25,7 +25,9 @@
 #   --num-epochs 30              of the dense model
 #   --mask-updates 4000          updates of each language's mask search (LAP's: as many as all languages' together)
 #   --finetune-updates 40000     updates of stage 3, for each of the three systems
+#   --rounds 4                   rounds of training and pruning in each search
 #   --vocab-size 500             tokens of the vocabulary that all languages share
+#   --hours ""                   mini: hours of speech by language, see prepare.sh; "" with --demo 1 and other languages
 #   --at-once 1                  how many searches of stage 2, and trainings of stage 3, run side by side (CPU)
 #   --prepare-args "" --train-args "" --search-args "" --finetune-args "" --decode-args ""
 #                                more options for prepare.sh, train.py (stage 1), prune.py, train.py (stage 3), decoding
@@ -55,17 +57,17 @@ train_args=
 search_args=
 finetune_args=
 decode_args=
+rounds=4
 at_once=1
+hours=
 
 . local/parse_options.sh
-
-rounds=4
-hours=
 
 if [ "$demo" = 1 ]; then
   . local/demo_settings.sh
   exp_root=exp/demo
   at_once=3
+  set_options "$@"
 fi
 
 . local/recipe.sh
@@ -114,7 +116,7 @@ if begins 5 "decode chunk by chunk"; then
   decode_all streaming_decode
 fi
 
-systems="dense=$exp_root/dense-continued LAP=$exp_root/lap pathways=$exp_root/pathways"
+systems="'dense=$exp_root/dense-continued' 'LAP=$exp_root/lap' 'pathways=$exp_root/pathways'"
 if begins 6 "compare"; then
   script report --systems "$systems" --output "$exp_root/report.html"
 fi

@@ -67,12 +67,12 @@ finetune_args=
 decode_args=
 dynamic_args="--prune-every 25"
 hours=
-case " $* " in
-  *" --corpus mls "*) ;;
-  *) . local/demo_settings.sh ;;
-esac
 
 . local/parse_options.sh
+if [ "$corpus" = mini ]; then
+  . local/demo_settings.sh
+  set_options "$@"
+fi
 . local/recipe.sh
 . local/study.sh
 
