@@ -294,6 +294,11 @@ class SplitLoader:
         """Cuts in all batches."""
         return sum(len(plan.cuts) for plan in self._plans)
 
+    @property
+    def cuts(self) -> list[MonoCut]:
+        """All cuts, ordered by their ids; neither audio nor features are read."""
+        return sorted((cut for plan in self._plans for cut in plan.cuts), key=lambda cut: cut.id)
+
     def __len__(self) -> int:
         return len(self._plans)
 

@@ -44,7 +44,7 @@ class CommonConfig(TrainedModelConfig):
     """The part of the corpus to decode."""
 
     max_duration: float = 600.0
-    """Seconds of audio in a batch."""
+    """Seconds of audio in a batch of whole utterances; streams are as many as --num-decode-streams says."""
 
     manifest_dir: Path | None = None
     """Folder of the cuts; None: that of the experiment."""

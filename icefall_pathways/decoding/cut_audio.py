@@ -9,6 +9,7 @@ from lhotse import MonoCut
 from torch import Tensor
 
 from icefall_pathways.data.loading import first_line
+from icefall_pathways.data.manifests import check_files
 from icefall_pathways.decoding.streaming import AudioError
 
 _SHORTAGE = 0.025  # seconds that a file may be shorter than its manifest says, as in lhotse
@@ -42,6 +43,7 @@ def load_samples(cut: MonoCut) -> Tensor:
 
 
 def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
+    check_files(cut, stored_features=False)
     file = _open(cut)
     if file is None:
         yield from load_samples(cut).split(size)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from lhotse import MonoCut
 from torch import Tensor
 from tqdm import tqdm
 
@@ -152,7 +151,7 @@ def _alternative(tokenizer: Tokenizer, found: Hypothesis) -> Alternative:
 def _recognise_streams(
     experiment: Experiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, name: str
 ) -> Iterator[Utterance]:
-    decoder, cuts, errors = experiment.decoder, all_cuts(loader), []
+    decoder, cuts, errors = experiment.decoder, loader.cuts, []
     begin = time.perf_counter()
     piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
     sources = (Source(cut, _timed(read_pieces(cut, piece), timing), language) for cut in cuts)
@@ -178,8 +177,3 @@ def _timed(pieces: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:
         if piece is None:
             return
         yield piece
-
-
-def all_cuts(loader: SplitLoader) -> list[MonoCut]:
-    """The cuts of a split, ordered by their ids."""
-    return sorted((cut for batch in loader for cut in batch["supervisions"]["cut"]), key=lambda cut: cut.id)

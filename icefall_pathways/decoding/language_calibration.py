@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import read_pieces
-from icefall_pathways.decoding.decode_run import Experiment, all_cuts, load_experiment
+from icefall_pathways.decoding.decode_run import Experiment, load_experiment
 from icefall_pathways.decoding.language_choice import (
     FEATURES,
     FILE_NAME,
@@ -141,7 +141,7 @@ def listen(experiment: Experiment, split: str, num_utterances: int, unigrams: Un
     decoder = with_evidence(experiment.decoder)
     heard: list[Heard] = []
     for place, language in enumerate(experiment.data.languages):
-        cuts = all_cuts(experiment.data.loader(language.code, split))
+        cuts = experiment.data.loader(language.code, split).cuts
         piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
         for begin in tqdm(range(0, len(cuts), num_utterances), f"hearing {language.name} {split}", unit="batch"):
             group = cuts[begin : begin + num_utterances]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import load_samples
-from icefall_pathways.decoding.decode_run import all_cuts, load_experiment
+from icefall_pathways.decoding.decode_run import load_experiment
 from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.files import atomic_write, write_json
@@ -209,7 +209,7 @@ def measure(config: LatencyConfig) -> str:
     experiment = load_experiment(config)
     totals = {number: Latency() for number in config.stream_numbers}
     for language in experiment.data.languages:
-        cuts = all_cuts(experiment.data.loader(language.code, config.split))
+        cuts = experiment.data.loader(language.code, config.split).cuts
         spread = cuts[:: max(1, len(cuts) // config.utterances)][: config.utterances]
         utterances = [load_samples(cut) for cut in spread]
         simulation = Simulation(experiment.decoder, config.packet, language=language.code)

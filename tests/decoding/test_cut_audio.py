@@ -72,6 +72,14 @@ def test_without_libsndfile_lhotse_reads(tmp_path, monkeypatch):
     assert torch.equal(torch.cat(list(read_pieces(cut, PIECE))), expected)
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    cut = _cut(tmp_path / "a.wav")
+    (tmp_path / "a.wav").unlink()
+    (tmp_path / "a.wav").symlink_to("/dev/null")
+    with pytest.raises(AudioError, match=r"a\.wav, which is no regular file"):
+        next(read_pieces(cut, PIECE))
+
+
 def test_a_file_that_is_shorter_than_it_was(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     soundfile.write(tmp_path / "a.wav", _samples(3.0), 16000)

@@ -44,6 +44,20 @@ def test_offline_and_streaming(exp_dir, method):
     assert _hypotheses(exp_dir / "streaming" / method) == offline_hypotheses
 
 
+def test_streams_are_heard_without_stored_features(exp_dir, experiment, tmp_path):
+    for language in ("english", "dutch"):
+        name = f"mls-{language}_cuts_test.jsonl.gz"
+        without = gzip.decompress((experiment / name).read_bytes()).replace(b"-feats.lca", b"-removed.lca")
+        assert b"-removed.lca" in without
+        (tmp_path / name).write_bytes(gzip.compress(without))
+    config = StreamingDecodeConfig(exp_dir=exp_dir, num_decode_streams=2)
+    decode_streaming(config)
+    heard = _hypotheses(config.results_dir)
+    shutil.rmtree(config.results_dir)
+    decode_streaming(replace(config, manifest_dir=tmp_path))
+    assert _hypotheses(config.results_dir) == heard
+
+
 def test_files(exp_dir):
     decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
     suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"
