@@ -80,7 +80,8 @@ class SpeechDataModule:
 
     Args:
       config: See there.
-      tokenizer: Needed for training: utterances with more tokens than a transducer can emit are left out.
+      tokenizer: Needed for training: utterances that it cannot write, or with more tokens than a transducer can emit,
+        are left out.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -251,7 +252,10 @@ class SpeechDataModule:
                 if number <= _EAGER_BELOW:
                     kept.append(cut)
         if not number:
-            raise DataError(f"no training cut of {language.name} can be used:\n{self.drop_report()}")
+            raise DataError(
+                f"no training cut of {language.name} can be used; mend what the table says, or look at --bpe-model:\n"
+                f"{self.drop_report()}"
+            )
         if number <= _EAGER_BELOW:
             return LanguageCuts(CutSet.from_cuts(kept), number, seconds)
         lazy = CutSet.from_jsonl_lazy(self._path(language, "train")).filter(self._is_usable)
@@ -275,9 +279,11 @@ class SpeechDataModule:
             return "no audio"
         if not self.config.on_the_fly_feats and not cut.has_features:
             return "no features"
-        tokens = len(self._tokenizer.encode([cut.supervisions[0].text])[0])
+        tokens = self._tokenizer.encode([cut.supervisions[0].text])[0]
+        if self._tokenizer.unknown_id in tokens:
+            return "letters that no token stands for"
         # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two to spare, as in icefall.
-        if tokens + 2 > -(-_num_frames(cut) // _SUBSAMPLING):
+        if len(tokens) + 2 > -(-_num_frames(cut) // _SUBSAMPLING):
             return "too many tokens for its length"
         return None
 

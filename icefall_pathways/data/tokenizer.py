@@ -17,6 +17,8 @@ WORD_BOUNDARY = "\u2581"  # with which SentencePiece begins the first token of a
 class Tokenizer:
     """A trained SentencePiece model; token 0 is the transducer's blank.
 
+    Texts are in lower case on this side. A model that knows capitals only, as icefall's of LibriSpeech, gets capitals.
+
     Args:
       model_path: The model that `train_tokenizer` wrote, or icefall's of the same kind.
 
@@ -59,19 +61,30 @@ class Tokenizer:
         """All tokens as they are written, in the order of their ids."""
         return [self._processor.IdToPiece(token) for token in range(self.vocab_size)]
 
+    @cached_property
+    def _capitals(self) -> bool:
+        """Whether no token has a letter in lower case."""
+        written = set(self.symbols) - {BLANK, SOS_EOS, UNKNOWN}
+        return not any(letter.islower() for token in written for letter in token)
+
+    def _as_written(self, text: str) -> str:
+        return text.upper() if self._capitals else text
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text."""
-        return self._processor.EncodeAsIds(texts) if texts else []
+        # Text by text: for a list SentencePiece begins threads, which takes longer than the encoding.
+        return [self._processor.EncodeAsIds(self._as_written(text)) for text in texts]
 
     def uncovered(self, text: str) -> set[str]:
         """The characters of `text` that no token covers."""
-        if self.unknown_id not in self._processor.EncodeAsIds(text):
+        if self.unknown_id not in self.encode([text])[0]:
             return set()
-        return {letter for letter in text if self.unknown_id in self._processor.EncodeAsIds(letter)}
+        return {letter for letter in text if self.unknown_id in self.encode([letter])[0]}
 
     def decode(self, tokens: list[list[int]]) -> list[str]:
         """The text of each list of tokens."""
-        return [self._processor.DecodeIds(ids) for ids in tokens]
+        texts = [self._processor.DecodeIds(ids) for ids in tokens]
+        return [text.lower() for text in texts] if self._capitals else texts
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> Path:

@@ -206,7 +206,9 @@ def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Token
     tokens = len(tokenizer.encode(["one two three"])[0])
     frames = 4 * (tokens + 1) + 1  # the fewest that subsampling by 4 turns into tokens + 2
     cuts = make_cuts(tmp_path, "en", "en", [frames, frames - 1, 10, 700, 200])
-    write_cuts(tmp_path, "en", "train", [*cuts, dataclasses.replace(cuts[4], id="mute", supervisions=[])])
+    foreign = [dataclasses.replace(cuts[4].supervisions[0], text="one два")]
+    others = [dataclasses.replace(cuts[4], id=name, supervisions=s) for name, s in (("mute", []), ("foreign", foreign))]
+    write_cuts(tmp_path, "en", "train", [*cuts, *others])
     data = data_module(tmp_path, tokenizer, languages="en", min_cut_duration=0.2, max_cut_duration=5.0)
     used = {name for batch in data.train_batches(0, 4, seed=1) for name in ids(batch)}
     assert used == {"en-0", "en-4"}
@@ -217,6 +219,7 @@ def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Token
         "shorter than 0.2 s": 1,
         "longer than 5.0 s": 1,
         "not one transcript": 1,
+        "letters that no token stands for": 1,
     }.items():
         assert [line for line in report.splitlines() if reason in line and f" {number} " in line], report
 

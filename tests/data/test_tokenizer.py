@@ -38,6 +38,16 @@ def test_every_language_survives_a_round_trip(model_path: Path) -> None:
     assert tokenizer.encode([]) == []
 
 
+def test_a_model_of_capitals_gets_capitals(tmp_path: Path) -> None:
+    """As icefall's of LibriSpeech, whose transcripts are in capitals."""
+    tokenizer = Tokenizer(train_tokenizer([text.upper() for text in TEXTS[:2] * 9], 33, tmp_path))
+    assert not any(symbol[-1].islower() for symbol in tokenizer.symbols[3:])
+    texts = ["twenty-one men went", "l'œuvre était là"]
+    assert tokenizer.decode(tokenizer.encode(texts)) == texts
+    assert all(token > 2 for ids in tokenizer.encode(texts) for token in ids)
+    assert tokenizer.uncovered("o'er ж") == {"ж"}
+
+
 def test_unknown_character_is_unk(model_path: Path) -> None:
     assert 2 in Tokenizer(model_path).encode(["ж"])[0]
 
