@@ -53,7 +53,8 @@ class TrainingConfig:
     """Port of this machine on which the processes meet."""
 
     num_epochs: int = 30
-    """Epochs to train; an epoch is as much audio as all languages have together."""
+    """Epochs to train; an epoch is as much audio as all languages have together. (A mask search is as long as its
+    rounds.)"""
 
     num_updates: int = 0
     """Updates to train; 0 leaves it to --num-epochs."""

@@ -1,10 +1,12 @@
 """Whole runs: one training, and the search for masks, which is one training per language."""
 
 import os
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +54,13 @@ def train(config: ExperimentConfig) -> None:
     Raises:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
     """
+    if config.pruning.prune_method == "none":
+        _refuse_unread(
+            config.pruning,
+            [field.name for field in fields(config.pruning)],
+            "says nothing with --prune-method none: name a method that changes masks (gradual or adaptive), or look "
+            "for masks by prune.py and give them by --masks",
+        )
     config = with_optimizer(with_architecture(config))
     languages = codes_of(config.data.languages)
     model, comparison = starting_model(config)
@@ -65,6 +74,13 @@ def train(config: ExperimentConfig) -> None:
         masks.save(config.training.exp_dir / _masks_to_begin_with(config))
     _write_start(config, comparison)
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
+
+
+def _refuse_unread(options: Any, names: Sequence[str], why: str) -> None:
+    """Stop where an option, one of `names`, has been given that would not be read."""
+    given = [name for name in names if getattr(options, name) != getattr(type(options)(), name)]
+    if given:
+        raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} {why}")
 
 
 def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
@@ -81,6 +97,11 @@ def find_masks(config: MaskSearchConfig) -> None:
     Raises:
       ValueError: Options, checkpoints or data that do not fit together; the message says what to do.
     """
+    _refuse_unread(
+        config.training,
+        ["masks", "freeze_languages"],
+        "is for train.py: a mask search begins with all entries; --extend-masks adds languages to masks that are there",
+    )
     if config.training.init_from is None:
         raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
     languages = codes_of(config.data.languages)

@@ -1,5 +1,7 @@
 """Mask searches of every shape, through the trainer."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_run
 
@@ -75,4 +77,14 @@ def test_options_that_do_not_go_together_are_refused_before_the_search(corpus, d
         JointPruningConfig(granularity="2:4", sparsity=0.5, prune_allocation="global")
     with pytest.raises(ValueError, match="names nothing that is pruned"):
         search(corpus, dense, tmp_path / "search", layer_sparsity="encoder.layers.0=0.5")
+    base = tiny_run.config(corpus, tmp_path / "search", init_from=dense, masks=tmp_path / "masks.safetensors")
+    with pytest.raises(ValueError, match=r"--masks is for train\.py: .* --extend-masks"):
+        experiment.find_masks(MaskSearchConfig(training=base.training, data=base.data))
     assert not (tmp_path / "search").exists()
+
+
+def test_options_of_pruning_without_a_method_are_refused(corpus, tmp_path):
+    config = replace(tiny_run.config(corpus, tmp_path / "exp"), pruning=JointPruningConfig(sparsity=0.8, prune_every=5))
+    with pytest.raises(ValueError, match="--sparsity, --prune-every says nothing with --prune-method none"):
+        experiment.train(config)
+    assert not (tmp_path / "exp").exists()
