@@ -4,8 +4,11 @@ Any folder in this layout is read, with any of the languages; audio is flac or o
 are counted, not passed over.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
@@ -16,10 +19,12 @@ from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import Language
 
 SPLITS = ("train", "dev", "test")
-SUBSETS = ("train", "9hr", "1hr")
+# Training data: all of it, or folders of the limited supervision. MLS's ten hours are these two together.
+SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 SAMPLE_RATE = 16000
 
 _AUDIO_SUFFIXES = (".flac", ".opus")
+_AT_A_TIME = 10_000  # utterances; English has ten million, which are not held all at once
 
 
 def language_folder(corpus_dir: Path, language: Language) -> Path:
@@ -57,7 +62,7 @@ def prepare_manifests(
       corpus_dir: The folder that holds mls_<language> folders.
       output_dir: Where manifests go.
       languages: Which languages.
-      subset: Training data: "train" (all), or the limited supervision of "9hr" or "1hr" (the ten hours' two parts).
+      subset: Training data: "train" (all), or the limited supervision: "10hr", or one of its parts "9hr" and "1hr".
       num_jobs: Files whose headers are read at the same time.
 
     Returns:
@@ -86,16 +91,16 @@ def _prepare_split(
     if recordings_path.exists() and supervisions_path.exists() and report_path.exists():
         return CorpusReport.load(report_path)
     report = CorpusReport()
-    recordings, supervisions = [], []
-    for recording, supervision in _read_split(folder / split, language, split, subset, genders, report, num_jobs):
-        recordings.append(recording)
-        supervisions.append(supervision)
-    for path, manifest in (
-        (recordings_path, RecordingSet.from_recordings(recordings)),
-        (supervisions_path, SupervisionSet.from_segments(supervisions)),
+    utterances = _read_split(folder / split, language, split, subset, genders, report, num_jobs)
+    with (
+        atomic_write(recordings_path) as first,
+        atomic_write(supervisions_path) as second,
+        RecordingSet.open_writer(first) as recordings,
+        SupervisionSet.open_writer(second) as supervisions,
     ):
-        with atomic_write(path) as temporary:
-            manifest.to_file(temporary)
+        for recording, supervision in utterances:
+            recordings.write(recording)
+            supervisions.write(supervision)
     report.save(report_path)
     return report
 
@@ -109,31 +114,46 @@ def _read_split(
     report: CorpusReport,
     num_jobs: int,
 ) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    lines = _read_transcripts(folder / "transcripts.txt")
-    if split == "train" and subset != "train":
-        chosen = _limited_handles(folder / "limited_supervision" / subset)
-        lines = [line for line in lines if line[0] in chosen]
-    usable = []
-    for handle, text in lines:
-        if foreign := foreign_characters(text, language):
-            report.drop(language.code, split, Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}")
-        elif not text.strip():
-            report.drop(language.code, split, Reason.NO_TEXT, f"{handle} in {folder / 'transcripts.txt'}")
-        elif (path := _audio_path(folder, handle)) is None:
-            report.drop(language.code, split, Reason.NO_AUDIO, f"{handle} is not below {folder / 'audio'}")
-        else:
-            usable.append((handle, text, path))
-    with ThreadPoolExecutor(num_jobs) as pool:
-        found = pool.map(_read_header, usable)
-        for (handle, text, path), recording in zip(
-            tqdm(usable, desc=f"{language.code} {split}", unit="file", leave=False), found, strict=True
-        ):
-            if isinstance(recording, str):
-                report.drop(language.code, split, Reason.UNREADABLE, f"{path}: {recording}")
-                continue
-            speaker = handle.split("_")[0]
-            report.keep(language.code, split, _notes(recording, speaker, genders))
-            yield recording.resample(SAMPLE_RATE), _supervision(handle, text, recording, speaker, language, genders)
+    path = folder / "transcripts.txt"
+    chosen = None if split != "train" or subset == "train" else _limited_handles(folder / "limited_supervision", subset)
+    lines = (line for line in _read_transcripts(path) if chosen is None or line[0] in chosen)
+    total = sum(1 for _ in _read_transcripts(path)) if chosen is None else len(chosen)
+    seen: set[str] = set()
+    with (
+        tqdm(desc=f"{language.code} {split}", total=total, unit="file", leave=False) as bar,
+        ThreadPoolExecutor(num_jobs) as pool,
+    ):
+        while some := list(islice(lines, _AT_A_TIME)):
+            found = pool.map(partial(_look_at, folder, language), some)
+            for (handle, text), recording in zip(some, found, strict=True):
+                bar.update()
+                if handle in seen:
+                    recording = Reason.NAMED_TWICE, f"{handle} in {path}"
+                seen.add(handle)
+                if not isinstance(recording, Recording):
+                    report.drop(language.code, split, *recording)
+                    continue
+                speaker = handle.split("_")[0]
+                report.keep(language.code, split, _notes(recording, speaker, genders))
+                yield recording.resample(SAMPLE_RATE), _supervision(handle, text, recording, speaker, language, genders)
+
+
+def _look_at(folder: Path, language: Language, line: tuple[str, str]) -> Recording | tuple[Reason, str]:
+    """The recording of an utterance, or why it cannot be used, with what was found."""
+    handle, text = line
+    if foreign := foreign_characters(text, language):
+        return Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}"
+    if not text.strip():
+        return Reason.NO_TEXT, f"{handle} in {folder / 'transcripts.txt'}"
+    path = _audio_path(folder, handle)
+    if path is None:
+        return Reason.NO_AUDIO, f"{handle} is not below {folder / 'audio'}"
+    try:
+        recording = Recording.from_file(path, recording_id=handle)
+    except Exception as error:  # the audio backends raise whatever they like
+        told = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return Reason.UNREADABLE, f"{path}: {told}"
+    return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")
 
 
 def _notes(recording: Recording, speaker: str, genders: dict[str, str]) -> list[Note]:
@@ -164,16 +184,6 @@ def _supervision(
     )
 
 
-def _read_header(item: tuple[str, str, Path]) -> Recording | str:
-    """The recording of a file, or why it cannot be read."""
-    handle, _, path = item
-    try:
-        recording = Recording.from_file(path, recording_id=handle)
-    except Exception as error:  # the audio backends raise whatever they like
-        return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return recording if recording.num_samples else "it holds no samples"
-
-
 def _audio_path(folder: Path, handle: str) -> Path | None:
     parts = handle.split("_")
     if len(parts) != 3 or not all(part.isalnum() for part in parts):
@@ -185,13 +195,22 @@ def _audio_path(folder: Path, handle: str) -> Path | None:
     return None
 
 
-def _read_transcripts(path: Path) -> list[tuple[str, str]]:
+def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
+    """Handles and texts; letters with accents are one character each, however they were written (NFC)."""
     if not path.is_file():
         raise CorpusError(
             f"no {path}: a split in MLS layout holds transcripts.txt, a line HANDLE<tab>TEXT per utterance"
         )
-    pairs = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return [(handle.strip(), text) for handle, _, text in pairs]
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for line in file:
+                handle, _, text = line.strip().partition("\t")
+                if handle:
+                    yield handle.strip(), unicodedata.normalize("NFC", text)
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{path} is not in UTF-8 ({error}): convert it, such as by iconv -f latin1 -t utf-8"
+            ) from error
 
 
 def _read_genders(path: Path) -> dict[str, str]:
@@ -202,11 +221,17 @@ def _read_genders(path: Path) -> dict[str, str]:
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
 
 
-def _limited_handles(folder: Path) -> set[str]:
-    files = sorted(folder.rglob("handles.txt"))
-    if not files:
-        raise CorpusError(f"no handles.txt below {folder}: this corpus has no such subset, use --subset train")
-    return {line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()}
+def _limited_handles(folder: Path, subset: str) -> set[str]:
+    handles: set[str] = set()
+    for part in SUBSETS[subset]:
+        files = sorted((folder / part).rglob("handles.txt"))
+        if not files:
+            raise CorpusError(
+                f"no handles.txt below {folder / part}: this corpus has no such subset, use --subset train"
+            )
+        for file in files:
+            handles.update(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return handles
 
 
 def _check_splits(folder: Path) -> None:

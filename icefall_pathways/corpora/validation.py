@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import Language
+from icefall_pathways.languages import Language, get_language
 
 
 class CorpusError(ValueError):
@@ -21,6 +21,7 @@ class Reason(str, Enum):
 
     NO_AUDIO = "no audio"
     NO_TEXT = "no text"
+    NAMED_TWICE = "named twice"
     FOREIGN_CHARACTERS = "foreign characters"
     UNREADABLE = "unreadable audio"
     TOO_SHORT = "too short"
@@ -111,7 +112,8 @@ class CorpusReport:
             if lost > max_dropped_share * total or self.kept[place] == 0:
                 raise CorpusError(
                     f"{place[0]} {place[1]} loses {lost} of {total} utterances, more than --max-dropped-share "
-                    f"{max_dropped_share} allows: look at the table above, mend the corpus or raise the share"
+                    f"{max_dropped_share} allows: look at the table above, and raise the share, or mend the corpus and "
+                    f"remove what was made of it (files mls-{get_language(place[0]).name}_*{place[1]}* in --data-dir)"
                 )
 
     def _places(self) -> list[tuple[str, str]]:

@@ -1,27 +1,27 @@
 """Manifests with audio become cuts with stored features."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
 
-import numpy as np
 import torch
-from lhotse import CutSet, FeatureExtractor, Features, LilcomChunkyWriter, MonoCut, RecordingSet, SupervisionSet
+from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+from lhotse.cut import Cut, MultiCut
 from tabulate import tabulate
 from tqdm import tqdm
 
 from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
-from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.manifests import check_recording
-from icefall_pathways.files import atomic_write
+from icefall_pathways.data.parts import Parts
+from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
-
-_SHARD = 400  # cuts that one process takes at a time
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,16 @@ def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
         raise CorpusError(
             f"no musan_recordings_*.jsonl.gz in {manifest_dir}: run prepare.sh --musan-dir DIR from stage 2"
         )
-    whole = CutSet.from_cuts(r.resample(SAMPLE_RATE).to_cut() for path in paths for r in RecordingSet.from_file(path))
+    recordings = (recording for path in paths for recording in RecordingSet.from_jsonl_lazy(path))
+    whole = CutSet.from_cuts(recording.resample(SAMPLE_RATE).to_cut() for recording in recordings)
     pieces = whole.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
-    with _process_pool(num_jobs) as pool:
-        stored, unreadable = _store_cuts(pieces, output_dir / "musan_feats", "MUSAN", pool)
+    parts = Parts(output_dir / "musan_feats", True, {"recordings": [sha256(path) for path in paths]})
+    with _process_pool(num_jobs) as pool, tqdm(total=len(pieces), desc="MUSAN", unit="cut") as bar:
+        unreadable = parts.make(pieces, pool, _num_processes(num_jobs), bar)
     if unreadable:
+        parts.remove()
         raise CorpusError(f"cannot decode {len(unreadable)} pieces of MUSAN, such as {unreadable[0]}: unpack it again")
-    _write_cuts(stored, output)
+    parts.join(output)
 
 
 def describe(config: StoreConfig) -> str:
@@ -108,7 +111,8 @@ def describe(config: StoreConfig) -> str:
     rows = []
     for language in parse_languages(config.languages):
         for split in SPLITS:
-            durations = sorted(cut.duration for cut in CutSet.from_file(cuts_path(config.output_dir, language, split)))
+            path = cuts_path(config.output_dir, language, split)
+            durations = sorted(cut.duration for cut in CutSet.from_jsonl_lazy(path))
             if durations:
                 middle, longest = durations[len(durations) // 2], durations[-1]
                 rows.append(
@@ -128,7 +132,7 @@ def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterat
         path = cuts_path(cuts_dir, language, split)
         if not path.exists():
             raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
-        for cut in CutSet.from_file(path):
+        for cut in CutSet.from_jsonl_lazy(path):
             yield from (supervision.text for supervision in cut.supervisions)
 
 
@@ -137,45 +141,57 @@ def _store_split(config: StoreConfig, language: Language, split: str, pool: Proc
     report_path = config.output_dir / f"mls-{language.name}_report_{split}.json"
     if output.exists() and report_path.exists():
         return CorpusReport.load(report_path)
+    recordings, supervisions = manifest_paths(config.manifest_dir, language, split)
+    for path in (recordings, supervisions):
+        if not path.exists():
+            raise CorpusError(f"no {path}: run prepare.sh from stage 1 for {language.name}")
     report = _manifest_report(config.manifest_dir, language, split)
-    folder = config.output_dir / f"mls-{language.name}_feats_{split}" if config.store_feats else None
-    cuts = _cuts(config, language, split, report)
-    stored, unreadable = _store_cuts(cuts, folder, f"fbank {language.code} {split}", pool)
+    speeds = (1.0, 0.9, 1.1) if config.perturb_speed and split == "train" else (1.0,)
+    limits = {"min_duration": config.min_duration, "max_duration": config.max_duration, "speeds": list(speeds)}
+    parts = Parts(
+        config.output_dir / f"mls-{language.name}_feats_{split}",
+        config.store_feats,
+        limits | {"store_feats": config.store_feats, "recordings": sha256(recordings), "texts": sha256(supervisions)},
+    )
+    total = len(speeds) * report.kept[language.code, split]
+    with tqdm(total=total, desc=f"fbank {language.code} {split}", unit="cut") as bar:
+        cuts = _cuts(config, language, split, speeds, report)
+        unreadable = parts.make(cuts, pool, _num_processes(config.num_jobs), bar)
     for cut_id, reason in unreadable:
         # It was counted as kept when its header was read.
         report.kept[language.code, split] -= 1
         report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {reason}")
     report.save(report_path)
-    _write_cuts(stored, output)
+    parts.join(output)
     return report
 
 
-def _process_pool(num_jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_jobs or cpu_count() or 1, get_context("spawn"), torch.set_num_threads, (1,))
+def _num_processes(num_jobs: int) -> int:
+    return num_jobs or cpu_count() or 1
 
 
-def _store_cuts(
-    cuts: CutSet, folder: Path | None, title: str, pool: ProcessPoolExecutor
-) -> tuple[list[MonoCut], list[tuple[str, str]]]:
-    """Store the features of `cuts` in `folder`, if there is one: the cuts, and which could not be decoded and why."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(cuts))
-    jobs = [pool.submit(_store_shard, shard, folder and folder / f"feats-{i}") for i, shard in enumerate(shards)]
-    stored: list[MonoCut] = []
-    unreadable: list[tuple[str, str]] = []
-    with tqdm(total=len(cuts), desc=title, unit="cut") as bar:
-        for job, shard in zip(jobs, shards, strict=True):
-            finished, failed = job.result()
-            stored += finished
-            unreadable += failed
-            bar.update(len(shard))
-    return stored, unreadable
+@contextmanager
+def _process_pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with a thread each; what waits for them when something fails, or at Ctrl-C, is given up.
+
+    Raises:
+      OSError: One of them was ended from outside.
+    """
+    pool = ProcessPoolExecutor(_num_processes(num_jobs), get_context("spawn"), _start_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that makes features was ended from outside, perhaps for want of memory: run the same command "
+            "again, with a smaller --num-jobs; what is finished is kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _write_cuts(cuts: list[MonoCut], path: Path) -> None:
-    with atomic_write(path) as temporary:
-        CutSet.from_cuts(cuts).to_file(temporary)
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
 
 
 def _manifest_report(manifest_dir: Path, language: Language, split: str) -> CorpusReport:
@@ -183,82 +199,45 @@ def _manifest_report(manifest_dir: Path, language: Language, split: str) -> Corp
     return CorpusReport.load(path) if path.exists() else CorpusReport()
 
 
-def _cuts(config: StoreConfig, language: Language, split: str, report: CorpusReport) -> CutSet:
-    """The cuts of a split within the limits of duration, with their perturbed copies if those are asked for."""
-    paths = manifest_paths(config.manifest_dir, language, split)
-    for path in paths:
-        if not path.exists():
-            raise CorpusError(f"no {path}: run prepare.sh from stage 1 for {language.name}")
-    cuts = CutSet.from_manifests(RecordingSet.from_file(paths[0]), SupervisionSet.from_file(paths[1]))
-    kept = []
-    for cut in cuts:
-        check_recording(cut.recording, f"recording {cut.recording_id} in {paths[0]}")
-        reason = None
-        if cut.duration < config.min_duration:
-            reason = Reason.TOO_SHORT
-        elif cut.duration > config.max_duration:
-            reason = Reason.TOO_LONG
-        if reason is None:
-            kept.append(cut)
-        else:
-            report.kept[language.code, split] -= 1
-            report.drop(language.code, split, reason, f"{cut.id} lasts {cut.duration:.2f} s")
-    within = CutSet.from_cuts(kept)
-    if config.perturb_speed and split == "train":
-        copies = [within.perturb_speed(factor) for factor in (0.9, 1.1)]
-        report.kept[language.code, split] += sum(len(copy) for copy in copies)
-        within = CutSet.from_cuts([cut for part in (within, *copies) for cut in part])
-    return within
+def _cuts(
+    config: StoreConfig, language: Language, split: str, speeds: Sequence[float], report: CorpusReport
+) -> Iterator[Cut]:
+    """The cuts of a split within the limits of duration, at one speed after the other, read as they are needed."""
+    for speed in speeds:
+        for cut in _whole_recordings(*manifest_paths(config.manifest_dir, language, split)):
+            reason = None
+            if cut.duration < config.min_duration:
+                reason = Reason.TOO_SHORT
+            elif cut.duration > config.max_duration:
+                reason = Reason.TOO_LONG
+            if speed != 1.0 and reason is None:
+                report.kept[language.code, split] += 1
+                yield cut.perturb_speed(speed)
+            elif reason is None:
+                yield cut
+            elif speed == 1.0:
+                report.kept[language.code, split] -= 1
+                report.drop(language.code, split, reason, f"{cut.id} lasts {cut.duration:.2f} s")
 
 
-def _shards(cuts: CutSet) -> Iterator[list[MonoCut]]:
-    every = list(cuts)
-    for start in range(0, len(every), _SHARD):
-        yield every[start : start + _SHARD]
-
-
-def _store_shard(cuts: list[MonoCut], path: Path | None) -> tuple[list[MonoCut], list[tuple[str, str]]]:
-    """Store the features of some cuts, if there is a path; the cuts, and which could not be decoded and why."""
-    extractor = FbankConfig().extractor()
-    stored, unreadable = [], []
-    with nullcontext() if path is None else LilcomChunkyWriter(path) as writer:
-        for cut in cuts:
-            try:
-                audio = cut.recording.load_audio(offset=cut.start, duration=cut.duration)
-            except Exception as error:  # the audio backends raise whatever they like
-                unreadable.append((cut.id, str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)))
-                continue
-            stored.append(cut if writer is None else _with_features(cut, audio, extractor, writer))
-    return stored, unreadable
-
-
-def _with_features(cut: MonoCut, audio: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter) -> MonoCut:
-    """The cut with the features of its audio (channels, samples), downmixed."""
-    features = np.asarray(extractor.extract(audio.mean(axis=0, keepdims=True), SAMPLE_RATE))
-    key = writer.write(cut.id, features)
-    stored = Features(
-        type=extractor.name,
-        num_frames=features.shape[0],
-        num_features=features.shape[1],
-        frame_shift=extractor.frame_shift,
-        sampling_rate=SAMPLE_RATE,
-        start=0.0,
-        duration=cut.duration,
-        storage_type=writer.name,
-        storage_path=str(writer.storage_path),
-        storage_key=key,
-        recording_id=cut.recording_id,
-        channels=0,
-    )
-    supervisions = [supervision.with_offset(0.0) for supervision in cut.supervisions]
-    for supervision in supervisions:
-        supervision.channel = 0  # the features are those of the downmixed audio
-    return MonoCut(
-        id=cut.id,
-        start=0.0,
-        duration=cut.duration,
-        channel=0,
-        supervisions=supervisions,
-        features=stored,
-        recording=cut.recording,
-    )
+def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterator[Cut]:
+    """A cut for each recording, with its supervision, as lhotse makes them of manifests that are held in memory."""
+    supervisions = iter(SupervisionSet.from_jsonl_lazy(supervisions_path))
+    for number, recording in enumerate(RecordingSet.from_jsonl_lazy(recordings_path)):
+        check_recording(recording, f"recording {recording.id} in {recordings_path}")
+        supervision = next(supervisions, None)
+        if supervision is None or supervision.recording_id != recording.id:
+            raise CorpusError(
+                f"{supervisions_path} does not go with {recordings_path} at {recording.id}: expected a supervision for "
+                "each recording, in the same order; remove both and run prepare.sh from stage 1"
+            )
+        channels = recording.channel_ids
+        kind, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
+        yield kind(
+            id=f"{recording.id}-{number}",
+            start=0,
+            duration=recording.duration,
+            channel=channel,
+            recording=recording,
+            supervisions=[supervision],
+        )

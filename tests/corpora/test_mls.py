@@ -1,3 +1,7 @@
+import multiprocessing
+import shutil
+import unicodedata
+
 import numpy as np
 import pytest
 import soundfile
@@ -5,8 +9,10 @@ import torch
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from mls_folder import add_utterance, make_language
 
+from icefall_pathways.corpora import mls
 from icefall_pathways.corpora.mls import manifest_paths, prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
+from icefall_pathways.data import parts, store
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.store import StoreConfig, cuts_path, store_features
 from icefall_pathways.languages import get_language
@@ -115,6 +121,36 @@ def test_a_speaker_missing_from_metainfo_is_kept_and_noted(corpus):
     assert {s.speaker: s.gender for s in supervisions(corpus)}["77"] is None
 
 
+def test_a_handle_that_comes_twice_is_kept_once(corpus):
+    with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
+        file.write("10_100_000001\tzwei\n")
+    assert manifests(corpus).dropped == {("de", "train", "named twice"): 1}
+    assert [s.text for s in supervisions(corpus)] == ["eins zwei", "drei vier", "fünf sechs", "über größe"]
+
+
+def test_letters_are_one_character_each_however_they_were_written(corpus):
+    path = corpus / "mls_german" / "train" / "transcripts.txt"
+    decomposed = unicodedata.normalize("NFD", path.read_text(encoding="utf-8"))
+    assert "u\u0308" in decomposed
+    path.write_text("\ufeff" + decomposed, encoding="utf-8")
+    assert not manifests(corpus).dropped
+    assert [s.text for s in supervisions(corpus)][2:] == ["fünf sechs", "über größe"]
+
+
+def test_another_encoding_is_named(corpus):
+    path = corpus / "mls_german" / "dev" / "transcripts.txt"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="latin1")
+    with pytest.raises(CorpusError, match=r"dev/transcripts\.txt is not in UTF-8 .*iconv"):
+        manifests(corpus)
+
+
+def test_many_utterances_are_read_a_few_at_a_time(corpus, monkeypatch):
+    whole = manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]
+    shutil.rmtree(corpus.parent / "manifests")
+    monkeypatch.setattr(mls, "_AT_A_TIME", 3)
+    assert (manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]) == whole
+
+
 def test_a_missing_split_is_named_with_those_found(corpus):
     (corpus / "mls_polish" / "dev").rename(corpus / "mls_polish" / "valid")
     with pytest.raises(CorpusError, match=r"mls_polish lacks the split dev \(found: test, train, valid\)"):
@@ -144,6 +180,11 @@ def test_limited_supervision_takes_the_handles_of_the_subset(corpus):
     assert manifests(corpus, subset="1hr").kept[("de", "train")] == 2
     with pytest.raises(CorpusError, match=r"no handles\.txt below .*9hr: this corpus has no such subset"):
         prepare_manifests(corpus, corpus.parent / "other", [GERMAN], subset="9hr")
+    nine = corpus / "mls_german" / "train" / "limited_supervision" / "9hr"
+    nine.mkdir()
+    (nine / "handles.txt").write_text("10_100_000002\n")
+    ten = prepare_manifests(corpus, corpus.parent / "ten", [GERMAN], subset="10hr")
+    assert ten.kept["de", "train"] == 3 and ten.kept["de", "dev"] == 4
 
 
 def test_too_short_and_too_long_are_left_out_and_speeds_keep_the_language(corpus):
@@ -165,6 +206,39 @@ def test_what_is_finished_is_read_back_not_made_again(corpus):
     again, _ = features(corpus)
     assert again == report
     assert cuts_path(corpus.parent / "fbank", GERMAN, "train").stat().st_mtime_ns == stamp
+
+
+def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
+    """Parts that are finished are not made again, unless their options have changed."""
+    monkeypatch.setattr(store, "get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(parts, "_AT_A_TIME", 3)
+    whole = features(corpus, perturb_speed=True)
+    shutil.rmtree(corpus.parent / "fbank")
+    folder = corpus.parent / "fbank" / "mls-german_feats_train"
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            features(corpus, perturb_speed=True)
+    (folder / "part-1.json").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("feats-*")}
+    assert len(stamps) == 4
+    report, cuts = features(corpus, perturb_speed=True)
+    assert (report, cuts) == whole
+    assert [path.name for path, time in stamps.items() if path.stat().st_mtime_ns != time] == ["feats-1.lca"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"feats-{i}.lca" for i in range(4)]
+    for path in (corpus.parent / "fbank").glob("*_train*"):
+        if path.is_file():
+            path.unlink()
+    _, cuts = features(corpus, perturb_speed=False)
+    assert len(cuts["de", "train"]) == 4 and len(list(folder.iterdir())) == 2
+
+
+def test_manifests_that_do_not_go_together_are_refused(corpus):
+    manifests(corpus)
+    _, path = manifest_paths(corpus.parent / "manifests", GERMAN, "train")
+    SupervisionSet.from_segments(supervisions(corpus)[1:]).to_file(path)
+    with pytest.raises(CorpusError, match=r"supervisions_train.* does not go with .* at 10_100_000000"):
+        features(corpus)
 
 
 def test_a_report_survives_saving(corpus):

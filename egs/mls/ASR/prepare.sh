@@ -21,7 +21,7 @@
 #   --languages "en fr it nl"      of en fr it nl de es pt pl
 #   --data-dir data                where everything made from the corpus goes
 #   --vocab-size 500               tokens of the vocabulary that all languages share
-#   --subset train                 mls: train (all), 9hr or 1hr (limited supervision)
+#   --subset train                 mls: train (all), or limited supervision: 10hr, or its parts 9hr and 1hr
 #   --audio-format opus            mls: the archives to download, opus or flac
 #   --base-url ""                  mls: another mirror
 #   --musan-dir ""                 a MUSAN folder, for noise augmentation

@@ -28,7 +28,7 @@ class Options:
     """Languages."""
 
     subset: str = "train"
-    """Training data: train (all), 9hr or 1hr (limited supervision)."""
+    """Training data: train (all), or limited supervision: 10hr, or its parts 9hr and 1hr."""
 
     max_dropped_share: float = 0.1
     """Stop with an error if a language and split loses more than this share of its utterances."""
