@@ -12,6 +12,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.search_config import make_search
 from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import FoldedPathways
@@ -41,6 +42,11 @@ class TrainedModel:
     def masks(self) -> PathwayMasks | None:
         """The languages' sub-networks; None for a dense model."""
         return self.pathways.masks
+
+    @property
+    def languages(self) -> list[str]:
+        """The codes of the languages that it knows: those with a pathway; of a dense model, those it was trained on."""
+        return codes_of(self.data_config.languages) if self.masks is None else list(self.masks.languages)
 
     def check_languages(self, languages: Iterable[str]) -> None:
         """Check that there is a pathway for each of these codes.

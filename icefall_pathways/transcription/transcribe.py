@@ -16,7 +16,7 @@ from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.language_choice import load_chooser, with_evidence
 from icefall_pathways.decoding.streaming import EndpointConfig, Recognizer, Source
 from icefall_pathways.decoding.trained_model import TrainedModel, load_trained_model
-from icefall_pathways.languages import codes_of, get_language
+from icefall_pathways.languages import get_language
 from icefall_pathways.transcription.audio import MICROPHONE, STDIN, read_audio
 from icefall_pathways.transcription.words import to_text
 from icefall_pathways.transcription.writers import WRITERS, Writer
@@ -122,7 +122,7 @@ def make_recognizer(config: TranscribeConfig, trained: TrainedModel) -> tuple[Re
     Raises:
       ValueError: The model has no such language, or languages cannot be told apart.
     """
-    known = codes_of(trained.data_config.languages)
+    known = trained.languages
     language: str | None
     if config.lang != AUTO:
         language = get_language(config.lang).code

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_experiment import VOCAB_SIZE, halves
+from tiny_experiment import MODEL, VOCAB_SIZE, halves
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.language_choice import FILE_NAME, LanguageModelOfEvidence
 from icefall_pathways.decoding.streaming import EndpointConfig
+from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse
+from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints
 from icefall_pathways.transcription.transcribe import TranscribeConfig, UntilInterrupted, transcribe
 
@@ -129,6 +131,13 @@ def test_every_language_and_an_unknown_one(exp_dir, speech):
         _transcribe(exp_dir, speech, lang="auto")
     with pytest.raises(ValueError, match="knows en, nl"):
         _transcribe(exp_dir, speech, lang="fr")
+
+
+def test_a_language_with_a_pathway_is_known_though_others_were_trained_last(exp_dir, speech):
+    PathwayMasks.dense(build_model(MODEL, VOCAB_SIZE), ["nl", "fr"]).save(exp_dir / "masks.safetensors")
+    assert _json(exp_dir, speech, lang="fr")[0]["language"] == "fr"
+    with pytest.raises(ValueError, match="knows nl, fr"):
+        _transcribe(exp_dir, speech, lang="en")
 
 
 def test_a_dense_model_needs_no_language(exp_dir, speech):
