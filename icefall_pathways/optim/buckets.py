@@ -22,6 +22,7 @@ class Bucket:
       names: Their names, by which masks know them.
       parameters: The parameters.
       sizes: How many entries each has.
+      lengths: The same, where the parameters are: what a device needs in every step is not sent there anew.
       masked: Whether masks cover them.
       state: Flat tensors (n,) of an optimizer's state.
     """
@@ -30,6 +31,7 @@ class Bucket:
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.lengths = torch.tensor(self.sizes, device=self.parameters[0].device)
         self.masked = masked
         self.state: dict[str, Tensor] = {}
 
@@ -75,8 +77,9 @@ class Bucket:
     def present_bits(self) -> Tensor:
         """All bits set in the entries of parameters that have a gradient, none elsewhere (n,)."""
         first = self.parameters[0]
-        present = torch.tensor(self.with_gradient()).repeat_interleave(torch.tensor(self.sizes))
-        return bits_of(present.to(first.device), first)
+        pairs = zip(self.sizes, self.with_gradient(), strict=True)
+        present = [torch.full((size,), has, dtype=torch.bool, device=first.device) for size, has in pairs]
+        return bits_of(torch.cat(present), first)
 
 
 def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: Iterable[str]) -> list[Bucket]:

@@ -106,11 +106,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
             # torch's load_state_dict keeps the type of "step", and of nothing else, and leaves it where it was.
             none = torch.zeros((), dtype=torch.int32)
             device = bucket.parameters[0].device
-            steps = [self.state[p].get("step", none).to(device) for p in bucket.parameters]
+            steps = [self.state[p].get("step", none) for p in bucket.parameters]
             if all(step.dim() == 0 for step in steps) and len({int(step) for step in steps}) == 1:
-                self._set_state(bucket, "step", steps[0].clone())
+                self._set_state(bucket, "step", steps[0].to(device, copy=True))
             else:
-                expanded = (step.expand(p.shape) for step, p in zip(steps, bucket.parameters, strict=True))
+                expanded = (step.to(device).expand(p.shape) for step, p in zip(steps, bucket.parameters, strict=True))
                 self._set_state(bucket, "step", bucket.join(expanded))
         if active is not None and bucket.state["step"].dim() == 0:
             self._set_state(bucket, "step", bucket.state["step"].repeat(sum(bucket.sizes)))

@@ -233,8 +233,9 @@ class ScaledAdam(MaskedOptimizer):
 
     def _corrections(self, bucket: Bucket, active: Tensor) -> Tensor:
         """Count this update of the active entries, and give every entry's correction of its second moment's root."""
-        table = self._tables.setdefault(active.device, torch.tensor(self._correction, device=active.device))
-        return look_up(table, self._count(bucket, active, most=len(self._correction) - 1))
+        if active.device not in self._tables:
+            self._tables[active.device] = torch.tensor(self._correction, device=active.device)
+        return look_up(self._tables[active.device], self._count(bucket, active, most=len(self._correction) - 1))
 
 
 @dataclass
@@ -264,8 +265,7 @@ class _Part:
 
     def sizes(self) -> Tensor:
         """How many entries each parameter has."""
-        sizes = [size for bucket in self.buckets for size in bucket.sizes]
-        return torch.tensor(sizes, device=self.gradients[0].device)
+        return torch.cat([bucket.lengths for bucket in self.buckets])
 
     def scalars(self) -> Tensor:
         """Which of the parameters have one entry: bool."""

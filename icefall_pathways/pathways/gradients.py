@@ -20,11 +20,11 @@ class LanguageGradients:
       add_up: Replaces a tensor by its sum over the ranks, and returns it.
 
     Attributes:
-      scale: The gradients are so many times too large (the loss scaler's factor).
+      scale: The gradients are so many times too large: the loss scaler's factor, 0-dim, where the gradients are.
     """
 
     def __init__(self, decay: float = 0.95, add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
-        self.scale = 1.0
+        self.scale: Tensor | float = 1.0
         self._decay = decay
         self._add_up = add_up
         self._squares: dict[str, dict[str, Tensor]] = {}

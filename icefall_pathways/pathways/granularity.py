@@ -102,7 +102,7 @@ class Blocks(Granularity):
                 )
         means = [self._means(score) for score in scores]
         alive_groups = [self._first(alive) for alive in candidates]
-        sizes = [self._sizes(alive.shape) for alive in candidates]
+        sizes = [self._sizes(alive) for alive in candidates]
         largest = max(_largest(size) for size in sizes)
         budget = num_kept(sum(alive.numel() for alive in candidates), sparsity)
         if len(means) > 1:
@@ -146,16 +146,16 @@ class Blocks(Granularity):
         height, width = matrix.shape
         padded = F.pad(matrix.float(), (0, -width % columns, 0, -height % rows))
         sums = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).sum((1, 3))
-        return sums / self._sizes(scores.shape)
+        return sums / self._sizes(scores)
 
-    def _sizes(self, shape: torch.Size) -> Tensor | int:
-        """Entries of each group; a number where they are all alike."""
-        rows, columns = self._extent(shape)
-        height, width = shape[0], math.prod(shape[1:])
+    def _sizes(self, like: Tensor) -> Tensor | int:
+        """Entries of each group of a parameter; a number where they are all alike."""
+        rows, columns = self._extent(like.shape)
+        height, width = like.size(0), math.prod(like.shape[1:])
         if height % rows == 0 and width % columns == 0:
             return rows * columns
-        heights = torch.full((-(-height // rows),), rows)
-        widths = torch.full((-(-width // columns),), columns)
+        heights = torch.full((-(-height // rows),), rows, device=like.device)
+        widths = torch.full((-(-width // columns),), columns, device=like.device)
         heights[-1] -= -height % rows
         widths[-1] -= -width % columns
         return torch.outer(heights, widths)

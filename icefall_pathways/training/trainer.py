@@ -200,12 +200,12 @@ class Trainer:
     def _forward_backward(self, batches: list[Batch], update: int) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The losses of the batches, and how many ranks have been asked to stop, on the device."""
         told = torch.tensor([sum(batch["num_tokens"] for batch in batches), self.stop.number > 0], dtype=torch.float64)
-        total = self.rank.sum(told.to(self.rank.device))
+        total = self.rank.sum(told.to(self.rank.device, non_blocking=True))
         # Every rank divides by the mean number of tokens of a rank, so that the averaged gradient is that of the mean
         # loss per token of the whole update, however the utterances fell to the ranks.
         tokens = total[0].float() / self.rank.world_size
         if self.gradients is not None:
-            self.gradients.scale = self.scaler.get_scale()
+            self.gradients.scale = self.scaler.scale(torch.ones((), device=self.rank.device))
         losses = []
         for i, batch in enumerate(batches):
             # Numbered through the ranks, as the batches are: what is random in a batch does not depend on who has it.

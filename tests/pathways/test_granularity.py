@@ -122,6 +122,15 @@ def test_smaller_groups_at_the_edge_compete_by_their_mean():
     assert keep("block:1x2", scores, 0.66).tolist() == [[False, False, True]]
 
 
+@pytest.mark.parametrize("granularity", GROUPS)
+def test_groups_are_scored_where_the_parameter_is(granularity):
+    """On a GPU, that is; the last groups of a row and of a column are smaller."""
+    groups, scores = parse_granularity(granularity), torch.empty(7, 5, device="meta")
+    assert groups._means(scores).device.type == "meta"
+    sizes = groups._sizes(scores)
+    assert isinstance(sizes, int) or sizes.device.type == "meta"
+
+
 def test_nan_scores_lowest():
     scores = torch.tensor([[float("nan"), 0.0, 1.0, 2.0]])
     for granularity in ("element", "2:4"):

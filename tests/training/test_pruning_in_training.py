@@ -54,6 +54,49 @@ def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
         assert all(torch.equal(square, b["gradients"][language][name]) for name, square in squares.items())
 
 
+class Scaling:
+    """A loss scaler for a CPU, where torch has none: what it multiplies by is on the device, and nobody reads it."""
+
+    def scale(self, tensor):
+        return tensor * 1024
+
+    def unscale_(self, optimizer):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+            parameter.grad /= 1024
+
+    def get_scale(self):
+        raise AssertionError("reading it waits for the device")
+
+    def is_enabled(self):
+        return True
+
+    def update(self): ...
+
+    def state_dict(self):
+        return {}
+
+
+def test_what_gradients_tell_does_not_depend_on_the_loss_scaler(corpus, tmp_path, monkeypatch):
+    config = adaptive(corpus, tmp_path / "plain", prune_start=2)
+    config = replace(config, training=replace(config.training, num_updates=6, save_every_n=1))
+    experiment.train(config)
+    scaled = replace(config, training=replace(config.training, exp_dir=tmp_path / "scaled"))
+    init = trainer.Trainer.__init__
+
+    def with_scaler(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.scaler = Scaling()
+
+    monkeypatch.setattr(trainer.Trainer, "__init__", with_scaler)
+    experiment.train(scaled)
+    a, b = (checkpoint(tmp_path / name, 2)["gradients"] for name in ("plain", "scaled"))
+    assert a and a.keys() == b.keys()
+    for language, squares in a.items():
+        for name, square in squares.items():
+            assert square.any()
+            torch.testing.assert_close(b[language][name], square)
+
+
 def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_path):
     config = adaptive(corpus, tmp_path, prune_by="sensitivity")
     experiment.train(config)
