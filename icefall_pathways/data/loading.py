@@ -1,6 +1,8 @@
 """Batches that processes make ahead of time."""
 
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=_outlive_signals if num_workers else None,
     )
     for batch in _outliving(iter(batches)):
         if isinstance(batch, dict) and num_workers:
@@ -68,21 +71,55 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
+def _outlive_signals(_worker: int) -> None:
+    """Ctrl-C in a terminal, and many a scheduler, signal all processes of a run.
+
+    It is the training that acts on it: it needs the batches of the update that it finishes, and ends its loaders then.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _outliving(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; the death of a process that makes them becomes an error that says what to do."""
     while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two, when it dies while handing over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
-                "lower --num-workers or --max-duration, and run the same command again to go on"
-            ) from error
+        with deaths_told():
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (EOFError, ConnectionError) as error:  # it died while handing over
+                raise _death(error) from error
         yield batch
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Inside, the death of a process that loads batches is an error that says what to do.
+
+    Torch interrupts whatever is being computed at that moment, with an error of its own.
+
+    Raises:
+      DataError: One has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_death(error):
+            raise
+        raise _death(error) from error
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether an error is torch's for a process that loads batches and has died."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _death(error: Exception) -> DataError:
+    return DataError(
+        f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
+        "lower --num-workers or --max-duration, and run the same command again to go on"
+    )
 
 
 def first_line(error: Exception) -> str:

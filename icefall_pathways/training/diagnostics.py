@@ -14,10 +14,15 @@ class NotFiniteError(ValueError):
 
 
 @contextmanager
-def inf_check(model: nn.Module) -> Iterator[None]:
+def inf_check(model: nn.Module, gradients: bool = True) -> Iterator[None]:
     """Inside, the first module whose output, or the gradient of whose output, is not finite raises an error.
 
     Every module waits for the device: for looking into a run that goes wrong, not for training.
+
+    Args:
+      model: Whose modules to look at.
+      gradients: Whether to look at gradients; with a loss scaler, which tries out how large they may become, it is no
+        fault if one overflows.
 
     Raises:
       NotFiniteError: Names the module and the share of the numbers that are not finite.
@@ -31,7 +36,7 @@ def inf_check(model: nn.Module) -> Iterator[None]:
                 "first: look at what it computes, at the batch that is saved, or lower --base-lr"
             )
 
-    with _hooked(model, check):
+    with _hooked(model, check, gradients):
         yield
 
 
@@ -72,7 +77,7 @@ class Diagnostics:
 
 
 @contextmanager
-def _hooked(model: nn.Module, look: Callable[[str, str, Tensor], None]) -> Iterator[None]:
+def _hooked(model: nn.Module, look: Callable[[str, str, Tensor], None], gradients: bool = True) -> Iterator[None]:
     """Inside, `look(name, kind, tensor)` is called for every output of a module, and for its gradient."""
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -80,7 +85,7 @@ def _hooked(model: nn.Module, look: Callable[[str, str, Tensor], None]) -> Itera
             for tensor in _tensors(output):
                 if tensor.is_floating_point():
                     look(name, "output of", tensor)
-                    if tensor.requires_grad:
+                    if tensor.requires_grad and gradients:
                         tensor.register_hook(lambda grad: look(name, "gradient of the output of", grad))
 
         return after

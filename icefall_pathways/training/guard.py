@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import Batch
+from icefall_pathways.data.loading import is_death
 from icefall_pathways.files import atomic_write
 from icefall_pathways.models.regularisers import found_by_whiteners
 from icefall_pathways.training.distributed import Rank
@@ -89,12 +90,19 @@ class BatchGuard:
             yield
         except BadBatchesError:
             raise
-        except Exception:
+        except Exception as error:
+            if not is_death(error):  # which may come at any time and is no fault of the batch
+                self._keep(batches)
+            raise
+
+    def _keep(self, batches: Sequence[Batch]) -> None:
+        try:
             for batch in batches:
                 path = self._save(batch)
                 logger.error("stopped in a batch of %s%s", _describe(batch), f", saved as {path}" if path else "")
             self._save_model()
-            raise
+        except Exception as error:  # such as a full disk, or a GPU that has failed: the first error is the one to tell
+            logger.error("cannot save the batch and the model: %s", error)
 
     def _tell(self, update: int, suspects: Sequence[Batch], all_found: list[list[str]]) -> None:
         names = "; ".join(

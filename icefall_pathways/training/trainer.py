@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import Batch, SpeechDataModule
+from icefall_pathways.data.loading import deaths_told
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
@@ -115,8 +116,8 @@ class Trainer:
             self._print_diagnostics(start)
             return
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
-        check = inf_check(self.model) if options.inf_check else nullcontext()
-        with log, stop_requests() as self.stop, check:
+        check = inf_check(self.model, gradients=not self.scaler.is_enabled()) if options.inf_check else nullcontext()
+        with log, deaths_told(), stop_requests() as self.stop, check:
             self._draw_masks(start, log)
             for update, batches in self._batches(start):
                 with self.guard.keeps_evidence(batches):

@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 import tiny_run
@@ -15,7 +16,7 @@ from ranks import fail, fork_ranks
 from icefall_pathways.data.datamodule import DataError, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.training import checkpoints
+from icefall_pathways.training import checkpoints, guard
 from icefall_pathways.training.distributed import Rank, launch
 from icefall_pathways.training.failures import RankError
 from icefall_pathways.training.guard import BadBatchesError, read_batch
@@ -140,6 +141,32 @@ def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
         os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
         list(batches)
+
+
+@pytest.mark.parametrize("when", ["_train_update", "_between_updates"])
+def test_a_loader_process_that_dies_during_an_update_is_no_fault_of_the_batch(corpus, tmp_path, monkeypatch, when):
+    config = tiny_run.config(corpus, tmp_path)
+    trainer = make_trainer(replace(config, data=replace(config.data, num_workers=1)))
+
+    def killing(*_):
+        for child in active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        time.sleep(60)  # which torch interrupts
+
+    monkeypatch.setattr(trainer, when, killing)
+    with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
+        trainer.run()
+    assert not list(tmp_path.glob("b*-*.pt"))
+
+
+def test_an_error_stays_the_one_that_is_told_if_nothing_can_be_saved(corpus, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
+    trainer.objective.__class__ = type("Failing", (Objective,), {"__call__": lambda *_: 1 / 0})
+    monkeypatch.setattr(guard, "save_batch", lambda *_: Path("/dev/full").write_text("x"))
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    (log,) = (tmp_path / "log").iterdir()
+    assert "cannot save the batch and the model: [Errno 28] No space left" in log.read_text()
 
 
 def test_all_ranks_skip_the_update_that_is_bad_on_one(corpus, tmp_path):

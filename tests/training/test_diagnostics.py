@@ -34,6 +34,14 @@ def test_the_first_module_that_is_not_finite_is_named(bad, message):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_gradients_may_overflow_where_a_loss_scaler_tries_that_out():
+    model = nn.Sequential(nn.Linear(3, 3), Root(), nn.Linear(3, 3))
+    with inf_check(model, gradients=False):
+        model(torch.randn(2, 3)).sum().backward()
+        with pytest.raises(NotFiniteError, match="output of 0 is not finite"):
+            model(torch.full((2, 3), float("inf")))
+
+
 def test_diagnostics_are_the_root_mean_squares():
     model = nn.Sequential(nn.Linear(3, 2, bias=False))
     diagnostics = Diagnostics(model)

@@ -134,13 +134,20 @@ def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
     assert not list(config.training.exp_dir.glob(".writing-*"))
 
 
+def train_in_a_group(config):
+    """Train in a group of processes that this one is not in."""
+    os.setpgrp()
+    experiment.train(config)
+
+
+@pytest.mark.parametrize("signalled", [os.kill, os.killpg])  # the process; it and those that load its batches
 @pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
-def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number):
+def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number, signalled):
     config = elsewhere(masked, tmp_path / "stopped", save_every_n=1000)
     log = config.training.exp_dir / "metrics.jsonl"
-    child = start(experiment.train, config)
+    child = start(train_in_a_group, config)
     wait_until(lambda: log.exists() and log.stat().st_size > 0, child)
-    os.kill(child, number)
+    signalled(child, number)
     assert wait(child) == 128 + number
     (saved,) = checkpoints.batch_checkpoints(config.training.exp_dir)
     assert 2 <= checkpoints.read(saved)["update"] < UPDATES
