@@ -16,6 +16,7 @@ from icefall_pathways.training.objective import seconds_of
 _STEP = 1.25  # between two sizes that are tried
 _MOST = 4.0  # times the wanted size at which the search ends
 _SEED = 1
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # of CUDA, and of cuBLAS and cuDNN
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _fits(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) ->
         loss_of(batch).backward()
         return True
     except (RuntimeError, MemoryError) as error:  # older versions of torch have no class of their own for it
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
         return False
     finally:

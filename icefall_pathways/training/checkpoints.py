@@ -35,11 +35,21 @@ class CheckpointError(ValueError):
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint so that a reader finds a whole one or none."""
+    """Write a checkpoint so that a reader finds a whole one or none.
+
+    Raises:
+      CheckpointError: It could not be written; earlier ones are as they were.
+    """
     tensors = {key: value for key, value in checkpoint.items() if key in _TENSORS + _TENSORS_OF_SOME}
     plain = {key: value for key, value in checkpoint.items() if key not in tensors}
     with atomic_write(path) as temporary:
-        torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
+        try:
+            torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
+        except RuntimeError as error:  # which is what torch makes of a full disk
+            raise CheckpointError(
+                f"cannot write {path} ({str(error).splitlines()[0]}): make room on the disk if it is full, and run the "
+                "same command again to go on from the checkpoint before"
+            ) from error
 
 
 def read(path: Path) -> Checkpoint:

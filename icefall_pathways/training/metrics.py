@@ -110,7 +110,9 @@ class MetricsLog:
             _drop_after(self._path, start_update)
         self._file = self._path.open("a", encoding="utf-8") if self._main else None
         self._writer = (
-            SummaryWriter(str(exp_dir / "tensorboard"), purge_step=start_update) if self._main and tensorboard else None
+            SummaryWriter(str(exp_dir / "tensorboard"), purge_step=start_update + 1)  # it drops that one too
+            if self._main and tensorboard
+            else None
         )
         self._bar = tqdm(
             total=num_updates,

@@ -115,6 +115,7 @@ class Trainer:
         if options.print_diagnostics:
             self._print_diagnostics(start)
             return
+        self.validator.check()
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
         check = inf_check(self.model, gradients=not self.scaler.is_enabled()) if options.inf_check else nullcontext()
         with log, deaths_told(), stop_requests() as self.stop, check:
@@ -396,5 +397,5 @@ class Trainer:
 
 
 def _seed(seed: int, rank: int, update: int) -> int:
-    """Seeds that differ for all ranks and updates of a run."""
-    return (seed * 1_000_003 + rank) * 10_000_019 + update
+    """Seeds that differ for all ranks and updates of a run, within the 64 bits that torch takes."""
+    return ((seed * 1_000_003 + rank) * 10_000_019 + update) % 2**64

@@ -43,6 +43,15 @@ class Validator:
         self._rank = rank
         self._wer_cuts = wer_cuts
 
+    def check(self) -> None:
+        """Find out before a training, and not hours later, whether there is a dev set for every language.
+
+        Raises:
+          DataError: There is not.
+        """
+        for language in self._data.languages:
+            self._data.loader(language.code, "dev")
+
     @torch.no_grad()
     def __call__(self, update: int) -> dict[str, dict[str, float]]:
         """The figures of each language: mean losses per token, seconds of audio, and the word error rate in percent.

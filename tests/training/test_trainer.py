@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -219,6 +220,41 @@ def test_all_checkpoints_damaged_is_an_error_and_nothing_is_lost(corpus, tmp_pat
     with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* is readable"):
         experiment.train(config)
     assert (tmp_path / "exp" / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(dense, tmp_path, monkeypatch):
+    saved = checkpoints.read(dense / "checkpoint-8.pt")
+    path = tmp_path / "checkpoint-8.pt"
+    path.write_bytes((dense / "checkpoint-8.pt").read_bytes())
+
+    def full(_, file):
+        file.write_bytes(b"PK")
+        raise RuntimeError("[enforce fail at inline_container.cc:337] . unexpected pos 64 vs 0\nframe #0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(checkpoints.CheckpointError, match=r"cannot write .*unexpected pos 64.*make room on the disk"):
+        checkpoints.save(saved, path)
+    assert checkpoints.read(path)["update"] == 8 and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_missing_dev_set_is_told_before_training(corpus, tmp_path):
+    fbank = tmp_path / "fbank"
+    shutil.copytree(corpus / "fbank", fbank)
+    (fbank / "mls-french_cuts_dev.jsonl.gz").unlink()
+    config = tiny_run.config(corpus, tmp_path / "exp")
+    with pytest.raises(ValueError, match="mls-french_cuts_dev"):
+        experiment.train(replace(config, data=replace(config.data, manifest_dir=fbank)))
+    assert not list((tmp_path / "exp").glob("metrics*"))
+
+
+@pytest.mark.parametrize("seed", [20240101, 2**62])
+def test_any_seed_will_do(seed):
+    assert trainer._seed(42, 1, 7) == (42 * 1_000_003 + 1) * 10_000_019 + 7
+    numbers = [
+        float(torch.rand((), generator=torch.Generator().manual_seed(trainer._seed(seed, 0, i)))) for i in (1, 2)
+    ]
+    torch.manual_seed(trainer._seed(seed, 1, 1))
+    assert len({*numbers, float(torch.rand(()))}) == 3
 
 
 def test_a_pickle_from_a_stranger_is_not_run(tmp_path):
