@@ -90,6 +90,8 @@ class SpeechDataModule:
         self._tokenizer = tokenizer
         self._counts: Counter[tuple[str, str]] = Counter()
         self._training: dict[str, LanguageCuts] | None = None
+        #: Batches of the passes over each language that `train_batches` has finished; to be kept for a resumed run.
+        self.pass_lengths: dict[str, list[int]] = {}
 
     @property
     def training_cuts(self) -> dict[str, LanguageCuts]:
@@ -161,6 +163,7 @@ class SpeechDataModule:
             start_update,
             num_updates,
             accum_grad,
+            self.pass_lengths,
         )
         for batch in load_batches(self._dataset(Augmentation(config)), sampler, config.num_workers):
             if isinstance(batch, DataError):

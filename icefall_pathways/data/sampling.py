@@ -3,8 +3,10 @@
 import math
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from lhotse import CutSet
@@ -44,8 +46,8 @@ class MonolingualSampler(Sampler[BatchPlan]):
 
     A language is drawn with probability proportional to hours^(1/temperature), from the seed and the update alone: all
     ranks draw the same. A language's cuts are gone through pass after pass, each in an order of its own. Starting at a
-    later update replays the draws without reading any audio, so that a resumed run gets the batches of the
-    uninterrupted one, whatever loaded them ahead of time.
+    later update repeats the draws, and the pass that each language was in, without reading any audio, so that a resumed
+    run gets the batches of the uninterrupted one, whatever loaded them ahead of time.
 
     Args:
       languages: Training cuts by language code.
@@ -60,6 +62,8 @@ class MonolingualSampler(Sampler[BatchPlan]):
       start_update: Updates that are done.
       num_updates: Updates to come.
       accum_grad: Batches per update and rank, all of the update's language.
+      pass_lengths: How many batches each finished pass over a language had, which is added to: with those of an earlier
+        start, its passes need not be gone through again.
 
     Raises:
       ValueError: The temperature is not above 0.
@@ -79,6 +83,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
         start_update: int,
         num_updates: int,
         accum_grad: int = 1,
+        pass_lengths: dict[str, list[int]] | None = None,
     ) -> None:
         self.languages = languages
         self.max_duration = max_duration
@@ -95,33 +100,42 @@ class MonolingualSampler(Sampler[BatchPlan]):
         self.start_update = start_update
         self.num_updates = num_updates
         self.accum_grad = accum_grad
+        self.pass_lengths = {} if pass_lengths is None else pass_lengths
 
     def __len__(self) -> int:
         return self.num_updates * self.accum_grad
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        batches = {code: self._passes(code) for code in self.languages}
-        for update in range(1, self.start_update + self.num_updates + 1):
+        done = Counter(self.language_of(update) for update in range(1, self.start_update + 1))
+        batches = {code: self._batches(code, after=done[code] * self.accum_grad) for code in self.languages}
+        for update in range(self.start_update + 1, self.start_update + self.num_updates + 1):
             language = self.language_of(update)
             for i in range(self.accum_grad):
-                cuts = next(batches[language])
-                if update > self.start_update:
-                    # Numbered through the ranks, as lhotse deals out batches: it does not matter who has one.
-                    place = i * self.world_size + self.rank
-                    seed = random.Random(f"{self.seed}/{place}/{update}/augmentation").getrandbits(32)
-                    yield BatchPlan(update, language, cuts, seed)
+                # Numbered through the ranks, as lhotse deals out batches: it does not matter who has one.
+                place = i * self.world_size + self.rank
+                seed = random.Random(f"{self.seed}/{place}/{update}/augmentation").getrandbits(32)
+                yield BatchPlan(update, language, next(batches[language]), seed)
 
     def language_of(self, update: int) -> str:
         """The language of an update, the same on every rank."""
         draw = random.Random(f"{self.seed}/{update}/language")
         return draw.choices(list(self.languages), self.weights)[0]
 
-    def _passes(self, language: str) -> Iterator[CutSet]:
-        """Batches of one language without end."""
-        number = 0
-        while True:
-            yield from self._pass(language, number)
-            number += 1
+    def _batches(self, language: str, after: int) -> Iterator[CutSet]:
+        """The batches of one language that come after so many, without end."""
+        lengths = self.pass_lengths.setdefault(language, [])
+        for number in count():
+            if number < len(lengths) and lengths[number] <= after:
+                after -= lengths[number]
+                continue
+            length = 0
+            for cuts in self._pass(language, number):
+                length += 1
+                if length > after:
+                    yield cuts
+            after = max(0, after - length)
+            if number == len(lengths):
+                lengths.append(length)
 
     def _pass(self, language: str, number: int) -> CutSampler:
         cuts = self.languages[language].cuts

@@ -284,6 +284,7 @@ class Trainer:
             "update": update,
             "epoch": self.epoch_of(update),
             "best_valid_loss": self.best_valid_loss,
+            "pass_lengths": self.data.pass_lengths,
             "world_size": self.rank.world_size,
             "accum_grad": self.options.accum_grad,
             "vocab_size": self.tokenizer.vocab_size,
@@ -338,6 +339,7 @@ class Trainer:
         if self.gradients is not None:
             self.gradients.load_state_dict(checkpoint["gradients"], self.rank.device, keep=self.rank.is_main)
         self.best_valid_loss = checkpoint["best_valid_loss"]
+        self.data.pass_lengths = checkpoint.get("pass_lengths", {})
         logger.info("going on after update %d", checkpoint["update"])
         return checkpoint["update"]
 

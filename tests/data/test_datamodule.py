@@ -17,6 +17,7 @@ from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 from icefall_pathways.data import datamodule, loading
 from icefall_pathways.data.datamodule import Batch, DataConfig, DataError, SpeechDataModule
 from icefall_pathways.data.features import LOG_EPS
+from icefall_pathways.data.sampling import MonolingualSampler
 from icefall_pathways.data.tokenizer import Tokenizer
 
 
@@ -55,6 +56,29 @@ def test_padding_is_silence(corpus: Path, tokenizer: Tokenizer) -> None:
     for features, length in zip(batch["inputs"], batch["supervisions"]["num_frames"].tolist(), strict=True):
         assert torch.all((features[length:] - LOG_EPS).abs() < 1e-3)
     assert batch["supervisions"]["num_frames"].min() < batch["inputs"].size(1)
+
+
+def test_finished_passes_are_not_gone_through_again(
+    corpus: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After weeks that would take hours."""
+    first = data_module(corpus, tokenizer)
+    whole = list(first.train_batches(0, 60, seed=7))
+    known = {code: list(lengths) for code, lengths in first.pass_lengths.items()}
+    assert min(len(lengths) for lengths in known.values()) >= 2
+    begun = []
+    begin = MonolingualSampler._pass
+
+    def noted(self: MonolingualSampler, language: str, number: int) -> Any:
+        begun.append((language, number))
+        return begin(self, language, number)
+
+    monkeypatch.setattr(MonolingualSampler, "_pass", noted)
+    resumed = data_module(corpus, tokenizer)
+    resumed.pass_lengths = {code: list(lengths) for code, lengths in known.items()}
+    assert_same(list(resumed.train_batches(55, 5, seed=7)), whole[55:])
+    assert begun and min(number for _, number in begun) > 0 and len(begun) < 9
+    assert resumed.pass_lengths == known
 
 
 @pytest.mark.parametrize("short_first", [False, True])
