@@ -146,6 +146,14 @@ class PathwayMasks:
         used = (code.bitwise_and(both) for code in self.codes.values())
         return all(bool(((bits == both) | (bits == 0)).all()) for bits in used)
 
+    def same_as(self, other: "PathwayMasks") -> bool:
+        """Whether the same languages, in the same order, use the same entries of the same parameters."""
+        return (
+            self.languages == other.languages
+            and self.codes.keys() == other.codes.keys()
+            and all(torch.equal(code, other.codes[name]) for name, code in self.codes.items())
+        )
+
     def first_equal(self, language: str) -> str:
         """The first language, in the order of the bits, that uses the very entries that `language` uses."""
         own = self.bit(language)

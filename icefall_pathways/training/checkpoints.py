@@ -98,6 +98,11 @@ def epoch_checkpoints(exp_dir: Path) -> list[Path]:
     return _numbered(exp_dir, "epoch")
 
 
+def any_in(exp_dir: Path) -> bool:
+    """Whether a training has written a checkpoint to a folder, readable or not."""
+    return bool(batch_checkpoints(exp_dir) or epoch_checkpoints(exp_dir))
+
+
 def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
     """The readable checkpoint with the most updates (an epoch's, if there are two); None where there is none at all.
 

@@ -71,7 +71,7 @@ def train(config: ExperimentConfig) -> None:
             parse_granularity(masks.header.granularity).check_sparsity(config.pruning.sparsity)
         if config.training.freeze_languages:
             _check_vocabulary(config)
-        masks.save(config.training.exp_dir / _masks_to_begin_with(config))
+        _keep_masks(masks, config.training.exp_dir / _masks_to_begin_with(config))
     _write_start(config, comparison)
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
 
@@ -89,6 +89,17 @@ def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
     if both := [code for code in frozen if code in languages]:
         raise ValueError(f"{', '.join(both)} in both --languages and --freeze-languages: either train it or freeze it")
     return frozen
+
+def _keep_masks(masks: PathwayMasks, path: Path) -> None:
+    """Write the masks that a training begins with; one that goes on must have been given the same."""
+    if not checkpoints.any_in(path.parent):
+        masks.save(path)
+    elif not path.exists() or not masks.same_as(PathwayMasks.load(path)):
+        raise ValueError(
+            f"{path.parent} holds a training that did not begin with these masks ({path.name}): use the same --masks "
+            "and --languages, in the same order, or another --exp-dir"
+        )
+
 
 
 def find_masks(config: MaskSearchConfig) -> None:

@@ -11,7 +11,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import VOCABULARY_LAYERS, Transducer, build_model
 from icefall_pathways.options import from_dict
 from icefall_pathways.training import checkpoints
-from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 from icefall_pathways.training.foreign_checkpoints import is_foreign, read_weights
 
 _MAX_ROWS = 30  # of a table in a message
@@ -107,7 +107,7 @@ def starting_model(config: ExperimentConfig) -> tuple[Transducer, Comparison | N
     model = build_model(config.model, Tokenizer(options.bpe_model).vocab_size)
     if options.init_from is None:
         return model, None
-    path, weights = _weights(options.init_from, options.init_key, options.init_avg)
+    path, weights = _weights(options)
     comparison = compare(str(path), weights, model, options.reinit_vocab)
     if not comparison.matched or not (comparison.fits or options.init_partial):
         raise ValueError(f"{comparison}\n{_advice(comparison)}")
@@ -120,7 +120,10 @@ def as_plain_data(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison)
 
 
-def _weights(init_from: Path, key: str, avg: int) -> tuple[Path, dict[str, Tensor]]:
+def _weights(options: TrainingConfig) -> tuple[Path, dict[str, Tensor]]:
+    """The file that --init-from stands for, and the weights in it that are asked for."""
+    init_from, key, avg = options.init_from, options.init_key, options.init_avg
+    assert init_from is not None
     if is_foreign(init_from):
         if avg:
             raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
@@ -144,6 +147,12 @@ def _advice(comparison: Comparison) -> str:
 def _is_vocabulary_sized(name: str) -> bool:
     return name.rpartition(".")[0] in VOCABULARY_LAYERS
 
+    if not options.reinit_vocab and checkpoint.get("tokens") not in (None, checkpoints.file_hash(options.bpe_model)):
+        raise ValueError(
+            f"{path} was trained with other tokens than those of --bpe-model {options.bpe_model}: use the file that "
+            f"{checkpoint['config']['training']['bpe_model']} was then, or begin the vocabulary-sized layers anew: "
+            "--reinit-vocab 1"
+        )
 
 def _shape(sizes: list[int]) -> str:
     return "x".join(map(str, sizes)) or "scalar"

@@ -40,6 +40,7 @@ from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
 from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
 from icefall_pathways.training.pruner import Pruner, PruningPlan
+from icefall_pathways.training.same_run import check_same_run
 from icefall_pathways.training.signals import Stopped, StopRequest, stop_requests
 from icefall_pathways.training.validation import Validator
 
@@ -79,6 +80,7 @@ class Trainer:
         self.rank = rank
         self.data = data
         self.tokenizer = tokenizer
+        self.tokens = checkpoints.file_hash(self.options.bpe_model)
         self.plan = plan
         self.restarts_every = plan.schedule.restarts_every if plan is not None else 0
         self.model = model.to(rank.device)
@@ -107,6 +109,11 @@ class Trainer:
     def run(self) -> None:
         """Train from the newest checkpoint, if there is one, to the last update."""
         start = self._resume()
+        if len(set(starts := self.rank.gather(start))) > 1:
+            raise checkpoints.CheckpointError(
+                f"the ranks go on from different updates ({', '.join(map(str, starts))}): --exp-dir must be one "
+                "folder, the same on all machines"
+            )
         if start == 0 and self.plan is not None and self.plan.needs_start:
             self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
         options = self.options
@@ -279,18 +286,13 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "regularisers": regularisers,
             "masks": {} if self.masks is None else self.masks.codes,
-            "masks_header": {} if self.masks is None else asdict(self.masks.header),
             "gradients": {} if self.gradients is None else self.gradients.state_dict(),
             "update": update,
             "epoch": self.epoch_of(update),
             "best_valid_loss": self.best_valid_loss,
             "pass_lengths": self.data.pass_lengths,
-            "world_size": self.rank.world_size,
-            "accum_grad": self.options.accum_grad,
-            "vocab_size": self.tokenizer.vocab_size,
-            "config": to_dict(self.config),
         }
-        checkpoints.save(checkpoint, path)
+        checkpoints.save(checkpoint | self._description(), path)
 
     def _leave(self, update: int) -> None:
         """Save, and end the run as a signal has asked this or another rank to.
@@ -326,7 +328,10 @@ class Trainer:
             if found is None:
                 return 0
             checkpoint = found[1]
-        self._check_same_run(checkpoint)
+        weights = self.model.state_dict()
+        changed = check_same_run(self._description(), checkpoint, weights, checkpoint["model"], options.exp_dir)
+        if changed and self.rank.is_main:
+            print(f"warning: going on with other options, or other data, than before: {', '.join(changed)}")
         self.model.load_state_dict(checkpoint["model"])
         self.average.load_state_dict(checkpoint["model_avg"])
         groups = self.optimizer.state_dict()["param_groups"]
@@ -343,30 +348,17 @@ class Trainer:
         logger.info("going on after update %d", checkpoint["update"])
         return checkpoint["update"]
 
-    def _check_same_run(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """What decides the course of a run must not change when it is resumed."""
-        here = {
+    def _description(self) -> dict[str, Any]:
+        """What a checkpoint says of its run."""
+        return {
+            "masks_header": {} if self.masks is None else asdict(self.masks.header),
             "world_size": self.rank.world_size,
             "accum_grad": self.options.accum_grad,
+            "updates_per_epoch": self.updates_per_epoch,
             "vocab_size": self.tokenizer.vocab_size,
-            "masked": self.masks is not None,
-            "optimizer": self.options.optimizer,
-            "freeze_languages": self.options.freeze_languages,
+            "tokens": self.tokens,
+            "config": to_dict(self.config),
         }
-        there = {
-            "world_size": checkpoint["world_size"],
-            "accum_grad": checkpoint["accum_grad"],
-            "vocab_size": checkpoint["vocab_size"],
-            "masked": bool(checkpoint["masks"]),
-            "optimizer": checkpoint["config"]["training"].get("optimizer", "adamw"),
-            "freeze_languages": checkpoint["config"]["training"].get("freeze_languages", ""),
-        }
-        for key, value in here.items():
-            if there[key] != value:
-                raise checkpoints.CheckpointError(
-                    f"{self.options.exp_dir} holds a run with {key}={there[key]}, this one has {key}={value}: "
-                    "use the same options, or another --exp-dir"
-                )
 
     def _pruner(self) -> Pruner | None:
         if self.plan is None:
