@@ -11,6 +11,13 @@ from icefall_pathways.pathways.masks import MasksHeader
 
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
+# Of the options that are counts: those that are at least 0, at least 1, at least 2.
+_AT_LEAST = (
+    "num_epochs num_updates init_avg max_bad_batches valid_wer_cuts start_epoch start_batch lr_warmup warm_updates",
+    "world_size accum_grad save_every_n keep_last_k log_interval valid_interval average_period",
+    "prune_range",
+)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -165,7 +172,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:
             raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
-        for name in ("base_lr", "clip_norm", "clipping_scale"):
+        for name in ("base_lr", "clip_norm", "clipping_scale", "weight_decay", "ctc_loss_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected 0 or more")
         if self.ref_duration <= 0:
@@ -174,11 +181,15 @@ class TrainingConfig:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
         if self.freeze_languages and self.masks is None:
             raise ValueError("--freeze-languages needs --masks: which weights a language uses is told by its mask")
-        counts = ("num_epochs", "num_updates", "init_avg", "max_bad_batches", "valid_wer_cuts")
-        for name in (*counts, "accum_grad", "save_every_n", "log_interval", "valid_interval", "average_period"):
-            least = 0 if name in counts else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {least}")
+        if self.freeze_languages and self.init_from is None:
+            raise ValueError("--freeze-languages needs --init-from: the model whose languages must not change")
+        for least, names in enumerate(_AT_LEAST):
+            for name in names.split():
+                if getattr(self, name) < least:
+                    raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {least}")
+        for name in ("lr_batches", "lr_epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +308,11 @@ class PruningConfig(MaskShapeConfig):
 
     num_jobs: int = 1
     """Languages searched at the same time, each in a process of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_jobs < 1:
+            raise ValueError(f"--num-jobs is {self.num_jobs}: expected at least 1")
 
 
 @dataclass(frozen=True)

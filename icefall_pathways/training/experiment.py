@@ -1,8 +1,7 @@
 """Whole runs: one training, and the search for masks, which is one training per language."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.files import write_json
+from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
@@ -40,6 +39,7 @@ from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.parallel import run_side_by_side
 from icefall_pathways.training.plans import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
+from icefall_pathways.training.unused_options import check_search_options, check_training_options
 
 MASKS_FILE = "masks.safetensors"
 START_MASKS_FILE = "masks-start.safetensors"  # those that a training which changes its masks begins with
@@ -48,20 +48,18 @@ START_MASKS_FILE = "masks-start.safetensors"  # those that a training which chan
 PRUNING_ROOTS = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
 
 
+# Options of a mask search that change nothing in what it finds for a language.
+_FREE_IN_A_SEARCH = ("num_jobs", "extend_masks")
+
+
 def train(config: ExperimentConfig) -> None:
     """Train as `config` says, from the newest checkpoint if there is one.
 
     Raises:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
     """
-    if config.pruning.prune_method == "none":
-        _refuse_unread(
-            config.pruning,
-            [field.name for field in fields(config.pruning)],
-            "says nothing with --prune-method none: name a method that changes masks (gradual or adaptive), or look "
-            "for masks by prune.py and give them by --masks",
-        )
     config = with_optimizer(with_architecture(config))
+    check_training_options(config)
     languages = codes_of(config.data.languages)
     model, comparison = starting_model(config)
     if config.training.masks is not None:
@@ -76,20 +74,6 @@ def train(config: ExperimentConfig) -> None:
     launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
 
 
-def _refuse_unread(options: Any, names: Sequence[str], why: str) -> None:
-    """Stop where an option, one of `names`, has been given that would not be read."""
-    given = [name for name in names if getattr(options, name) != getattr(type(options)(), name)]
-    if given:
-        raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in given)} {why}")
-
-
-def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
-    """The languages to freeze while `languages` are trained."""
-    frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
-    if both := [code for code in frozen if code in languages]:
-        raise ValueError(f"{', '.join(both)} in both --languages and --freeze-languages: either train it or freeze it")
-    return frozen
-
 def _keep_masks(masks: PathwayMasks, path: Path) -> None:
     """Write the masks that a training begins with; one that goes on must have been given the same."""
     if not checkpoints.any_in(path.parent):
@@ -101,6 +85,13 @@ def _keep_masks(masks: PathwayMasks, path: Path) -> None:
         )
 
 
+def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
+    """The languages to freeze while `languages` are trained."""
+    frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
+    if both := [code for code in frozen if code in languages]:
+        raise ValueError(f"{', '.join(both)} in both --languages and --freeze-languages: either train it or freeze it")
+    return frozen
+
 
 def find_masks(config: MaskSearchConfig) -> None:
     """Find masks as `config` says and write them to the experiment's folder; finished languages are skipped.
@@ -108,23 +99,25 @@ def find_masks(config: MaskSearchConfig) -> None:
     Raises:
       ValueError: Options, checkpoints or data that do not fit together; the message says what to do.
     """
-    _refuse_unread(
-        config.training,
-        ["masks", "freeze_languages"],
-        "is for train.py: a mask search begins with all entries; --extend-masks adds languages to masks that are there",
-    )
     if config.training.init_from is None:
         raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
     languages = codes_of(config.data.languages)
     extended = [] if config.pruning.extend_masks is None else [_masks_to_extend(config, config.pruning.extend_masks)]
     shared = config.pruning.prune_for == "all-languages"
     searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
+    check_search_options(config, searches[0])
     model, comparison = starting_model(searches[0])
     _check_rewinding(config, model)
     _dense_masks(model, languages, config.pruning)  # finds out what is wrong with the options before hours
+    wanted = _what_is_sought(config)
+    for search in searches:
+        _check_same_search(search.training.exp_dir, wanted)
     output = config.training.exp_dir / MASKS_FILE
     _write_start(config, comparison)
-    _run_searches(searches, config.pruning)
+    if config.training.print_diagnostics:
+        _search(searches[0], config.pruning, wanted)
+        return
+    _run_searches(searches, config.pruning, wanted)
     found = (PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches)
     masks = PathwayMasks.merge(chain(extended, found))
     masks.save(output)
@@ -197,35 +190,43 @@ def _search_config(config: MaskSearchConfig, languages: list[str]) -> Experiment
     return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model)))
 
 
-def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig) -> None:
+def _what_is_sought(config: MaskSearchConfig) -> dict[str, Any]:
+    """What decides, beside the data and the training, which masks a search finds: plain data."""
+    assert config.training.init_from is not None
+    options = {name: value for name, value in to_dict(config.pruning).items() if name not in _FREE_IN_A_SEARCH}
+    return options | {"hash of --init-from": checkpoints.file_hash(source_file(config.training.init_from))}
+
+
+def _check_same_search(exp_dir: Path, wanted: dict[str, Any]) -> None:
+    """Masks that a search with other options has found, or begun to find, are no substitute."""
+    path = exp_dir / "config.json"
+    if not path.exists() or not (checkpoints.any_in(exp_dir) or (exp_dir / MASKS_FILE).exists()):
+        return
+    found = read_json(path).get("search", {})
+    for name, value in wanted.items():
+        if found.get(name, value) != value:
+            raise ValueError(
+                f"{exp_dir} holds a search with {name}={found[name]}, this one has {name}={value}: use the same "
+                "options, or another --exp-dir"
+            )
+
+
+def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, wanted: dict[str, Any]) -> None:
     if pruning.num_jobs > 1 and "RANK" in os.environ:
         raise ValueError("--num-jobs is for one machine: with torchrun all processes search one language at a time")
-    waiting = [search for search in searches if not _is_finished(search, pruning)]
+    waiting = [search for search in searches if not (search.training.exp_dir / MASKS_FILE).exists()]
     if pruning.num_jobs == 1 or len(waiting) < 2:
         for search in waiting:
-            _search(search, pruning)
+            _search(search, pruning, wanted)
         return
-    run_side_by_side([partial(_search, search, pruning, i) for i, search in enumerate(waiting)], pruning.num_jobs)
+    jobs = [partial(_search, search, pruning, wanted, i) for i, search in enumerate(waiting)]
+    run_side_by_side(jobs, pruning.num_jobs)
 
 
-def _is_finished(search: ExperimentConfig, pruning: PruningConfig) -> bool:
-    """Whether the masks are there already; those of a search with other options are no substitute."""
-    path = search.training.exp_dir / MASKS_FILE
-    if not path.exists():
-        return False
-    found = PathwayMasks.load(path).header
-    wanted = replace(pruning.shape(found), method=search_schedule(pruning).method)
-    if found != wanted:
-        differing = [name for name, value in asdict(found).items() if asdict(wanted)[name] != value]
-        told = ", ".join(f"{name} {getattr(found, name)}, not {getattr(wanted, name)}" for name in differing)
-        raise ValueError(f"{path} has masks of another search ({told}): use the same options, or another --exp-dir")
-    return True
-
-
-def _search(config: ExperimentConfig, pruning: PruningConfig, place: int = 0) -> None:
+def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, Any], place: int = 0) -> None:
     os.environ["TQDM_POSITION"] = str(place)  # a line of its own for each search that runs at the same time
     training = config.training
-    write_json(training.exp_dir / "config.json", to_dict(config))
+    write_json(training.exp_dir / "config.json", to_dict(config) | {"search": wanted})
     launch(_train_rank, training.world_size, training.master_port + place, config, pruning)
 
 
@@ -247,8 +248,7 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
         trainer = Trainer(config, model, data, tokenizer, rank, masks, joint_plan(config.pruning, masks, num_updates))
     else:
         trainer = Trainer(config, model, data, tokenizer, rank)
-    trainer.run()
-    if trainer.plan is not None and rank.is_main:
+    if trainer.run() and trainer.plan is not None and rank.is_main:
         _save_found(trainer, config, pruning or config.pruning)
 
 

@@ -1,6 +1,6 @@
 """What a training starts from: the weights of --init-from, and the architecture that goes with them."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,31 @@ def with_architecture(config: ExperimentConfig) -> ExperimentConfig:
     Weights from elsewhere say nothing of their architecture: the options of the command line stay.
 
     Raises:
-      ValueError: --init-from cannot be read.
+      ValueError: --init-from cannot be read, or its architecture is another one than options name.
     """
     init_from = config.training.init_from
     if init_from is None or is_foreign(init_from):
+        if config.model.ctc_head and not config.training.ctc_loss_scale:
+            raise ValueError("--ctc-head has no effect without --ctc-loss-scale, which makes the head: leave it out")
         return replace(config, model=replace(config.model, ctc_head=config.training.ctc_loss_scale > 0))
     _, checkpoint = checkpoints.find(init_from)
-    return replace(config, model=from_dict(ModelConfig, checkpoint["config"]["model"]))
+    model = from_dict(ModelConfig, checkpoint["config"]["model"])
+    _refuse_other_architecture(config, model)
+    return replace(config, model=model)
+
+
+def _refuse_other_architecture(config: ExperimentConfig, model: ModelConfig) -> None:
+    """Options of the architecture that were given, and are not those of the model of --init-from, would be ignored."""
+    source = f"the model of --init-from {config.training.init_from}"
+    for field in fields(ModelConfig):
+        given, own = getattr(config.model, field.name), getattr(model, field.name)
+        if given not in (field.default, own):
+            raise ValueError(
+                f"--{field.name.replace('_', '-')} is {given}, and {source} has {'its default' if own == '' else own}: "
+                "its architecture is the one that is trained, so leave the option out"
+            )
+    if config.training.ctc_loss_scale > 0 and not model.ctc_head:
+        raise ValueError(f"--ctc-loss-scale needs a CTC head, and {source} has none: leave the option out")
 
 
 def source_file(init_from: Path) -> Path:
@@ -129,6 +147,12 @@ def _weights(options: TrainingConfig) -> tuple[Path, dict[str, Tensor]]:
             raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
         return init_from, read_weights(init_from, None if key == "model" else key)
     path, checkpoint = checkpoints.find(init_from)
+    if not options.reinit_vocab and checkpoint.get("tokens") not in (None, checkpoints.file_hash(options.bpe_model)):
+        raise ValueError(
+            f"{path} was trained with other tokens than those of --bpe-model {options.bpe_model}: use the file that "
+            f"{checkpoint['config']['training']['bpe_model']} was then, or begin the vocabulary-sized layers anew: "
+            "--reinit-vocab 1"
+        )
     return path, checkpoints.running_average(path, checkpoint, avg) if avg else checkpoint[key]
 
 
@@ -147,12 +171,6 @@ def _advice(comparison: Comparison) -> str:
 def _is_vocabulary_sized(name: str) -> bool:
     return name.rpartition(".")[0] in VOCABULARY_LAYERS
 
-    if not options.reinit_vocab and checkpoint.get("tokens") not in (None, checkpoints.file_hash(options.bpe_model)):
-        raise ValueError(
-            f"{path} was trained with other tokens than those of --bpe-model {options.bpe_model}: use the file that "
-            f"{checkpoint['config']['training']['bpe_model']} was then, or begin the vocabulary-sized layers anew: "
-            "--reinit-vocab 1"
-        )
 
 def _shape(sizes: list[int]) -> str:
     return "x".join(map(str, sizes)) or "scalar"

@@ -106,8 +106,12 @@ class Trainer:
         self.best_valid_loss = float("inf")
         self._drawn_changes = -1
 
-    def run(self) -> None:
-        """Train from the newest checkpoint, if there is one, to the last update."""
+    def run(self) -> bool:
+        """Train from the newest checkpoint, if there is one, to the last update.
+
+        Returns:
+          Whether the last update has been done; with --print-diagnostics it has not.
+        """
         start = self._resume()
         if len(set(starts := self.rank.gather(start))) > 1:
             raise checkpoints.CheckpointError(
@@ -121,7 +125,7 @@ class Trainer:
             self._scan_batch_sizes()
         if options.print_diagnostics:
             self._print_diagnostics(start)
-            return
+            return False
         self.validator.check()
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
         check = inf_check(self.model, gradients=not self.scaler.is_enabled()) if options.inf_check else nullcontext()
@@ -135,6 +139,7 @@ class Trainer:
                 if stopping:
                     self._leave(update)
         self.rank.barrier()
+        return True
 
     def _scan_batch_sizes(self) -> None:
         pathways = PathwayModule(self.model, self.masks).train()  # leaves the gatherers of gradients alone

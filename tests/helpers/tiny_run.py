@@ -10,7 +10,7 @@ from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.training import experiment, trainer
-from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
+from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
 
 MODEL = ModelConfig(
     num_encoder_layers=2,
@@ -52,6 +52,14 @@ def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training:
     } | training
     data = DataConfig(manifest_dir=corpus / "fbank", languages=languages, max_duration=6.0, num_workers=0)
     return ExperimentConfig(replace(TrainingConfig(), **options), data, MODEL)
+
+
+def search(
+    corpus: Path, exp_dir: Path, pruning: PruningConfig, languages: str = "en fr it", **training: object
+) -> MaskSearchConfig:
+    """A search with the same options; how many updates it takes is told by `pruning`."""
+    base = config(corpus, exp_dir, languages, num_updates=0, **training)
+    return MaskSearchConfig(pruning, base.training, base.data)
 
 
 def train_until(config: ExperimentConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment
-from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import PruningConfig
 from icefall_pathways.training.metrics import read_metrics
 
 
@@ -32,11 +32,9 @@ def pathways(corpus, tmp_path_factory):
 
 def extend(corpus, pathways, exp_dir, languages="it", **pruning):
     """The options of a search for the mask of a new language."""
-    base = tiny_run.config(corpus, exp_dir, languages, init_from=pathways, init_avg=1)
     pruning = {"sparsity": 0.5, "prune_rounds": 1, "updates_per_round": 2} | pruning
-    return MaskSearchConfig(
-        PruningConfig(extend_masks=pathways / "masks.safetensors", **pruning), base.training, base.data
-    )
+    options = PruningConfig(extend_masks=pathways / "masks.safetensors", **pruning)
+    return tiny_run.search(corpus, exp_dir, options, languages, init_from=pathways, init_avg=1)
 
 
 def outputs(exp_dir, language):
@@ -121,3 +119,5 @@ def test_freezing_what_is_trained_or_without_masks_is_refused(corpus, pathways, 
         experiment.train(config)
     with pytest.raises(ValueError, match="--freeze-languages needs --masks"):
         tiny_run.config(corpus, tmp_path / "more", "fr", freeze_languages="en")
+    with pytest.raises(ValueError, match="--freeze-languages needs --init-from"):
+        tiny_run.config(corpus, tmp_path / "more", "fr", freeze_languages="en", masks=masks)

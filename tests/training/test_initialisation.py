@@ -133,7 +133,9 @@ def test_a_public_model_is_pruned_and_trained_into_pathways(corpus, tmp_path, ca
     pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=1)
     data = replace(options.data, languages="en")
     masks_dir = tmp_path / "masks"
-    experiment.find_masks(MaskSearchConfig(pruning, replace(options.training, exp_dir=masks_dir), data, options.model))
+    experiment.find_masks(
+        MaskSearchConfig(pruning, replace(options.training, exp_dir=masks_dir, num_updates=0), data, options.model)
+    )
     assert f"Starting from {path}:" in capsys.readouterr().out
     masks = PathwayMasks.load(masks_dir / "masks.safetensors")
     assert masks.header.source == checkpoints.file_hash(path)

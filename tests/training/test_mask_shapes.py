@@ -1,14 +1,14 @@
 """Mask searches of every shape, through the trainer."""
 
-from dataclasses import replace
+import shutil
 
 import pytest
 import tiny_run
 
 from icefall_pathways.pathways.granularity import num_kept, parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import experiment
-from icefall_pathways.training.config import JointPruningConfig, MaskSearchConfig, PruningConfig
+from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,8 @@ def dense(corpus, tmp_path_factory):
 
 
 def search(corpus, dense, exp_dir, languages="en", **pruning):
-    base = tiny_run.config(corpus, exp_dir, languages, init_from=dense)
     pruning = {"prune_rounds": 2, "updates_per_round": 1} | pruning
-    config = MaskSearchConfig(PruningConfig(**pruning), base.training, base.data)
-    experiment.find_masks(config)
+    experiment.find_masks(tiny_run.search(corpus, exp_dir, PruningConfig(**pruning), languages, init_from=dense))
     return PathwayMasks.load(exp_dir / "masks.safetensors")
 
 
@@ -65,9 +63,30 @@ def test_finished_languages_are_skipped_and_the_rest_is_searched(corpus, dense, 
 
 
 def test_masks_of_another_search_are_not_taken_for_finished(corpus, dense, tmp_path):
-    search(corpus, dense, tmp_path / "search", sparsity=0.7)
-    with pytest.raises(ValueError, match=r"masks of another search \(target_sparsity 0.7, not 0.8\)"):
-        search(corpus, dense, tmp_path / "search", sparsity=0.8)
+    search(corpus, dense, tmp_path / "search")
+    for option, value, told in [
+        ("sparsity", 0.8, "sparsity=0.7, this one has sparsity=0.8"),
+        ("prune_by", "sensitivity", "prune_by=magnitude"),
+        ("updates_per_round", 2, "updates_per_round=1"),
+    ]:
+        with pytest.raises(ValueError, match=f"holds a search with {told}"):
+            search(corpus, dense, tmp_path / "search", **{option: value})
+    other = shutil.copytree(dense, tmp_path / "other")
+    for path in other.glob("*.pt"):
+        saved = checkpoints.read(path)
+        saved.pop("plain")
+        checkpoints.save(saved | {"best_valid_loss": 0.0}, path)
+    with pytest.raises(ValueError, match="holds a search with hash of --init-from="):
+        search(corpus, other, tmp_path / "search")
+
+
+def test_a_search_that_shows_diagnostics_leaves_no_masks(corpus, dense, tmp_path, capsys):
+    pruning = PruningConfig(prune_rounds=2, updates_per_round=1)
+    options = {"init_from": dense, "print_diagnostics": True}
+    experiment.find_masks(tiny_run.search(corpus, tmp_path / "search", pruning, "en fr", **options))
+    assert "root mean square" in capsys.readouterr().out
+    assert not list((tmp_path / "search").rglob("*.safetensors"))
+    assert search(corpus, dense, tmp_path / "search").sparsity("en") == pytest.approx(0.7, abs=0.01)
 
 
 def test_options_that_do_not_go_together_are_refused_before_the_search(corpus, dense, tmp_path):
@@ -77,14 +96,4 @@ def test_options_that_do_not_go_together_are_refused_before_the_search(corpus, d
         JointPruningConfig(granularity="2:4", sparsity=0.5, prune_allocation="global")
     with pytest.raises(ValueError, match="names nothing that is pruned"):
         search(corpus, dense, tmp_path / "search", layer_sparsity="encoder.layers.0=0.5")
-    base = tiny_run.config(corpus, tmp_path / "search", init_from=dense, masks=tmp_path / "masks.safetensors")
-    with pytest.raises(ValueError, match=r"--masks is for train\.py: .* --extend-masks"):
-        experiment.find_masks(MaskSearchConfig(training=base.training, data=base.data))
     assert not (tmp_path / "search").exists()
-
-
-def test_options_of_pruning_without_a_method_are_refused(corpus, tmp_path):
-    config = replace(tiny_run.config(corpus, tmp_path / "exp"), pruning=JointPruningConfig(sparsity=0.8, prune_every=5))
-    with pytest.raises(ValueError, match="--sparsity, --prune-every says nothing with --prune-method none"):
-        experiment.train(config)
-    assert not (tmp_path / "exp").exists()

@@ -11,7 +11,7 @@ from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import num_kept
 from icefall_pathways.training import checkpoints, experiment, trainer
-from icefall_pathways.training.config import JointPruningConfig, MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.distributed import launch
 from icefall_pathways.training.plans import joint_plan
 
@@ -226,8 +226,7 @@ def dense(corpus, tmp_path_factory):
 
 def search(corpus, dense, exp_dir, **pruning):
     pruning = {"sparsity": 0.7, "prune_rounds": 2, "updates_per_round": 2} | pruning
-    base = tiny_run.config(corpus, exp_dir, "en", init_from=dense / "checkpoint-4.pt")
-    return MaskSearchConfig(PruningConfig(**pruning), base.training, base.data)
+    return tiny_run.search(corpus, exp_dir, PruningConfig(**pruning), "en", init_from=dense / "checkpoint-4.pt")
 
 
 def test_rewinding_goes_to_the_named_step_and_starts_the_learning_rate_anew(corpus, dense, tmp_path, monkeypatch):

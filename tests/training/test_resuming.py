@@ -16,7 +16,7 @@ import torch
 
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment, parallel
-from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import PruningConfig
 from icefall_pathways.training.signals import EXIT_CODES, Stopped
 
 UPDATES = 16
@@ -159,9 +159,8 @@ def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number, s
 
 def searching(corpus, dense, exp_dir):
     """A search of three languages, two at a time; long enough to be met at it."""
-    base = tiny_run.config(corpus, exp_dir, init_from=dense, save_every_n=1000, log_interval=1)
     pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=40, num_jobs=2)
-    return MaskSearchConfig(pruning, base.training, base.data)
+    return tiny_run.search(corpus, exp_dir, pruning, init_from=dense, save_every_n=1000, log_interval=1)
 
 
 def begun(exp_dir):

@@ -11,7 +11,7 @@ import torch
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment
-from icefall_pathways.training.config import MaskSearchConfig, PruningConfig
+from icefall_pathways.training.config import PruningConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
 
@@ -61,9 +61,9 @@ def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path
 
 def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, free_port):
     experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
-    base = tiny_run.config(corpus, tmp_path / "masks", "en fr", init_from=tmp_path / "dense")
     pruning = PruningConfig(prune_rounds=1, updates_per_round=2)
-    torchrun("prune.py", free_port, as_words(MaskSearchConfig(pruning, base.training, base.data, base.model)))
+    search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
+    torchrun("prune.py", free_port, as_words(search))
     masks = PathwayMasks.load(tmp_path / "masks" / "masks.safetensors")
     assert masks.languages == ("en", "fr") and masks.overlap("en", "fr") < 1
     assert masks.sparsity("en") == pytest.approx(0.7, abs=0.01)
@@ -73,7 +73,8 @@ def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, fr
 
 def test_searches_side_by_side_are_refused_under_torchrun(corpus, tmp_path, monkeypatch):
     experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
-    base = tiny_run.config(corpus, tmp_path / "masks", "en fr", init_from=tmp_path / "dense")
+    pruning = PruningConfig(num_jobs=2)
+    search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="--num-jobs is for one machine"):
-        experiment.find_masks(MaskSearchConfig(PruningConfig(num_jobs=2), base.training, base.data))
+        experiment.find_masks(search)

@@ -14,7 +14,7 @@ from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import checkpoints, experiment, trainer
-from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
+from icefall_pathways.training.config import ExperimentConfig, PruningConfig, TrainingConfig
 from icefall_pathways.training.distributed import Rank
 from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.optimization import build_optimizer, with_optimizer
@@ -311,9 +311,8 @@ def test_a_missing_checkpoint_names_what_is_there(dense, tmp_path):
 @pytest.mark.parametrize("prune_for", ["each-language", "all-languages"])
 @pytest.mark.parametrize("method", ["imp", "lth"])
 def test_mask_search_meets_the_sparsity_and_resumes(corpus, dense, tmp_path, monkeypatch, prune_for, method):
-    base = tiny_run.config(corpus, tmp_path / "search", init_from=dense)
     pruning = PruningConfig(prune_for=prune_for, prune_method=method, sparsity=0.7, prune_rounds=2, updates_per_round=2)
-    config = MaskSearchConfig(pruning, base.training, base.data)
+    config = tiny_run.search(corpus, tmp_path / "search", pruning, init_from=dense)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "_save_found", lambda *_: (_ for _ in ()).throw(tiny_run.KilledError))
         with pytest.raises(tiny_run.KilledError):
@@ -337,9 +336,8 @@ def test_mask_search_meets_the_sparsity_and_resumes(corpus, dense, tmp_path, mon
 def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
     found = {}
     for jobs in (1, 2):
-        base = tiny_run.config(corpus, tmp_path / str(jobs), "en fr", init_from=dense)
         pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=2, num_jobs=jobs)
-        experiment.find_masks(MaskSearchConfig(pruning, base.training, base.data))
+        experiment.find_masks(tiny_run.search(corpus, tmp_path / str(jobs), pruning, "en fr", init_from=dense))
         found[jobs] = PathwayMasks.load(tmp_path / str(jobs) / "masks.safetensors")
     assert all(torch.equal(found[1].codes[name], found[2].codes[name]) for name in found[1].names)
 
