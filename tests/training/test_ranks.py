@@ -7,6 +7,12 @@ import tiny_run
 import torch
 from ranks import fork_ranks
 from test_bad_batches import make_trainer
+from test_resuming import assert_same_course
+
+from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training.config import JointPruningConfig
+from icefall_pathways.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +81,35 @@ def test_several_ranks_equal_one_that_accumulates(ends, world_size):
     (one,), several = ends[1], ends[world_size][0]
     for name, value in one["model"].items():
         torch.testing.assert_close(several["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def _train_until(rank, config, update):
+    """Train, and be killed in the middle of an update; to be run in a process of its own."""
+    train_update = Trainer._train_update
+
+    def killed(self, number, batches):
+        if number == update:
+            raise tiny_run.KilledError
+        return train_update(self, number, batches)
+
+    Trainer._train_update = killed
+    try:
+        experiment._train_rank(rank, config, None)
+    except tiny_run.KilledError:
+        return
+
+
+def test_two_ranks_that_were_killed_end_as_two_that_were_not(corpus, tmp_path):
+    """With all that is a rank's own: what its whiteners have found, its share of the languages' gradients."""
+    config = replace(
+        tiny_run.config(corpus, tmp_path / "calm", num_updates=6, ref_duration=0.01, valid_interval=3, world_size=2),
+        model=ModelConfig(encoder_type="zipformer", zipformer="tiny"),
+        pruning=JointPruningConfig("adaptive", prune_every=1, prune_ramp=2, prune_end=5),
+    )
+    fork_ranks(_train_until, 2, tmp_path / "calm-ranks", config, 0)
+    killed = replace(config, training=replace(config.training, exp_dir=tmp_path / "killed"))
+    for i, update in enumerate((4, 6, 0)):
+        fork_ranks(_train_until, 2, tmp_path / f"killed-ranks-{i}", killed, update)
+    end = checkpoints.read(tmp_path / "calm" / "checkpoint-6.pt")
+    assert len(end["regularisers"]) == 2 and end["gradients"] and end["masks"]
+    assert_same_course(tmp_path / "calm", tmp_path / "killed", 6)

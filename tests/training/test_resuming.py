@@ -58,9 +58,9 @@ def wait_until(holds, child):
         time.sleep(0.001)
 
 
-def assert_same_course(a, b):
+def assert_same_course(a, b, update=UPDATES):
     """All that a run's last checkpoint holds is bit for bit the same."""
-    a, b = (checkpoints.read(exp_dir / f"checkpoint-{UPDATES}.pt") for exp_dir in (a, b))
+    a, b = (checkpoints.read(exp_dir / f"checkpoint-{update}.pt") for exp_dir in (a, b))
     for run in (a, b):
         run["config"]["training"].pop("exp_dir")
         run.pop("plain")  # the same, as it stands in the file
