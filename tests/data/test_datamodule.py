@@ -63,7 +63,7 @@ def test_finished_passes_are_not_gone_through_again(
 ) -> None:
     """After weeks that would take hours."""
     first = data_module(corpus, tokenizer)
-    whole = list(first.train_batches(0, 60, seed=7))
+    whole = list(first.train_batches(0, 150, seed=7))
     known = {code: list(lengths) for code, lengths in first.pass_lengths.items()}
     assert min(len(lengths) for lengths in known.values()) >= 2
     begun = []
@@ -76,7 +76,7 @@ def test_finished_passes_are_not_gone_through_again(
     monkeypatch.setattr(MonolingualSampler, "_pass", noted)
     resumed = data_module(corpus, tokenizer)
     resumed.pass_lengths = {code: list(lengths) for code, lengths in known.items()}
-    assert_same(list(resumed.train_batches(55, 5, seed=7)), whole[55:])
+    assert_same(list(resumed.train_batches(145, 5, seed=7)), whole[145:])
     assert begun and min(number for _, number in begun) > 0 and len(begun) < 9
     assert resumed.pass_lengths == known
 
