@@ -12,7 +12,7 @@ model="--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 -
   --decoder-dim 64 --joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
 common="--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear --ctc-loss-scale 1.0
   --log-interval 25 --valid-interval 500 --valid-wer-cuts 20 --save-every-n 500 --keep-last-k 2"
-train_lr=0.0015 finetune_lr=0.002 search_lr=0.002
+train_lr=0.0015 finetune_lr=0.004 search_lr=0.002
 if [ "${encoder_type:-emformer}" = zipformer ]; then
   # Twice that size. Its schedules, which take 20,000 batches of this length, end after two thirds of the training.
   model="--zipformer micro --chunk-size 16 --left-context-frames 64"
