@@ -27,10 +27,10 @@ def train(model, masks, trainable, language, x, average=None, updates=20):
 
 
 def test_frozen_languages_compute_the_same_bits_and_the_new_one_learns(model, masks, x):
+    trainable = freeze_languages(model, masks, ["en", "fr"])  # first: newer torch has other kernels for what is frozen
     with torch.no_grad():
         before = {language: PathwayModule(model, masks)(language, x) for language in LANGUAGES}
     average = ModelAverage(model, period=1)
-    trainable = freeze_languages(model, masks, ["en", "fr"])
     losses = train(model, masks, trainable, "it", x, average)
     assert losses[-1] < 0.8 * losses[0]
     for weights in (model.state_dict(), average.state_dict()):
