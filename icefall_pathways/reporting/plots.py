@@ -72,7 +72,9 @@ def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> 
                 face = colour if seed in common else "none"
                 axis.plot(100 * place, wer, color=colour, marker="o", markersize=4, markerfacecolor=face)
     axis.set(xlabel="sparsity (%)", ylabel="average word error rate (%)")
-    axis.set_title(f"lines: means of seeds {', '.join(map(str, sorted(common)))}", fontsize="small")
+    axis.set_title(
+        f"lines: mean of seed {', '.join(map(str, sorted(common)))}; hollow points: other seeds", fontsize="small"
+    )
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110, format="png")
