@@ -15,6 +15,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 from tqdm import tqdm
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
+from icefall_pathways.errors import last_line
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import Language
 
@@ -151,8 +152,7 @@ def _look_at(folder: Path, language: Language, line: tuple[str, str]) -> Recordi
     try:
         recording = Recording.from_file(path, recording_id=handle)
     except Exception as error:  # the audio backends raise whatever they like
-        told = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        return Reason.UNREADABLE, f"{path}: {told}"
+        return Reason.UNREADABLE, f"{path}: {last_line(error)}"
     return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")
 
 

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.data.loading import first_line, load_batches
+from icefall_pathways.data.loading import load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_files
 from icefall_pathways.data.sampling import BatchPlan, LanguageCuts, MonolingualSampler, in_order, updates_per_epoch
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import first_line
 from icefall_pathways.languages import Language, get_language, parse_languages
 
 logger = logging.getLogger("icefall_pathways")

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from icefall_pathways.data.manifests import DataError
+from icefall_pathways.errors import first_line
 
 
 def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int) -> Iterator[Any]:
@@ -120,8 +121,3 @@ def _death(error: Exception) -> DataError:
         f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
         "lower --num-workers or --max-duration, and run the same command again to go on"
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, shortly."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

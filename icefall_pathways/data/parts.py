@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.errors import last_line
 from icefall_pathways.files import atomic_write, read_json, write_json
 
 _AT_A_TIME = 400  # cuts that one process takes
@@ -126,7 +127,7 @@ def _store(cuts: list[Cut], path: Path | None) -> tuple[list[Cut], Unreadable]:
             try:
                 audio = cut.recording.load_audio(offset=cut.start, duration=cut.duration)
             except Exception as error:  # the audio backends raise whatever they like
-                unreadable.append((cut.id, str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)))
+                unreadable.append((cut.id, last_line(error)))
                 continue
             stored.append(cut if writer is None else _with_features(cut, audio, extractor, writer))
     return stored, unreadable

@@ -8,9 +8,9 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from icefall_pathways.data.loading import first_line
 from icefall_pathways.data.manifests import check_files
 from icefall_pathways.decoding.streaming import AudioError
+from icefall_pathways.errors import first_line
 
 _SHORTAGE = 0.025  # seconds that a file may be shorter than its manifest says, as in lhotse
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from icefall_pathways.errors import first_line
 from icefall_pathways.files import UNFINISHED, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -47,7 +48,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
             torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
         except RuntimeError as error:  # which is what torch makes of a full disk
             raise CheckpointError(
-                f"cannot write {path} ({str(error).splitlines()[0]}): make room on the disk if it is full, and run the "
+                f"cannot write {path} ({first_line(error)}): make room on the disk if it is full, and run the "
                 "same command again to go on from the checkpoint before"
             ) from error
 
@@ -65,7 +66,7 @@ def read(path: Path) -> Checkpoint:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = {**stored, **json.loads(stored["plain"])}
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {reason}. "
             "It was cut short or is no plain-data checkpoint: remove it, and an earlier one is used"
