@@ -28,12 +28,12 @@ from torchaudio.models import RNNTBeamSearch
 from tqdm import tqdm
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, Search
 from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 from icefall_pathways.files import write_json
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import parse, run_script
+from icefall_pathways.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, Search
 
 VOCAB_SIZE = 500
 BEAM_SIZE = 4

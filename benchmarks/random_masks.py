@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training.experiment import PRUNING_ROOTS
+from icefall_pathways.training.runs import PRUNING_ROOTS
 
 
 def random_masks(model: nn.Module, languages: Sequence[str], sparsity: float) -> PathwayMasks:

@@ -33,7 +33,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.trainer import Trainer
 
 REPORT = Path(__file__).with_suffix(".md")

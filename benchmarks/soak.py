@@ -25,8 +25,9 @@ from pathlib import Path
 
 import torch
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.options import parse, run_script
-from icefall_pathways.training import checkpoints, experiment  # noqa: F401  (the second for the forks of this process)
+from icefall_pathways.training import runs  # noqa: F401  (the second for the forks of this process)
 
 _PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
 TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pathways/train.py"

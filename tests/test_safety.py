@@ -15,12 +15,12 @@ from icefall_pathways import files
 from icefall_pathways.corpora.mls import manifest_paths
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.fbank import StoreConfig, store_features
 from icefall_pathways.data.manifests import DataError, check_cut
-from icefall_pathways.data.store import StoreConfig, store_features
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.languages import get_language
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
-from icefall_pathways.training import checkpoints
-from icefall_pathways.training.guard import read_batch
+from icefall_pathways.training.nonfinite import read_batch
 
 
 class Evil:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icefall_pathways.decoding.search_config import SearchConfig
+from icefall_pathways.searches.config import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import read_pieces
+from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarise, write_results, write_summary
-from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder
-from icefall_pathways.decoding.trained_model import TrainedModel, load_trained_model
+from icefall_pathways.searches import Hypothesis
 
 
 @dataclass(frozen=True)

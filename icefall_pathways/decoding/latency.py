@@ -15,9 +15,9 @@ from tqdm import tqdm
 from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import load_samples
 from icefall_pathways.decoding.decode_run import load_experiment
-from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.searches import Hypothesis
 
 _PERCENTILES = (50, 95)
 _WAITS = {"first_partial": "first text", "final": "end of speech to final", "token_delay": "token delay"}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from icefall_pathways.decoding.statistics import Counts, error_rates, interval, resample
+from icefall_pathways.decoding.significance import Counts, error_rates, interval, resample
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 

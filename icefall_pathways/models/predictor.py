@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_pathways.models.regularisers import Balancer
+from icefall_pathways.models.regularizers import Balancer
 
 _CHANNELS_PER_GROUP = 4
 

@@ -15,8 +15,8 @@ from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
 from icefall_pathways.models.subsampling import ConvSubsampling
-from icefall_pathways.models.zipformer.front_end import FrontEnd
-from icefall_pathways.models.zipformer.streaming import ZipformerEncoder
+from icefall_pathways.models.zipformer.streaming_encoder import ZipformerEncoder
+from icefall_pathways.models.zipformer.subsampling import FrontEnd
 
 __all__ = ["LOG_EPS", "NUM_BINS", "VOCABULARY_LAYERS", "Transducer", "TransducerLoss", "build_model"]
 

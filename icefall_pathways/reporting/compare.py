@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from icefall_pathways.decoding.scoring import Utterance, read_results, score
-from icefall_pathways.decoding.statistics import (
+from icefall_pathways.decoding.significance import (
     bootstrap_p_value,
     error_rates,
     interval,

@@ -7,11 +7,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.files import read_json
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints
 from icefall_pathways.training.metrics import read_metrics
 
 

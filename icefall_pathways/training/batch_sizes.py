@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from icefall_pathways.data.augmentation import seeded
 from icefall_pathways.data.datamodule import Batch, SpeechDataModule
-from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state
+from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.objective import seconds_of
 
 _STEP = 1.25  # between two sizes that are tried
@@ -43,7 +43,7 @@ def scan_batch_sizes(
 ) -> list[Fit]:
     """Compute the loss and the gradients of batches of each language's longest cuts, smaller and larger ones.
 
-    Room is left for the optimizer's state and for what ranks exchange. Parameters, what regularisers have learnt,
+    Room is left for the optimizer's state and for what ranks exchange. Parameters, what regularizers have learnt,
     random numbers and the order of the training's batches stay as they are.
 
     Args:

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from icefall_pathways.files import atomic_write
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.launch.ranks import Rank
 
 logger = logging.getLogger("icefall_pathways")
 

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from icefall_pathways.data.datamodule import Batch, SpeechDataModule
 from icefall_pathways.data.loading import deaths_told
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.languages import codes_of
-from icefall_pathways.models.regularisers import load_regulariser_state, regulariser_state, set_position
+from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state, set_position
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
@@ -30,25 +31,24 @@ from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.analysis import mask_figures
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints
 from icefall_pathways.training.batch_sizes import describe, scan_batch_sizes
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check
-from icefall_pathways.training.distributed import Rank
-from icefall_pathways.training.guard import BatchGuard, gradient_norm, poisoned, read_flags
+from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.launch.signals import Stopped, StopRequest, stop_requests
 from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
+from icefall_pathways.training.nonfinite import BatchGuard, gradient_norm, poisoned, read_flags
 from icefall_pathways.training.objective import Objective, seconds_of
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, with_optimizer
-from icefall_pathways.training.pruner import Pruner, PruningPlan
-from icefall_pathways.training.same_run import check_same_run
-from icefall_pathways.training.signals import Stopped, StopRequest, stop_requests
+from icefall_pathways.training.pruning_callback import Pruner, PruningPlan
+from icefall_pathways.training.resume_check import check_same_run
 from icefall_pathways.training.validation import Validator
 
 logger = logging.getLogger("icefall_pathways")
 
 _DIAGNOSED_UPDATES = 8
 
-# Where the regularisers' schedules stand for weights that are trained already: behind the end of all of them.
+# Where the regularizers' schedules stand for weights that are trained already: behind the end of all of them.
 _TRAINED = 100_000.0
 
 
@@ -207,7 +207,7 @@ class Trainer:
         return stopping
 
     def _position(self, update: int) -> float:
-        """Where the schedules of the regularisers stand, in batches of `ref_duration`; it moves every 10 updates."""
+        """Where the schedules of the regularizers stand, in batches of `ref_duration`; it moves every 10 updates."""
         updates_before = (update - 1) // 10 * 10
         return updates_before * self.config.data.max_duration * self.batches_per_update / self.options.ref_duration
 
@@ -281,7 +281,7 @@ class Trainer:
     def _save(self, path: Any, update: int) -> None:
         if self.gradients is not None:
             self.gradients.gather(keep=self.rank.is_main)
-        regularisers = self.rank.gather(regulariser_state(self.model))
+        regularizers = self.rank.gather(regulariser_state(self.model))
         if not self.rank.is_main:
             return
         checkpoint = {
@@ -289,7 +289,7 @@ class Trainer:
             "model_avg": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
-            "regularisers": regularisers,
+            "regularizers": regularizers,
             "masks": {} if self.masks is None else self.masks.codes,
             "gradients": {} if self.gradients is None else self.gradients.state_dict(),
             "update": update,
@@ -342,7 +342,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        load_regulariser_state(self.model, checkpoint["regularisers"][self.rank.index])
+        load_regulariser_state(self.model, checkpoint["regularizers"][self.rank.index])
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():
                 self.masks.codes[name].copy_(code)

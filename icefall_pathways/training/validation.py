@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import Batch, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.decoding.searches import GreedySearch
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.searches import GreedySearch
+from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, bar_position
 from icefall_pathways.training.objective import Objective, seconds_of
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY
 from icefall_pathways.decoding.config import TrainedModelConfig
-from icefall_pathways.decoding.language_choice import load_chooser, with_evidence
+from icefall_pathways.decoding.language_id.model import load_chooser, with_evidence
+from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.streaming import EndpointConfig, Recognizer, Source
-from icefall_pathways.decoding.trained_model import TrainedModel, load_trained_model
 from icefall_pathways.languages import get_language
 from icefall_pathways.transcription.audio import MICROPHONE, STDIN, read_audio
 from icefall_pathways.transcription.words import to_text

@@ -12,9 +12,9 @@ from mls_folder import add_utterance, make_language
 from icefall_pathways.corpora import mls
 from icefall_pathways.corpora.mls import manifest_paths, prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.data import parts, store
+from icefall_pathways.data import fbank, shards
+from icefall_pathways.data.fbank import StoreConfig, cuts_path, store_features
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.data.store import StoreConfig, cuts_path, store_features
 from icefall_pathways.languages import get_language
 
 GERMAN, POLISH = get_language("de"), get_language("pl")
@@ -210,13 +210,13 @@ def test_what_is_finished_is_read_back_not_made_again(corpus):
 
 def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
     """Parts that are finished are not made again, unless their options have changed."""
-    monkeypatch.setattr(store, "get_context", lambda _: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(parts, "_AT_A_TIME", 3)
+    monkeypatch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(shards, "_AT_A_TIME", 3)
     whole = features(corpus, perturb_speed=True)
     shutil.rmtree(corpus.parent / "fbank")
     folder = corpus.parent / "fbank" / "mls-german_feats_train"
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shards.Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             features(corpus, perturb_speed=True)
     (folder / "part-1.json").unlink()

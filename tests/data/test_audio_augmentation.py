@@ -13,11 +13,11 @@ from lhotse.recipes import prepare_musan
 from mls_folder import TEXTS, make_language, write_audio
 
 from icefall_pathways.corpora.mls import prepare_manifests
-from icefall_pathways.data import store
+from icefall_pathways.data import fbank
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.fbank import StoreConfig, store_features, store_musan
 from icefall_pathways.data.manifests import DataError
-from icefall_pathways.data.store import StoreConfig, store_features, store_musan
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.languages import get_language
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     prepare_musan(folder / "musan", folder / "manifests")
     prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")], num_jobs=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "get_context", lambda _: multiprocessing.get_context("fork"))  # imports nothing anew
+        patch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))  # imports nothing anew
         config = StoreConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
         store_features(config)
         store_features(replace(config, output_dir=folder / "audio", store_feats=False))

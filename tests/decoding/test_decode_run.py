@@ -18,9 +18,9 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
 from icefall_pathways.decoding.latency import LatencyConfig, measure
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
 

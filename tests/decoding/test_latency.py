@@ -9,10 +9,10 @@ import torch
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.latency import Latency, LatencyConfig, Simulation, format_latency
-from icefall_pathways.decoding.searches import GreedySearch, Hypothesis, ModifiedBeamSearch
 from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
+from icefall_pathways.searches import GreedySearch, Hypothesis, ModifiedBeamSearch
 
 PACKET = 0.04
 LENGTHS = [16000, 9999, 23456, 12800, 100]

@@ -8,7 +8,6 @@ from every_kind import random_masks
 from stream_models import make_model
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.searches import FastBeamSearch, GreedySearch, Hypothesis, ModifiedBeamSearch
 from icefall_pathways.decoding.streaming import (
     AudioError,
     EndpointConfig,
@@ -17,6 +16,7 @@ from icefall_pathways.decoding.streaming import (
     StreamingDecoder,
 )
 from icefall_pathways.pathways.activation import FoldedPathways, activate
+from icefall_pathways.searches import FastBeamSearch, GreedySearch, Hypothesis, ModifiedBeamSearch
 
 LANGUAGES = ("en", "fr", "it")
 NEVER = 1e9

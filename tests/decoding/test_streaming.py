@@ -5,8 +5,8 @@ import torch
 from stream_models import MODELS, make_model
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.searches import GreedySearch, ModifiedBeamSearch
 from icefall_pathways.decoding.streaming import Source, StreamingDecoder
+from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 
 LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
 

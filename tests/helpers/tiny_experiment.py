@@ -10,12 +10,12 @@ from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSe
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.languages import get_language
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
 MODEL = ModelConfig(

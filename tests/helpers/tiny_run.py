@@ -9,7 +9,7 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.training import experiment, trainer
+from icefall_pathways.training import runs, trainer
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
 
 MODEL = ModelConfig(
@@ -74,7 +74,7 @@ def train_until(config: ExperimentConfig, update: int, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_train_update", killed)
         with pytest.raises(KilledError):
-            experiment.train(config)
+            runs.train(config)
 
 
 class KilledError(Exception):

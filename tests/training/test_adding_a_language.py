@@ -7,10 +7,11 @@ import tiny_run
 import torch
 from speech_cuts import lengths, make_cuts, write_cuts
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
 from icefall_pathways.training.metrics import read_metrics
 
@@ -21,12 +22,12 @@ def pathways(corpus, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exp") / "pathways"
     config = tiny_run.config(corpus, exp_dir, "en fr", masks=exp_dir / "given.safetensors", num_updates=6)
     model = build_model(replace(config.model, ctc_head=True), 20)
-    masks = PathwayMasks.dense(model, ["en", "fr"], experiment.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, ["en", "fr"], runs.PRUNING_ROOTS["encoder-predictor"])
     for name in masks.names:
         for language in masks.languages:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.3)
     masks.save(config.training.masks)
-    experiment.train(config)
+    runs.train(config)
     return exp_dir
 
 
@@ -58,13 +59,13 @@ def same_bits(a, b):
 
 
 def test_the_other_languages_compute_the_same_bits_and_the_new_one_learns(corpus, pathways, tmp_path):
-    experiment.find_masks(extend(corpus, pathways, tmp_path / "search"))
+    runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
     found = tmp_path / "search" / "masks.safetensors"
     before = {language: outputs(pathways, language) for language in ("en", "fr")}
 
     options = {"freeze_languages": "en fr", "weight_decay": 0.5, "num_updates": 20, "base_lr": 0.05}
     config = tiny_run.config(corpus, tmp_path / "more", "it", init_from=pathways, init_avg=1, masks=found, **options)
-    experiment.train(config)
+    runs.train(config)
     for language, expected in before.items():
         assert same_bits(outputs(tmp_path / "more", language), expected)
     valid = [r for r in read_metrics(tmp_path / "more" / "metrics.jsonl") if r["kind"] == "valid"]
@@ -73,15 +74,15 @@ def test_the_other_languages_compute_the_same_bits_and_the_new_one_learns(corpus
 
 
 def test_without_freezing_shared_entries_are_trained_too(corpus, pathways, tmp_path):
-    experiment.find_masks(extend(corpus, pathways, tmp_path / "search"))
+    runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
     found = tmp_path / "search" / "masks.safetensors"
-    experiment.train(tiny_run.config(corpus, tmp_path / "more", "en fr it", init_from=pathways, masks=found))
+    runs.train(tiny_run.config(corpus, tmp_path / "more", "en fr it", init_from=pathways, masks=found))
     assert PathwayMasks.load(tmp_path / "more" / "masks.safetensors").languages == ("en", "fr", "it")
     assert not same_bits(outputs(tmp_path / "more", "en"), outputs(pathways, "en"))
 
 
 def test_a_new_language_has_a_new_bit_and_the_others_keep_theirs(corpus, pathways, tmp_path):
-    experiment.find_masks(extend(corpus, pathways, tmp_path / "search"))
+    runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
     old = PathwayMasks.load(pathways / "masks.safetensors")
     new = PathwayMasks.load(tmp_path / "search" / "masks.safetensors")
     assert new.languages == ("en", "fr", "it")
@@ -98,7 +99,7 @@ def test_what_cannot_be_extended_is_refused_before_the_search(corpus, pathways, 
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
-            experiment.find_masks(extend(corpus, pathways, tmp_path / "search", **options))
+            runs.find_masks(extend(corpus, pathways, tmp_path / "search", **options))
     assert not (tmp_path / "search").exists()
 
 
@@ -109,14 +110,14 @@ def test_a_vocabulary_that_does_not_cover_the_language_is_refused(corpus, pathwa
         write_cuts(fbank, "pl", split, make_cuts(fbank, split, "pl", lengths(number), "dwa trzy łąka"))
     search = extend(corpus, pathways, tmp_path / "search", "pl")
     with pytest.raises(ValueError, match=r"the vocabulary has no token for .*ą ł .*transcripts of polish"):
-        experiment.find_masks(replace(search, data=replace(search.data, manifest_dir=fbank)))
+        runs.find_masks(replace(search, data=replace(search.data, manifest_dir=fbank)))
 
 
 def test_freezing_what_is_trained_or_without_masks_is_refused(corpus, pathways, tmp_path):
     masks = pathways / "masks.safetensors"
     config = tiny_run.config(corpus, tmp_path / "more", "fr", init_from=pathways, masks=masks, freeze_languages="en fr")
     with pytest.raises(ValueError, match="fr in both --languages and --freeze-languages"):
-        experiment.train(config)
+        runs.train(config)
     with pytest.raises(ValueError, match="--freeze-languages needs --masks"):
         tiny_run.config(corpus, tmp_path / "more", "fr", freeze_languages="en")
     with pytest.raises(ValueError, match="--freeze-languages needs --init-from"):

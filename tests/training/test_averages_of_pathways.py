@@ -7,10 +7,11 @@ import torch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import DecodeConfig
-from icefall_pathways.decoding.trained_model import load_trained_model
+from icefall_pathways.decoding.pretrained import load_trained_model
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 
 LANGUAGES = ["en", "fr", "it"]
 UPDATES = 8
@@ -20,9 +21,9 @@ UPDATES = 8
 def run(corpus, tmp_path_factory):
     """A pathways run with a checkpoint after every update: its folder, first weights, masks, and updates' languages."""
     folder = tmp_path_factory.mktemp("averages")
-    experiment.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
+    runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     start = checkpoints.read(folder / "dense" / "checkpoint-1.pt")["model"]
-    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNING_ROOTS["encoder"])
     for name in masks.names:
         for language in LANGUAGES:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
@@ -36,7 +37,7 @@ def run(corpus, tmp_path_factory):
         save_every_n=1,
         valid_interval=UPDATES,
     )
-    experiment.train(config)
+    runs.train(config)
     data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
     languages = [batch["language"] for batch in data.train_batches(0, UPDATES, config.training.seed)]
     return config.training.exp_dir, start, masks, languages

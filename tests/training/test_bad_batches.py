@@ -15,11 +15,12 @@ from ranks import fail, fork_ranks
 
 from icefall_pathways.data.datamodule import DataError, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.training import checkpoints, guard
-from icefall_pathways.training.distributed import Rank, launch
-from icefall_pathways.training.failures import RankError
-from icefall_pathways.training.guard import BadBatchesError, read_batch
+from icefall_pathways.training import nonfinite
+from icefall_pathways.training.launch.failures import RankError
+from icefall_pathways.training.launch.ranks import Rank, launch
+from icefall_pathways.training.nonfinite import BadBatchesError, read_batch
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.trainer import Trainer
 
@@ -162,7 +163,7 @@ def test_a_loader_process_that_dies_during_an_update_is_no_fault_of_the_batch(co
 def test_an_error_stays_the_one_that_is_told_if_nothing_can_be_saved(corpus, tmp_path, monkeypatch):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path))
     trainer.objective.__class__ = type("Failing", (Objective,), {"__call__": lambda *_: 1 / 0})
-    monkeypatch.setattr(guard, "save_batch", lambda *_: Path("/dev/full").write_text("x"))
+    monkeypatch.setattr(nonfinite, "save_batch", lambda *_: Path("/dev/full").write_text("x"))
     with pytest.raises(ZeroDivisionError):
         trainer.run()
     (log,) = (tmp_path / "log").iterdir()

@@ -6,7 +6,7 @@ import torch
 from test_bad_batches import make_trainer
 
 from icefall_pathways.training.batch_sizes import scan_batch_sizes
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.launch.ranks import Rank
 
 
 @pytest.fixture

@@ -6,15 +6,16 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.metrics import read_metrics
 
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
 def end_of(config):
-    experiment.train(config)
+    runs.train(config)
     return checkpoints.newest(config.training.exp_dir)[1]
 
 

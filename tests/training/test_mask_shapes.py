@@ -5,22 +5,23 @@ import shutil
 import pytest
 import tiny_run
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.pathways.granularity import num_kept, parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 
 
 @pytest.fixture(scope="module")
 def dense(corpus, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exp") / "dense"
-    experiment.train(tiny_run.config(corpus, exp_dir, "en", num_updates=2))
+    runs.train(tiny_run.config(corpus, exp_dir, "en", num_updates=2))
     return exp_dir
 
 
 def search(corpus, dense, exp_dir, languages="en", **pruning):
     pruning = {"prune_rounds": 2, "updates_per_round": 1} | pruning
-    experiment.find_masks(tiny_run.search(corpus, exp_dir, PruningConfig(**pruning), languages, init_from=dense))
+    runs.find_masks(tiny_run.search(corpus, exp_dir, PruningConfig(**pruning), languages, init_from=dense))
     return PathwayMasks.load(exp_dir / "masks.safetensors")
 
 
@@ -47,13 +48,13 @@ def test_a_global_search_with_denser_ends(corpus, dense, tmp_path):
 
 def test_finished_languages_are_skipped_and_the_rest_is_searched(corpus, dense, tmp_path, monkeypatch):
     searched = []
-    run = experiment._search
+    run = runs._search
 
     def recorded(config, *rest):
         searched.append(config.data.languages)
         run(config, *rest)
 
-    monkeypatch.setattr(experiment, "_search", recorded)
+    monkeypatch.setattr(runs, "_search", recorded)
     first = search(corpus, dense, tmp_path / "search", "en")
     both = search(corpus, dense, tmp_path / "search", "en fr")
     search(corpus, dense, tmp_path / "search", "en fr")
@@ -83,7 +84,7 @@ def test_masks_of_another_search_are_not_taken_for_finished(corpus, dense, tmp_p
 def test_a_search_that_shows_diagnostics_leaves_no_masks(corpus, dense, tmp_path, capsys):
     pruning = PruningConfig(prune_rounds=2, updates_per_round=1)
     options = {"init_from": dense, "print_diagnostics": True}
-    experiment.find_masks(tiny_run.search(corpus, tmp_path / "search", pruning, "en fr", **options))
+    runs.find_masks(tiny_run.search(corpus, tmp_path / "search", pruning, "en fr", **options))
     assert "root mean square" in capsys.readouterr().out
     assert not list((tmp_path / "search").rglob("*.safetensors"))
     assert search(corpus, dense, tmp_path / "search").sparsity("en") == pytest.approx(0.7, abs=0.01)

@@ -6,7 +6,7 @@ import tiny_run
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from icefall_pathways.training import experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
 from icefall_pathways.training.metrics import Speed
 
@@ -33,7 +33,7 @@ def test_speed_is_per_second_and_tells_the_share_of_waiting(monkeypatch):
 def test_tensorboard_keeps_what_a_run_showed_before_it_was_interrupted(corpus, tmp_path, monkeypatch):
     config = tiny_run.config(corpus, tmp_path, "en fr", tensorboard=True, valid_interval=2)
     tiny_run.train_until(config, 6, monkeypatch)  # it goes on from update 4
-    experiment.train(config)
+    runs.train(config)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("valid/loss/en")] == [2, 4, 6, 8]
 
@@ -41,7 +41,7 @@ def test_tensorboard_keeps_what_a_run_showed_before_it_was_interrupted(corpus, t
 def test_tensorboard_shows_each_language_and_the_masks_as_they_change(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path, tensorboard=True, valid_interval=2)
     pruning = JointPruningConfig(prune_method="adaptive", prune_every=1, prune_ramp=1, prune_start=2, prune_end=5)
-    experiment.train(replace(config, pruning=pruning))
+    runs.train(replace(config, pruning=pruning))
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
     for code in ("en", "fr", "it"):

@@ -6,14 +6,15 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import num_kept
-from icefall_pathways.training import checkpoints, experiment, trainer
+from icefall_pathways.training import runs, trainer
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
-from icefall_pathways.training.distributed import launch
-from icefall_pathways.training.plans import joint_plan
+from icefall_pathways.training.launch.ranks import launch
+from icefall_pathways.training.pruning_plan import joint_plan
 
 LANGUAGES = ["en", "fr", "it"]
 
@@ -41,10 +42,10 @@ def assert_target(masks, sparsity=0.7):
 
 def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
     calm = adaptive(corpus, tmp_path / "calm", prune_by="sensitivity", regrow="gradient")
-    experiment.train(calm)
+    runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
     tiny_run.train_until(killed, 6, monkeypatch)
-    experiment.train(killed)
+    runs.train(killed)
     a, b = checkpoint(tmp_path / "calm", 8), checkpoint(tmp_path / "killed", 8)
     for part in ("model", "model_avg", "masks"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
@@ -79,7 +80,7 @@ class Scaling:
 def test_what_gradients_tell_does_not_depend_on_the_loss_scaler(corpus, tmp_path, monkeypatch):
     config = adaptive(corpus, tmp_path / "plain", prune_start=2)
     config = replace(config, training=replace(config.training, num_updates=6, save_every_n=1))
-    experiment.train(config)
+    runs.train(config)
     scaled = replace(config, training=replace(config.training, exp_dir=tmp_path / "scaled"))
     init = trainer.Trainer.__init__
 
@@ -88,7 +89,7 @@ def test_what_gradients_tell_does_not_depend_on_the_loss_scaler(corpus, tmp_path
         self.scaler = Scaling()
 
     monkeypatch.setattr(trainer.Trainer, "__init__", with_scaler)
-    experiment.train(scaled)
+    runs.train(scaled)
     a, b = (checkpoint(tmp_path / name, 2)["gradients"] for name in ("plain", "scaled"))
     assert a and a.keys() == b.keys()
     for language, squares in a.items():
@@ -99,7 +100,7 @@ def test_what_gradients_tell_does_not_depend_on_the_loss_scaler(corpus, tmp_path
 
 def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_path):
     config = adaptive(corpus, tmp_path, prune_by="sensitivity")
-    experiment.train(config)
+    runs.train(config)
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
     assert_target(masks)
     assert masks.header.method == "adaptive" and masks.header.target_sparsity == 0.7
@@ -110,13 +111,13 @@ def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_p
     between = checkpoints.load_masks(tmp_path, iteration=4)
     assert between.header.languages == masks.languages
     assert any(not torch.equal(code, last[name]) for name, code in between.codes.items())
-    experiment.train(config)  # a finished run stays as it is
+    runs.train(config)  # a finished run stays as it is
     assert_target(PathwayMasks.load(tmp_path / "masks.safetensors"))
 
 
 def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
     model = build_model(tiny_run.MODEL, 20)
-    masks = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder"])
     for name, code in masks.codes.items():
         for language in LANGUAGES:
             order = torch.randperm(code.numel()) < num_kept(code.numel(), 0.7)
@@ -129,14 +130,14 @@ def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
 
 def test_gradual_pruning_of_given_masks_keeps_within_them(corpus, tmp_path):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    given = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder"])
+    given = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder"])
     for name in given.names:
         for language in LANGUAGES:
             given.set_mask(name, language, torch.rand(given.codes[name].shape) < 0.5)
     given.save(tmp_path / "masks.safetensors")
     config = tiny_run.config(corpus, tmp_path / "exp", masks=tmp_path / "masks.safetensors")
     pruning = JointPruningConfig("gradual", sparsity=0.9, prune_every=2)
-    experiment.train(replace(config, pruning=pruning))
+    runs.train(replace(config, pruning=pruning))
     found = PathwayMasks.load(tmp_path / "exp" / "masks.safetensors")
     assert_target(found, 0.9)
     for name in found.names:
@@ -145,7 +146,7 @@ def test_gradual_pruning_of_given_masks_keeps_within_them(corpus, tmp_path):
 
 def test_one_mask_for_all_languages_shrinks_as_one(corpus, tmp_path):
     pruning = JointPruningConfig("gradual", prune_for="all-languages", prune_every=2)
-    experiment.train(replace(tiny_run.config(corpus, tmp_path), pruning=pruning))
+    runs.train(replace(tiny_run.config(corpus, tmp_path), pruning=pruning))
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
     assert_target(masks)
     assert masks.tied(LANGUAGES)
@@ -178,7 +179,7 @@ def test_entries_that_return_begin_with_fresh_moments(corpus, tmp_path, monkeypa
     config = adaptive(
         corpus, tmp_path, sparsity=0.9, prune_ramp=1, prune_end=8, prune_by="magnitude", regrow="gradient"
     )
-    experiment.train(config)
+    runs.train(config)
     assert sum(seen) > 10
 
 
@@ -212,7 +213,7 @@ def _record(rank, config, folder):
         run["trainer"] = self
 
     trainer.Trainer.__init__ = remembered
-    experiment._train_rank(rank, config, None)
+    runs._train_rank(rank, config, None)
     model = run["trainer"].model.state_dict()
     torch.save({"masks": seen, "own": own, "model": model}, f"{folder}/rank-{rank.index}.pt")
 
@@ -220,7 +221,7 @@ def _record(rank, config, folder):
 @pytest.fixture(scope="module")
 def dense(corpus, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exp") / "dense"
-    experiment.train(tiny_run.config(corpus, exp_dir, num_updates=4, keep_last_k=5))
+    runs.train(tiny_run.config(corpus, exp_dir, num_updates=4, keep_last_k=5))
     return exp_dir
 
 
@@ -236,7 +237,7 @@ def test_rewinding_goes_to_the_named_step_and_starts_the_learning_rate_anew(corp
     config = search(
         corpus, dense, tmp_path, prune_method="lth", rewind_to=dense / "checkpoint-2.pt", updates_per_round=3
     )
-    experiment.find_masks(replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0)))
+    runs.find_masks(replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0)))
     early, late = (checkpoint(dense, update)["model"] for update in (2, 4))
     found = checkpoint(tmp_path / "en", 6)["model"]
     assert all(torch.equal(found[name], early[name]) for name in found)
@@ -246,7 +247,7 @@ def test_rewinding_goes_to_the_named_step_and_starts_the_learning_rate_anew(corp
 
 
 def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
-    experiment.find_masks(
+    runs.find_masks(
         search(
             corpus, dense, tmp_path, prune_method="gradual", prune_by="sensitivity", prune_rounds=3, updates_per_round=1
         )
@@ -260,7 +261,7 @@ def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
 def test_a_wrong_place_to_rewind_to_is_refused_before_the_search(corpus, dense, tmp_path, method, message):
     config = search(corpus, dense, tmp_path / "exp", prune_method=method, rewind_to=dense / "checkpoint-7.pt")
     with pytest.raises(ValueError, match=message):
-        experiment.find_masks(config)
+        runs.find_masks(config)
     assert not (tmp_path / "exp").exists()
 
 
@@ -270,4 +271,4 @@ def test_rewinding_to_another_model_is_refused(corpus, dense, tmp_path):
     checkpoints.save(other, tmp_path / "checkpoint-2.pt")
     config = search(corpus, dense, tmp_path / "exp", prune_method="lth", rewind_to=tmp_path / "checkpoint-2.pt")
     with pytest.raises(ValueError, match="is of another model"):
-        experiment.find_masks(config)
+        runs.find_masks(config)

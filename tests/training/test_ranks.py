@@ -9,8 +9,9 @@ from ranks import fork_ranks
 from test_bad_batches import make_trainer
 from test_resuming import assert_same_course
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
 from icefall_pathways.training.trainer import Trainer
 
@@ -94,7 +95,7 @@ def _train_until(rank, config, update):
 
     Trainer._train_update = killed
     try:
-        experiment._train_rank(rank, config, None)
+        runs._train_rank(rank, config, None)
     except tiny_run.KilledError:
         return
 
@@ -111,5 +112,5 @@ def test_two_ranks_that_were_killed_end_as_two_that_were_not(corpus, tmp_path):
     for i, update in enumerate((4, 6, 0)):
         fork_ranks(_train_until, 2, tmp_path / f"killed-ranks-{i}", killed, update)
     end = checkpoints.read(tmp_path / "calm" / "checkpoint-6.pt")
-    assert len(end["regularisers"]) == 2 and end["gradients"] and end["masks"]
+    assert len(end["regularizers"]) == 2 and end["gradients"] and end["masks"]
     assert_same_course(tmp_path / "calm", tmp_path / "killed", 6)

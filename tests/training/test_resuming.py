@@ -14,10 +14,12 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment, parallel
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
-from icefall_pathways.training.signals import EXIT_CODES, Stopped
+from icefall_pathways.training.launch import jobs
+from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped
 
 UPDATES = 16
 
@@ -84,9 +86,9 @@ def _assert_equal(a, b, name):
 def masked(corpus, tmp_path_factory):
     """A run with masks and random augmentation, left alone; and its options."""
     folder = tmp_path_factory.mktemp("masked")
-    experiment.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
+    runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     model = checkpoints.build(checkpoints.newest(folder / "dense")[1])
-    masks = PathwayMasks.dense(model, ["en", "fr", "it"], experiment.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, ["en", "fr", "it"], runs.PRUNING_ROOTS["encoder-predictor"])
     for name in masks.names:
         for language in masks.languages:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
@@ -102,7 +104,7 @@ def masked(corpus, tmp_path_factory):
         keep_last_k=3,
     )
     config = replace(config, data=replace(config.data, num_workers=1))
-    experiment.train(config)
+    runs.train(config)
     return config
 
 
@@ -117,7 +119,7 @@ def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
     rng = random.Random(3)
     kills = writing = 0
     while kills < 20:
-        child = start(experiment.train, config)
+        child = start(runs.train, config)
         if kills % 2:
             wait_until(lambda: any(config.training.exp_dir.glob(".writing-*.pt")), child)
             time.sleep(rng.choice([0.0, 0.002]))
@@ -129,7 +131,7 @@ def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
         kills += 1
         writing += was_writing
     assert kills == 20 and writing >= 4
-    assert wait(start(experiment.train, config)) == 0
+    assert wait(start(runs.train, config)) == 0
     assert_same_course(masked.training.exp_dir, config.training.exp_dir)
     assert not list(config.training.exp_dir.glob(".writing-*"))
 
@@ -137,7 +139,7 @@ def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
 def train_in_a_group(config):
     """Train in a group of processes that this one is not in."""
     os.setpgrp()
-    experiment.train(config)
+    runs.train(config)
 
 
 @pytest.mark.parametrize("signalled", [os.kill, os.killpg])  # the process; it and those that load its batches
@@ -151,7 +153,7 @@ def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number, s
     assert wait(child) == 128 + number
     (saved,) = checkpoints.batch_checkpoints(config.training.exp_dir)
     assert 2 <= checkpoints.read(saved)["update"] < UPDATES
-    assert wait(start(experiment.train, config)) == 0
+    assert wait(start(runs.train, config)) == 0
     calm, stopped = (checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config))
     for part in ("model", "model_avg", "optimizer", "masks"):
         _assert_equal(calm[part], stopped[part], part)
@@ -172,7 +174,7 @@ def begun(exp_dir):
 @pytest.fixture
 def forked_searches(monkeypatch):
     """Searches side by side in forked processes, which need not import everything anew."""
-    monkeypatch.setattr(parallel, "get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(jobs, "get_context", lambda _: multiprocessing.get_context("fork"))
 
 
 @pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
@@ -180,7 +182,7 @@ def test_searches_side_by_side_are_saved_and_go_on_when_asked_to_stop(
     corpus, masked, tmp_path, forked_searches, number
 ):
     config = searching(corpus, masked.training.init_from, tmp_path)
-    child = start(experiment.find_masks, config)
+    child = start(runs.find_masks, config)
     wait_until(lambda: len(begun(tmp_path)) == 2, child)
     os.kill(child, number)
     assert wait(child) == 128 + number
@@ -200,11 +202,9 @@ def fail_when_begun(folder):
 
 def test_one_that_fails_stops_those_beside_it(corpus, tmp_path, forked_searches):
     long = {"num_updates": 100, "save_every_n": 1000, "log_interval": 1}
-    trainings = [
-        partial(experiment.train, tiny_run.config(corpus, tmp_path / code, code, **long)) for code in ["en", "it"]
-    ]
+    trainings = [partial(runs.train, tiny_run.config(corpus, tmp_path / code, code, **long)) for code in ["en", "it"]]
     with pytest.raises(ValueError, match="no French"):
-        parallel.run_side_by_side([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
+        jobs.run_side_by_side([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
     assert begun(tmp_path) == {"en"} and not (tmp_path / "it").exists()
     (saved,) = checkpoints.batch_checkpoints(tmp_path / "en")
     assert checkpoints.read(saved)["update"] < 100

@@ -11,7 +11,7 @@ import torch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.launch.ranks import Rank
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

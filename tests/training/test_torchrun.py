@@ -8,9 +8,10 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
@@ -47,7 +48,7 @@ def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path
     options = {"num_updates": 4, "valid_interval": 4, "world_size": 2, "master_port": free_port}
     over_nodes = tiny_run.config(corpus, tmp_path / "torchrun", **options | {"world_size": 1})
     torchrun("train.py", free_port, as_words(over_nodes))
-    experiment.train(tiny_run.config(corpus, tmp_path / "spawned", **options))
+    runs.train(tiny_run.config(corpus, tmp_path / "spawned", **options))
     a, b = (checkpoints.newest(tmp_path / name)[1] for name in ("torchrun", "spawned"))
     assert (a["update"], a["world_size"]) == (b["update"], b["world_size"]) == (4, 2)
     assert a["best_valid_loss"] == b["best_valid_loss"]
@@ -60,7 +61,7 @@ def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path
 
 
 def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, free_port):
-    experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
+    runs.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
     pruning = PruningConfig(prune_rounds=1, updates_per_round=2)
     search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
     torchrun("prune.py", free_port, as_words(search))
@@ -72,9 +73,9 @@ def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, fr
 
 
 def test_searches_side_by_side_are_refused_under_torchrun(corpus, tmp_path, monkeypatch):
-    experiment.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
+    runs.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
     pruning = PruningConfig(num_jobs=2)
     search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="--num-jobs is for one machine"):
-        experiment.find_masks(search)
+        runs.find_masks(search)

@@ -8,14 +8,15 @@ import tiny_run
 import torch
 from torch import nn
 
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints, experiment, trainer
+from icefall_pathways.training import runs, trainer
 from icefall_pathways.training.config import ExperimentConfig, PruningConfig, TrainingConfig
-from icefall_pathways.training.distributed import Rank
+from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.optimization import build_optimizer, with_optimizer
 
@@ -39,7 +40,7 @@ def assert_same(a, b):
 def dense(corpus, tmp_path_factory):
     """A finished dense run."""
     exp_dir = tmp_path_factory.mktemp("exp") / "dense"
-    experiment.train(tiny_run.config(corpus, exp_dir))
+    runs.train(tiny_run.config(corpus, exp_dir))
     return exp_dir
 
 
@@ -52,7 +53,7 @@ def masks_file(dense, tmp_path_factory):
 
 
 def random_masks(model, path):
-    masks = PathwayMasks.dense(model, LANGUAGES, experiment.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder-predictor"])
     for name in masks.names:
         for language in LANGUAGES:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
@@ -67,13 +68,13 @@ def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch)
     random_masks(build_model(ZIPFORMER, 20), tmp_path / "masks.safetensors")
     options = {"ref_duration": 0.01, "masks": tmp_path / "masks.safetensors", "valid_interval": 8}
     calm = replace(tiny_run.config(corpus, tmp_path / "calm", "en fr", **options), model=ZIPFORMER)
-    experiment.train(calm)
+    runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
     tiny_run.train_until(killed, 6, monkeypatch)
-    experiment.train(killed)
+    runs.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
-    (found,) = final(tmp_path / "calm")["regularisers"]
-    assert [found] == final(tmp_path / "killed")["regularisers"]
+    (found,) = final(tmp_path / "calm")["regularizers"]
+    assert [found] == final(tmp_path / "killed")["regularizers"]
     assert set(found.values()) == {0.25, 0.025}
     state = final(tmp_path / "calm")["optimizer"]
     steps = {code: int(state[code]["step"]) for code in ("en", "fr")}
@@ -116,10 +117,10 @@ def test_each_optimizer_limits_the_gradient(optimizer, option):
 
 def test_resuming_with_another_optimizer_is_refused(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
-    experiment.train(config)
+    runs.train(config)
     other = replace(config, training=replace(config.training, optimizer="scaled-adam"))
     with pytest.raises(checkpoints.CheckpointError, match="optimizer=adamw, this one has optimizer=scaled-adam"):
-        experiment.train(other)
+        runs.train(other)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -130,11 +131,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     training = {"init_from": dense, "masks": masks_file} if masked else {}
     calm = tiny_run.config(corpus, tmp_path / "calm", **training)
     calm = replace(calm, data=replace(calm.data, num_workers=num_workers))
-    experiment.train(calm)
+    runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
     for update in (2, 4, 8):
         tiny_run.train_until(killed, update, monkeypatch)
-    experiment.train(killed)
+    runs.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     records = [
         [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(tmp_path / run / "metrics.jsonl")]
@@ -149,13 +150,13 @@ def test_schedules_begin_anew_but_are_over_for_trained_weights(corpus, dense, tm
     monkeypatch.setattr(trainer, "set_position", lambda _, position: positions.append(position))
     for name, init_from in (("new", None), ("trained", dense)):
         config = tiny_run.config(corpus, tmp_path / name, init_from=init_from, num_updates=1, ref_duration=0.1)
-        experiment.train(config)
+        runs.train(config)
     assert positions[0] == 0.0 and positions[1] >= 50_000.0
 
 
 def test_a_masked_update_leaves_what_the_language_does_not_use(corpus, dense, masks_file, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=masks_file, save_every_n=1)
-    experiment.train(config)
+    runs.train(config)
     masks = PathwayMasks.load(masks_file)
     before = checkpoints.read(dense / "checkpoint-8.pt")["model"]
     changed = 0
@@ -189,11 +190,11 @@ def test_figures_are_per_language(dense):
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(corpus, tmp_path, capsys):
     config = tiny_run.config(corpus, tmp_path / "exp")
-    experiment.train(config)
+    runs.train(config)
     calm = final(tmp_path / "exp")
     newest = tmp_path / "exp" / "checkpoint-8.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    experiment.train(config)
+    runs.train(config)
     assert "checkpoint-8.pt (1000 bytes)" in capsys.readouterr().out
     assert_same(calm, final(tmp_path / "exp"))
 
@@ -213,12 +214,12 @@ def test_the_newest_checkpoint_has_the_most_updates_whatever_the_times_of_the_fi
 
 def test_all_checkpoints_damaged_is_an_error_and_nothing_is_lost(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
-    experiment.train(config)
+    runs.train(config)
     metrics = (tmp_path / "exp" / "metrics.jsonl").read_text()
     for path in (tmp_path / "exp").glob("*.pt"):
         path.write_bytes(b"PK" + bytes(100))
     with pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* is readable"):
-        experiment.train(config)
+        runs.train(config)
     assert (tmp_path / "exp" / "metrics.jsonl").read_text() == metrics
 
 
@@ -243,7 +244,7 @@ def test_a_missing_dev_set_is_told_before_training(corpus, tmp_path):
     (fbank / "mls-french_cuts_dev.jsonl.gz").unlink()
     config = tiny_run.config(corpus, tmp_path / "exp")
     with pytest.raises(ValueError, match="mls-french_cuts_dev"):
-        experiment.train(replace(config, data=replace(config.data, manifest_dir=fbank)))
+        runs.train(replace(config, data=replace(config.data, manifest_dir=fbank)))
     assert not list((tmp_path / "exp").glob("metrics*"))
 
 
@@ -270,10 +271,10 @@ def test_a_pickle_from_a_stranger_is_not_run(tmp_path):
 
 def test_resuming_another_run_is_refused(corpus, dense, masks_file, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
-    experiment.train(config)
+    runs.train(config)
     masked = replace(config, training=replace(config.training, init_from=dense, masks=masks_file))
     with pytest.raises(ValueError, match=r"did not begin with these masks \(masks\.safetensors\)"):
-        experiment.train(masked)
+        runs.train(masked)
     assert not (tmp_path / "exp" / "masks.safetensors").exists()  # which decoding would take for those of the dense run
 
 
@@ -282,7 +283,7 @@ def test_masks_for_another_model_are_refused_before_training(corpus, dense, tmp_
     PathwayMasks.dense(other, LANGUAGES, ["encoder"]).save(tmp_path / "masks.safetensors")
     config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=tmp_path / "masks.safetensors")
     with pytest.raises(ValueError, match="the masks are for another model"):
-        experiment.train(config)
+        runs.train(config)
     assert not (tmp_path / "exp").exists()
 
 
@@ -314,10 +315,10 @@ def test_mask_search_meets_the_sparsity_and_resumes(corpus, dense, tmp_path, mon
     pruning = PruningConfig(prune_for=prune_for, prune_method=method, sparsity=0.7, prune_rounds=2, updates_per_round=2)
     config = tiny_run.search(corpus, tmp_path / "search", pruning, init_from=dense)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_save_found", lambda *_: (_ for _ in ()).throw(tiny_run.KilledError))
+        patch.setattr(runs, "_save_found", lambda *_: (_ for _ in ()).throw(tiny_run.KilledError))
         with pytest.raises(tiny_run.KilledError):
-            experiment.find_masks(config)
-    experiment.find_masks(config)
+            runs.find_masks(config)
+    runs.find_masks(config)
     masks = PathwayMasks.load(tmp_path / "search" / "masks.safetensors")
     assert masks.languages == tuple(LANGUAGES)
     assert masks.header.method == method and masks.header.target_sparsity == 0.7
@@ -337,7 +338,7 @@ def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
     found = {}
     for jobs in (1, 2):
         pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=2, num_jobs=jobs)
-        experiment.find_masks(tiny_run.search(corpus, tmp_path / str(jobs), pruning, "en fr", init_from=dense))
+        runs.find_masks(tiny_run.search(corpus, tmp_path / str(jobs), pruning, "en fr", init_from=dense))
         found[jobs] = PathwayMasks.load(tmp_path / str(jobs) / "masks.safetensors")
     assert all(torch.equal(found[1].codes[name], found[2].codes[name]) for name in found[1].names)
 
@@ -346,9 +347,9 @@ def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
 def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_path, free_port, optimizer):
     options = {"world_size": 2, "master_port": free_port, "num_updates": 6, "optimizer": optimizer}
     config = tiny_run.config(corpus, tmp_path / "two", **options)
-    from icefall_pathways.training.distributed import launch
+    from icefall_pathways.training.launch.ranks import launch
 
-    experiment.write_json(config.training.exp_dir / "config.json", {})
+    runs.write_json(config.training.exp_dir / "config.json", {})
     launch(_record, 2, free_port, config, str(tmp_path))
     records = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
     assert records[0]["languages"] == records[1]["languages"] and len(set(records[0]["languages"])) > 1

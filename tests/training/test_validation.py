@@ -7,7 +7,7 @@ from ranks import fork_ranks
 from test_bad_batches import make_trainer
 
 from icefall_pathways.decoding.scoring import Utterance, score
-from icefall_pathways.decoding.searches import GreedySearch, Hypothesis
+from icefall_pathways.searches import GreedySearch, Hypothesis
 from icefall_pathways.training.validation import Validator
 
 

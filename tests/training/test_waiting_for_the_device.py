@@ -16,7 +16,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim import scaled_adam
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import experiment, trainer
+from icefall_pathways.training import runs, trainer
 
 LIBRARY = str(Path(icefall_pathways.__file__).parent)
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
@@ -26,7 +26,7 @@ READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "rep
 
 # What reads values of tensors that are on the CPU whatever the model's device: (file, function).
 OF_THE_HOST = {
-    ("regularisers.py", "happens"),  # a number drawn on the CPU, for every rank and device the same
+    ("regularizers.py", "happens"),  # a number drawn on the CPU, for every rank and device the same
     ("streaming.py", "_draw"),  # so is this one
     ("objective.py", "seconds_of"),  # lengths of the batch, which the data loader gives
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
@@ -100,7 +100,7 @@ def waiting(places):
 
 
 def make_masks(model, path):
-    masks = PathwayMasks.dense(build_model(model, 20), ["en", "fr"], experiment.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(build_model(model, 20), ["en", "fr"], runs.PRUNING_ROOTS["encoder-predictor"])
     for name, code in masks.codes.items():
         masks.set_mask(name, "en", torch.rand(code.shape) < 0.5)
     masks.save(path)
@@ -113,7 +113,7 @@ def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
     if masked:
         make_masks(model, options["masks"])
     config = tiny_run.config(corpus, tmp_path / "exp", "en fr", ref_duration=0.01, valid_interval=100, **options)
-    experiment.train(replace(config, model=model))
+    runs.train(replace(config, model=model))
     assert len(readings) == 8
     for update in range(4, 9):
         assert waiting(readings[update]) == {("guard.py", "read_flags"): 1} | OF_K2, update
@@ -121,7 +121,7 @@ def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
 
 def test_more_batches_in_an_update_wait_no_longer(corpus, tmp_path, readings):
     config = tiny_run.config(corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, num_updates=5)
-    experiment.train(replace(config, model=ZIPFORMER))
+    runs.train(replace(config, model=ZIPFORMER))
     of_k2 = {place: 2 * number for place, number in OF_K2.items()}
     assert waiting(readings[5]) == {("guard.py", "read_flags"): 1} | of_k2
 

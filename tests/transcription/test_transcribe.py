@@ -17,12 +17,12 @@ import torch
 from tiny_experiment import MODEL, VOCAB_SIZE, halves
 
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.decoding.language_choice import FILE_NAME, LanguageModelOfEvidence
+from icefall_pathways.decoding.language_id.model import FILE_NAME, LanguageModelOfEvidence
 from icefall_pathways.decoding.streaming import EndpointConfig
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import checkpoints
 from icefall_pathways.transcription.transcribe import TranscribeConfig, UntilInterrupted, transcribe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/transcribe.py"

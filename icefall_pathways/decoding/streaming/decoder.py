@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
-from icefall_pathways.decoding.searches import Hypothesis, Search, SearchState
 from icefall_pathways.decoding.streaming.memory import BatchMemory, Memory, join_encoder, join_search
 from icefall_pathways.models.encoder import FRAME_FACTOR
 from icefall_pathways.models.stream_graph import Step, StreamGraph
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.searches import Hypothesis, Search, SearchState
 
 Key = TypeVar("Key")
 T = TypeVar("T")

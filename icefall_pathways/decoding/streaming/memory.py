@@ -6,8 +6,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from icefall_pathways.decoding.searches import SearchState
 from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.searches import SearchState
 
 
 @dataclass(frozen=True)

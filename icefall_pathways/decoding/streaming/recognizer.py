@@ -8,7 +8,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from icefall_pathways.decoding.searches import Hypothesis
 from icefall_pathways.decoding.streaming.decoder import (
     ANY_LANGUAGE,
     FRAME_SECONDS,
@@ -21,6 +20,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     feed,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
+from icefall_pathways.searches import Hypothesis
 
 _SILENCE = 0.001  # -60 dB of full scale: samples that never exceed it hold no speech
 

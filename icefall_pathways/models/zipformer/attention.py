@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_pathways.models.initialization import scaled_linear
-from icefall_pathways.models.regularisers import Balancer, Schedule, Scheduled, Whiten, penalise_large_scores
+from icefall_pathways.models.regularizers import Balancer, Schedule, Scheduled, Whiten, penalise_large_scores
 from icefall_pathways.models.zipformer.plan import Plan
 
 # What a source that may not be seen scores. Low enough, and within the range of float16.

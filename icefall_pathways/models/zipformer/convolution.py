@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.models.depthwise import depthwise
 from icefall_pathways.models.initialization import scaled_linear
-from icefall_pathways.models.regularisers import Balancer, Schedule, Whiten
+from icefall_pathways.models.regularizers import Balancer, Schedule, Whiten
 from icefall_pathways.models.zipformer.functions import swoosh_r
 from icefall_pathways.models.zipformer.plan import Plan
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_pathways.models.regularisers import Schedule, keep_sequences
+from icefall_pathways.models.regularizers import Schedule, keep_sequences
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.layer import STATES_PER_LAYER, ZipformerLayer
 from icefall_pathways.models.zipformer.norm import Bypass

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from icefall_pathways.models.regularisers import balance, balancing_coefficients
+from icefall_pathways.models.regularizers import balance, balancing_coefficients
 
 _SLOPE = 0.08
 _SHIFT_L, _OFFSET_L = 4.0, 0.035

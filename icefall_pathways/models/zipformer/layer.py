@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.models.initialization import scaled_linear
-from icefall_pathways.models.regularisers import (
+from icefall_pathways.models.regularizers import (
     Balancer,
     Schedule,
     Scheduled,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from icefall_pathways.models.regularisers import Schedule, Scheduled, Scheduling, keep_sequences, limit_gradient
+from icefall_pathways.models.regularizers import Schedule, Scheduled, Scheduling, keep_sequences, limit_gradient
 from icefall_pathways.models.zipformer.functions import bias_norm
 
 # How often a parameter is kept within its limits.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.regularisers import Balancer, Schedule, Whiten, set_position
+from icefall_pathways.models.regularizers import Balancer, Schedule, Whiten, set_position
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.models.zipformer.config import UNLIMITED
 from icefall_pathways.models.zipformer.encoder import _feature_mask, _layer_skip_rates

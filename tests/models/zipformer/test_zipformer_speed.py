@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from icefall_pathways.models.depthwise import depthwise
-from icefall_pathways.models.regularisers import balance
+from icefall_pathways.models.regularizers import balance
 from icefall_pathways.models.zipformer import functions
 
 

@@ -6,7 +6,7 @@ Usage:
   ./local/compute_fbank.py --manifest-dir data/manifests --output-dir data/fbank --languages "en fr it nl"
 """
 
-from icefall_pathways.data.store import StoreConfig, describe, store_features
+from icefall_pathways.data.fbank import StoreConfig, describe, store_features
 from icefall_pathways.options import parse, run_script
 
 

@@ -9,7 +9,7 @@ Usage:
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.data.store import store_musan
+from icefall_pathways.data.fbank import store_musan
 from icefall_pathways.options import parse, run_script
 
 

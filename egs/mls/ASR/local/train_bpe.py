@@ -9,7 +9,7 @@ Usage:
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.data.store import transcripts
+from icefall_pathways.data.fbank import transcripts
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.options import parse, run_script

@@ -11,7 +11,7 @@ reads. Then the test split is heard: the report (also in EXP_DIR/streaming/DECOD
 share of right choices against the seconds heard, and the word error rate against that of the known language.
 """
 
-from icefall_pathways.decoding.language_calibration import CalibrationConfig, calibrate
+from icefall_pathways.decoding.language_id.calibration import CalibrationConfig, calibrate
 from icefall_pathways.options import parse, run_script
 
 

@@ -24,7 +24,7 @@ an interruption and skips the languages that are finished.
 
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training.config import MaskSearchConfig
-from icefall_pathways.training.experiment import find_masks
+from icefall_pathways.training.runs import find_masks
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ The same command goes on after an interruption, from the newest checkpoint.
 
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training.config import ExperimentConfig
-from icefall_pathways.training.experiment import train
+from icefall_pathways.training.runs import train
 
 
 def main() -> None:

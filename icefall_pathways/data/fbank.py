@@ -1,0 +1,243 @@
+"""Manifests with audio become cuts with stored features."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+
+import torch
+from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+from lhotse.cut import Cut, MultiCut
+from tabulate import tabulate
+from tqdm import tqdm
+
+from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
+from icefall_pathways.data.manifests import check_recording
+from icefall_pathways.data.shards import Parts
+from icefall_pathways.files import sha256
+from icefall_pathways.languages import Language, parse_languages
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Which features to make, from what, and what may be lost."""
+
+    manifest_dir: Path = Path("data/manifests")
+    """Where the recordings and supervisions are."""
+
+    output_dir: Path = Path("data/fbank")
+    """Where the features and the cuts with features go."""
+
+    languages: str = "en fr it nl"
+    """Languages."""
+
+    store_feats: bool = True
+    """Store features; 0: only find out which audio can be read, for training with --on-the-fly-feats 1."""
+
+    perturb_speed: bool = False
+    """Add copies of the training cuts at 0.9 and 1.1 times the speed."""
+
+    min_duration: float = 0.2
+    """Leave out cuts shorter than this (seconds)."""
+
+    max_duration: float = 30.0
+    """Leave out cuts longer than this (seconds)."""
+
+    max_dropped_share: float = 0.1
+    """Stop with an error if a language and split loses more than this share of its utterances."""
+
+    num_jobs: int = 0
+    """Processes; 0 uses all cores."""
+
+
+def cuts_path(output_dir: Path, language: Language, split: str) -> Path:
+    """Where the cuts with features of a split are."""
+    return output_dir / f"mls-{language.name}_cuts_{split}.jsonl.gz"
+
+
+def store_features(config: StoreConfig) -> CorpusReport:
+    """Make features and cuts of all languages and splits; a finished split is read back, not made again.
+
+    Audio that is not 16 kHz mono is resampled and downmixed. A file that cannot be decoded whole is left out, counted.
+
+    Returns:
+      What was kept and what was left out, from the reading of the transcripts on.
+
+    Raises:
+      CorpusError: Manifests are missing.
+    """
+    report = CorpusReport()
+    with _process_pool(config.num_jobs) as pool:
+        for language in parse_languages(config.languages):
+            for split in SPLITS:
+                report.add(_store_split(config, language, split, pool))
+    return report
+
+
+def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
+    """Make features of MUSAN in pieces of ten seconds and write output_dir/musan_cuts.jsonl.gz.
+
+    Raises:
+      CorpusError: There are no manifests of it, or a file cannot be decoded.
+    """
+    output = output_dir / "musan_cuts.jsonl.gz"
+    paths = sorted(manifest_dir.glob("musan_recordings_*.jsonl.gz"))
+    if output.exists():
+        return
+    if not paths:
+        raise CorpusError(
+            f"no musan_recordings_*.jsonl.gz in {manifest_dir}: run prepare.sh --musan-dir DIR from stage 2"
+        )
+    recordings = (recording for path in paths for recording in RecordingSet.from_jsonl_lazy(path))
+    whole = CutSet.from_cuts(recording.resample(SAMPLE_RATE).to_cut() for recording in recordings)
+    pieces = whole.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
+    parts = Parts(output_dir / "musan_feats", True, {"recordings": [sha256(path) for path in paths]})
+    with _process_pool(num_jobs) as pool, tqdm(total=len(pieces), desc="MUSAN", unit="cut") as bar:
+        unreadable = parts.make(pieces, pool, _num_processes(num_jobs), bar)
+    if unreadable:
+        parts.remove()
+        raise CorpusError(f"cannot decode {len(unreadable)} pieces of MUSAN, such as {unreadable[0]}: unpack it again")
+    parts.join(output)
+
+
+def describe(config: StoreConfig) -> str:
+    """A table of the stored cuts: number, hours and durations of each language and split."""
+    rows = []
+    for language in parse_languages(config.languages):
+        for split in SPLITS:
+            path = cuts_path(config.output_dir, language, split)
+            durations = sorted(cut.duration for cut in CutSet.from_jsonl_lazy(path))
+            if durations:
+                middle, longest = durations[len(durations) // 2], durations[-1]
+                rows.append(
+                    [language.code, split, len(durations), sum(durations) / 3600, durations[0], middle, longest]
+                )
+    header = ["language", "split", "cuts", "hours", "shortest (s)", "median (s)", "longest (s)"]
+    return tabulate(rows, header, tablefmt="simple_outline", floatfmt=".2f")
+
+
+def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterator[str]:
+    """The transcripts of a split, language after language.
+
+    Raises:
+      CorpusError: The cuts of a language are missing.
+    """
+    for language in languages:
+        path = cuts_path(cuts_dir, language, split)
+        if not path.exists():
+            raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
+        for cut in CutSet.from_jsonl_lazy(path):
+            yield from (supervision.text for supervision in cut.supervisions)
+
+
+def _store_split(config: StoreConfig, language: Language, split: str, pool: ProcessPoolExecutor) -> CorpusReport:
+    output = cuts_path(config.output_dir, language, split)
+    report_path = config.output_dir / f"mls-{language.name}_report_{split}.json"
+    if output.exists() and report_path.exists():
+        return CorpusReport.load(report_path)
+    recordings, supervisions = manifest_paths(config.manifest_dir, language, split)
+    for path in (recordings, supervisions):
+        if not path.exists():
+            raise CorpusError(f"no {path}: run prepare.sh from stage 1 for {language.name}")
+    report = _manifest_report(config.manifest_dir, language, split)
+    speeds = (1.0, 0.9, 1.1) if config.perturb_speed and split == "train" else (1.0,)
+    limits = {"min_duration": config.min_duration, "max_duration": config.max_duration, "speeds": list(speeds)}
+    parts = Parts(
+        config.output_dir / f"mls-{language.name}_feats_{split}",
+        config.store_feats,
+        limits | {"store_feats": config.store_feats, "recordings": sha256(recordings), "texts": sha256(supervisions)},
+    )
+    total = len(speeds) * report.kept[language.code, split]
+    with tqdm(total=total, desc=f"fbank {language.code} {split}", unit="cut") as bar:
+        cuts = _cuts(config, language, split, speeds, report)
+        unreadable = parts.make(cuts, pool, _num_processes(config.num_jobs), bar)
+    for cut_id, reason in unreadable:
+        # It was counted as kept when its header was read.
+        report.kept[language.code, split] -= 1
+        report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {reason}")
+    report.save(report_path)
+    parts.join(output)
+    return report
+
+
+def _num_processes(num_jobs: int) -> int:
+    return num_jobs or cpu_count() or 1
+
+
+@contextmanager
+def _process_pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with a thread each; what waits for them when something fails, or at Ctrl-C, is given up.
+
+    Raises:
+      OSError: One of them was ended from outside.
+    """
+    pool = ProcessPoolExecutor(_num_processes(num_jobs), get_context("spawn"), _start_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that makes features was ended from outside, perhaps for want of memory: run the same command "
+            "again, with a smaller --num-jobs; what is finished is kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
+
+
+def _manifest_report(manifest_dir: Path, language: Language, split: str) -> CorpusReport:
+    path = manifest_dir / f"mls-{language.name}_report_{split}.json"
+    return CorpusReport.load(path) if path.exists() else CorpusReport()
+
+
+def _cuts(
+    config: StoreConfig, language: Language, split: str, speeds: Sequence[float], report: CorpusReport
+) -> Iterator[Cut]:
+    """The cuts of a split within the limits of duration, at one speed after the other, read as they are needed."""
+    for speed in speeds:
+        for cut in _whole_recordings(*manifest_paths(config.manifest_dir, language, split)):
+            reason = None
+            if cut.duration < config.min_duration:
+                reason = Reason.TOO_SHORT
+            elif cut.duration > config.max_duration:
+                reason = Reason.TOO_LONG
+            if speed != 1.0 and reason is None:
+                report.kept[language.code, split] += 1
+                yield cut.perturb_speed(speed)
+            elif reason is None:
+                yield cut
+            elif speed == 1.0:
+                report.kept[language.code, split] -= 1
+                report.drop(language.code, split, reason, f"{cut.id} lasts {cut.duration:.2f} s")
+
+
+def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterator[Cut]:
+    """A cut for each recording, with its supervision, as lhotse makes them of manifests that are held in memory."""
+    supervisions = iter(SupervisionSet.from_jsonl_lazy(supervisions_path))
+    for number, recording in enumerate(RecordingSet.from_jsonl_lazy(recordings_path)):
+        check_recording(recording, f"recording {recording.id} in {recordings_path}")
+        supervision = next(supervisions, None)
+        if supervision is None or supervision.recording_id != recording.id:
+            raise CorpusError(
+                f"{supervisions_path} does not go with {recordings_path} at {recording.id}: expected a supervision for "
+                "each recording, in the same order; remove both and run prepare.sh from stage 1"
+            )
+        channels = recording.channel_ids
+        kind, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
+        yield kind(
+            id=f"{recording.id}-{number}",
+            start=0,
+            duration=recording.duration,
+            channel=channel,
+            recording=recording,
+            supervisions=[supervision],
+        )

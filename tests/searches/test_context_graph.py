@@ -1,0 +1,140 @@
+"""Hotwords, against a plain search for substrings."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_cases import all_paths, all_sequences, cases, make_case_head, plain_beam_search, run
+
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.searches import ModifiedBeamSearch
+from icefall_pathways.searches.automaton import FailureAutomaton
+from icefall_pathways.searches.context_graph import Phrase, build_context_graph, read_context_file
+
+VOCAB_SIZE = 4
+_tokens = st.integers(1, VOCAB_SIZE - 1)
+_phrases = st.dictionaries(
+    st.lists(_tokens, min_size=1, max_size=4).map(tuple), st.sampled_from([0.5, 1.0, 2.0, -1.5]), min_size=1, max_size=5
+)
+
+
+def _graph(scores, vocab_size=VOCAB_SIZE):
+    return build_context_graph([Phrase(tokens, score) for tokens, score in scores.items()], vocab_size)
+
+
+def _walk(automaton, tokens):
+    """What reading `tokens` adds up to, and where it ends."""
+    state, total = torch.tensor([automaton.start]), 0.0
+    for token in tokens:
+        scores, targets = automaton.follow(state)
+        total, state = total + scores[0, token].item(), targets[:, token]
+    return total, state
+
+
+def _earned(scores, tokens):
+    """The bonus by definition: every occurrence of every phrase earns its score per token."""
+    return sum(
+        score * len(phrase)
+        for phrase, score in scores.items()
+        for start in range(len(tokens))
+        if tuple(tokens[start : start + len(phrase)]) == phrase
+    )
+
+
+def _lent(scores, tokens):
+    """The most that is lent to a phrase of which the end of `tokens` is a beginning, but not all."""
+    begun = [
+        score * length
+        for phrase, score in scores.items()
+        for length in range(1, len(phrase))
+        if length <= len(tokens) and tuple(tokens[-length:]) == phrase[:length]
+    ]
+    return max([0.0, *begun])
+
+
+@settings(max_examples=150, deadline=None)
+@given(_phrases, st.lists(_tokens, max_size=12))
+def test_the_bonus_is_that_of_a_plain_search(scores, tokens):
+    graph = _graph(scores)
+    total, state = _walk(graph, tokens)
+    assert total == pytest.approx(_earned(scores, tokens) + _lent(scores, tokens), abs=1e-4)
+    assert total + graph.final(state).item() == pytest.approx(_earned(scores, tokens), abs=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), st.data())
+def test_beam_search_adds_the_bonus(make_head, case, data):
+    """Batched, in pieces: what a plain beam search finds that looks for the phrases anew in every hypothesis."""
+    tokens = st.lists(st.integers(1, case["vocab_size"] - 1), min_size=1, max_size=3).map(tuple)
+    scores = data.draw(st.dictionaries(tokens, st.sampled_from([0.5, 2.0]), min_size=1, max_size=4))
+    head, context_size = make_case_head(make_head, case), case["context_size"]
+    search = ModifiedBeamSearch(head, case["beam_size"], automata=[_graph(scores, case["vocab_size"])])
+    state = run(search, case["encoder_out"], case["lens"], case["sizes"])
+    streams = zip(search.results(state), search.n_best(state), case["encoder_out"], case["lens"], strict=True)
+    for best, hypotheses, out, length in streams:
+        expected = plain_beam_search(
+            head, out[:length], case["beam_size"], bonus=lambda tokens: _earned(scores, tokens) + _lent(scores, tokens)
+        )
+        assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-4)
+        earned = {tokens: _earned(scores, tokens) for tokens in expected}
+        assert {tuple(x.tokens): x.bonus for x in hypotheses} == pytest.approx(earned, abs=1e-4)
+        ranks = {tokens: (expected[tokens] + earned[tokens]) / (len(tokens) + context_size) for tokens in expected}
+        assert ranks[tuple(best.tokens)] == pytest.approx(max(ranks.values()), abs=1e-4)
+
+
+def test_a_hotword_wins_where_it_is_nearly_as_probable(make_head):
+    head, out = make_head(3, seed=4), torch.randn(1, 4, 8) * 2
+    sequences = all_sequences(all_paths(head, out[0]))
+    best, *_, unlikely = sorted(sequences, key=lambda tokens: -sequences[tokens] / (len(tokens) + 2))
+    unlikely = next(tokens for tokens in sequences if len(tokens) == 3 and tokens != best)
+    plain = ModifiedBeamSearch(head, 100)
+    biased = ModifiedBeamSearch(head, 100, automata=[_graph({unlikely: 10.0}, 3)])
+    lens = torch.tensor([4])
+    assert tuple(plain.results(run(plain, out, lens))[0].tokens) == best
+    assert unlikely == tuple(biased.results(run(biased, out, lens))[0].tokens)[:3]
+
+
+def test_tables_and_arcs_say_the_same(monkeypatch):
+    scores = {(1, 2, 1): 1.0, (2, 1, 3): 2.0, (1, 1): 0.5, (3,): 1.0}
+    table = _graph(scores)
+    monkeypatch.setattr("icefall_pathways.searches.automaton._TABLE_ENTRIES", 0)
+    arcs = _graph(scores)
+    states = torch.arange(table.num_states).repeat(2)
+    for one, other in zip(table.follow(states), arcs.follow(states), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_phrases_that_cannot_be():
+    with pytest.raises(ValueError, match="at least one phrase"):
+        build_context_graph([], 5)
+    for tokens in ((), (0,), (5,)):
+        with pytest.raises(ValueError, match="tokens from 1 to 4"):
+            build_context_graph([Phrase(tokens, 1.0)], 5)
+
+
+def test_an_automaton_of_other_tokens(make_head):
+    with pytest.raises(ValueError, match="over 7 tokens: the model has 4"):
+        ModifiedBeamSearch(make_head(4), automata=[FailureAutomaton([{}], [(0, 0.0)], 7)])
+
+
+class TestFile:
+    @pytest.fixture(scope="class")
+    def tokenizer(self, tmp_path_factory):
+        return Tokenizer(train_tokenizer(["ab ba bab", "aa bb"], 8, tmp_path_factory.mktemp("bpe")))
+
+    def test_phrases_and_scores(self, tokenizer, tmp_path):
+        (tmp_path / "words.txt").write_text("ab ba\n\n  bab :3.5 \na :b\n".replace("a :b", "aa"))
+        phrases = read_context_file(tmp_path / "words.txt", tokenizer, 2.0)
+        assert [phrase.score for phrase in phrases] == [2.0, 3.5, 2.0]
+        assert tokenizer.decode([list(phrase.tokens) for phrase in phrases]) == ["ab ba", "bab", "aa"]
+
+    def test_what_cannot_be_used(self, tokenizer, tmp_path):
+        path = tmp_path / "words.txt"
+        with pytest.raises(ValueError, match=r"words.txt.*--context-file"):
+            read_context_file(path, tokenizer, 2.0)
+        path.write_text("\n")
+        with pytest.raises(ValueError, match="has no hotword"):
+            read_context_file(path, tokenizer, 2.0)
+        path.write_text("ab\nZürich\n")
+        with pytest.raises(ValueError, match="line 2: 'Zürich'"):
+            read_context_file(path, tokenizer, 2.0)

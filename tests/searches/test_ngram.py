@@ -1,0 +1,139 @@
+"""N-gram models, against the definition of an ARPA file worked out plainly."""
+
+import gzip
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_cases import cases, make_case_head, plain_beam_search, run
+
+from icefall_pathways.searches import ModifiedBeamSearch
+from icefall_pathways.searches.ngram import read_arpa, read_ngram
+
+SYMBOLS = ["<blk>", "<sos/eos>", "<unk>", "a", "b", "▁c", "d"]
+LN10 = math.log(10)
+
+
+def _write_arpa(path, ngrams):
+    """Write {order: {words: (log10, back-off)}}."""
+    lines = ["written for a test", "\\data\\", *(f"ngram {n}={len(entries)}" for n, entries in ngrams.items()), ""]
+    for n, entries in ngrams.items():
+        lines.append(f"\\{n}-grams:")
+        for words, (log10, backoff) in entries.items():
+            lines.append(f"{log10:.4f}\t{' '.join(words)}" + (f"\t{backoff:.4f}" if n < len(ngrams) else ""))
+        lines.append("")
+    path.write_text("\n".join([*lines, "\\end\\", ""]), encoding="utf-8")
+
+
+def _log10(ngrams, history, word):
+    """log10 p(word | history): that of the n-gram if it is listed, else back-off weight times that of a shorter one."""
+    listed = ngrams.get(len(history) + 1, {}).get((*history, word))
+    if listed:
+        return listed[0]
+    if not history:
+        return ngrams[1].get(("<unk>",), (-99.0, 0.0))[0]
+    backoff = ngrams.get(len(history), {}).get(tuple(history), (0.0, 0.0))[1]
+    return backoff + _log10(ngrams, history[1:], word)
+
+
+_words = st.sampled_from(["a", "b", "▁c", "d"])
+_number = st.floats(-3, -0.1).map(lambda x: round(x, 4))
+
+
+@st.composite
+def _models(draw):
+    """Unigrams of some tokens, and n-grams up to an order; not every end of a listed n-gram is listed."""
+    order = draw(st.integers(1, 4))
+    ngrams = {1: {(word,): (draw(_number), draw(_number)) for word in ["<s>", "</s>", *draw(st.sets(_words))]}}
+    if draw(st.booleans()):
+        ngrams[1][("<unk>",)] = (draw(_number), 0.0)
+    for n in range(2, order + 1):
+        contexts = [words for words in ngrams[n - 1] if words[-1] not in ("</s>", "<unk>")]
+        lasts = [word for (word,) in ngrams[1] if word != "<s>"]
+        many = (
+            st.lists(st.tuples(st.sampled_from(contexts), st.sampled_from(lasts)), max_size=6)
+            if contexts
+            else st.just([])
+        )
+        ngrams[n] = {(*context, last): (draw(_number), draw(_number)) for context, last in draw(many)}
+    return ngrams
+
+
+def _bonus(ngrams, scale):
+    """What shallow fusion adds to a list of token ids."""
+    order = len(ngrams)
+
+    def bonus(tokens):
+        words = ["<s>", *(SYMBOLS[token] for token in tokens)]
+        history = [tuple(words[max(0, i - order + 1) : i]) for i in range(1, len(words))]
+        return sum(scale * LN10 * _log10(ngrams, h, word) for h, word in zip(history, words[1:], strict=True))
+
+    return bonus
+
+
+@settings(max_examples=100, deadline=None)
+@given(_models(), st.lists(st.integers(1, 6), max_size=8), st.sampled_from([1.0, 0.3, -0.2]))
+def test_scores_are_those_of_the_definition(tmp_path_factory, ngrams, tokens, scale):
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    _write_arpa(path, ngrams)
+    model = read_ngram(path, SYMBOLS, scale)
+    state, total = torch.tensor([model.start]), 0.0
+    for token in tokens:
+        scores, targets = model.follow(state)
+        total, state = total + scores[0, token].item(), targets[:, token]
+    assert total == pytest.approx(_bonus(ngrams, scale)(tokens), abs=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(_models(), cases())
+def test_beam_search_adds_the_scores(tmp_path_factory, make_head, ngrams, case):
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    _write_arpa(path, ngrams)
+    case["vocab_size"] = len(SYMBOLS)
+    head = make_case_head(make_head, case)
+    search = ModifiedBeamSearch(head, case["beam_size"], automata=[read_ngram(path, SYMBOLS, 0.3)])
+    found = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
+    bonus = _bonus(ngrams, 0.3)
+    for hypotheses, out, length in zip(found, case["encoder_out"], case["lens"], strict=True):
+        expected = plain_beam_search(head, out[:length], case["beam_size"], bonus=bonus)
+        assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-3)
+        assert [x.bonus for x in hypotheses] == pytest.approx([bonus(x.tokens) for x in hypotheses], abs=1e-3)
+
+
+GOOD = {1: {("<s>",): (-99.0, -0.5), ("a",): (-0.5, -0.2), ("b",): (-1.0, 0.0)}, 2: {("a", "b"): (-0.3, 0.0)}}
+
+
+def test_a_compressed_file(tmp_path):
+    _write_arpa(tmp_path / "lm.arpa", GOOD)
+    (tmp_path / "lm.arpa.gz").write_bytes(gzip.compress((tmp_path / "lm.arpa").read_bytes()))
+    assert read_arpa(tmp_path / "lm.arpa.gz") == read_arpa(tmp_path / "lm.arpa")
+
+
+def test_a_model_of_words(tmp_path):
+    _write_arpa(tmp_path / "lm.arpa", {1: GOOD[1] | {("house",): (-1.0, 0.0), ("mouse",): (-1.0, 0.0)}})
+    with pytest.raises(ValueError, match="'house' and 1 other entries are no tokens"):
+        read_ngram(tmp_path / "lm.arpa", SYMBOLS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text.replace("a b", "x b"), "context of 'x b' is not listed"),
+        (lambda text: text.replace("\\end\\", ""), r"ends without .end"),
+        (lambda text: text.replace("ngram 2=1", "ngram 2=7"), r"promises \[3, 7\]"),
+        (lambda text: text.replace("ngram 2=1", "ngram 3=1"), "line 4"),
+        (lambda text: text.replace("-0.3000", "much"), "much"),
+        (lambda text: text.replace("a b", "a b a b"), "expected log10, 2 words"),
+        (lambda text: text[:20], "no ARPA file"),
+    ],
+)
+def test_damaged_files(tmp_path, damage, message):
+    path = tmp_path / "lm.arpa"
+    with pytest.raises(ValueError, match=r"lm.arpa.*--ngram-lm"):
+        read_ngram(path, SYMBOLS)
+    _write_arpa(path, GOOD)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        read_ngram(path, SYMBOLS)

@@ -1,0 +1,128 @@
+"""Options that change between two starts of a run."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_run
+import torch
+from speech_cuts import TEXTS
+from test_bad_batches import make_trainer
+
+from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training import runs
+from icefall_pathways.training.config import JointPruningConfig
+from icefall_pathways.training.launch.ranks import Rank
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, tmp_path_factory):
+    config = tiny_run.config(corpus, tmp_path_factory.mktemp("exp") / "dense", "en fr", num_updates=2)
+    runs.train(config)
+    return config
+
+
+def make_masks(path, languages, seed):
+    model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
+    masks = PathwayMasks.dense(model, languages, runs.PRUNING_ROOTS["encoder-predictor"])
+    generator = torch.Generator().manual_seed(seed)
+    for name in masks.names:
+        for language in languages:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape, generator=generator) < 0.4)
+    masks.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pathways(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exp")
+    masks = make_masks(folder / "given.safetensors", ["en", "fr"], 1)
+    config = tiny_run.config(corpus, folder / "pathways", "en fr", num_updates=2, masks=masks)
+    runs.train(config)
+    return config
+
+
+def changed(config, data=None, model=None, pruning=None, **training):
+    """The same run with other options, longer so that there is something left to do."""
+    return replace(
+        config,
+        training=replace(config.training, **{"num_updates": 4} | training),
+        data=replace(config.data, **data or {}),
+        model=replace(config.model, **model or {}),
+        pruning=pruning or config.pruning,
+    )
+
+
+@pytest.mark.parametrize("languages", ["fr en", "en"])
+def test_languages_with_masks_keep_their_order(pathways, languages):
+    """In another order each would go on with the mask of another one."""
+    masks = pathways.training.exp_dir / "masks.safetensors"
+    before = masks.read_bytes()
+    with pytest.raises(ValueError, match="did not begin with these masks"):
+        runs.train(changed(pathways, data={"languages": languages}))
+    assert masks.read_bytes() == before
+
+
+def test_the_trainer_compares_languages_itself(pathways):
+    trainer = make_trainer(changed(pathways, data={"languages": "fr en"}, masks=None))
+    trainer.masks = PathwayMasks.load(pathways.training.masks).restrict(["fr", "en"])
+    with pytest.raises(ValueError, match="run with languages=en fr, this one has languages=fr en"):
+        trainer.run()
+
+
+def test_other_masks_are_refused(pathways, tmp_path):
+    other = make_masks(tmp_path / "masks.safetensors", ["en", "fr"], 2)
+    masks = pathways.training.exp_dir / "masks.safetensors"
+    before = masks.read_bytes()
+    with pytest.raises(ValueError, match="did not begin with these masks"):
+        runs.train(changed(pathways, masks=other))
+    assert masks.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": {"languages": "en fr it"}}, "languages=en fr, this one has languages=en fr it"),
+        ({"pruning": JointPruningConfig("adaptive", prune_every=1, prune_end=3)}, "masked=False"),
+        ({"model": {"encoder_dim": "32"}}, r"of another architecture \(.*--encoder-dim 32 \(was 16\)"),
+        ({"accum_grad": 2}, "accum_grad=1, this one has accum_grad=2"),
+    ],
+)
+def test_what_decides_the_course_must_not_change(dense, changes, told):
+    with pytest.raises(ValueError, match=told):
+        runs.train(changed(dense, **changes))
+
+
+def test_other_tokens_are_refused_even_if_as_many(corpus, dense, tmp_path):
+    train_tokenizer([text[::-1] for text in TEXTS.values()], 20, tmp_path)
+    other = {"bpe_model": tmp_path / "bpe.model"}
+    with pytest.raises(ValueError, match="hash of --bpe-model="):
+        runs.train(changed(dense, **other))
+    with pytest.raises(ValueError, match=r"trained with other tokens than .*--reinit-vocab 1"):
+        runs.train(changed(dense, **other, exp_dir=tmp_path / "new", init_from=dense.training.exp_dir))
+
+
+def test_what_else_changes_is_told(dense, tmp_path, capsys):
+    config = changed(dense, exp_dir=tmp_path / "exp", num_updates=2)
+    runs.train(config)
+    runs.train(changed(config, num_updates=2, log_interval=1, keep_last_k=5))
+    assert "warning" not in capsys.readouterr().out
+    runs.train(changed(config, {"max_duration": 3.0}, num_updates=3, seed=7))
+    told = capsys.readouterr().out
+    assert "warning: going on with other options, or other data, than before: --num-updates 3 (was 2)" in told
+    for change in ("--seed 7 (was 42)", "--max-duration 3.0 (was 6.0)", "updates per epoch (were "):
+        assert change in told
+
+
+class Apart(Rank):
+    """One of two ranks, of which the other finds a checkpoint that is not there for this one."""
+
+    def gather(self, value):
+        return [value, 1000]
+
+
+def test_ranks_that_go_on_from_different_updates_are_refused(corpus, tmp_path):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path), Apart())
+    with pytest.raises(ValueError, match=r"go on from different updates \(0, 1000\)"):
+        trainer.run()
