@@ -1,0 +1,167 @@
+"""The options that users type keep their names, defaults and choices.
+
+`option_names.json` lists them per script. After adding an option, update the list with
+
+  .venv/bin/python tests/test_option_names.py
+
+which refuses to drop an option, to change a default or to remove a choice. To rename an option, keep its old spelling
+as an alias.
+"""
+
+import dataclasses
+import json
+import re
+import runpy
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from icefall_pathways import options
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "egs" / "mls" / "ASR"
+LIST = Path(__file__).with_name("option_names.json")
+SCRIPTS = [str(path.relative_to(RECIPE)) for pattern in ("*.sh", "*/*.py") for path in sorted(RECIPE.glob(pattern))]
+
+Entry = dict[str, Any]  # default, and choices where only some words are accepted
+Table = dict[str, Entry]
+
+
+class ParsedError(Exception):
+    """Carries the config class of a script out of it, before the script does anything."""
+
+
+def config_class_of(script: str) -> type:
+    """Return the dataclass that a Python script reads its options into."""
+
+    def stop(config_class, *_arguments, **_options):
+        raise ParsedError(config_class)
+
+    with mock.patch.object(options, "parse", stop), mock.patch.object(sys, "argv", [script]):
+        try:
+            runpy.run_path(str(RECIPE / script), run_name="__main__")
+        except ParsedError as parsed:
+            return parsed.args[0]
+    raise AssertionError(f"{script} does not read its options with options.parse")
+
+
+def options_of_dataclass(config_class: type) -> Table:
+    """Return default and choices of every option; fields of nested dataclasses are options of their own."""
+    hints = typing.get_type_hints(config_class)
+    table: Table = {}
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            table |= options_of_dataclass(hint)
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        entry: Entry = {"default": as_typed(default)}
+        if typing.get_origin(hint) is typing.Literal:
+            entry["choices"] = [as_typed(choice) for choice in typing.get_args(hint)]
+        table[f"--{field.name.replace('_', '-')}"] = entry
+    return table
+
+
+def as_typed(value: object) -> str | None:
+    """Return `value` as a user types it, so that a stricter type of the same words is not a change."""
+    match value:
+        case None:
+            return None
+        case bool():
+            return str(int(value))
+        case float():
+            return f"{value:.12g}"
+        case tuple() | list():
+            return " ".join(str(as_typed(item)) for item in value)
+    return str(value)
+
+
+def options_of_shell_script(path: Path) -> Table:
+    """Return the options of a shell script: the variables assigned before it reads its command line."""
+    head = path.read_text(encoding="utf-8").split(". local/parse_options.sh")[0]
+    assignments = re.findall(r'^([a-z_]+)="?([^"\n]*)"?$', head, flags=re.MULTILINE)
+    return {f"--{name.replace('_', '-')}": {"default": value} for name, value in assignments}
+
+
+def current_options(script: str) -> Table:
+    """Return the options of a script as it is now."""
+    if script.endswith(".sh"):
+        return options_of_shell_script(RECIPE / script)
+    return options_of_dataclass(config_class_of(script))
+
+
+def frozen_options() -> dict[str, Table]:
+    """Read the list."""
+    return json.loads(LIST.read_text(encoding="utf-8"))
+
+
+def differences(frozen: Table, current: Table) -> list[str]:
+    """List what would break a command line or a script that relies on `frozen`."""
+    missing = [f"{name} is missing" for name in frozen if name not in current]
+    changed = [
+        f"{name} was {entry}, is {current[name]}"
+        for name, entry in frozen.items()
+        if name in current and not is_compatible(entry, current[name])
+    ]
+    return missing + changed
+
+
+def is_compatible(frozen: Entry, current: Entry) -> bool:
+    """Return whether an option still accepts the same words and means the same when it is not given."""
+    if frozen["default"] != current["default"] or ("choices" in current and "choices" not in frozen):
+        return False
+    return set(frozen.get("choices", [])) <= set(current.get("choices", frozen.get("choices", [])))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_options_keep_their_names_defaults_and_choices(script):
+    frozen = frozen_options().get(script)
+    assert frozen is not None, f"{script} is not in {LIST.name}: {__doc__}"
+    current = current_options(script)
+    assert not differences(frozen, current)
+    assert current.keys() == frozen.keys(), f"new options are not in {LIST.name}: {__doc__}"
+
+
+def test_every_listed_script_exists():
+    assert set(frozen_options()) == set(SCRIPTS)
+
+
+def test_a_dropped_option_a_changed_default_and_a_removed_choice_are_reported():
+    frozen: Table = {
+        "--epoch": {"default": "0"},
+        "--avg": {"default": "1"},
+        "--split": {"default": "test", "choices": ["test", "dev"]},
+    }
+    current: Table = {
+        "--avg": {"default": "2"},
+        "--iter": {"default": "0"},
+        "--split": {"default": "test", "choices": ["test", "dev", "train"]},
+    }
+    assert differences(frozen, current) == [
+        "--epoch is missing",
+        "--avg was {'default': '1'}, is {'default': '2'}",
+    ]
+    narrowed = current | {"--split": {"default": "test", "choices": ["test"]}}
+    assert len(differences(frozen, narrowed)) == 3
+
+
+def update_list() -> None:
+    """Add new scripts and options to the list."""
+    frozen = frozen_options() if LIST.exists() else {}
+    current = {script: current_options(script) for script in SCRIPTS}
+    broken = [f"{script}: {line}" for script in frozen for line in differences(frozen[script], current.get(script, {}))]
+    if broken:
+        sys.exit("error: these would break commands that work today:\n  " + "\n  ".join(broken))
+    blocks = []
+    for script, table in current.items():
+        lines = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in table.items()]
+        blocks.append(f"  {json.dumps(script)}: {{\n" + ",\n".join(lines) + "\n  }")
+    LIST.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update_list()
