@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training import runs  # noqa: F401  (the second for the forks of this process)
 
@@ -166,7 +166,7 @@ def _end_well(process: Process) -> None:
 
 def _compare(calm: Path, killed: Path) -> tuple[int, list[str]]:
     """The last update of both runs, and the names of what differs."""
-    ends = [checkpoints.find(checkpoints.batch_checkpoints(folder)[-1])[1] for folder in (calm, killed)]
+    ends = [checkpoints.find(layout.batch_checkpoints(folder)[-1])[1] for folder in (calm, killed)]
     flat = [_flatten(end) for end in ends]
     names = flat[0].keys() | flat[1].keys()
     differing = [

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from icefall_pathways.experiment import layout
 from icefall_pathways.searches.config import SearchConfig
 
 
@@ -73,7 +74,7 @@ class DecodeConfig(CommonConfig):
     @property
     def results_dir(self) -> Path:
         """Where the results go."""
-        return self.exp_dir / self.decoding_method
+        return layout.results_dir(self.exp_dir, self.decoding_method)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class StreamingDecodeConfig(CommonConfig):
     @property
     def results_dir(self) -> Path:
         """Where the results go."""
-        return self.exp_dir / "streaming" / self.decoding_method
+        return layout.results_dir(self.exp_dir, self.decoding_method, streaming=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

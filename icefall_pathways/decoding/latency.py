@@ -16,6 +16,7 @@ from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import load_samples
 from icefall_pathways.decoding.decode_run import load_experiment
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.searches import Hypothesis
 
@@ -217,10 +218,10 @@ def measure(config: LatencyConfig) -> str:
         for number, total in tqdm(totals.items(), f"listening to {language.name}", unit="measurement"):
             total.add(simulation.run(utterances, number))
     figures = {str(number): total.as_dict() for number, total in totals.items()}
-    name = f"latency-mls-{config.split}-{experiment.trained.suffix}"
+    path = layout.result_file(config.results_dir, "latency", f"mls-{config.split}", experiment.trained.suffix)
     table = format_latency(figures)
-    write_json(config.results_dir / f"{name}.json", figures)
-    with atomic_write(config.results_dir / f"{name}.txt") as temporary:
+    write_json(path.with_suffix(".json"), figures)
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{table}\n", encoding="utf-8")
     return table
 

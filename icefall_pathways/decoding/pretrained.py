@@ -11,7 +11,7 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.streaming import StreamingDecoder
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
@@ -107,7 +107,7 @@ def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:
 
 
 def _load_masks(config: TrainedModelConfig, model: Transducer, epoch: int, iteration: int) -> PathwayMasks | None:
-    own = config.exp_dir / "masks.safetensors"
+    own = config.exp_dir / layout.MASKS_FILE
     masks = None
     if not config.masks:
         masks = checkpoints.load_masks(config.exp_dir, epoch, iteration)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from icefall_pathways.decoding.significance import Counts, error_rates, interval, resample
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 
@@ -185,11 +186,14 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
     utterances = sorted(utterances, key=lambda utterance: utterance.cut_id)
     result = score(utterances)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
-    _write_lines(_recogs(folder, test_set, suffix), recogs)
+    _write_lines(layout.result_file(folder, "recogs", test_set, suffix), recogs)
     if any(utterance.alternatives for utterance in utterances):
-        _write_lines(folder / f"nbest-{test_set}-{suffix}.jsonl", map(_alternatives_line, utterances))
-    _write_lines(folder / f"errs-{test_set}-{suffix}.txt", _error_lines(result))
-    _write_lines(folder / f"wer-summary-{test_set}-{suffix}.txt", ["settings\tWER", f"{suffix}\t{result.wer:.2f}"])
+        _write_lines(
+            layout.result_file(folder, "nbest", test_set, suffix, ".jsonl"), map(_alternatives_line, utterances)
+        )
+    _write_lines(layout.result_file(folder, "errs", test_set, suffix), _error_lines(result))
+    settings = ["settings\tWER", f"{suffix}\t{result.wer:.2f}"]
+    _write_lines(layout.result_file(folder, "wer-summary", test_set, suffix), settings)
     return result
 
 
@@ -199,7 +203,7 @@ def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
     Raises:
       ValueError: It is missing or damaged.
     """
-    path = _recogs(folder, test_set, suffix)
+    path = layout.result_file(folder, "recogs", test_set, suffix)
     if not path.is_file():
         raise ValueError(f"no {path}: decode {test_set} first")
     found: dict[str, dict[str, list[str]]] = {}
@@ -247,10 +251,10 @@ def summarise(
 
 def write_summary(folder: Path, suffix: str, summary: Mapping[str, Any]) -> str:
     """Write `wer-summary-all-mls-<split>-<suffix>.txt` and `.json`, and give the table for printing."""
-    name = f"wer-summary-all-mls-{summary['split']}-{suffix}"
+    path = layout.result_file(folder, "wer-summary", f"all-mls-{summary['split']}", suffix)
     table = format_table(summary)
-    write_json(folder / f"{name}.json", summary)
-    _write_lines(folder / f"{name}.txt", table.splitlines())
+    write_json(path.with_suffix(".json"), summary)
+    _write_lines(path, table.splitlines())
     return table
 
 
@@ -274,10 +278,6 @@ def format_table(summary: Mapping[str, Any]) -> str:
 
 def _interval_text(limits: Sequence[float]) -> str:
     return f"{limits[0]:.2f} to {limits[1]:.2f}"
-
-
-def _recogs(folder: Path, test_set: str, suffix: str) -> Path:
-    return folder / f"recogs-{test_set}-{suffix}.txt"
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

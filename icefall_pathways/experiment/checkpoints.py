@@ -9,7 +9,6 @@ run code.
 
 import json
 import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from icefall_pathways.errors import first_line
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import UNFINISHED, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -79,31 +79,6 @@ def read(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def batch_path(exp_dir: Path, update: int) -> Path:
-    """The checkpoint after `update` updates."""
-    return exp_dir / f"checkpoint-{update}.pt"
-
-
-def epoch_path(exp_dir: Path, epoch: int) -> Path:
-    """The checkpoint at the end of `epoch`."""
-    return exp_dir / f"epoch-{epoch}.pt"
-
-
-def batch_checkpoints(exp_dir: Path) -> list[Path]:
-    """The checkpoints named after updates, oldest first."""
-    return _numbered(exp_dir, "checkpoint")
-
-
-def epoch_checkpoints(exp_dir: Path) -> list[Path]:
-    """The checkpoints named after epochs, oldest first."""
-    return _numbered(exp_dir, "epoch")
-
-
-def any_in(exp_dir: Path) -> bool:
-    """Whether a training has written a checkpoint to a folder, readable or not."""
-    return bool(batch_checkpoints(exp_dir) or epoch_checkpoints(exp_dir))
-
-
 def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
     """The readable checkpoint with the most updates (an epoch's, if there are two); None where there is none at all.
 
@@ -111,7 +86,7 @@ def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
       CheckpointError: There are checkpoints, and none of them is readable.
     """
     damaged: list[Path] = []
-    kinds = [batch_checkpoints(exp_dir), epoch_checkpoints(exp_dir)]
+    kinds = [layout.batch_checkpoints(exp_dir), layout.epoch_checkpoints(exp_dir)]
     # Of each kind the last one: names of different kinds do not tell which is the later, nor do times of copied files.
     found = [last for paths in kinds if (last := _last_readable(paths, damaged)) is not None]
     if damaged and not found:
@@ -202,8 +177,8 @@ def load_masks(exp_dir: Path, epoch: int = 0, iteration: int = 0) -> PathwayMask
 
 def _chosen(exp_dir: Path, epoch: int, iteration: int) -> tuple[Path, Checkpoint]:
     if iteration > 0:
-        return find(batch_path(exp_dir, iteration))
-    return find(epoch_path(exp_dir, epoch) if epoch > 0 else exp_dir)
+        return find(layout.batch_checkpoint(exp_dir, iteration))
+    return find(layout.epoch_checkpoint(exp_dir, epoch) if epoch > 0 else exp_dir)
 
 
 def build(checkpoint: Checkpoint) -> Transducer:
@@ -213,15 +188,9 @@ def build(checkpoint: Checkpoint) -> Transducer:
     return model
 
 
-def _same_kind_up_to(path: Path) -> list[Path]:
-    kind = path.stem.rsplit("-", 1)[0]
-    paths = _numbered(path.parent, kind)
-    return paths[: paths.index(path) + 1] if path in paths else [path]
-
-
 def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
     """The weights averaged over the training between a checkpoint and the one `avg` places before it of its kind."""
-    earlier = _same_kind_up_to(path)[:-1]
+    earlier = layout.checkpoints_up_to(path)[:-1]
     if len(earlier) < avg:
         return checkpoint["model_avg"]
     start = read(earlier[-avg])
@@ -229,7 +198,7 @@ def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, t
 
 
 def _mean_of_weights(path: Path, avg: int) -> dict[str, torch.Tensor]:
-    paths = _same_kind_up_to(path)
+    paths = layout.checkpoints_up_to(path)
     if len(paths) < avg:
         raise CheckpointError(f"--avg {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
     states = [read(path)["model"] for path in paths[-avg:]]
@@ -249,16 +218,8 @@ def _check_uncompressed(path: Path) -> None:
                 raise ValueError(f"{member.filename} in it is compressed, and might grow to any size")
 
 
-def _numbered(exp_dir: Path, kind: str) -> list[Path]:
-    numbers = {}
-    for path in exp_dir.glob(f"{kind}-*.pt"):
-        if match := re.fullmatch(rf"{kind}-(\d+)\.pt", path.name):
-            numbers[int(match[1])] = path
-    return [numbers[number] for number in sorted(numbers)]
-
-
 def _found_in(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    names = [path.name for path in batch_checkpoints(folder) + epoch_checkpoints(folder)]
+    names = [path.name for path in layout.batch_checkpoints(folder) + layout.epoch_checkpoints(folder)]
     return f"its folder holds {', '.join(names) if names else 'no checkpoint'}"

@@ -16,6 +16,7 @@ from icefall_pathways.decoding.significance import (
     matched_pairs_p_value,
     resample,
 )
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import get_language
 from icefall_pathways.reporting.results import newest_summary
@@ -137,7 +138,8 @@ def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareCo
 def _newest(exp_dir: Path, config: CompareConfig) -> tuple[list[str], str]:
     """The languages of an experiment's newest result, and how the names of its files end."""
     path = newest_summary(str(exp_dir), exp_dir / config.method, config.split)
-    return list(read_json(path)["languages"]), path.stem.removeprefix(f"wer-summary-all-mls-{config.split}-")
+    prefix = layout.result_file(path.parent, "wer-summary", f"all-mls-{config.split}", "", "").name
+    return list(read_json(path)["languages"]), path.stem.removeprefix(prefix)
 
 
 def _mean_wer(compared: list[Comparison]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.files import read_json
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow
@@ -55,10 +55,11 @@ def newest_summary(name: str, folder: Path, split: str) -> Path:
     Raises:
       ValueError: There are none.
     """
-    summaries = folder.glob(f"wer-summary-all-mls-{split}-*.json")
+    pattern = layout.result_file(folder, "wer-summary", f"all-mls-{split}", "*", ".json").name
+    summaries = folder.glob(pattern)
     newest = max(summaries, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:
-        raise ValueError(f"no wer-summary-all-mls-{split}-*.json in {folder}: decode {name} first")
+        raise ValueError(f"no {pattern} in {folder}: decode {name} first")
     return newest
 
 
@@ -69,7 +70,7 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
       ValueError: It has not been decoded so.
     """
     summary = read_json(newest_summary(name, exp_dir / method, split))
-    masks_path = exp_dir / "masks.safetensors"
+    masks_path = exp_dir / layout.MASKS_FILE
     masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
     found = checkpoints.newest(exp_dir)
     if found is None:
@@ -85,7 +86,7 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
         masks=masks,
         layers=analysis.density_per_parameter(model, masks) if masks is not None else [],
         types=analysis.density_per_type(model, masks) if masks is not None else [],
-        metrics=read_metrics(exp_dir / "metrics.jsonl"),
+        metrics=read_metrics(exp_dir / layout.METRICS_FILE),
     )
 
 

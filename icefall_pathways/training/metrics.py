@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
 from icefall_pathways.training.launch.ranks import Rank
 
@@ -104,13 +105,13 @@ class MetricsLog:
 
     def __init__(self, exp_dir: Path, rank: Rank, start_update: int, num_updates: int, tensorboard: bool) -> None:
         self._main = rank.is_main
-        self._path = exp_dir / "metrics.jsonl"
-        self._log_handler = _open_log(exp_dir / "log", rank)
+        self._path = exp_dir / layout.METRICS_FILE
+        self._log_handler = _open_log(exp_dir, rank)
         if self._main:
             _drop_after(self._path, start_update)
         self._file = self._path.open("a", encoding="utf-8") if self._main else None
         self._writer = (
-            SummaryWriter(str(exp_dir / "tensorboard"), purge_step=start_update + 1)  # it drops that one too
+            SummaryWriter(str(exp_dir / layout.TENSORBOARD_DIR), purge_step=start_update + 1)  # it drops that one too
             if self._main and tensorboard
             else None
         )
@@ -209,10 +210,10 @@ def _format(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def _open_log(folder: Path, rank: Rank) -> logging.Handler:
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{rank.index}" if rank.world_size > 1 else ""
-    handler = logging.FileHandler(folder / f"log-train-{datetime.now():%Y-%m-%d-%H-%M-%S}{suffix}", encoding="utf-8")
+def _open_log(exp_dir: Path, rank: Rank) -> logging.Handler:
+    path = layout.log_file(exp_dir, datetime.now(), rank.index if rank.world_size > 1 else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from icefall_pathways.data.datamodule import Batch
 from icefall_pathways.data.loading import is_death
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
 from icefall_pathways.models.regularizers import found_by_whiteners
 from icefall_pathways.training.launch.ranks import Rank
@@ -122,12 +122,12 @@ class BatchGuard:
         if self._saved == _MOST_SAVED:
             return None
         self._saved += 1
-        path = self._exp_dir / f"batch-{uuid.uuid4()}.pt"
+        path = layout.new_bad_batch_file(self._exp_dir)
         save_batch(batch, path)
         return path
 
     def _save_model(self) -> None:
-        with atomic_write(self._exp_dir / f"bad-model-{self._rank.index}.pt") as temporary:
+        with atomic_write(layout.bad_model_file(self._exp_dir, self._rank.index)) as temporary:
             torch.save({"model": self._model.state_dict()}, temporary)
 
     def _stop(self, update: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer
 from icefall_pathways.pathways.analysis import mean_overlap
 from icefall_pathways.pathways.gradients import LanguageGradients
@@ -68,7 +68,7 @@ class Pruner:
         self._masks = masks
         self._optimizer = optimizer
         self._rank = rank
-        self._start = plan.rewind_to or checkpoints.batch_path(exp_dir, 0)
+        self._start = plan.rewind_to or layout.batch_checkpoint(exp_dir, 0)
         self.gradients = LanguageGradients(add_up=rank.sum) if plan.schedule.watches else None
         self.changes = 0
 

@@ -11,7 +11,7 @@ import torch
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
@@ -40,9 +40,6 @@ from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.option_checks import check_search_options, check_training_options
 from icefall_pathways.training.pruning_plan import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
-
-MASKS_FILE = "masks.safetensors"
-START_MASKS_FILE = "masks-start.safetensors"  # those that a training which changes its masks begins with
 
 #: The transducer's submodules that each --prune-scope covers.
 PRUNING_ROOTS = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
@@ -76,7 +73,7 @@ def train(config: ExperimentConfig) -> None:
 
 def _keep_masks(masks: PathwayMasks, path: Path) -> None:
     """Write the masks that a training begins with; one that goes on must have been given the same."""
-    if not checkpoints.any_in(path.parent):
+    if not layout.has_checkpoints(path.parent):
         masks.save(path)
     elif not path.exists() or not masks.same_as(PathwayMasks.load(path)):
         raise ValueError(
@@ -112,13 +109,13 @@ def find_masks(config: MaskSearchConfig) -> None:
     wanted = _what_is_sought(config)
     for search in searches:
         _check_same_search(search.training.exp_dir, wanted)
-    output = config.training.exp_dir / MASKS_FILE
+    output = config.training.exp_dir / layout.MASKS_FILE
     _write_start(config, comparison)
     if config.training.print_diagnostics:
         _search(searches[0], config.pruning, wanted)
         return
     _run_searches(searches, config.pruning, wanted)
-    found = (PathwayMasks.load(search.training.exp_dir / MASKS_FILE) for search in searches)
+    found = (PathwayMasks.load(search.training.exp_dir / layout.MASKS_FILE) for search in searches)
     masks = PathwayMasks.merge(chain(extended, found))
     masks.save(output)
     told = ", ".join(f"{code} {100 * masks.sparsity(code):.1f} %" for code in masks.languages)
@@ -127,10 +124,10 @@ def find_masks(config: MaskSearchConfig) -> None:
 
 def _write_start(config: ExperimentConfig | MaskSearchConfig, comparison: Comparison | None) -> None:
     """Keep the options, and say how the weights of --init-from fit the model."""
-    write_json(config.training.exp_dir / "config.json", to_dict(config))
+    write_json(config.training.exp_dir / layout.CONFIG_FILE, to_dict(config))
     if comparison is not None:
         print(f"Starting from {comparison}")
-        write_json(config.training.exp_dir / "init-from.json", as_plain_data(comparison))
+        write_json(config.training.exp_dir / layout.INIT_FROM_FILE, as_plain_data(comparison))
 
 
 def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
@@ -199,8 +196,8 @@ def _what_is_sought(config: MaskSearchConfig) -> dict[str, Any]:
 
 def _check_same_search(exp_dir: Path, wanted: dict[str, Any]) -> None:
     """Masks that a search with other options has found, or begun to find, are no substitute."""
-    path = exp_dir / "config.json"
-    if not path.exists() or not (checkpoints.any_in(exp_dir) or (exp_dir / MASKS_FILE).exists()):
+    path = exp_dir / layout.CONFIG_FILE
+    if not path.exists() or not (layout.has_checkpoints(exp_dir) or (exp_dir / layout.MASKS_FILE).exists()):
         return
     found = read_json(path).get("search", {})
     for name, value in wanted.items():
@@ -214,7 +211,7 @@ def _check_same_search(exp_dir: Path, wanted: dict[str, Any]) -> None:
 def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, wanted: dict[str, Any]) -> None:
     if pruning.num_jobs > 1 and "RANK" in os.environ:
         raise ValueError("--num-jobs is for one machine: with torchrun all processes search one language at a time")
-    waiting = [search for search in searches if not (search.training.exp_dir / MASKS_FILE).exists()]
+    waiting = [search for search in searches if not (search.training.exp_dir / layout.MASKS_FILE).exists()]
     if pruning.num_jobs == 1 or len(waiting) < 2:
         for search in waiting:
             _search(search, pruning, wanted)
@@ -226,7 +223,7 @@ def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, want
 def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, Any], place: int = 0) -> None:
     os.environ["TQDM_POSITION"] = str(place)  # a line of its own for each search that runs at the same time
     training = config.training
-    write_json(training.exp_dir / "config.json", to_dict(config) | {"search": wanted})
+    write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": wanted})
     launch(_train_rank, training.world_size, training.master_port + place, config, pruning)
 
 
@@ -261,7 +258,7 @@ def _dense_masks(model: Transducer, languages: list[str], shape: MaskShapeConfig
 
 
 def _masks_to_begin_with(config: ExperimentConfig) -> str:
-    return MASKS_FILE if config.pruning.prune_method == "none" else START_MASKS_FILE
+    return layout.MASKS_FILE if config.pruning.prune_method == "none" else layout.INITIAL_MASKS_FILE
 
 
 def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[str]) -> PathwayMasks:
@@ -281,4 +278,4 @@ def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConf
         target_sparsity=pruning.sparsity,
         source=checkpoints.file_hash(source_file(init_from)) if init_from is not None else "",
     )
-    found.save(config.training.exp_dir / MASKS_FILE)
+    found.save(config.training.exp_dir / layout.MASKS_FILE)

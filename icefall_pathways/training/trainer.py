@@ -21,7 +21,7 @@ from tqdm import tqdm
 from icefall_pathways.data.datamodule import Batch, SpeechDataModule
 from icefall_pathways.data.loading import deaths_told
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state, set_position
 from icefall_pathways.models.transducer import Transducer
@@ -119,7 +119,7 @@ class Trainer:
                 "folder, the same on all machines"
             )
         if start == 0 and self.plan is not None and self.plan.needs_start:
-            self._save(checkpoints.batch_path(self.options.exp_dir, 0), 0)
+            self._save(layout.batch_checkpoint(self.options.exp_dir, 0), 0)
         options = self.options
         if options.scan_batch_sizes:
             self._scan_batch_sizes()
@@ -243,10 +243,10 @@ class Trainer:
         if update % options.valid_interval == 0 or last:
             self._validate(update, log)
         if update % options.save_every_n == 0 or last:
-            self._save(checkpoints.batch_path(options.exp_dir, update), update)
+            self._save(layout.batch_checkpoint(options.exp_dir, update), update)
             self._drop_old_checkpoints()
         if update % self.updates_per_epoch == 0:
-            self._save(checkpoints.epoch_path(options.exp_dir, update // self.updates_per_epoch), update)
+            self._save(layout.epoch_checkpoint(options.exp_dir, update // self.updates_per_epoch), update)
 
     def _log_training(self, update: int, log: MetricsLog) -> None:
         lr = self._learning_rate_at(update)
@@ -272,7 +272,7 @@ class Trainer:
         mean = sum(values["loss"] for values in figures.values()) / len(figures)
         if mean < self.best_valid_loss:
             self.best_valid_loss = mean
-            self._save(self.options.exp_dir / "best-valid-loss.pt", update)
+            self._save(self.options.exp_dir / layout.BEST_CHECKPOINT_FILE, update)
 
     def epoch_of(self, update: int) -> int:
         """The epoch, from 1, that an update belongs to."""
@@ -305,7 +305,7 @@ class Trainer:
         Raises:
           Stopped: Always.
         """
-        path = checkpoints.batch_path(self.options.exp_dir, update)
+        path = layout.batch_checkpoint(self.options.exp_dir, update)
         if update % self.options.save_every_n and update != self.num_updates:
             self._save(path, update)
         self.rank.barrier()
@@ -315,8 +315,8 @@ class Trainer:
 
     def _drop_old_checkpoints(self) -> None:
         if self.rank.is_main:
-            for path in checkpoints.batch_checkpoints(self.options.exp_dir)[: -self.options.keep_last_k]:
-                if path != checkpoints.batch_path(self.options.exp_dir, 0):  # what rewinding goes back to
+            for path in layout.batch_checkpoints(self.options.exp_dir)[: -self.options.keep_last_k]:
+                if path != layout.batch_checkpoint(self.options.exp_dir, 0):  # what rewinding goes back to
                     path.unlink()
 
     def _resume(self) -> int:
@@ -325,9 +325,9 @@ class Trainer:
         if self.rank.is_main:
             checkpoints.remove_unfinished(options.exp_dir)
         if options.start_batch:
-            checkpoint = checkpoints.read(checkpoints.batch_path(options.exp_dir, options.start_batch))
+            checkpoint = checkpoints.read(layout.batch_checkpoint(options.exp_dir, options.start_batch))
         elif options.start_epoch > 1:
-            checkpoint = checkpoints.read(checkpoints.epoch_path(options.exp_dir, options.start_epoch - 1))
+            checkpoint = checkpoints.read(layout.epoch_checkpoint(options.exp_dir, options.start_epoch - 1))
         else:
             found = checkpoints.newest(options.exp_dir)
             if found is None:

@@ -22,7 +22,6 @@ from icefall_pathways.decoding.language_id.calibration import (
 )
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
-    FILE_NAME,
     Evidence,
     EvidenceChooser,
     LanguageModelOfEvidence,
@@ -31,6 +30,7 @@ from icefall_pathways.decoding.language_id.model import (
     with_evidence,
 )
 from icefall_pathways.decoding.streaming import Recognizer, Source, StreamingDecoder
+from icefall_pathways.experiment import layout
 from icefall_pathways.pathways.activation import FoldedPathways, activate
 from icefall_pathways.searches import Hypothesis, ModifiedBeamSearch
 
@@ -179,7 +179,7 @@ def test_calibrate(exp_dir, experiment, tmp_path):
         calibrate(CalibrationConfig(**options))
     halves(exp_dir)
     report = calibrate(CalibrationConfig(**options))
-    model = LanguageModelOfEvidence.load(exp_dir / FILE_NAME)
+    model = LanguageModelOfEvidence.load(exp_dir / layout.LANGUAGE_ID_FILE)
     assert set(model.offsets) == {"en", "nl"}
     assert model.seconds == 2.0
     figures = json.loads(next((exp_dir / "streaming" / "greedy_search").glob("language-choice-*.json")).read_text())

@@ -6,7 +6,7 @@ import pytest
 import tiny_run
 import torch
 
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -31,7 +31,7 @@ def adaptive(corpus, exp_dir, **options):
 
 
 def checkpoint(exp_dir, update):
-    return checkpoints.read(checkpoints.batch_path(exp_dir, update))
+    return checkpoints.read(layout.batch_checkpoint(exp_dir, update))
 
 
 def assert_target(masks, sparsity=0.7):

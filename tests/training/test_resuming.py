@@ -14,7 +14,7 @@ import pytest
 import tiny_run
 import torch
 
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
@@ -151,7 +151,7 @@ def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number, s
     wait_until(lambda: log.exists() and log.stat().st_size > 0, child)
     signalled(child, number)
     assert wait(child) == 128 + number
-    (saved,) = checkpoints.batch_checkpoints(config.training.exp_dir)
+    (saved,) = layout.batch_checkpoints(config.training.exp_dir)
     assert 2 <= checkpoints.read(saved)["update"] < UPDATES
     assert wait(start(runs.train, config)) == 0
     calm, stopped = (checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config))
@@ -190,7 +190,7 @@ def test_searches_side_by_side_are_saved_and_go_on_when_asked_to_stop(
     stopped = begun(tmp_path)
     assert stopped == {"en", "fr"}  # Italian had not been begun, and is not
     for code in stopped:
-        (saved,) = checkpoints.batch_checkpoints(tmp_path / code)
+        (saved,) = layout.batch_checkpoints(tmp_path / code)
         assert 1 <= checkpoints.read(saved)["update"] < 40
 
 
@@ -206,5 +206,5 @@ def test_one_that_fails_stops_those_beside_it(corpus, tmp_path, forked_searches)
     with pytest.raises(ValueError, match="no French"):
         jobs.run_side_by_side([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
     assert begun(tmp_path) == {"en"} and not (tmp_path / "it").exists()
-    (saved,) = checkpoints.batch_checkpoints(tmp_path / "en")
+    (saved,) = layout.batch_checkpoints(tmp_path / "en")
     assert checkpoints.read(saved)["update"] < 100

@@ -16,7 +16,6 @@ from icefall_pathways.decoding.cut_audio import read_pieces
 from icefall_pathways.decoding.decode_run import Experiment, load_experiment
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
-    FILE_NAME,
     Evidence,
     LanguageModelOfEvidence,
     Unigrams,
@@ -26,6 +25,7 @@ from icefall_pathways.decoding.language_id.model import (
 )
 from icefall_pathways.decoding.scoring import Utterance, score
 from icefall_pathways.decoding.streaming import Session, StreamingDecoder
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 
 _DECAY = 1e-3  # of weights and offsets, so that what the dev split does not tell stays at 0
@@ -107,7 +107,9 @@ def calibrate(config: CalibrationConfig) -> str:
     chosen = min(losses, key=lambda name: losses[name]) if config.features == "best" else config.features
     if chosen not in models:
         raise ValueError(f"--features {chosen}: the model has no CTC head")
-    replace(models[chosen], unigrams=unigrams, seconds=config.listen_seconds).save(config.exp_dir / FILE_NAME)
+    replace(models[chosen], unigrams=unigrams, seconds=config.listen_seconds).save(
+        config.exp_dir / layout.LANGUAGE_ID_FILE
+    )
     test = listen(experiment, config.split, config.num_decode_streams, unigrams)
     accuracies = {name: [accuracy(model, test, languages, s) for s in config.heard] for name, model in models.items()}
     rates = word_error_rates(experiment, models[chosen], test, config.heard)
@@ -120,9 +122,9 @@ def calibrate(config: CalibrationConfig) -> str:
         "wer": rates,
     }
     report = format_report(figures, languages)
-    name = f"language-choice-mls-{config.split}-{experiment.trained.suffix}"
-    write_json(config.results_dir / f"{name}.json", figures)
-    with atomic_write(config.results_dir / f"{name}.txt") as temporary:
+    path = layout.result_file(config.results_dir, "language-choice", f"mls-{config.split}", experiment.trained.suffix)
+    write_json(path.with_suffix(".json"), figures)
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{report}\n", encoding="utf-8")
     return report
 

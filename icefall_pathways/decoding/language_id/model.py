@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, Stream, StreamingDecoder
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.searches import Hypothesis, Search, SearchState
 
@@ -21,8 +22,6 @@ FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_to
 """Log-probabilities of the best hypothesis, and of the best tokens of each frame by the CTC head; per encoder frame, or
 per token (by CTC: the mean over the frames whose best is no blank). And how common the tokens that all pathways found
 are in the transcripts of the language: pathways that share weights write words of other languages too."""
-
-FILE_NAME = "language_choice.json"
 
 
 @dataclass(frozen=True)
@@ -230,4 +229,4 @@ def load_chooser(exp_dir: Path, decoder: StreamingDecoder) -> EvidenceChooser:
     Raises:
       ValueError: It was not, or not for all languages.
     """
-    return EvidenceChooser(LanguageModelOfEvidence.load(exp_dir / FILE_NAME), decoder)
+    return EvidenceChooser(LanguageModelOfEvidence.load(exp_dir / layout.LANGUAGE_ID_FILE), decoder)
