@@ -1,0 +1,196 @@
+"""Imports run one way: no cycle between modules, and no import of a package of a higher layer.
+
+The imports are read with `ast`, those inside functions and under `if TYPE_CHECKING` included.
+"""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "icefall_pathways"
+
+# From the bottom to the top. A package imports itself and packages of the lines above it, not those of its own line.
+# "" is the package's own `__init__.py`.
+LAYERS = (
+    ("errors", "files", "languages", "options"),
+    ("corpora", "models"),
+    ("data", "pathways"),
+    ("optim",),
+    ("experiment", "searches"),
+    ("training", "decoding"),
+    ("transcription", "reporting"),
+    ("recipe",),
+    ("api",),
+    ("", "__main__", "cli"),
+)
+
+# The project's packages that a package may import at most, besides itself.
+ALLOWED = {
+    "models": {"errors"},  # no languages, masks or files
+    "pathways": {"errors", "files"},  # no speech
+    "optim": {"pathways"},
+}
+
+# Temporary: known violations, "IMPORTER -> IMPORTED". The list must hold exactly those that exist.
+KNOWN_CYCLES = {
+    f"{PACKAGE}.pathways.allocation -> {PACKAGE}.pathways.header",
+}
+KNOWN_UPWARD: set[str] = set()
+KNOWN_MATPLOTLIB = {f"{PACKAGE}.pathways.analysis", f"{PACKAGE}.reporting.plots", f"{PACKAGE}.training.metrics"}
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str
+
+    def __str__(self) -> str:
+        return f"{self.importer} -> {self.imported}"
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import of a module's tree; the name is "" for `import module`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, base] if base else parts)
+            yield from ((base, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            match node.args:
+                case [ast.Constant(value=str(name)), *_]:
+                    yield name, ""
+
+
+def import_graph(root: Path, package: str) -> set[Import]:
+    """All imports of the package's modules, those of other packages included."""
+    paths = {module_name(path, root): path for path in sorted((root / package).rglob("*.py"))}
+    found = set()
+    for module, path in paths.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for base, name in imported_names(tree, module, path.name == "__init__.py"):
+            submodule = f"{base}.{name}"
+            found.add(Import(module, submodule if submodule in paths else base))
+    return found
+
+
+def internal(imports: set[Import], package: str) -> set[Import]:
+    return {edge for edge in imports if edge.imported.split(".")[0] == package}
+
+
+def find_cycle(imports: set[Import]) -> list[str]:
+    """The modules of one cycle, empty if there is none."""
+    graph: dict[str, set[str]] = {}
+    for importer, imported in imports:
+        graph.setdefault(importer, set()).add(imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def component(module: str) -> str:
+    """The part of the package that a module belongs to, such as "models"."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def layer(module: str) -> int:
+    for index, components in enumerate(LAYERS):
+        if component(module) in components:
+            return index
+    raise AssertionError(f"{module} belongs to no layer: add {component(module)!r} to LAYERS in {__file__}")
+
+
+def is_upward(edge: Import) -> bool:
+    ours, theirs = component(edge.importer), component(edge.imported)
+    return ours != theirs and layer(edge.imported) >= layer(edge.importer)
+
+
+@pytest.fixture(scope="module")
+def imports() -> set[Import]:
+    return import_graph(ROOT, PACKAGE)
+
+
+def test_imports_have_no_cycle(imports):
+    edges = internal(imports, PACKAGE)
+    known = {edge for edge in edges if str(edge) in KNOWN_CYCLES}
+    cycle = find_cycle(edges - known)
+    assert not cycle, f"import cycle: {' -> '.join(cycle)}. Move what both modules need into a third one"
+    fixed = {edge for edge in known if not find_cycle(edges - known | {edge})}
+    assert len(known) == len(KNOWN_CYCLES) and not fixed, "a cycle is gone: remove its line from KNOWN_CYCLES"
+
+
+def test_no_import_points_upward(imports):
+    upward = {str(edge) for edge in internal(imports, PACKAGE) if is_upward(edge)}
+    new = sorted(upward - KNOWN_UPWARD)
+    assert not new, f"imports of a higher or parallel layer: {new}. See LAYERS for the order"
+    assert upward >= KNOWN_UPWARD, f"remove from KNOWN_UPWARD: {sorted(KNOWN_UPWARD - upward)}"
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_component_imports_only_what_its_task_needs(imports, name):
+    theirs = {edge for edge in internal(imports, PACKAGE) if component(edge.importer) == name}
+    assert theirs, f"{PACKAGE}.{name} has no imports: is it still there?"
+    others = sorted(str(edge) for edge in theirs if component(edge.imported) not in ALLOWED[name] | {name})
+    assert not others, f"{PACKAGE}.{name} may import {sorted(ALLOWED[name])} only: {others}"
+
+
+def test_matplotlib_is_imported_in_one_module(imports):
+    importers = {edge.importer for edge in imports if edge.imported.split(".")[0] == "matplotlib"}
+    assert importers == KNOWN_MATPLOTLIB
+
+
+def test_scripts_are_not_imported(imports):
+    scripts = {path.stem for folder in ("egs", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    assert "prune" in scripts
+    outside = {edge for edge in imports if edge.imported.split(".")[0] in scripts | {"egs", "benchmarks", "tests"}}
+    assert not outside, f"the library imports scripts: {sorted(map(str, outside))}"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from toy.training import b",
+        "from toy.training.b import value",
+        "import toy.training.b",
+        "from ..training import b",
+        "def f():\n    from toy.training.b import value",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.training.b import value",
+        'import importlib\nimportlib.import_module("toy.training.b")',
+    ],
+)
+def test_upward_imports_and_cycles_are_detected(tmp_path, statement):
+    for file, text in {
+        "toy/__init__.py": "",
+        "toy/models/__init__.py": "",
+        "toy/models/a.py": statement,
+        "toy/training/__init__.py": "",
+        "toy/training/b.py": "from toy.models.a import value",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    edges = internal(import_graph(tmp_path, "toy"), "toy")
+    upward = Import("toy.models.a", "toy.training.b")
+    assert {edge for edge in edges if is_upward(edge)} == {upward}
+    assert set(find_cycle(edges)) == {"toy.models.a", "toy.training.b"}
+    assert not find_cycle(edges - {upward})
+
+
+def test_a_component_without_a_layer_is_reported():
+    with pytest.raises(AssertionError, match="add 'toys' to LAYERS"):
+        layer(f"{PACKAGE}.toys.train")
