@@ -123,7 +123,7 @@ class _Timed:
     """An objective that counts the time that it takes."""
 
     def __init__(self, objective: Any, seconds: dict[str, float], name: str) -> None:
-        self.add_tokens, self.autocast = objective.add_tokens, objective.autocast
+        self.autocast = objective.autocast
         self._call = _timed(objective, seconds, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lhotse import CutSet, MonoCut
 from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
+from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.loading import load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_files
@@ -26,9 +26,7 @@ from icefall_pathways.languages import Language, get_language, parse_languages
 
 logger = logging.getLogger("icefall_pathways")
 
-Batch = dict[str, Any]
-
-__all__ = ["Batch", "DataConfig", "DataError", "SpeechDataModule", "SplitLoader", "check_monolingual"]
+__all__ = ["DataConfig", "DataError", "SpeechDataModule", "SplitLoader", "check_monolingual"]
 
 _SUBSAMPLING = 4
 _USED = "used"
@@ -74,15 +72,12 @@ class DataConfig(AugmentationConfig):
 
 
 class SpeechDataModule:
-    """Batches of training, dev and test cuts.
-
-    A batch is what lhotse's K2SpeechRecognitionDataset makes (`inputs` (N, T, 80), `supervisions`), and `language`, the
-    code of the one language in it.
+    """Batches of training, dev, and test cuts.
 
     Args:
-      config: See there.
-      tokenizer: Needed for training: utterances that it cannot write, or with more tokens than a transducer can emit,
-        are left out.
+      config: The options of the data.
+      tokenizer: Required for training: it fills the tokens of a batch, and training cuts with uncovered characters or
+        with more tokens than a transducer can emit are excluded.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -209,7 +204,7 @@ class SpeechDataModule:
         return next(iter(SplitLoader([BatchPlan(0, language, CutSet.from_cuts(chosen), 0)], self._dataset())))
 
     def _dataset(self, augmentation: Augmentation | None = None) -> "_SpeechDataset":
-        return _SpeechDataset(augmentation, self.config.on_the_fly_feats)
+        return _SpeechDataset(augmentation, self.config.on_the_fly_feats, self._tokenizer)
 
     def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
@@ -326,9 +321,10 @@ class _SpeechDataset(Dataset[Batch | DataError]):
     An error is returned, not raised, so that it comes out of a worker as it is, without the worker's trace.
     """
 
-    def __init__(self, augmentation: Augmentation | None, on_the_fly: bool) -> None:
+    def __init__(self, augmentation: Augmentation | None, on_the_fly: bool, tokenizer: Tokenizer | None) -> None:
         self._augmentation = augmentation
         self._on_the_fly = on_the_fly
+        self._tokenizer = tokenizer
         strategy = OnTheFlyFeatures(FbankConfig().extractor()) if on_the_fly else PrecomputedFeatures()
         transforms = augmentation.transforms if augmentation else []
         self._dataset = K2SpeechRecognitionDataset(
@@ -347,8 +343,7 @@ class _SpeechDataset(Dataset[Batch | DataError]):
             return error
         except Exception as error:  # the readers of features raise whatever they like
             return DataError(_explain(plan, self._on_the_fly, error))
-        batch["language"] = plan.language
-        return batch
+        return Batch.from_lhotse(batch, plan.language, self._tokenizer)
 
 
 def _explain(plan: BatchPlan, on_the_fly: bool, error: Exception) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,49 +26,20 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
     # The generator keeps the loader from drawing of the trainer's random numbers. Pinned memory is copied to a GPU
     # without waiting for it.
     batches: Iterable[Any] = DataLoader(
-        _Compact(dataset) if num_workers else dataset,
+        dataset,
         sampler=sampler,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
         worker_init_fn=_outlive_signals if num_workers else None,
     )
-    for batch in _outliving(iter(batches)):
-        if isinstance(batch, dict) and num_workers:
-            batch["supervisions"] = {key: _as_tensor(value) for key, value in batch["supervisions"].items()}
-        yield batch
+    yield from _outliving(iter(batches))
 
 
-class _Compact(Dataset[Any]):
-    """Batches whose lengths are arrays.
-
-    Processes hand an array over with the rest of the batch, but a tensor as a file of its own, which takes as long as
-    all the rest.
-    """
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        batch = self._dataset[index]
-        if isinstance(batch, dict):
-            batch["supervisions"] = {key: _as_array(value) for key, value in batch["supervisions"].items()}
-        return batch
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Torch's own would make tensors of arrays."""
+def _identity(batch: Any) -> Any:
     return batch
-
-
-def _as_array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _as_tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _outlive_signals(_worker: int) -> None:

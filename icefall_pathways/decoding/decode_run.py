@@ -124,13 +124,12 @@ def _recognise_offline(
     )
     device = next(model.parameters()).device
     for batch in tqdm(loader, name, unit="batch"):
-        supervisions = batch["supervisions"]
         with torch.inference_mode(), experiment.trained.pathways.activate(language):
-            encoder_out, lens = model.encode(batch["inputs"].to(device), supervisions["num_frames"].to(device))
+            encoder_out, lens = model.encode(batch.inputs.to(device), batch.num_frames.to(device))
             state = search.advance(search.init(len(lens)), encoder_out, lens)
         best = search.results(state)
         alternatives = search.n_best(state) if nbest else [[] for _ in best]
-        cuts = zip(supervisions["cut"], supervisions["text"], best, alternatives, strict=True)
+        cuts = zip(batch.cuts, batch.texts, best, alternatives, strict=True)
         for cut, text, found, others in cuts:
             alternative_texts = [_alternative(tokenizer, other) for other in others[:nbest]]
             words = tokenizer.decode([found.tokens])[0].split()

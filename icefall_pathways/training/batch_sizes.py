@@ -8,7 +8,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from icefall_pathways.data.augmentation import seeded
-from icefall_pathways.data.datamodule import Batch, SpeechDataModule
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.objective import seconds_of
@@ -97,7 +98,7 @@ def _largest(
             size *= _STEP
         else:
             is_limit = True
-            if best > 0.0 or len(batch["inputs"]) == 1:
+            if best > 0.0 or len(batch) == 1:
                 break
             size /= _STEP
     return Fit(language, least, best, seconds, is_limit)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import Batch
+from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.loading import is_death
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
@@ -177,16 +177,9 @@ def read_flags(model: nn.Module, *flags: Tensor) -> list[bool]:
 
 def save_batch(batch: Batch, path: Path) -> None:
     """Write a batch as tensors and one JSON string, which torch.load reads with weights_only=True."""
-    supervisions = batch["supervisions"]
-    plain = {
-        "language": batch["language"],
-        "cuts": _cut_ids(batch),
-        "text": supervisions["text"],
-    }
+    plain = {"language": batch.language, "cuts": batch.cut_ids, "text": batch.texts}
     with atomic_write(path) as temporary:
-        torch.save(
-            {"inputs": batch["inputs"], "num_frames": supervisions["num_frames"], "plain": json.dumps(plain)}, temporary
-        )
+        torch.save({"inputs": batch.inputs, "num_frames": batch.num_frames, "plain": json.dumps(plain)}, temporary)
 
 
 def read_batch(path: Path) -> dict[str, Any]:
@@ -196,14 +189,10 @@ def read_batch(path: Path) -> dict[str, Any]:
     return {**stored, **plain}
 
 
-def _cut_ids(batch: Batch) -> list[str]:
-    return [cut.id for cut in batch["supervisions"]["cut"]]
-
-
 def _describe(batch: Batch) -> str:
     """The language and the cuts of a batch, and among them those whose features are to blame."""
-    ids = _cut_ids(batch)
-    finite = torch.isfinite(batch["inputs"]).flatten(1).all(dim=1).tolist()
+    ids = batch.cut_ids
+    finite = torch.isfinite(batch.inputs).flatten(1).all(dim=1).tolist()
     bad = [cut_id for cut_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
-    told = f"{batch['language']} cuts {', '.join(ids)}"
+    told = f"{batch.language} cuts {', '.join(ids)}"
     return f"{told} (features not finite: {', '.join(bad)})" if bad else told

@@ -5,8 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from icefall_pathways.data.datamodule import Batch
-from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.batch import Batch
 from icefall_pathways.models.losses import loss_scales
 from icefall_pathways.models.transducer import TransducerLoss
 from icefall_pathways.training.config import TrainingConfig
@@ -17,37 +16,28 @@ class Objective:
 
     Args:
       options: Scales, warm-up and precision.
-      tokenizer: Makes tokens of transcripts.
       device: Where the model is.
 
     Raises:
       ValueError: float16 is asked for on a CPU.
     """
 
-    def __init__(self, options: TrainingConfig, tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(self, options: TrainingConfig, device: torch.device) -> None:
         if options.use_fp16 and device.type == "cpu":
             raise ValueError("--use-fp16 needs CUDA, and no device was found: use --use-bf16 1, or neither, on a CPU")
         self._options = options
-        self._tokenizer = tokenizer
         self._device = device
 
-    def add_tokens(self, batch: Batch) -> None:
-        """Put a batch's tokens into it: `y` (N, U), `y_lens` (N,), and `num_tokens`, their sum."""
-        tokens = self._tokenizer.encode(batch["supervisions"]["text"])
-        batch["y"] = nn.utils.rnn.pad_sequence([torch.tensor(t, dtype=torch.int64) for t in tokens], batch_first=True)
-        batch["y_lens"] = torch.tensor([len(t) for t in tokens])
-        batch["num_tokens"] = int(batch["y_lens"].sum())
-
     def __call__(self, batch: Batch, module: nn.Module, update: int) -> dict[str, Tensor]:
-        """Sums over a batch that has its tokens: the losses, and as `loss` their weighted sum."""
-        options, device = self._options, self._device
+        """Sums over a batch: the losses, and as `loss` their weighted sum."""
+        options, batch = self._options, batch.to(self._device)
         with self.autocast():
             losses: TransducerLoss = module(
-                batch["language"],
-                batch["inputs"].to(device, non_blocking=True),
-                batch["supervisions"]["num_frames"],
-                batch["y"].to(device, non_blocking=True),
-                batch["y_lens"],
+                batch.language,
+                batch.inputs,
+                batch.num_frames,
+                batch.tokens,
+                batch.num_tokens,
                 prune_range=options.prune_range,
                 am_scale=options.am_scale,
                 lm_scale=options.lm_scale,
@@ -72,4 +62,4 @@ class Objective:
 
 def seconds_of(batch: Batch) -> float:
     """Seconds of audio in a batch."""
-    return 0.01 * float(batch["supervisions"]["num_frames"].sum())
+    return 0.01 * float(batch.num_frames.sum())

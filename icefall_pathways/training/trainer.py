@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import Batch, SpeechDataModule
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.loading import deaths_told
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
@@ -96,7 +97,7 @@ class Trainer:
         self.updates_per_epoch = data.updates_per_epoch(self.batches_per_update)
         self.num_updates = self.options.num_updates or self.options.num_epochs * self.updates_per_epoch
         self.learning_rate = build_learning_rate(self.options, self.restarts_every or self.num_updates)
-        self.objective = Objective(self.options, tokenizer, rank.device)
+        self.objective = Objective(self.options, rank.device)
         self.scaler = torch.cuda.amp.GradScaler(enabled=self.options.use_fp16 and rank.device.type == "cuda")
         self.sums = LossSums([language.code for language in data.languages], rank.device)
         self.validator = Validator(self.pathways, self.objective, data, tokenizer, rank, self.options.valid_wer_cuts)
@@ -134,7 +135,7 @@ class Trainer:
             for update, batches in self._batches(start):
                 with self.guard.keeps_evidence(batches):
                     stopping = self._train_update(update, batches)
-                log.advance(batches[0]["language"], sum(seconds_of(batch) for batch in batches))
+                log.advance(batches[0].language, sum(seconds_of(batch) for batch in batches))
                 self._between_updates(update, log)
                 if stopping:
                     self._leave(update)
@@ -145,7 +146,6 @@ class Trainer:
         pathways = PathwayModule(self.model, self.masks).train()  # leaves the gatherers of gradients alone
 
         def loss_of(batch: Batch) -> Tensor:
-            self.objective.add_tokens(batch)
             return self.objective(batch, pathways, self.options.warm_updates)["loss"]
 
         fits = scan_batch_sizes(self.model, loss_of, self.data, self.rank)
@@ -174,8 +174,6 @@ class Trainer:
             for update in range(start + 1, self.num_updates + 1):
                 with self.speed.waiting():
                     batches = list(islice(loaded, self.options.accum_grad))
-                for batch in batches:
-                    self.objective.add_tokens(batch)
                 yield update, batches
 
     def _train_update(self, update: int, batches: list[Batch]) -> bool:
@@ -184,7 +182,7 @@ class Trainer:
         Returns:
           Whether a rank has been asked to stop; all ranks come to know it in the same update.
         """
-        language = batches[0]["language"]
+        language = batches[0].language
         set_position(self.model, self._position(update) + (_TRAINED if self.options.init_from else 0.0))
         self.parallel.train()
         for group in self.optimizer.param_groups:
@@ -198,7 +196,7 @@ class Trainer:
             self.optimizer.step()
             self.sums.add_update(language, norm)
             for batch, loss in zip(batches, losses, strict=True):
-                self.sums.add(language, loss, batch["num_tokens"], seconds_of(batch))
+                self.sums.add(language, loss, batch.total_tokens, seconds_of(batch))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, update)
@@ -213,7 +211,7 @@ class Trainer:
 
     def _forward_backward(self, batches: list[Batch], update: int) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The losses of the batches, and how many ranks have been asked to stop, on the device."""
-        told = torch.tensor([sum(batch["num_tokens"] for batch in batches), self.stop.number > 0], dtype=torch.float64)
+        told = torch.tensor([sum(batch.total_tokens for batch in batches), self.stop.number > 0], dtype=torch.float64)
         total = self.rank.sum(told.to(self.rank.device, non_blocking=True))
         # Every rank divides by the mean number of tokens of a rank, so that the averaged gradient is that of the mean
         # loss per token of the whole update, however the utterances fell to the ranks.

@@ -5,7 +5,8 @@ from kaldialign import edit_distance
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import Batch, SpeechDataModule
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
@@ -70,24 +71,23 @@ class Validator:
             first = 0  # the number of the batch's first cut
             for k, batch in enumerate(tqdm(loader, desc=f"validating {code}", leave=False, disable=hidden)):
                 if k % self._rank.world_size == self._rank.index:
-                    self._objective.add_tokens(batch)
                     losses = self._objective(batch, self._pathways, update)
-                    sums.add(code, losses, batch["num_tokens"], seconds_of(batch))
+                    sums.add(code, losses, batch.total_tokens, seconds_of(batch))
                     if every:
                         errors[i] += self._word_errors(batch, (-first) % every, every)
-                first += len(batch["inputs"])
+                first += len(batch)
         return self._with_error_rates(sums.flush(self._rank), errors, codes)
 
     def _word_errors(self, batch: Batch, start: int, every: int) -> Tensor:
         """Wrong and all words of a batch's cuts start, start + every, ..., found by greedy search: (2,)."""
-        texts = batch["supervisions"]["text"][start::every]
+        texts = batch.texts[start::every]
         if not texts:
             return torch.zeros(2, dtype=torch.float64)
         model, device = self._pathways.model, self._rank.device
         assert isinstance(model, Transducer)
-        lens = batch["supervisions"]["num_frames"][start::every]
-        x = batch["inputs"][start::every, : int(lens.max())]
-        with activate(model, self._pathways.masks, batch["language"]), self._objective.autocast():
+        lens = batch.num_frames[start::every]
+        x = batch.inputs[start::every, : int(lens.max())]
+        with activate(model, self._pathways.masks, batch.language), self._objective.autocast():
             search = GreedySearch(model)
             encoder_out, lens = model.encode(x.to(device), lens.to(device))
             found = search.results(search.advance(search.init(len(lens)), encoder_out, lens))

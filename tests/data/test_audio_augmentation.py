@@ -114,7 +114,7 @@ def test_noise_is_mixed_in_at_the_stated_ratio(folder, on_the_fly):
 
 
 def equal(a, b):
-    return torch.equal(a["inputs"], b["inputs"]) and a["supervisions"]["text"] == b["supervisions"]["text"]
+    return torch.equal(a.inputs, b.inputs) and a.texts == b.texts
 
 
 @pytest.mark.parametrize("on_the_fly", [False, True])
@@ -127,7 +127,7 @@ def test_augmented_batches_depend_on_seed_and_update_alone(folder, datamodule, o
     other = list(datamodule(**options).train_batches(0, 5, seed=2))
     plain = list(datamodule(on_the_fly_feats=on_the_fly, enable_spec_aug=False).train_batches(0, 5, seed=1))
     assert not any(equal(a, b) for batches in (other, plain) for a, b in zip(whole, batches, strict=True))
-    assert [b["supervisions"]["text"] for b in whole] == [b["supervisions"]["text"] for b in plain]
+    assert [b.texts for b in whole] == [b.texts for b in plain]
 
 
 def test_features_on_the_fly_are_those_that_are_stored(datamodule):
@@ -135,10 +135,10 @@ def test_features_on_the_fly_are_those_that_are_stored(datamodule):
     stored = list(datamodule().loader("de", "dev"))
     computed = list(datamodule(on_the_fly_feats=True).loader("de", "dev"))
     for a, b in zip(stored, computed, strict=True):
-        assert torch.equal(a["supervisions"]["num_frames"], b["supervisions"]["num_frames"])
-        assert a["supervisions"]["text"] == b["supervisions"]["text"]
-        torch.testing.assert_close(a["inputs"], b["inputs"], rtol=0, atol=0.05)
-        assert not torch.equal(a["inputs"], b["inputs"])
+        assert torch.equal(a.num_frames, b.num_frames)
+        assert a.texts == b.texts
+        torch.testing.assert_close(a.inputs, b.inputs, rtol=0, atol=0.05)
+        assert not torch.equal(a.inputs, b.inputs)
 
 
 def test_features_on_the_fly_need_none_stored(folder, datamodule):

@@ -14,11 +14,14 @@ import pytest
 import torch
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
-from icefall_pathways.data import datamodule, loading
-from icefall_pathways.data.datamodule import Batch, DataConfig, DataError, SpeechDataModule
+from icefall_pathways.data import datamodule
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataModule
 from icefall_pathways.data.features import LOG_EPS
 from icefall_pathways.data.sampling import MonolingualSampler
 from icefall_pathways.data.tokenizer import Tokenizer
+
+TENSORS = ("inputs", "num_frames", "tokens", "num_tokens")
 
 
 def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> SpeechDataModule:
@@ -26,36 +29,32 @@ def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> Sp
     return SpeechDataModule(DataConfig(manifest_dir=corpus, **(defaults | options)), tokenizer)
 
 
-def ids(batch: Batch) -> list[str]:
-    return [cut.id for cut in batch["supervisions"]["cut"]]
-
-
 def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
-        assert ids(batch) == ids(other)
-        assert batch["language"] == other["language"]
-        assert batch["supervisions"]["text"] == other["supervisions"]["text"]
-        assert torch.equal(batch["inputs"], other["inputs"])
+        assert batch.cut_ids == other.cut_ids
+        assert batch.language == other.language
+        assert batch.texts == other.texts
+        assert torch.equal(batch.inputs, other.inputs)
 
 
 def test_a_batch_is_one_language_and_what_lhotse_makes(corpus: Path, tokenizer: Tokenizer) -> None:
     seen = set()
     for batch in data_module(corpus, tokenizer).train_batches(0, 30, seed=1):
-        cuts = batch["supervisions"]["cut"]
-        assert {cut.supervisions[0].language for cut in cuts} == {batch["language"]}
+        cuts = batch.cuts
+        assert {cut.supervisions[0].language for cut in cuts} == {batch.language}
         assert sum(cut.duration for cut in cuts) <= 12.0
-        assert batch["inputs"].shape == (len(cuts), max(cut.num_frames for cut in cuts), 80)
-        assert batch["supervisions"]["num_frames"].tolist() == [cut.num_frames for cut in cuts]
-        seen.add(batch["language"])
+        assert batch.inputs.shape == (len(cuts), max(cut.num_frames for cut in cuts), 80)
+        assert batch.num_frames.tolist() == [cut.num_frames for cut in cuts]
+        seen.add(batch.language)
     assert seen == set(SIZES)
 
 
 def test_padding_is_silence(corpus: Path, tokenizer: Tokenizer) -> None:
     batch = next(iter(data_module(corpus, tokenizer).loader("en", "dev")))
-    for features, length in zip(batch["inputs"], batch["supervisions"]["num_frames"].tolist(), strict=True):
+    for features, length in zip(batch.inputs, batch.num_frames.tolist(), strict=True):
         assert torch.all((features[length:] - LOG_EPS).abs() < 1e-3)
-    assert batch["supervisions"]["num_frames"].min() < batch["inputs"].size(1)
+    assert batch.num_frames.min() < batch.inputs.size(1)
 
 
 def test_finished_passes_are_not_gone_through_again(
@@ -111,7 +110,7 @@ def test_length_of_the_run_does_not_change_its_batches(corpus: Path, tokenizer: 
 
 
 def test_seeds_differ(corpus: Path, tokenizer: Tokenizer) -> None:
-    first, second = ([ids(b) for b in data_module(corpus, tokenizer).train_batches(0, 10, seed)] for seed in (1, 2))
+    first, second = ([b.cut_ids for b in data_module(corpus, tokenizer).train_batches(0, 10, seed)] for seed in (1, 2))
     assert first != second
 
 
@@ -120,7 +119,7 @@ def test_augmentation_differs_between_updates_ranks_and_seeds(corpus: Path, toke
     by_ids: dict[tuple[str, ...], list[torch.Tensor]] = {}
     data = data_module(corpus, tokenizer, languages="it", shuffle=False)
     for batch in data.train_batches(0, 20, seed=1):
-        by_ids.setdefault(tuple(ids(batch)), []).append(batch["inputs"])
+        by_ids.setdefault(tuple(batch.cut_ids), []).append(batch.inputs)
     repeated = [inputs for inputs in by_ids.values() if len(inputs) > 1]
     assert repeated
     assert all(not torch.equal(inputs[0], inputs[1]) for inputs in repeated)
@@ -140,7 +139,7 @@ def test_random_numbers_of_the_trainer_are_left_alone(corpus: Path, tokenizer: T
 def test_every_pass_has_every_cut_once_in_a_new_order(corpus: Path, tokenizer: Tokenizer) -> None:
     order: list[str] = []
     for batch in data_module(corpus, tokenizer, languages="it").train_batches(0, 40, seed=3):
-        order += ids(batch)
+        order += batch.cut_ids
     size = SIZES["it"]
     passes = [order[i : i + size] for i in range(0, len(order) - size, size)]
     assert len(passes) > 5
@@ -152,7 +151,7 @@ def test_short_first(corpus: Path, tokenizer: Tokenizer) -> None:
     data = data_module(corpus, tokenizer, languages="en", short_first=True, max_duration=8.0)
     durations: list[float] = []
     for batch in data.train_batches(0, 60, seed=1):
-        durations += sorted(cut.duration for cut in batch["supervisions"]["cut"])
+        durations += sorted(cut.duration for cut in batch.cuts)
     size = SIZES["en"]
     assert durations[:size] == sorted(durations[:size])
     assert durations[size : 2 * size] != sorted(durations[size : 2 * size])
@@ -161,7 +160,7 @@ def test_short_first(corpus: Path, tokenizer: Tokenizer) -> None:
 def test_languages_are_drawn_in_proportion_to_hours_and_temperature(corpus: Path, tokenizer: Tokenizer) -> None:
     def share(temperature: float) -> float:
         data = data_module(corpus, tokenizer, sampling_temperature=temperature, max_duration=1.0)
-        counts = Counter(batch["language"] for batch in data.train_batches(0, 400, seed=1))
+        counts = Counter(batch.language for batch in data.train_batches(0, 400, seed=1))
         return counts["it"] / 400
 
     seconds = {language: sum(lengths(size)) for language, size in SIZES.items()}
@@ -183,10 +182,10 @@ def test_ranks_get_other_cuts_of_the_same_language(
         for rank in range(world_size)
     ]
     for batches in zip(*ranks, strict=True):
-        assert len({batch["language"] for batch in batches}) == 1
-        cuts = [name for batch in batches for name in ids(batch)]
+        assert len({batch.language for batch in batches}) == 1
+        cuts = [name for batch in batches for name in batch.cut_ids]
         assert len(set(cuts)) == len(cuts)
-    first_pass = [name for batches in zip(*ranks, strict=True) for batch in batches for name in ids(batch)]
+    first_pass = [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch.cut_ids]
     english = [name for name in first_pass if name.startswith("en-")][: SIZES["en"]]
     assert sorted(english) == sorted(f"en-train-{i}" for i in range(SIZES["en"]))  # nothing lost, nothing twice
 
@@ -223,7 +222,7 @@ def test_batches_smaller_than_a_cut_and_languages_smaller_than_the_buckets(
     batches = list(data.train_batches(0, 6, 1, rank, world_size))
     assert len(batches) == 6
     if world_size == 1:
-        assert {name for batch in batches for name in ids(batch)} == {cut.id for cut in cuts}
+        assert {name for batch in batches for name in batch.cut_ids} == {cut.id for cut in cuts}
 
 
 def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -234,7 +233,7 @@ def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Token
     others = [dataclasses.replace(cuts[4], id=name, supervisions=s) for name, s in (("mute", []), ("foreign", foreign))]
     write_cuts(tmp_path, "en", "train", [*cuts, *others])
     data = data_module(tmp_path, tokenizer, languages="en", min_cut_duration=0.2, max_cut_duration=5.0)
-    used = {name for batch in data.train_batches(0, 4, seed=1) for name in ids(batch)}
+    used = {name for batch in data.train_batches(0, 4, seed=1) for name in batch.cut_ids}
     assert used == {"en-0", "en-4"}
     report = data.drop_report()
     for reason, number in {
@@ -263,9 +262,9 @@ def test_loader_goes_from_long_to_short_and_needs_no_tokenizer(corpus: Path) -> 
     loader = data_module(corpus, None).loader("fr", "dev")
     batches = list(loader)
     assert len(batches) == len(loader) > 1
-    frames = [n for batch in batches for n in batch["supervisions"]["num_frames"].tolist()]
+    frames = [n for batch in batches for n in batch.num_frames.tolist()]
     assert frames == sorted(lengths(9), reverse=True)
-    assert {batch["language"] for batch in batches} == {"fr"}
+    assert {batch.language for batch in batches} == {"fr"}
     assert_same(list(data_module(corpus, None).loader("french", "dev")), batches)
 
 
@@ -317,15 +316,30 @@ def test_two_languages_in_one_batch_name_the_cuts(tmp_path: Path, tokenizer: Tok
         list(data.train_batches(0, 1, seed=1))
 
 
-def test_batches_that_processes_hand_over_are_those_made_here(corpus: Path, tokenizer: Tokenizer) -> None:
-    """Of all that is in a batch, processes hand over one tensor alone: each is a file of its own."""
+def test_worker_batches_equal_in_process_batches(corpus: Path, tokenizer: Tokenizer) -> None:
     here, there = (list(data_module(corpus, tokenizer, num_workers=n).train_batches(0, 3, seed=1)) for n in (0, 2))
     for ours, theirs in zip(here, there, strict=True):
-        assert torch.equal(ours["inputs"], theirs["inputs"]) and ours["language"] == theirs["language"]
-        assert ours["supervisions"].keys() == theirs["supervisions"].keys()
-        for key, value in ours["supervisions"].items():
-            assert type(value) is type(theirs["supervisions"][key])
-            assert torch.equal(value, theirs["supervisions"][key]) if key == "num_frames" else True
-    handed = loading._Compact([here[0]])[0]
-    flat = [*handed.values(), *handed["supervisions"].values()]
-    assert sum(isinstance(value, torch.Tensor) for value in flat) == 1
+        assert (ours.language, ours.cut_ids, ours.texts) == (theirs.language, theirs.cut_ids, theirs.texts)
+        for name in TENSORS:
+            first, second = getattr(ours, name), getattr(theirs, name)
+            assert first.dtype == second.dtype and torch.equal(first, second)
+
+
+def test_only_the_features_are_pickled_as_a_tensor(corpus: Path, tokenizer: Tokenizer) -> None:
+    """A worker process transfers each tensor as a separate shared-memory file."""
+    state = next(data_module(corpus, tokenizer).train_batches(0, 1, seed=1)).__getstate__()
+    assert [name for name, value in state.items() if isinstance(value, torch.Tensor)] == ["inputs"]
+
+
+def test_tokens_are_those_of_the_transcripts(corpus: Path, tokenizer: Tokenizer) -> None:
+    for batch in data_module(corpus, tokenizer).train_batches(0, 3, seed=1):
+        rows = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
+        encoded = [row[:count] for row, count in rows]
+        assert encoded == tokenizer.encode(batch.texts)
+        assert batch.total_tokens == sum(map(len, encoded)) > 0
+        assert all(not any(row[count:]) for row, count in zip(batch.tokens.tolist(), batch.num_tokens, strict=True))
+
+
+def test_without_a_tokenizer_batches_have_no_tokens(corpus: Path) -> None:
+    batch = next(iter(data_module(corpus, None).loader("en", "dev")))
+    assert batch.tokens.shape == (len(batch), 0) and batch.total_tokens == 0

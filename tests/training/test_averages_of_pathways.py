@@ -39,7 +39,7 @@ def run(corpus, tmp_path_factory):
     )
     runs.train(config)
     data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
-    languages = [batch["language"] for batch in data.train_batches(0, UPDATES, config.training.seed)]
+    languages = [batch.language for batch in data.train_batches(0, UPDATES, config.training.seed)]
     return config.training.exp_dir, start, masks, languages
 
 

@@ -50,7 +50,6 @@ def spoil(trainer, updates, how):
                 losses["loss"].register_hook(lambda grad: grad * float("inf"))
         return losses
 
-    spoilt.add_tokens = compute.add_tokens
     trainer.objective = spoilt
 
 
@@ -69,7 +68,7 @@ def test_a_bad_batch_is_skipped_told_and_saved(corpus, tmp_path, how, capsys):
     train_update = trainer._train_update
 
     def watched(update, batches):
-        cuts[update] = (batches[0]["language"], [cut.id for cut in batches[0]["supervisions"]["cut"]])
+        cuts[update] = (batches[0].language, batches[0].cut_ids)
         stopping = train_update(update, batches)
         states[update] = state_of(trainer)
         return stopping
@@ -102,18 +101,15 @@ def test_one_bad_batch_too_many_in_a_row_ends_the_run(corpus, tmp_path):
 
 def test_features_that_are_not_finite_are_named(corpus, tmp_path, capsys):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path, num_updates=1, max_bad_batches=0))
-    add_tokens = trainer.objective.add_tokens
-
-    def spoilt(batch):
-        if batch["inputs"].size(0) > 1:
-            batch["inputs"][1, 0, 0] = float("nan")
-        add_tokens(batch)
-
-    trainer.objective.add_tokens = spoilt
     train_batches = trainer.data.train_batches
-    trainer.data.train_batches = lambda **kw: (
-        b for b in train_batches(**kw | {"num_updates": 9}) if len(b["inputs"]) > 1
-    )
+
+    def spoilt(**options):
+        for batch in train_batches(**options | {"num_updates": 9}):
+            if len(batch) > 1:
+                batch.inputs[1, 0, 0] = float("nan")
+                yield batch
+
+    trainer.data.train_batches = spoilt
     with pytest.raises(BadBatchesError):
         trainer.guard._most_in_a_row = 0
         trainer.run()

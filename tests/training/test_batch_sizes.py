@@ -19,9 +19,8 @@ def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
     """Scan with a device on which so many frames, padding included, fit."""
 
     def loss_of(batch):
-        if batch["inputs"].shape[0] * batch["inputs"].shape[1] > room:
+        if batch.inputs.shape[0] * batch.inputs.shape[1] > room:
             raise RuntimeError(error)
-        trainer.objective.add_tokens(batch)
         return trainer.objective(batch, trainer.pathways, 1)["loss"]
 
     return scan_batch_sizes(trainer.model, loss_of, trainer.data, Rank(), tells=True)

@@ -43,7 +43,7 @@ def _train(rank, config, folder):
     train_update = trainer._train_update
 
     def watched(update, batches):
-        seen.append([(batch["language"], [cut.id for cut in batch["supervisions"]["cut"]]) for batch in batches])
+        seen.append([(batch.language, batch.cut_ids) for batch in batches])
         return train_update(update, batches)
 
     trainer._train_update = watched

@@ -175,7 +175,7 @@ def _languages(config):
     from icefall_pathways.data.tokenizer import Tokenizer
 
     data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
-    return [batch["language"] for batch in data.train_batches(0, config.training.num_updates, config.training.seed)]
+    return [batch.language for batch in data.train_batches(0, config.training.num_updates, config.training.seed)]
 
 
 def test_figures_are_per_language(dense):
@@ -371,8 +371,8 @@ def _record(rank: Rank, config, folder):
     train_update = run._train_update
 
     def recorded(update, batches):
-        seen["languages"].append(batches[0]["language"])
-        seen["cuts"] += [cut.id for cut in batches[0]["supervisions"]["cut"]]
+        seen["languages"].append(batches[0].language)
+        seen["cuts"] += batches[0].cut_ids
         return train_update(update, batches)
 
     run._train_update = recorded

@@ -46,9 +46,7 @@ def test_the_sample_is_spread_over_the_dev_set(corpus, tmp_path, monkeypatch, we
     monkeypatch.setattr(
         Validator,
         "_word_errors",
-        lambda self, batch, start, every: (
-            seen.extend(batch["supervisions"]["text"][start::every]) or torch.tensor([0.0, 1.0])
-        ),
+        lambda self, batch, start, every: seen.extend(batch.texts[start::every]) or torch.tensor([0.0, 1.0]),
     )
     trainer.validator(1)
     assert len(seen) == decoded
