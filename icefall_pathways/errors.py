@@ -1,11 +1,17 @@
-"""What errors of other libraries say, in one line."""
+"""One-line summaries of exceptions raised by other libraries."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, which tells most of torch's; its kind if it has no text."""
+    """Return the first line of an error message, or the name of its class if it has no message.
+
+    torch states the cause in the first line.
+    """
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def last_line(error: Exception) -> str:
-    """The last line of an error's text, where readers of audio say the cause; its kind if it has no text."""
+    """Return the last line of an error message, or the name of its class if it has no message.
+
+    Audio readers state the cause in the last line.
+    """
     return str(error).strip().split("\n")[-1] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic file writes, JSON files and file hashes."""
 
 import hashlib
 import json
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_MOST_JSON = 64 << 20  # bytes of a JSON file; headers and options take a few kilobytes
-UNFINISHED = ".writing-"  # what temporary names begin with
+_MAX_JSON_BYTES = 64 << 20  # headers and options take a few kilobytes
+TEMPORARY_PREFIX = ".writing-"  # of the names of files that are being written
 
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; on success, sync it and rename it to `path`.
+    """Yield a temporary path in the folder of `path`; on success, sync the file and rename it to `path`.
 
-    The folder is made if need be. After an exception the temporary file is removed and `path` is as it was.
-    The temporary name keeps the suffixes of `path`, since some writers choose their format by it.
+    The folder is created if necessary. After an exception the temporary file is removed and `path` is unchanged.
+    The temporary name keeps the suffixes of `path`, because some writers choose their format by them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=UNFINISHED, suffix="".join(path.suffixes), dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="".join(path.suffixes), dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -37,7 +37,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; paths are written as strings."""
+    """Write `value` as indented JSON, atomically. Paths are written as strings."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
@@ -46,21 +46,22 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
-      ValueError: The file is too large or not JSON; the message names it and the place.
+      ValueError: The file is too large or not valid JSON; the message names the file and the position.
     """
     path = Path(path)
-    if path.stat().st_size > _MOST_JSON:
+    if path.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, expected at most {_MOST_JSON}: it is not of this project"
+            f"{path} has {path.stat().st_size} bytes, expected at most {_MAX_JSON_BYTES}: "
+            "it was not written by this project"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): restore it or remove it and make it anew") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): restore it, or remove it and create it again") from error
 
 
 def sha256(path: Path | str) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -69,7 +70,7 @@ def sha256(path: Path | str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming in `folder` outlast a loss of power."""
+    """Make a rename in `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

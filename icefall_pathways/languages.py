@@ -1,36 +1,40 @@
 """The languages of Multilingual LibriSpeech: code, folder name and alphabet."""
 
 from dataclasses import dataclass
+from typing import NewType
+
+#: An ISO 639-1 language code, such as "fr".
+LanguageCode = NewType("LanguageCode", str)
 
 _LATIN = "abcdefghijklmnopqrstuvwxyz"
-_MARKS = "'-"  # MLS keeps the apostrophe and the hyphen, and no other punctuation
+_PUNCTUATION = "'-"  # the only punctuation in transcripts of MLS
 
 
 class UnknownLanguageError(ValueError):
-    """A language that is not one of MLS's eight."""
+    """The language is not one of the eight languages of MLS."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """One language.
+    """A language of Multilingual LibriSpeech (MLS).
 
     Attributes:
-      code: ISO 639-1 code, the tag of every supervision ("fr").
-      name: MLS's name, part of its folder names ("french").
-      alphabet: Every character a normalised transcript may hold, the space included.
+      code: ISO 639-1 code, such as "fr"; the `language` of every supervision.
+      name: Name in MLS, such as "french"; part of its folder names.
+      alphabet: All characters of a normalized transcript, including the space.
     """
 
-    code: str
+    code: LanguageCode
     name: str
     alphabet: frozenset[str]
 
 
 def _language(code: str, name: str, accented: str) -> Language:
-    return Language(code, name, frozenset(_LATIN + accented + _MARKS + " "))
+    return Language(LanguageCode(code), name, frozenset(_LATIN + accented + _PUNCTUATION + " "))
 
 
-# Accented letters are those the language's own orthography uses, loan words included.
-LANGUAGES: dict[str, Language] = {
+# The accented letters of the language's own orthography, including loan words.
+LANGUAGES: dict[LanguageCode, Language] = {
     language.code: language
     for language in (
         _language("en", "english", "éèêçñïö"),
@@ -46,10 +50,10 @@ LANGUAGES: dict[str, Language] = {
 
 
 def get_language(tag: str) -> Language:
-    """Look a language up by its code ("fr") or its MLS name ("french").
+    """Return the language with the given code ("fr") or MLS name ("french").
 
     Raises:
-      UnknownLanguageError: It is neither; the message lists what is known.
+      UnknownLanguageError: There is no such language; the message lists all supported languages.
     """
     for language in LANGUAGES.values():
         if tag.lower() in (language.code, language.name):
@@ -58,13 +62,13 @@ def get_language(tag: str) -> Language:
     raise UnknownLanguageError(f"unknown language {tag!r}: expected one of {known}")
 
 
-def codes_of(tags: str) -> list[str]:
-    """The codes of a list of languages as options give it; see `parse_languages`."""
+def codes_of(tags: str) -> list[LanguageCode]:
+    """Return the codes of the languages in an option value; see `parse_languages`."""
     return [language.code for language in parse_languages(tags)]
 
 
 def parse_languages(tags: str) -> list[Language]:
-    """Read a list of languages as options give it: codes or names with spaces or commas between them.
+    """Parse an option value that lists languages: codes or names, separated by spaces or commas.
 
     Raises:
       UnknownLanguageError: One of them is not a language of MLS.
@@ -72,8 +76,8 @@ def parse_languages(tags: str) -> list[Language]:
     """
     languages = [get_language(tag) for tag in tags.replace(",", " ").split()]
     if not languages:
-        raise ValueError('no language given: expected a list such as "en fr it nl"')
+        raise ValueError('no languages given: expected a list such as "en fr it nl"')
     codes = [language.code for language in languages]
     if len(set(codes)) < len(codes):
-        raise ValueError(f"a language is named twice in {tags!r}: name each once")
+        raise ValueError(f"duplicate language in {tags!r}: list each language once")
     return languages

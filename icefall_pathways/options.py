@@ -1,4 +1,4 @@
-"""Command lines derived from dataclasses: every option has one home, its field."""
+"""Command-line parsing and JSON serialization for configuration dataclasses: one field defines one option."""
 
 import dataclasses
 import sys
@@ -23,8 +23,8 @@ def _parse_bool(words: list[str]) -> bool:
     return word in _TRUE
 
 
-def _bool_as_icefall(type_info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Make booleans take a value, as icefall's do: `--use-fp16 1` or `--use-fp16 true`."""
+def _bool_with_value(type_info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Make boolean options take a value, as in icefall: `--use-fp16 1` or `--use-fp16 true`."""
     if type_info.type is not bool:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -36,45 +36,45 @@ def _bool_as_icefall(type_info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
-class _FlowingHelp:
-    """Lets `--help` break lines where they are full: tyro also breaks them where the docstrings in the code do."""
+class _ReflowHelp:
+    """Remove the line breaks of docstrings from help texts, so that `--help` wraps lines at the terminal width."""
 
     def __init__(self) -> None:
-        self._asking = False
+        self._in_default_rules = False
 
     def __call__(self, type_info: tyro.constructors.StructTypeInfo) -> Any:
-        if self._asking:
-            return None  # tyro's own rules are asked next
-        self._asking = True
+        if self._in_default_rules:
+            return None  # falls through to the default rules of tyro
+        self._in_default_rules = True
         try:
             spec = tyro.constructors.ConstructorRegistry.get_struct_spec(type_info)
         finally:
-            self._asking = False
+            self._in_default_rules = False
         if not isinstance(spec, tyro.constructors.StructConstructorSpec):
             return spec
-        fields = [dataclasses.replace(field, helptext=partial(_flowing, field.helptext)) for field in spec.fields]
+        fields = [dataclasses.replace(field, helptext=partial(_reflow, field.helptext)) for field in spec.fields]
         return dataclasses.replace(spec, fields=tuple(fields))
 
 
-def _flowing(text: str | Callable[[], str | None] | None) -> str | None:
-    found = text() if callable(text) else text
-    return found and " ".join(found.split())
+def _reflow(text: str | Callable[[], str | None] | None) -> str | None:
+    help_text = text() if callable(text) else text
+    return help_text and " ".join(help_text.split())
 
 
 def parse(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
-    """Read a command line into `config_class`.
+    """Parse a command line into an instance of `config_class`.
 
-    Every field of the dataclass, and of the dataclasses in it, is an option: `max_duration` is `--max-duration`. The
-    docstring below a field is its help.
+    Every field of the dataclass and of its nested dataclasses is an option: `max_duration` is `--max-duration`. The
+    docstring below a field is its help text.
 
     Args:
       config_class: A dataclass in which every field has a default.
-      description: Shown above the options by `--help`.
-      argv: The words after the script's name; None reads those of this process.
+      description: Shown by `--help` above the options.
+      argv: The arguments after the name of the script; None: those of this process.
     """
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_bool_as_icefall)
-    registry.struct_rule(_FlowingHelp())
+    registry.primitive_rule(_bool_with_value)
+    registry.struct_rule(_ReflowHelp())
     return tyro.cli(
         config_class,
         description=description,
@@ -85,9 +85,9 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script; an error its user can act on becomes one line and exit status 1.
+    """Run the main function of a script; report a user-actionable error in one line and exit with status 1.
 
-    Other exceptions are defects of ours and keep their trace.
+    ValueError and OSError are user-actionable. Other exceptions are bugs and keep their traceback.
     """
     try:
         main()
@@ -95,12 +95,12 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; what is finished is kept, run the same command again to go on", file=sys.stderr)
+        print("interrupted; finished work is kept, run the same command again to resume", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The options of `config` as plain data that JSON holds; nested dataclasses become nested objects."""
+    """Convert a configuration to JSON-serializable data; nested dataclasses become nested dicts."""
     values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -111,21 +111,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; an option that `values` does not hold has its default.
+    """Convert the result of `to_dict` back to a configuration; missing options get their defaults.
 
     Raises:
-      ValueError: `values` holds an option that `config_class` does not know.
+      ValueError: `values` contains an option that `config_class` does not have.
     """
     hints = typing.get_type_hints(config_class)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(
-            f"{config_class.__name__} has no option {', '.join(unknown)}: was it written by another version?"
+            f"{config_class.__name__} has no option {', '.join(unknown)}: was it written by another version of this "
+            "project?"
         )
-    return config_class(**{name: _from_plain(hints[name], value) for name, value in values.items()})
+    return config_class(**{name: _from_json(hints[name], value) for name, value in values.items()})
 
 
-def _from_plain(hint: Any, value: Any) -> Any:
+def _from_json(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value)
     if value is not None and (hint is Path or Path in typing.get_args(hint)):

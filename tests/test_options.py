@@ -12,7 +12,7 @@ class Inner:
     """Seconds of audio per batch."""
 
     use_fp16: bool = False
-    """Half precision: the whole model, or what of it may be computed so
+    """Half precision for all layers that allow it
     (half of the memory)."""
 
 
@@ -20,10 +20,10 @@ class Inner:
 class Outer:
     inner: Inner = field(default_factory=Inner)
     exp_dir: Path = Path("exp")
-    """Where results go."""
+    """Output folder."""
 
     masks: Path | None = None
-    """A masks file."""
+    """Masks file."""
 
 
 def test_nested_fields_are_flat_options():
@@ -31,18 +31,18 @@ def test_nested_fields_are_flat_options():
     assert config == Outer(Inner(15.0), Path("a/b"), Path("m.safetensors"))
 
 
-@pytest.mark.parametrize(("word", "value"), [("1", True), ("true", True), ("0", False), ("False", False)])
-def test_booleans_take_icefalls_words(word, value):
-    assert options.parse(Outer, "", ["--use-fp16", word]).inner.use_fp16 is value
+@pytest.mark.parametrize(("argument", "value"), [("1", True), ("true", True), ("0", False), ("False", False)])
+def test_booleans_accept_the_values_of_icefall(argument, value):
+    assert options.parse(Outer, "", ["--use-fp16", argument]).inner.use_fp16 is value
 
 
-def test_other_words_are_no_booleans(capsys):
+def test_invalid_boolean_is_rejected(capsys):
     with pytest.raises(SystemExit):
         options.parse(Outer, "", ["--use-fp16", "maybe"])
     assert "expected one of 1, 0, true, false; found 'maybe'" in "".join(capsys.readouterr())
 
 
-def test_help_gives_text_and_default(capsys):
+def test_help_shows_text_and_default(capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse(Outer, "Trains.", ["--help"])
     text = capsys.readouterr().out
@@ -50,11 +50,11 @@ def test_help_gives_text_and_default(capsys):
     assert "Trains." in text and "Seconds of audio per batch. (default: 200.0)" in text
 
 
-def test_help_breaks_lines_where_they_are_full(capsys, monkeypatch):
+def test_help_is_wrapped_at_the_terminal_width(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         options.parse(Outer, "", ["--help"])
-    assert "what of it may be computed so (half of the memory). (default: 0)" in capsys.readouterr().out
+    assert "for all layers that allow it (half of the memory). (default: 0)" in capsys.readouterr().out
 
 
 def test_dict_round_trip():
@@ -63,12 +63,12 @@ def test_dict_round_trip():
     assert options.to_dict(Outer())["masks"] is None
 
 
-def test_unknown_option_in_a_dict_is_named():
+def test_error_for_unknown_option_names_it():
     with pytest.raises(ValueError, match="Inner has no option speed"):
         options.from_dict(Outer, {"inner": {"speed": 1}})
 
 
-def test_a_users_error_is_one_line(capsys):
+def test_user_actionable_error_is_reported_in_one_line(capsys):
     def main():
         raise ValueError("no such file: run prepare.sh first")
 

@@ -73,7 +73,7 @@ def test_json_without_end_is_refused(tmp_path, monkeypatch):
     path.write_text("[" * 200_000)
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         files.read_json(path)
-    monkeypatch.setattr(files, "_MOST_JSON", 1000)
+    monkeypatch.setattr(files, "_MAX_JSON_BYTES", 1000)
     with pytest.raises(ValueError, match="has 200000 bytes, expected at most 1000"):
         files.read_json(path)
 

@@ -85,7 +85,7 @@ class MiniCorpusConfig:
         return hours
 
     def _chosen_hours(self) -> dict[str, float]:
-        chosen = {}
+        chosen: dict[str, float] = {}
         for word in self.hours.split():
             tag, _, value = word.partition("=")
             try:

@@ -106,7 +106,7 @@ def _decode_languages(
     # All loaders first, so that a missing file stops the run before hours of decoding, not after.
     languages = experiment.data.languages
     loaders = {language: experiment.data.loader(language.code, config.split) for language in languages}
-    scores = {}
+    scores: dict[str, Score] = {}
     for language, loader in loaders.items():
         utterances = list(recognise(language.code, loader, f"decoding {language.name} {config.split}"))
         test_set = f"mls-{language.name}-{config.split}"

@@ -46,7 +46,7 @@ class TrainedModel:
     @property
     def languages(self) -> list[str]:
         """The codes of the languages that it knows: those with a pathway; of a dense model, those it was trained on."""
-        return codes_of(self.data_config.languages) if self.masks is None else list(self.masks.languages)
+        return list(codes_of(self.data_config.languages) if self.masks is None else self.masks.languages)
 
     def check_languages(self, languages: Iterable[str]) -> None:
         """Check that there is a pathway for each of these codes.

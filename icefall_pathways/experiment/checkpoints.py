@@ -17,7 +17,7 @@ import torch
 
 from icefall_pathways.errors import first_line
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import UNFINISHED, atomic_write, sha256
+from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range
@@ -108,7 +108,7 @@ def _last_readable(paths: list[Path], damaged: list[Path]) -> tuple[Path, Checkp
 
 def remove_unfinished(exp_dir: Path) -> None:
     """Remove what writers that were killed have left behind; to be called while nobody writes there."""
-    for path in exp_dir.glob(f"{UNFINISHED}*"):
+    for path in exp_dir.glob(f"{TEMPORARY_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 

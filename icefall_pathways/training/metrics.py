@@ -5,7 +5,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
 class LossSums:
     """Sums of losses per language, kept on the device so that adding never waits for it."""
 
-    def __init__(self, languages: list[str], device: torch.device) -> None:
+    def __init__(self, languages: Sequence[str], device: torch.device) -> None:
         self._index = {language: i for i, language in enumerate(languages)}
         self._sums = torch.zeros(len(languages), len(LOSSES) + 2, dtype=torch.float64, device=device)
         self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # their sum and number

@@ -13,7 +13,7 @@ from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import codes_of
+from icefall_pathways.languages import LanguageCode, codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.allocation import pools
@@ -82,7 +82,7 @@ def _keep_masks(masks: PathwayMasks, path: Path) -> None:
         )
 
 
-def _frozen(training: TrainingConfig, languages: list[str]) -> list[str]:
+def _frozen(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
     """The languages to freeze while `languages` are trained."""
     frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
     if both := [code for code in frozen if code in languages]:
@@ -176,7 +176,7 @@ def _check_vocabulary(config: ExperimentConfig) -> None:
     SpeechDataModule(config.data, tokenizer).check_vocabulary()
 
 
-def _search_config(config: MaskSearchConfig, languages: list[str]) -> ExperimentConfig:
+def _search_config(config: MaskSearchConfig, languages: list[LanguageCode]) -> ExperimentConfig:
     """The training that finds the mask which `languages` share."""
     training = replace(
         config.training,
@@ -249,7 +249,7 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
         _save_found(trainer, config, pruning or config.pruning)
 
 
-def _dense_masks(model: Transducer, languages: list[str], shape: MaskShapeConfig) -> PathwayMasks:
+def _dense_masks(model: Transducer, languages: list[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
     """Masks of all entries, which pruning will give the shape that the options ask for."""
     masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[shape.prune_scope])
     masks.header = shape.shape(masks.header)
@@ -261,7 +261,7 @@ def _masks_to_begin_with(config: ExperimentConfig) -> str:
     return layout.MASKS_FILE if config.pruning.prune_method == "none" else layout.INITIAL_MASKS_FILE
 
 
-def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[str]) -> PathwayMasks:
+def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[LanguageCode]) -> PathwayMasks:
     """Those of --masks; without, every language begins with all entries."""
     if config.training.masks is None:
         return _dense_masks(model, languages, config.pruning)

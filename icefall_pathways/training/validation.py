@@ -1,5 +1,7 @@
 """Losses and word errors on the dev set of each language, through its sub-network."""
 
+from collections.abc import Sequence
+
 import torch
 from kaldialign import edit_distance
 from torch import Tensor
@@ -97,7 +99,7 @@ class Validator:
         return torch.tensor([wrong, sum(len(reference) for reference, _ in pairs)], dtype=torch.float64)
 
     def _with_error_rates(
-        self, figures: dict[str, dict[str, float]], errors: Tensor, codes: list[str]
+        self, figures: dict[str, dict[str, float]], errors: Tensor, codes: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         totals = self._rank.sum(errors.to(self._rank.device)).tolist()
         for code, (wrong, words) in zip(codes, totals, strict=True):
