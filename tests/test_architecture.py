@@ -36,13 +36,6 @@ ALLOWED = {
     "optim": {"pathways"},
 }
 
-# Temporary: known violations, "IMPORTER -> IMPORTED". The list must hold exactly those that exist.
-KNOWN_CYCLES = {
-    f"{PACKAGE}.pathways.allocation -> {PACKAGE}.pathways.header",
-}
-KNOWN_UPWARD: set[str] = set()
-KNOWN_MATPLOTLIB = {f"{PACKAGE}.pathways.analysis", f"{PACKAGE}.reporting.plots", f"{PACKAGE}.training.metrics"}
-
 
 class Import(NamedTuple):
     importer: str
@@ -127,19 +120,13 @@ def imports() -> set[Import]:
 
 
 def test_imports_have_no_cycle(imports):
-    edges = internal(imports, PACKAGE)
-    known = {edge for edge in edges if str(edge) in KNOWN_CYCLES}
-    cycle = find_cycle(edges - known)
+    cycle = find_cycle(internal(imports, PACKAGE))
     assert not cycle, f"import cycle: {' -> '.join(cycle)}. Move what both modules need into a third one"
-    fixed = {edge for edge in known if not find_cycle(edges - known | {edge})}
-    assert len(known) == len(KNOWN_CYCLES) and not fixed, "a cycle is gone: remove its line from KNOWN_CYCLES"
 
 
 def test_no_import_points_upward(imports):
-    upward = {str(edge) for edge in internal(imports, PACKAGE) if is_upward(edge)}
-    new = sorted(upward - KNOWN_UPWARD)
-    assert not new, f"imports of a higher or parallel layer: {new}. See LAYERS for the order"
-    assert upward >= KNOWN_UPWARD, f"remove from KNOWN_UPWARD: {sorted(KNOWN_UPWARD - upward)}"
+    upward = sorted(str(edge) for edge in internal(imports, PACKAGE) if is_upward(edge))
+    assert not upward, f"imports of a higher or parallel layer: {upward}. See LAYERS for the order"
 
 
 @pytest.mark.parametrize("name", ALLOWED)
@@ -152,7 +139,7 @@ def test_a_component_imports_only_what_its_task_needs(imports, name):
 
 def test_matplotlib_is_imported_in_one_module(imports):
     importers = {edge.importer for edge in imports if edge.imported.split(".")[0] == "matplotlib"}
-    assert importers == KNOWN_MATPLOTLIB
+    assert importers == {f"{PACKAGE}.pathways.plots"}, "draw with the functions of pathways/plots.py"
 
 
 def test_scripts_are_not_imported(imports):

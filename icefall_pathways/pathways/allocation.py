@@ -2,37 +2,12 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from icefall_pathways.pathways.header import MasksHeader
-
-
-def parse_layer_sparsity(text: str) -> dict[str, float]:
-    """Read sparsities of single layers: "PATTERN=SPARSITY ...", patterns as the shell's, of parameter names.
-
-    A pattern that names a module stands for all parameters in it.
-
-    Raises:
-      ValueError: An entry is not of this form, or a sparsity is not within 0 (dense) and below 1.
-    """
-    found = {}
-    for word in text.replace(",", " ").split():
-        pattern, _, number = word.partition("=")
-        try:
-            sparsity = float(number)
-        except ValueError:
-            sparsity = -1.0
-        if not pattern or not 0 <= sparsity < 1:
-            raise ValueError(
-                f'{word!r} is no sparsity of a layer: expected entries such as "encoder.emformer_layers.0=0.5", '
-                "at least 0 and below 1"
-            )
-        found[pattern] = sparsity
-    return found
+from icefall_pathways.pathways.header import MasksHeader
+from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 
-def pools(header: "MasksHeader", sizes: Mapping[str, int], sparsity: float) -> list[tuple[list[str], float]]:
+def pools(header: MasksHeader, sizes: Mapping[str, int], sparsity: float) -> list[tuple[list[str], float]]:
     """Which parameters share one budget of entries, and the sparsity of each budget.
 
     Layer-wise allocation prunes every parameter to the same sparsity; global allocation lets the parameters compete, so

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from icefall_pathways.files import read_json
-from icefall_pathways.pathways.allocation import parse_layer_sparsity
 from icefall_pathways.pathways.granularity import parse_granularity
+from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 ALLOCATIONS = ("layer-wise", "global")
 

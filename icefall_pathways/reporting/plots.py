@@ -3,17 +3,13 @@
 from collections import defaultdict
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from icefall_pathways.pathways.plots import COLORS, new_figure
 from icefall_pathways.reporting.results import SystemResult
-
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 
 def plot_training_curves(result: SystemResult, path: Path) -> None:
     """Training and validation loss per token against updates, a line per language."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, kind, title in zip(axes, ("train", "valid"), ("training", "validation"), strict=True):
         curves: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
@@ -21,8 +17,8 @@ def plot_training_curves(result: SystemResult, path: Path) -> None:
             if record["kind"] == kind:
                 curves[record["language"]][0].append(record["update"])
                 curves[record["language"]][1].append(record["loss"])
-        for colour, (language, (updates, losses)) in zip(COLOURS, sorted(curves.items()), strict=False):
-            axis.plot(updates, losses, label=language, color=colour, marker="o" if kind == "valid" else None)
+        for color, (language, (updates, losses)) in zip(COLORS, sorted(curves.items()), strict=False):
+            axis.plot(updates, losses, label=language, color=color, marker="o" if kind == "valid" else None)
         axis.set(title=f"{result.name}: {title}", xlabel="update", ylabel="loss per token")
         axis.grid(alpha=0.3)
         axis.legend()
@@ -31,14 +27,14 @@ def plot_training_curves(result: SystemResult, path: Path) -> None:
 
 def plot_wer(results: list[SystemResult], path: Path) -> None:
     """Word error rate by system and language, as grouped bars with their values."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     axis = figure.subplots()
     groups = [*results[0].wer, "average"]
     width = 0.8 / len(results)
-    for i, (result, colour) in enumerate(zip(results, COLOURS, strict=False)):
+    for i, (result, color) in enumerate(zip(results, COLORS, strict=False)):
         heights = [*result.wer.values(), result.average_wer]
         places = [group + (i - (len(results) - 1) / 2) * width for group in range(len(groups))]
-        bars = axis.bar(places, heights, width, label=result.name, color=colour)
+        bars = axis.bar(places, heights, width, label=result.name, color=color)
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     axis.set_xticks(range(len(groups)), groups)
     axis.set(ylabel="word error rate (%)", title="Word error rate by system and language")
@@ -57,20 +53,20 @@ def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> 
         line.
       path: The PNG file.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
     axis = figure.subplots()
     common = common_seeds(curves)
-    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, points), color in zip(curves.items(), COLORS, strict=False):
         shared = {place: [wer for seed, wer in runs.items() if seed in common] for place, runs in points.items()}
         means = {place: sum(values) / len(values) for place, values in sorted(shared.items()) if values}
         if points.keys() == {0.0}:
-            axis.axhline(means[0.0], label=name, color=colour, linestyle="--")
+            axis.axhline(means[0.0], label=name, color=color, linestyle="--")
             continue
-        axis.plot([100 * place for place in means], list(means.values()), label=name, color=colour)
+        axis.plot([100 * place for place in means], list(means.values()), label=name, color=color)
         for place, runs in points.items():
             for seed, wer in runs.items():
-                face = colour if seed in common else "none"
-                axis.plot(100 * place, wer, color=colour, marker="o", markersize=4, markerfacecolor=face)
+                face = color if seed in common else "none"
+                axis.plot(100 * place, wer, color=color, marker="o", markersize=4, markerfacecolor=face)
     axis.set(xlabel="sparsity (%)", ylabel="average word error rate (%)")
     axis.set_title(
         f"lines: mean of seed {', '.join(map(str, sorted(common)))}; hollow points: other seeds", fontsize="small"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from icefall_pathways.files import atomic_write
 from icefall_pathways.pathways import analysis
+from icefall_pathways.pathways import plots as mask_plots
 from icefall_pathways.reporting import plots, results
 from icefall_pathways.reporting.results import SystemResult
 
@@ -105,10 +106,10 @@ def _masks_section(system: SystemResult, folder: Path) -> list[str]:
         return []
     folder.mkdir()
     pictures = [folder / name for name in ("density.png", "overlap.png", "specificity.png")]
-    analysis.plot_density(system.layers, pictures[0])
-    analysis.plot_overlap(system.masks, pictures[1])
-    analysis.plot_specificity(system.layers, pictures[2])
-    ranked = analysis.most_specific(system.layers)
+    mask_plots.plot_density(system.layers, pictures[0])
+    mask_plots.plot_overlap(system.masks, pictures[1])
+    mask_plots.plot_specificity(system.layers, pictures[2])
+    ranked = analysis.rank_by_specificity(system.layers)
     return [
         f"<h2>Masks of {html.escape(system.name)}</h2>",
         f"<p>{html.escape(results.masks_summary(system.masks))}</p>",

@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
+from icefall_pathways.pathways.plots import Figure
 from icefall_pathways.training.launch.ranks import Rank
 
 logger = logging.getLogger("icefall_pathways")

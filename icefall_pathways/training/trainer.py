@@ -29,9 +29,9 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
-from icefall_pathways.pathways.analysis import mask_figures
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.plots import mask_figures
 from icefall_pathways.training.batch_sizes import describe, scan_batch_sizes
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check

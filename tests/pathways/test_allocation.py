@@ -4,8 +4,9 @@ from every_kind import EveryKind
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from icefall_pathways.pathways.allocation import parse_layer_sparsity, pools
+from icefall_pathways.pathways.allocation import pools
 from icefall_pathways.pathways.granularity import num_kept
+from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.pathways.pruning import prune_by_magnitude
 

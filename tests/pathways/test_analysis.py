@@ -2,7 +2,7 @@ import pytest
 import torch
 from every_kind import LANGUAGES, random_masks
 
-from icefall_pathways.pathways import analysis
+from icefall_pathways.pathways import analysis, plots
 from icefall_pathways.pathways.counting import sharing_counts
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.pathways.pruning import prune_by_magnitude
@@ -67,7 +67,7 @@ def test_specificity_is_one_less_cohens_kappa():
 def test_layers_are_ranked_from_the_most_specific_on(model, masks):
     masks.set_mask("linear.weight", LANGUAGES, masks.mask("linear.weight", "en"))
     masks.set_mask("conv2d.weight", LANGUAGES, torch.ones(3, 1, 3, 3, dtype=torch.bool))
-    ranked = analysis.most_specific(analysis.density_per_parameter(model, masks))
+    ranked = analysis.rank_by_specificity(analysis.density_per_parameter(model, masks))
     assert {row.name for row in ranked[-2:]} == {"linear.weight", "conv2d.weight"}
     assert ranked[-1].specificity == 0 and [r.specificity for r in ranked] == sorted(
         (r.specificity for r in ranked), reverse=True
@@ -85,9 +85,9 @@ def test_entries_are_counted_by_the_number_of_languages_that_use_them():
 def test_plots_are_pictures(model, masks, tmp_path):
     rows = analysis.density_per_parameter(model, masks)
     for plot, what in (
-        (analysis.plot_density, rows),
-        (analysis.plot_overlap, masks),
-        (analysis.plot_specificity, rows),
+        (plots.plot_density, rows),
+        (plots.plot_overlap, masks),
+        (plots.plot_specificity, rows),
     ):
         plot(what, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
