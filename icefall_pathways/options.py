@@ -61,7 +61,13 @@ def _reflow(text: str | Callable[[], str | None] | None) -> str | None:
     return help_text and " ".join(help_text.split())
 
 
-def parse(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+def parse(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    default: Config | None = None,
+    prog: str | None = None,
+) -> Config:
     """Parse a command line into an instance of `config_class`.
 
     Every field of the dataclass and of its nested dataclasses is an option: `max_duration` is `--max-duration`. The
@@ -71,6 +77,8 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
       config_class: A dataclass in which every field has a default.
       description: Shown by `--help` above the options.
       argv: The arguments after the name of the script; None: those of this process.
+      default: Values of options that are not given; None: the defaults of the fields.
+      prog: The program's name in usage and error messages; None: that of the running script.
     """
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_bool_with_value)
@@ -79,6 +87,8 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
         config_class,
         description=description,
         args=argv,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        prog=prog,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes),
         registry=registry,
     )

@@ -26,7 +26,10 @@ LAYERS = (
     ("transcription", "reporting"),
     ("recipe",),
     ("api",),
-    ("", "__main__", "cli"),
+    ("",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
 
 # The project's packages that a package may import at most, besides itself.

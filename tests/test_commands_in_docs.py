@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is one that its script understands, up to the last option."""
+"""Every command that the documentation shows is accepted by its script, with all options."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from icefall_pathways import options
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs" / "mls" / "ASR"
 PAGES = [ROOT / "README.md", RECIPE / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
-SCRIPTS = [*sorted(RECIPE.glob("*/*.py")), *sorted(RECIPE.glob("*.sh"))]
+HELP_TEXTS = [*sorted((ROOT / "icefall_pathways" / "commands").glob("*.py")), *sorted(RECIPE.glob("*.sh"))]
 
 
 class ParsedError(Exception):
-    """Raised where a script has read its options."""
+    """Raised when a script has read its options."""
 
 
 def lines_of(path):
-    """The lines of a file that may hold commands, continuations joined: all of a page, the head of a script."""
+    """Return the lines of a file that may hold commands, continuations joined: all of a page, a module's docstring."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = text.split('"""')[1]
@@ -33,7 +33,7 @@ def lines_of(path):
 
 
 def commands_of(path):
-    """(script, words) of each call of one of the recipe's scripts that has a line of its own; $E is filled in."""
+    """Yield (script, arguments) of each call of a script of the recipe that has a line of its own; $E is expanded."""
     variables = {}
     for line in lines_of(path):
         line = line.strip()
@@ -43,32 +43,32 @@ def commands_of(path):
             line = line.replace(f"${name}", value)
         if not re.match(r"(\./|torchrun |ffmpeg |OMP_NUM_THREADS=\d \./)", line):
             continue
-        line = re.sub(r"   .*", "", line)  # what a usage block says about the command
+        line = re.sub(r"   .*", "", line)  # the comment of a usage block
         words = shlex.split(line, comments=True)
-        place = next((i for i, word in enumerate(words) if word.startswith("./")), None)
-        if place is not None:
-            yield words[place], [word for word in words[place + 1 :] if word not in ("|", "...")]
+        index = next((i for i, word in enumerate(words) if word.startswith("./")), None)
+        if index is not None:
+            yield words[index], [word for word in words[index + 1 :] if word not in ("|", "...")]
 
 
 COMMANDS = [
     pytest.param(script, words, id=f"{path.relative_to(ROOT)}:{script} {' '.join(words)}"[:120])
-    for path in PAGES + SCRIPTS
+    for path in PAGES + HELP_TEXTS
     for script, words in commands_of(path)
 ]
 
 
 @pytest.mark.parametrize(("script", "words"), COMMANDS)
-def test_a_shown_command_is_understood(script, words, monkeypatch):
+def test_a_documented_command_is_accepted(script, words, monkeypatch):
     path = RECIPE / script
     assert os.access(path, os.X_OK), f"{path} is not executable"
     if path.suffix == ".sh":
-        help_follows = subprocess.run([path, *words, "--help"], capture_output=True, text=True, check=False)
-        assert help_follows.returncode == 0, help_follows.stderr
+        completed = subprocess.run([path, *words, "--help"], capture_output=True, text=True, check=False)
+        assert completed.returncode == 0, completed.stderr
         return
     parse = options.parse
 
-    def parse_and_stop(*arguments):
-        parse(*arguments)
+    def parse_and_stop(*arguments, **options):
+        parse(*arguments, **options)
         raise ParsedError
 
     monkeypatch.setattr(options, "parse", parse_and_stop)

@@ -5,7 +5,7 @@
   .venv/bin/python tests/test_option_names.py
 
 which refuses to drop an option, to change a default or to remove a choice. To rename an option, keep its old spelling
-as an alias.
+in `icefall_pathways.cli.RENAMED_OPTIONS`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 
-from icefall_pathways import options
+from icefall_pathways import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs" / "mls" / "ASR"
@@ -91,7 +91,9 @@ def current_options(script: str) -> Table:
     """Return the options of a script as it is now."""
     if script.endswith(".sh"):
         return options_of_shell_script(RECIPE / script)
-    return options_of_dataclass(config_class_of(script))
+    table = options_of_dataclass(config_class_of(script))
+    command = next((command for command, path in cli.SCRIPTS.items() if path == script), "")
+    return table | {old: table[new] for old, new in cli.RENAMED_OPTIONS.get(command, {}).items()}
 
 
 def frozen_options() -> dict[str, Table]:

@@ -1,0 +1,145 @@
+"""Command line: `icefall-pathways COMMAND` and the recipe's scripts, from one table of commands."""
+
+import ast
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import icefall_pathways
+from icefall_pathways import options
+
+#: Each command and the script of the recipe (in egs/mls/ASR) that runs it. The command's module in
+#: `icefall_pathways.commands` has the script's name.
+SCRIPTS = {
+    "train": "pruned_transducer_pathways/train.py",
+    "prune": "pruned_transducer_pathways/prune.py",
+    "decode": "pruned_transducer_pathways/decode.py",
+    "streaming-decode": "pruned_transducer_pathways/streaming_decode.py",
+    "transcribe": "pruned_transducer_pathways/transcribe.py",
+    "calibrate-language-id": "pruned_transducer_pathways/calibrate_language_id.py",
+    "report": "pruned_transducer_pathways/report.py",
+    "compare": "pruned_transducer_pathways/compare.py",
+    "latency": "pruned_transducer_pathways/latency.py",
+    "study": "pruned_transducer_pathways/study.py",
+    "make-mini-corpus": "local/make_mini_corpus.py",
+    "download-mls": "local/download_mls.py",
+    "prepare-manifests": "local/prepare_manifests.py",
+    "compute-fbank": "local/compute_fbank.py",
+    "compute-fbank-musan": "local/compute_fbank_musan.py",
+    "train-bpe": "local/train_bpe.py",
+}
+
+#: Hidden aliases: previous names of commands, and of options per command.
+RENAMED_COMMANDS = {"calibrate-language": "calibrate-language-id"}
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+
+_USAGE = """
+usage: icefall-pathways COMMAND [OPTIONS]
+
+{package}
+
+Commands:
+{commands}
+
+icefall-pathways COMMAND --help lists the options of a command.
+"""
+
+
+class Command(Protocol):
+    """Interface of the modules in `icefall_pathways.commands`.
+
+    Attributes:
+      Config: Dataclass of the options.
+    """
+
+    Config: type
+
+    def run(self, config: Any) -> None:
+        """Run the command."""
+
+
+def load_command(name: str) -> Command:
+    """Import the module of a command."""
+    return cast(Command, import_module(f"icefall_pathways.commands.{name.replace('-', '_')}"))
+
+
+def read_config(name: str, argv: Sequence[str], prog: str | None = None) -> Any:
+    """Read the options of a command.
+
+    Args:
+      name: The command.
+      argv: The words after the command.
+      prog: The program's name in usage and error messages; None: that of the running script.
+
+    Returns:
+      An instance of the command's `Config`.
+    """
+    command = load_command(name)
+    help_text = cleandoc(command.__doc__ or "")
+    if prog is not None:
+        for other, script in SCRIPTS.items():
+            help_text = help_text.replace(f"./{script}", f"icefall-pathways {other}")
+    words = _replace_renamed(argv, RENAMED_OPTIONS.get(name, {}))
+    read = getattr(command, "read", options.parse)
+    return read(command.Config, help_text, words, prog=prog)
+
+
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run a command; an error that the user can fix becomes one line and exit status 1.
+
+    Args:
+      name: The command.
+      argv: The words after the command; None: those after the script's name.
+      prog: The program's name in usage and error messages; None: that of the running script.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    options.run_script(lambda: load_command(name).run(read_config(name, words, prog)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console command `icefall-pathways`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(icefall_pathways.__version__)
+        return
+    name = words[0].replace("_", "-")
+    name = RENAMED_COMMANDS.get(name, name)
+    if name not in SCRIPTS:
+        close = difflib.get_close_matches(name, SCRIPTS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"error: unknown command '{words[0]}'{hint} (icefall-pathways --help lists them)", file=sys.stderr)
+        sys.exit(2)
+    run_command(name, words[1:], prog=f"icefall-pathways {name}")
+
+
+def usage() -> str:
+    """Return the list of commands with the first line of each one's help."""
+    width = max(map(len, SCRIPTS))
+    commands = "\n".join(f"  {name:<{width}}  {_summary(name)}" for name in SCRIPTS)
+    return _USAGE.strip().format(package=icefall_pathways.__doc__, commands=commands)
+
+
+def _summary(name: str) -> str:
+    """Return the first line of a command's help, read from its source: importing every command takes seconds."""
+    path = Path(__file__).with_name("commands") / f"{name.replace('-', '_')}.py"
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0]
+
+
+def _replace_renamed(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words.append(renamed.get(option.replace("_", "-"), option) + equals + value)
+    return words
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+r"""Summarize a study: tables of means and spreads over seeds, and a plot of error rates over sparsities.
+
+Usage:
+
+  ./pruned_transducer_pathways/study.py --study-dir exp/study --output exp/study/study.md
+
+run_study.sh trains and decodes the systems; those that are not decoded yet are left out.
+"""
+
+from icefall_pathways.reporting.study import StudyConfig as Config
+from icefall_pathways.reporting.study import write_study
+
+__all__ = ["Config", "run"]
+
+
+def run(config: Config) -> None:
+    """Write the tables and print them."""
+    print(write_study(config))
+    print(f"Study: {config.output.resolve()}")

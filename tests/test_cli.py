@@ -1,0 +1,94 @@
+"""The console command `icefall-pathways` and the recipe's scripts are the same commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import icefall_pathways
+from icefall_pathways import cli, options
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "egs" / "mls" / "ASR"
+
+
+def test_every_command_has_a_module_and_a_script():
+    modules = {path.stem for path in Path(cli.__file__).with_name("commands").glob("*.py")} - {"__init__"}
+    assert modules == {name.replace("-", "_") for name in cli.SCRIPTS}
+    assert all(cli.load_command(name).__doc__ for name in cli.SCRIPTS)
+    assert all((RECIPE / script).is_file() for script in cli.SCRIPTS.values())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE.glob("*/*.py")), ids=lambda path: path.name)
+def test_a_script_runs_the_command_of_its_name(path):
+    name = path.stem.replace("_", "-")
+    assert f'run_command("{cli.RENAMED_COMMANDS.get(name, name)}")' in path.read_text()
+
+
+def test_commands_are_listed_with_a_summary(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    listed = capsys.readouterr().out
+    for name in cli.SCRIPTS:
+        assert any(line.startswith(f"  {name}  ") and line.endswith(".") for line in listed.splitlines()), name
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"{icefall_pathways.__version__}\n"
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unknown command 'trian'; did you mean train?")
+
+
+def test_an_error_that_the_user_can_fix_has_no_traceback():
+    words = ["compare", "--system-a", "/nowhere"]
+    completed = subprocess.run(
+        [sys.executable, "-m", "icefall_pathways", *words], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert completed.returncode == 1
+    (line,) = completed.stderr.splitlines()
+    assert line.startswith("error: ") and "/nowhere" in line
+
+
+def test_the_help_names_the_program_that_was_called(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["./pruned_transducer_pathways/decode.py", "--help"])
+    for prog, example in (
+        ("icefall-pathways decode", "icefall-pathways decode --exp-dir exp/pathways"),
+        (None, "./pruned_transducer_pathways/decode.py --exp-dir exp/pathways"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.read_config("decode", ["--help"], prog)
+        text = capsys.readouterr().out
+        assert example in text
+        assert (prog or "decode.py") in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("words", [["--old-beam", "8"], ["--old_beam=8"]])
+def test_a_renamed_option_keeps_its_old_spelling(words, monkeypatch):
+    monkeypatch.setitem(cli.RENAMED_OPTIONS, "decode", {"--old-beam": "--beam-size"})
+    assert cli.read_config("decode", words) == cli.read_config("decode", ["--beam-size", "8"])
+
+
+def test_aliases_point_to_existing_names():
+    assert set(cli.RENAMED_COMMANDS.values()) <= set(cli.SCRIPTS)
+    assert not set(cli.RENAMED_COMMANDS) & set(cli.SCRIPTS)
+    for name, renamed in cli.RENAMED_OPTIONS.items():
+        defaults = options.to_dict(cli.read_config(name, []))
+        flat = {key for value in defaults.values() if isinstance(value, dict) for key in value} | set(defaults)
+        assert {new.removeprefix("--").replace("-", "_") for new in renamed.values()} <= flat
+
+
+def test_the_old_name_of_a_command_works(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "run_command", lambda name, *_arguments, **_options: called.append(name))
+    cli.main(["calibrate-language"])
+    cli.main(["streaming_decode"])
+    assert called == ["calibrate-language-id", "streaming-decode"]
