@@ -25,7 +25,7 @@ from torch import nn
 
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks, code_type
-from icefall_pathways.pathways.pruning import keep_by_scores
+from icefall_pathways.pathways.pruning import prune_by_scores
 
 _WIDTH, _INNER = 512, 2048
 _LAYER = {
@@ -112,7 +112,7 @@ def _prune(allocation: str, granularity: str = "element") -> Callable[[Benchmark
             name: nn.Linear(shape[1], shape[0], bias=False).weight.detach().abs()
             for name, shape in config.shapes.items()
         }
-        return lambda: keep_by_scores(scores, masks, ["l0"], 0.5)
+        return lambda: prune_by_scores(scores, masks, ["l0"], 0.5)
 
     return prepare
 

@@ -72,7 +72,7 @@ class Bucket:
         """All bits of an entry set where the language's mask keeps it, none elsewhere (n,); None without masks."""
         if masks is None or not self.masked:
             return None
-        return bits_of(masks.joined_mask(self.names, language), self.parameters[0])
+        return bits_of(masks.flat_mask(self.names, language), self.parameters[0])
 
     def present_bits(self) -> Tensor:
         """All bits set in the entries of parameters that have a gradient, none elsewhere (n,)."""

@@ -98,7 +98,7 @@ class ScaledAdam(MaskedOptimizer):
             self._seen, self._owners = seen, {}
             self._updates.clear()
         if self._language not in self._owners:
-            self._owners[self._language] = masks.first_equal(self._language)
+            self._owners[self._language] = masks.canonical_language(self._language)
         return self._owners[self._language]
 
     def _part(self, owner: str, buckets: list[Bucket]) -> "_Part":

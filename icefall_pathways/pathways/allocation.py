@@ -7,7 +7,7 @@ from icefall_pathways.pathways.header import MasksHeader
 from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 
-def pools(header: MasksHeader, sizes: Mapping[str, int], sparsity: float) -> list[tuple[list[str], float]]:
+def budget_groups(header: MasksHeader, sizes: Mapping[str, int], sparsity: float) -> list[tuple[list[str], float]]:
     """Which parameters share one budget of entries, and the sparsity of each budget.
 
     Layer-wise allocation prunes every parameter to the same sparsity; global allocation lets the parameters compete, so
@@ -29,7 +29,7 @@ def pools(header: MasksHeader, sizes: Mapping[str, int], sparsity: float) -> lis
     others = [name for name in sizes if name not in own]
     target = header.target_sparsity if own else sparsity
     shares = own | dict.fromkeys(others, _rest(own, sizes, target))
-    now = {name: _on_the_way(share, sparsity, target) for name, share in shares.items()}
+    now = {name: _interpolated_sparsity(share, sparsity, target) for name, share in shares.items()}
     if header.allocation == "global" and others:
         return [([name], now[name]) for name in own] + [(others, now[others[0]])]
     return [([name], now[name]) for name in sizes]
@@ -64,7 +64,7 @@ def _rest(own: Mapping[str, float], sizes: Mapping[str, int], sparsity: float) -
     return rest
 
 
-def _on_the_way(share: float, sparsity: float, target: float) -> float:
+def _interpolated_sparsity(share: float, sparsity: float, target: float) -> float:
     """A part's sparsity when all together are at `sparsity`, if it is `share` at the target."""
     if sparsity <= target:
         return share * (sparsity / target) if target else share

@@ -40,7 +40,7 @@ class DensityRow:
 
 def density_per_parameter(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
     """A row per parameter, in the model's order."""
-    return [_row(name, _module_type(model, name), masks.only(name)) for name in masks.names]
+    return [_row(name, _module_type(model, name), masks.subset(name)) for name in masks.names]
 
 
 def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
@@ -48,7 +48,7 @@ def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
     names = defaultdict(list)
     for name in masks.names:
         names[_module_type(model, name)].append(name)
-    return [_row(kind, kind, masks.only(*members)) for kind, members in names.items()]
+    return [_row(kind, kind, masks.subset(*members)) for kind, members in names.items()]
 
 
 def rank_by_specificity(rows: Sequence[DensityRow]) -> list[DensityRow]:

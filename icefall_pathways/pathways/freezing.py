@@ -32,7 +32,7 @@ def freeze_languages(model: nn.Module, masks: PathwayMasks, frozen: Sequence[str
                 f"{name} ({type(module).__name__}) gathers statistics of batches, which change the output of every "
                 "language: languages cannot be frozen in this model"
             )
-    trainable = masks.without(frozen)
+    trainable = masks.excluding(frozen)
     others = [language for language in masks.languages if language not in frozen]
     empty = [language for language in others if trainable.sparsity(language) == 1]
     if empty or not others:

@@ -17,16 +17,16 @@ class LanguageGradients:
 
     Args:
       decay: The mean is over about 1 / (1 - decay) batches of the language.
-      add_up: Replaces a tensor by its sum over the ranks, and returns it.
+      all_reduce_sum: Replaces a tensor by its sum over the ranks, and returns it.
 
     Attributes:
       scale: The gradients are so many times too large: the loss scaler's factor, 0-dim, where the gradients are.
     """
 
-    def __init__(self, decay: float = 0.95, add_up: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+    def __init__(self, decay: float = 0.95, all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
         self.scale: Tensor | float = 1.0
         self._decay = decay
-        self._add_up = add_up
+        self._all_reduce_sum = all_reduce_sum
         self._squares: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -45,17 +45,19 @@ class LanguageGradients:
         """
         found = [self._squares[language] for language in languages if language in self._squares]
         names = sorted(found[0]) if found else []
-        return {name: self._add_up(torch.stack([squares[name] for squares in found]).sum(dim=0)) for name in names}
+        return {
+            name: self._all_reduce_sum(torch.stack([squares[name] for squares in found]).sum(dim=0)) for name in names
+        }
 
     @torch.no_grad()
-    def gather(self, keep: bool) -> None:
+    def reduce(self, keep: bool) -> None:
         """Bring the shares of all ranks together on the one that is told to `keep` them; the others start anew.
 
         All ranks must call this together. What follows is the same, up to rounding, as without it.
         """
         for _, squares in sorted(self._squares.items()):
             for _, square in sorted(squares.items()):
-                self._add_up(square)
+                self._all_reduce_sum(square)
                 if not keep:
                     square.zero_()
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icefall_pathways.pathways.selection import keep_largest_of_all
+from icefall_pathways.pathways.selection import top_k_joint
 
 _LOWEST = torch.finfo(torch.float32).min
 
@@ -48,7 +48,7 @@ class Granularity(ABC):
     shares_budget = True
 
     @abstractmethod
-    def keep(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         """Choose what stays of some parameters which share one budget.
 
         Args:
@@ -64,7 +64,7 @@ class Granularity(ABC):
         """
 
     @abstractmethod
-    def fits(self, mask: Tensor) -> bool:
+    def matches(self, mask: Tensor) -> bool:
         """Whether a mask, or a tensor of codes, of a parameter's shape could have come from this granularity."""
 
     @abstractmethod
@@ -93,10 +93,10 @@ class Blocks(Granularity):
     inputs: int = 1
     whole_kernels: bool = False
 
-    def keep(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         """Keep the groups of largest mean score; of equal ones, the first."""
         for alive in candidates:
-            if not self.fits(alive):
+            if not self.matches(alive):
                 raise ValueError(
                     f"the masks cut through groups of {self}: prune masks of the same granularity, or dense"
                 )
@@ -107,10 +107,10 @@ class Blocks(Granularity):
         budget = num_kept(sum(alive.numel() for alive in candidates), sparsity)
         if len(means) > 1:
             means = [_with_best_at_top(mean, alive) for mean, alive in zip(means, alive_groups, strict=True)]
-        kept = keep_largest_of_all(means, alive_groups, sizes, max(budget + largest // 2, largest))
+        kept = top_k_joint(means, alive_groups, sizes, max(budget + largest // 2, largest))
         return [self._spread(groups, alive.shape) for groups, alive in zip(kept, candidates, strict=True)]
 
-    def fits(self, mask: Tensor) -> bool:
+    def matches(self, mask: Tensor) -> bool:
         """Whether all entries of every group are equal."""
         return self._extent(mask.shape) == (1, 1) or torch.equal(self._spread(self._first(mask), mask.shape), mask)
 
@@ -179,7 +179,7 @@ class NofM(Granularity):
 
     shares_budget = False
 
-    def keep(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         """Keep those of largest score; of equal ones, the first."""
         return [self._keep(score, alive, sparsity) for score, alive in zip(scores, candidates, strict=True)]
 
@@ -198,7 +198,7 @@ class NofM(Granularity):
         # Where there are fewer candidates than may stay, others have come with them.
         return (kept & alive).view(candidates.shape)
 
-    def fits(self, mask: Tensor) -> bool:
+    def matches(self, mask: Tensor) -> bool:
         """Whether every language keeps at most `n` of every `m` (or everything: a dense one)."""
         bits = 1 if mask.dtype == torch.bool else torch.iinfo(mask.dtype).bits
         matrix = mask.flatten(1).to(torch.int64) if mask.dtype == torch.bool else mask.flatten(1)

@@ -90,7 +90,7 @@ class PathwayMasks:
         code = self.codes[name]
         return code.bitwise_and(_bits([self.bit(language)], code.dtype)).bool()
 
-    def joined_mask(self, names: Iterable[str], language: str) -> Tensor:
+    def flat_mask(self, names: Iterable[str], language: str) -> Tensor:
         """The masks of several parameters, one behind the other: bool, 1-dim."""
         codes = torch.cat([self.codes[name].flatten() for name in names])
         return codes.bitwise_and_(_bits([self.bit(language)], codes.dtype)).bool()
@@ -138,7 +138,7 @@ class PathwayMasks:
         """Intersection over union of the masks of two languages; for several pairs, `overlaps` is quicker."""
         return self.overlaps()[self.bit(a)][self.bit(b)]
 
-    def tied(self, languages: Sequence[str]) -> bool:
+    def share_mask(self, languages: Sequence[str]) -> bool:
         """Whether the languages have one mask (language-agnostic pruning)."""
         wanted = [self.bit(language) for language in languages]
         both = _bits(wanted, code_type(len(self.languages)))
@@ -146,7 +146,7 @@ class PathwayMasks:
         used = (code.bitwise_and(both) for code in self.codes.values())
         return all(bool(((bits == both) | (bits == 0)).all()) for bits in used)
 
-    def same_as(self, other: "PathwayMasks") -> bool:
+    def equals(self, other: "PathwayMasks") -> bool:
         """Whether the same languages, in the same order, use the same entries of the same parameters."""
         return (
             self.languages == other.languages
@@ -154,16 +154,16 @@ class PathwayMasks:
             and all(torch.equal(code, other.codes[name]) for name, code in self.codes.items())
         )
 
-    def first_equal(self, language: str) -> str:
+    def canonical_language(self, language: str) -> str:
         """The first language, in the order of the bits, that uses the very entries that `language` uses."""
         own = self.bit(language)
-        return next((code for code in self.languages[:own] if self.tied([code, language])), language)
+        return next((code for code in self.languages[:own] if self.share_mask([code, language])), language)
 
-    def only(self, *names: str) -> "PathwayMasks":
+    def subset(self, *names: str) -> "PathwayMasks":
         """The masks of some parameters; their codes are shared, not copied."""
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
-    def without(self, languages: Iterable[str]) -> "PathwayMasks":
+    def excluding(self, languages: Iterable[str]) -> "PathwayMasks":
         """Masks in which nobody uses an entry that one of `languages` uses; theirs are empty."""
         theirs = [self.bit(language) for language in languages]
         codes = {}
@@ -264,7 +264,7 @@ class PathwayMasks:
         """
         granularity = parse_granularity(self.header.granularity)
         for name, code in self.codes.items():
-            if not granularity.fits(code):
+            if not granularity.matches(code):
                 raise MasksError(
                     f"the masks of {name} do not consist of groups of {granularity}, as their header says: use the "
                     "header that belongs to these masks, or search anew"

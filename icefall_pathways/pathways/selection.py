@@ -9,7 +9,7 @@ _DIGITS = 1 << 16  # values of half of a float's bits
 _HALF = _DIGITS // 2
 
 
-def keep_largest(scores: Tensor, candidates: Tensor, kept: int) -> Tensor:
+def top_k(scores: Tensor, candidates: Tensor, kept: int) -> Tensor:
     """The mask of the `kept` candidates with the largest scores.
 
     The count is exact whatever the scores: among equal scores those with the lowest index stay, on every machine.
@@ -23,13 +23,13 @@ def keep_largest(scores: Tensor, candidates: Tensor, kept: int) -> Tensor:
     Returns:
       Bool, same shape.
     """
-    return keep_largest_of_all([scores], [candidates], [1], kept)[0]
+    return top_k_joint([scores], [candidates], [1], kept)[0]
 
 
-def keep_largest_of_all(
+def top_k_joint(
     scores: Sequence[Tensor], candidates: Sequence[Tensor], sizes: Sequence[Tensor | int], budget: int
 ) -> list[Tensor]:
-    """As `keep_largest`, out of several tensors together, of items that weigh differently.
+    """As `top_k`, out of several tensors together, of items that weigh differently.
 
     The items are taken from the largest score down (among equals in the order of the tensors, then of the indices) for
     as long as their sizes add up to `budget` at most. Nothing is sorted and nothing pooled: histograms of the upper and

@@ -69,7 +69,7 @@ class Pruner:
         self._optimizer = optimizer
         self._rank = rank
         self._start = plan.rewind_to or layout.batch_checkpoint(exp_dir, 0)
-        self.gradients = LanguageGradients(add_up=rank.sum) if plan.schedule.watches else None
+        self.gradients = LanguageGradients(all_reduce_sum=rank.sum) if plan.schedule.needs_gradients else None
         self.changes = 0
 
     def after_update(self, update: int) -> None:

@@ -65,7 +65,7 @@ def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int
     initial = min(masks.sparsity(language) for language in masks.languages)
     initial = config.sparsity if abs(initial - config.sparsity) < 0.005 else initial
     shared = config.prune_for == "all-languages"
-    if shared and not masks.tied(masks.languages):
+    if shared and not masks.share_mask(masks.languages):
         raise ValueError("--prune-for all-languages, and --masks gives each language its own: use each-language")
     groups = [masks.languages] if shared else [[language] for language in masks.languages]
     return PruningPlan(_joint_schedule(config, end, initial), groups)

@@ -16,7 +16,7 @@ from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import LanguageCode, codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
-from icefall_pathways.pathways.allocation import pools
+from icefall_pathways.pathways.allocation import budget_groups
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import (
@@ -42,7 +42,7 @@ from icefall_pathways.training.pruning_plan import joint_plan, search_plan, sear
 from icefall_pathways.training.trainer import Trainer
 
 #: The transducer's submodules that each --prune-scope covers.
-PRUNING_ROOTS = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
+PRUNE_SCOPES = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
 
 
 # Options of a mask search that change nothing in what it finds for a language.
@@ -75,7 +75,7 @@ def _keep_masks(masks: PathwayMasks, path: Path) -> None:
     """Write the masks that a training begins with; one that goes on must have been given the same."""
     if not layout.has_checkpoints(path.parent):
         masks.save(path)
-    elif not path.exists() or not masks.same_as(PathwayMasks.load(path)):
+    elif not path.exists() or not masks.equals(PathwayMasks.load(path)):
         raise ValueError(
             f"{path.parent} holds a training that did not begin with these masks ({path.name}): use the same --masks "
             "and --languages, in the same order, or another --exp-dir"
@@ -153,7 +153,7 @@ def _masks_to_extend(config: MaskSearchConfig, path: Path) -> PathwayMasks:
     languages = codes_of(config.data.languages)
     if known := [code for code in languages if code in masks.languages]:
         raise ValueError(f"{path} has masks of {', '.join(known)} already: name new languages with --languages")
-    roots = PRUNING_ROOTS[config.pruning.prune_scope]
+    roots = PRUNE_SCOPES[config.pruning.prune_scope]
     if masks.header.roots != roots:
         raise ValueError(
             f"{path} covers {', '.join(masks.header.roots)}, --prune-scope {config.pruning.prune_scope} covers "
@@ -251,9 +251,9 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
 
 def _dense_masks(model: Transducer, languages: list[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
     """Masks of all entries, which pruning will give the shape that the options ask for."""
-    masks = PathwayMasks.dense(model, languages, PRUNING_ROOTS[shape.prune_scope])
+    masks = PathwayMasks.dense(model, languages, PRUNE_SCOPES[shape.prune_scope])
     masks.header = shape.shape(masks.header)
-    pools(masks.header, {name: code.numel() for name, code in masks.codes.items()}, shape.sparsity)
+    budget_groups(masks.header, {name: code.numel() for name, code in masks.codes.items()}, shape.sparsity)
     return masks
 
 

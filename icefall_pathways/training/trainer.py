@@ -278,7 +278,7 @@ class Trainer:
 
     def _save(self, path: Any, update: int) -> None:
         if self.gradients is not None:
-            self.gradients.gather(keep=self.rank.is_main)
+            self.gradients.reduce(keep=self.rank.is_main)
         regularizers = self.rank.gather(regulariser_state(self.model))
         if not self.rank.is_main:
             return

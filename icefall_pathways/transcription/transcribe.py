@@ -129,7 +129,7 @@ def make_recognizer(config: TranscribeConfig, trained: TrainedModel) -> tuple[Re
         if language not in known:
             raise ValueError(f"--lang {config.lang}: the model in {config.exp_dir} knows {', '.join(known)}")
         decoder, choose = trained.decoder(config, [language]), None
-    elif trained.masks is None or trained.masks.tied(known):
+    elif trained.masks is None or trained.masks.share_mask(known):
         if config.context_file or config.ngram_lm:
             raise ValueError("hotwords and language models are of a language: name it with --lang")
         language = known[0]  # which is as good as any other: there is one path for all

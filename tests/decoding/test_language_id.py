@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from every_kind import random_masks
+from all_layer_types import random_masks
 from stream_models import make_model
 from tiny_experiment import halves
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_kind import random_masks
+from all_layer_types import random_masks
 from stream_models import make_model
 
 from icefall_pathways.data.features import FbankConfig

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from every_kind import EveryKind, random_masks
+from all_layer_types import AllLayerTypes, random_masks
 from torch import nn
 
 from icefall_pathways.optim import buckets
@@ -28,7 +28,7 @@ def snapshot(model, optimizer):
 
 
 def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.1, weight_decay=0.5)
     for language in ("en", "fr", "en"):
@@ -63,7 +63,7 @@ def test_negative_zero_stays_negative_zero():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_torchs_adamw_where_nothing_is_pruned(masked, weight_decay):
-    ours = EveryKind()
+    ours = AllLayerTypes()
     peer = copy.deepcopy(ours)
     masks = random_masks(ours, density=1.1) if masked else None
     optimizer = MaskedAdamW(ours.named_parameters(), lr=0.01, weight_decay=weight_decay)
@@ -135,13 +135,13 @@ def test_corrections_hold_for_long_runs(dtype):
 
 
 def test_the_state_survives_saving_and_loading(tmp_path):
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.1)
     for language in ("en", "fr"):
         train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
     torch.save([model.state_dict(), optimizer.state_dict()["state"]], tmp_path / "state.pt")
-    other = EveryKind()
+    other = AllLayerTypes()
     resumed = MaskedAdamW(other.named_parameters(), lr=0.1)
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     other.load_state_dict(weights)
@@ -155,7 +155,7 @@ def test_the_state_survives_saving_and_loading(tmp_path):
 
 def test_clipping_is_over_the_active_entries():
     """A step with a large gradient outside the mask equals one with the active gradient scaled down beforehand."""
-    ours, peer = EveryKind(), EveryKind()
+    ours, peer = AllLayerTypes(), AllLayerTypes()
     peer.load_state_dict(ours.state_dict())
     masks = random_masks(ours)
     clipping = MaskedAdamW(ours.named_parameters(), betas=(0.0, 0.9), eps=1.0, max_norm=1.0)
@@ -170,7 +170,7 @@ def test_clipping_is_over_the_active_entries():
         optimizer.step()
     for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-    assert not torch.equal(ours.linear.weight, EveryKind().linear.weight)
+    assert not torch.equal(ours.linear.weight, AllLayerTypes().linear.weight)
 
 
 def test_clipping_scales_to_the_norm_and_leaves_small_gradients():
@@ -217,7 +217,7 @@ def test_the_size_of_buckets_changes_nothing(optimizer_type, monkeypatch):
     for size in (1, 40, 10**6):
         monkeypatch.setattr(buckets, "_SIZE", size)
         torch.manual_seed(1)
-        model = EveryKind()
+        model = AllLayerTypes()
         masks = random_masks(model)
         optimizer = optimizer_type(model.named_parameters(), lr=0.01)
         for language in ("en", "fr", "it", "en", "fr", "en"):
@@ -230,7 +230,7 @@ def test_the_size_of_buckets_changes_nothing(optimizer_type, monkeypatch):
 
 def test_masks_that_come_later_find_the_moments_of_before():
     """A model that trains dense first, then with masks: the moments and counts go on, bucket by bucket or not."""
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model, density=1.1)
     peer = copy.deepcopy(model)
     optimizer, reference = MaskedAdamW(model.named_parameters()), MaskedAdamW(peer.named_parameters())

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from every_kind import EveryKind, random_masks
+from all_layer_types import AllLayerTypes, random_masks
 from torch import nn
 
 from icefall_pathways.optim import scaled_adam
@@ -63,7 +63,7 @@ def random_gradients(model):
 
 
 def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = ScaledAdam(model.named_parameters())
     languages = ["en", "fr", "it"] * 5  # past the period and the first median
@@ -238,13 +238,13 @@ def test_gradients_that_are_never_finite_are_an_error():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_state_survives_saving_and_loading(tmp_path, masked):
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model) if masked else None
     optimizer = ScaledAdam(model.named_parameters())
     for language in ("en", "fr", "it") * 4:
         train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
     torch.save([model.state_dict(), optimizer.state_dict()["state"]], tmp_path / "state.pt")
-    other = EveryKind()
+    other = AllLayerTypes()
     resumed = ScaledAdam(other.named_parameters())
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
     other.load_state_dict(weights)
@@ -277,4 +277,4 @@ def test_first_equal_is_the_first_language_with_the_same_mask():
     some = torch.rand(4, 4) < 0.5
     for code in ("fr", "nl"):
         masks.set_mask("weight", code, some)
-    assert [masks.first_equal(code) for code in masks.languages] == ["en", "fr", "en", "fr"]
+    assert [masks.canonical_language(code) for code in masks.languages] == ["en", "fr", "en", "fr"]

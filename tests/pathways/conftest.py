@@ -1,18 +1,18 @@
 import pytest
 import torch
-from every_kind import EveryKind, random_masks
+from all_layer_types import AllLayerTypes, random_masks
 from torch import Tensor
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
 
 @pytest.fixture
-def model() -> EveryKind:
-    return EveryKind()
+def model() -> AllLayerTypes:
+    return AllLayerTypes()
 
 
 @pytest.fixture
-def masks(model: EveryKind) -> PathwayMasks:
+def masks(model: AllLayerTypes) -> PathwayMasks:
     return random_masks(model)
 
 

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from every_kind import KINDS
+from all_layer_types import LAYER_WEIGHTS
 from torch import nn
 
 from icefall_pathways.pathways.activation import FoldedPathways, PathwayModule, activate
@@ -14,7 +14,7 @@ def entry(mask, value):
     return tuple(torch.nonzero(mask == value)[0].tolist())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", LAYER_WEIGHTS)
 def test_a_pruned_entry_does_not_matter_and_a_kept_one_does(model, masks, x, name):
     def output():
         with torch.no_grad(), activate(model, masks, "fr"):
@@ -76,7 +76,7 @@ def test_after_the_context_the_model_is_dense_again_even_after_an_error(model, m
     assert torch.equal(model(x), dense)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", LAYER_WEIGHTS)
 def test_gradients_reach_kept_entries_only(model, masks, x, name):
     PathwayModule(model, masks)("en", x).square().sum().backward()
     gradient, mask = model.get_parameter(name).grad, masks.mask(name, "en")
@@ -123,12 +123,12 @@ def test_without_gradients_one_product_serves_many_calls(model, masks, x, contex
 
 def _rank(rank, port, results):
     import torch.distributed as dist
-    from every_kind import EveryKind, random_masks
+    from all_layer_types import AllLayerTypes, random_masks
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = random_masks(model)
     parallel = torch.nn.parallel.DistributedDataParallel(PathwayModule(model, masks), find_unused_parameters=True)
     x = torch.randn(2, 5, 8)

@@ -2,21 +2,21 @@ import itertools
 
 import pytest
 import torch
-from every_kind import KINDS, LANGUAGES, EveryKind
+from all_layer_types import LANGUAGES, LAYER_WEIGHTS, AllLayerTypes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icefall_pathways.pathways.activation import activate
 from icefall_pathways.pathways.analysis import mean_overlap
 from icefall_pathways.pathways.gradients import LanguageGradients
+from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import num_kept
 from icefall_pathways.pathways.schedules import (
     AdaptivePruning,
     GradualPruning,
     IterativeMagnitudePruning,
     OneShot,
-    cubic,
+    cubic_sparsity,
 )
 
 
@@ -72,8 +72,8 @@ def test_ramps_are_monotone_and_end_at_the_target(target, initial, start, every,
 
 
 def test_the_ramp_is_cubic():
-    assert [cubic(0, 0.8, t) for t in (0, 0.5, 1)] == pytest.approx([0, 0.8 * (1 - 0.5**3), 0.8])
-    assert cubic(0.5, 0.9, 0.5) == pytest.approx(0.9 - 0.4 / 8)
+    assert [cubic_sparsity(0, 0.8, t) for t in (0, 0.5, 1)] == pytest.approx([0, 0.8 * (1 - 0.5**3), 0.8])
+    assert cubic_sparsity(0.5, 0.9, 0.5) == pytest.approx(0.9 - 0.4 / 8)
 
 
 @pytest.mark.parametrize("exchange", [0.0, 0.3, 1.0])
@@ -87,7 +87,7 @@ def test_every_step_has_exactly_as_many_entries_as_asked(model, prune_by, regrow
     history = run(schedule, model, masks, gradients)
     assert len(history) == 6
     for step, found in enumerate(history, 1):
-        sparsity = cubic(0, 0.7, step / 3)
+        sparsity = cubic_sparsity(0, 0.7, step / 3)
         assert all(int(m.sum()) == num_kept(m.numel(), sparsity) for name in found for m in found[name].values())
 
 
@@ -164,19 +164,19 @@ def test_masks_are_the_largest_products_of_weight_and_gradient(model):
     gradients = gradients_of(model, masks)
     AdaptivePruning(0.7, 1, 1, ramp=1).prune_after(1, model, masks, ["fr"], gradients=gradients)
     squares = gradients.mean_square(["fr"])
-    for name in KINDS:
+    for name in LAYER_WEIGHTS:
         scores = (dict(model.named_parameters())[name].detach().abs() * squares[name].sqrt()).flatten()
         mask = masks.mask(name, "fr").flatten()
         assert scores[mask].min() >= scores[~mask].max()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", LAYER_WEIGHTS)
 def test_the_observed_gradient_is_that_of_the_weights_run_through(model, masks, x, name):
     """Also outside the mask: against a dense model that holds the products."""
     seen = {}
     with activate(model, masks, "fr", lambda language, name, gradient: seen.update({(language, name): gradient})):
         model(x).square().sum().backward()
-    product = EveryKind()
+    product = AllLayerTypes()
     product.load_state_dict(
         {n: v * masks.mask(n, "fr") if n in masks.codes else v for n, v in model.state_dict().items()}
     )
@@ -198,10 +198,10 @@ def test_the_mean_square_follows_the_languages_own_batches():
 
 
 def test_ranks_add_up_and_one_keeps_the_sum():
-    gradients = LanguageGradients(decay=0.5, add_up=lambda tensor: tensor.mul_(2))
+    gradients = LanguageGradients(decay=0.5, all_reduce_sum=lambda tensor: tensor.mul_(2))
     gradients.add("en", "w", torch.tensor([2.0]))
     assert gradients.mean_square(["en"])["w"].item() == 4 == gradients.mean_square(["en"])["w"].item()
-    gradients.gather(keep=False)
+    gradients.reduce(keep=False)
     assert gradients.state_dict()["en"]["w"].item() == 0
 
 

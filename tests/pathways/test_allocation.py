@@ -1,14 +1,14 @@
 import pytest
 import torch
-from every_kind import EveryKind
+from all_layer_types import AllLayerTypes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from magnitude_pruning import prune_by_magnitude
 
-from icefall_pathways.pathways.allocation import pools
+from icefall_pathways.pathways.allocation import budget_groups
 from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
-from icefall_pathways.pathways.pruning import prune_by_magnitude
 
 SIZES = {"a.0.weight": 400, "a.1.weight": 1000, "a.10.weight": 600, "b.weight": 2000}
 
@@ -25,11 +25,11 @@ def pruned(model, sparsity, **fields):
 
 
 def test_layer_wise_prunes_every_tensor_alike():
-    assert pools(header(), SIZES, 0.6) == [([name], 0.6) for name in SIZES]
+    assert budget_groups(header(), SIZES, 0.6) == [([name], 0.6) for name in SIZES]
 
 
 def test_global_allocation_keeps_the_largest_of_all_tensors_in_exact_number():
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = pruned(model, 0.4, allocation="global")
     magnitudes = torch.cat([model.get_parameter(name).detach().abs().flatten() for name in masks.names])
     mask = torch.cat([masks.mask(name, "en").flatten() for name in masks.names])
@@ -39,7 +39,7 @@ def test_global_allocation_keeps_the_largest_of_all_tensors_in_exact_number():
 
 
 def test_global_allocation_leaves_every_tensor_something():
-    model = EveryKind()
+    model = AllLayerTypes()
     with torch.no_grad():
         model.linear.weight.mul_(1e-6)
     masks = pruned(model, 0.9, allocation="global")
@@ -52,7 +52,7 @@ def test_global_allocation_leaves_every_tensor_something():
 
 @pytest.mark.parametrize("granularity", ["row", "column", "block:2x3"])
 def test_global_allocation_of_groups_is_off_by_half_the_largest_at_most(granularity):
-    masks = pruned(EveryKind(), 0.6, allocation="global", granularity=granularity)
+    masks = pruned(AllLayerTypes(), 0.6, allocation="global", granularity=granularity)
     masks.check_granularity()
     total = sum(code.numel() for code in masks.codes.values())
     kept = sum(int(masks.mask(name, "en").sum()) for name in masks.names)
@@ -62,7 +62,7 @@ def test_global_allocation_of_groups_is_off_by_half_the_largest_at_most(granular
 
 @pytest.mark.parametrize("allocation", ["layer-wise", "global"])
 def test_layers_with_a_sparsity_of_their_own_have_it_and_the_others_make_up(allocation):
-    masks = pruned(EveryKind(), 0.7, allocation=allocation, layer_sparsity="linear=0.5 lstm.weight_ih*=0.6")
+    masks = pruned(AllLayerTypes(), 0.7, allocation=allocation, layer_sparsity="linear=0.5 lstm.weight_ih*=0.6")
     for name in masks.names:
         own = 0.5 if name == "linear.weight" else 0.6 if name.startswith("lstm.weight_ih") else None
         if own is not None:
@@ -71,9 +71,9 @@ def test_layers_with_a_sparsity_of_their_own_have_it_and_the_others_make_up(allo
 
 
 def test_a_pattern_names_a_module_or_parameters():
-    assert pools(header(layer_sparsity="a.1=0.5"), SIZES, 0.7)[1] == (["a.1.weight"], 0.5)
-    assert pools(header(layer_sparsity="a.1=0.5"), SIZES, 0.7)[2][1] != 0.5  # a.10 is another layer
-    own = {names[0]: share for names, share in pools(header(layer_sparsity="a=0.6 a.0=0.2"), SIZES, 0.7)}
+    assert budget_groups(header(layer_sparsity="a.1=0.5"), SIZES, 0.7)[1] == (["a.1.weight"], 0.5)
+    assert budget_groups(header(layer_sparsity="a.1=0.5"), SIZES, 0.7)[2][1] != 0.5  # a.10 is another layer
+    own = {names[0]: share for names, share in budget_groups(header(layer_sparsity="a=0.6 a.0=0.2"), SIZES, 0.7)}
     assert (own["a.0.weight"], own["a.1.weight"], own["a.10.weight"]) == (0.2, 0.6, 0.6)  # the last pattern counts
 
 
@@ -82,18 +82,18 @@ def test_a_pattern_names_a_module_or_parameters():
 def test_all_together_have_the_sparsity_asked_for_on_the_way_and_beyond(own, target, now):
     given_header = MasksHeader(("en",), target_sparsity=target, layer_sparsity=f"a.0={own[0]!r} a.1={own[1]!r}")
     assume(0 <= (target * 4000 - own[0] * 400 - own[1] * 1000) / 2600 < 1)
-    shares = {names[0]: share for names, share in pools(given_header, SIZES, now)}
+    shares = {names[0]: share for names, share in budget_groups(given_header, SIZES, now)}
     assert all(0 <= share < 1 for share in shares.values())
     assert sum(share * SIZES[name] for name, share in shares.items()) == pytest.approx(now * 4000, abs=1e-6)
-    at_target = {names[0]: share for names, share in pools(given_header, SIZES, target)}
+    at_target = {names[0]: share for names, share in budget_groups(given_header, SIZES, target)}
     assert at_target["a.0.weight"] == own[0] and at_target["a.1.weight"] == own[1]
 
 
 def test_what_cannot_be_met_is_refused():
     with pytest.raises(ValueError, match=r"c=0.5 names nothing that is pruned: the prunable parameters are a.0.weight"):
-        pools(header(layer_sparsity="c=0.5"), SIZES, 0.7)
+        budget_groups(header(layer_sparsity="c=0.5"), SIZES, 0.7)
     with pytest.raises(ValueError, match=r"fixes 1 of 4 parameters; for a sparsity of 0.7 overall, 2800 of the other"):
-        pools(header(layer_sparsity="b=0"), SIZES, 0.7)
+        budget_groups(header(layer_sparsity="b=0"), SIZES, 0.7)
     with pytest.raises(ValueError, match="no sparsity of a layer"):
         parse_layer_sparsity("a=1.5")
     with pytest.raises(ValueError, match="no sparsity of a layer"):

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from every_kind import LANGUAGES, random_masks
+from all_layer_types import LANGUAGES, random_masks
+from magnitude_pruning import prune_by_magnitude
 
 from icefall_pathways.pathways import analysis, plots
 from icefall_pathways.pathways.counting import sharing_counts
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
-from icefall_pathways.pathways.pruning import prune_by_magnitude
 
 
 def test_densities_and_overlaps_agree_with_the_masks(model, masks):

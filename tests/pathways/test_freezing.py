@@ -1,6 +1,6 @@
 import pytest
 import torch
-from every_kind import LANGUAGES, random_masks
+from all_layer_types import LANGUAGES, random_masks
 from torch import nn
 
 from icefall_pathways.optim.averaging import ModelAverage

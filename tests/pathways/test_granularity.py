@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from every_kind import LANGUAGES, EveryKind
+from all_layer_types import LANGUAGES, AllLayerTypes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from magnitude_pruning import prune_by_magnitude
 
 from icefall_pathways.pathways.granularity import num_kept, parse_granularity
 from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks
-from icefall_pathways.pathways.pruning import prune_by_magnitude
 
 GROUPS = ["element", "row", "column", "block:2x2", "block:4x4", "block:3x*", "block:*x2"]
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
@@ -42,7 +42,7 @@ def groups_of(granularity, shape):
 
 def keep(granularity, scores, sparsity, candidates=None):
     candidates = torch.ones_like(scores, dtype=torch.bool) if candidates is None else candidates
-    (kept,) = parse_granularity(granularity).keep([scores], [candidates], sparsity)
+    (kept,) = parse_granularity(granularity).select([scores], [candidates], sparsity)
     return kept
 
 
@@ -101,7 +101,7 @@ def test_n_of_every_m_stay(shape, n, more, seed):
             number = n if len(part) == m else num_kept(len(part), 1 - n / m)
             order = sorted(range(len(part)), key=lambda i: (-part[i], i))
             assert sorted(order[:number]) == torch.nonzero(kept[row, begin : begin + m]).flatten().tolist()
-    assert parse_granularity(f"{n}:{m}").fits(kept.view(shape))
+    assert parse_granularity(f"{n}:{m}").matches(kept.view(shape))
 
 
 def test_n_of_m_of_few_candidates_keeps_those_however_low_they_score():
@@ -144,7 +144,7 @@ def test_at_least_one_group_stays():
 
 
 def test_a_row_is_a_neuron_and_a_column_an_input_channel():
-    model = EveryKind()
+    model = AllLayerTypes()
     for granularity, axis in (("row", 0), ("column", 1)):
         masks = PathwayMasks.dense(model, ["en"])
         masks.header = MasksHeader(("en",), granularity=granularity)
@@ -159,7 +159,7 @@ def test_a_row_is_a_neuron_and_a_column_an_input_channel():
 
 @pytest.mark.parametrize("granularity", ["row", "block:2x2", "2:4"])
 def test_masks_that_do_not_consist_of_the_headers_groups_are_refused(granularity, tmp_path):
-    model = EveryKind()
+    model = AllLayerTypes()
     masks = PathwayMasks.dense(model, LANGUAGES)
     masks.header = MasksHeader(LANGUAGES, granularity=granularity)
     prune_by_magnitude(model, masks, ["fr"], 0.5)
@@ -181,7 +181,7 @@ def test_masks_of_single_entries_cannot_be_pruned_in_blocks():
 
 
 def test_masks_of_different_granularity_are_not_merged():
-    parts = [PathwayMasks.dense(EveryKind(), [language]) for language in ("en", "fr")]
+    parts = [PathwayMasks.dense(AllLayerTypes(), [language]) for language in ("en", "fr")]
     parts[1].header = MasksHeader(("fr",), granularity="row")
     with pytest.raises(MasksError, match=r"granularity element \(en\) and of row \(fr\) do not go together"):
         PathwayMasks.merge(parts)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from every_kind import LANGUAGES, random_masks
+from all_layer_types import LANGUAGES, random_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -123,10 +123,10 @@ def test_merging_needs_parts_with_languages_of_their_own(masks):
 
 
 def test_tied_languages_have_one_mask(masks):
-    assert not masks.tied(LANGUAGES)
+    assert not masks.share_mask(LANGUAGES)
     for name in masks.names:
         masks.set_mask(name, ["en", "it"], torch.rand(masks.codes[name].shape) < 0.5)
-    assert masks.tied(["en", "it"]) and masks.tied(["fr"]) and not masks.tied(["en", "fr"])
+    assert masks.share_mask(["en", "it"]) and masks.share_mask(["fr"]) and not masks.share_mask(["en", "fr"])
 
 
 def test_restrict_and_merge_are_inverse(masks):

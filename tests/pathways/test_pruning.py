@@ -1,13 +1,14 @@
 import pytest
 import torch
-from every_kind import LANGUAGES, EveryKind
+from all_layer_types import LANGUAGES, AllLayerTypes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from magnitude_pruning import prune_by_magnitude
 from torch import nn
 
+from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
-from icefall_pathways.pathways.pruning import num_kept, prune_by_magnitude
-from icefall_pathways.pathways.selection import keep_largest
+from icefall_pathways.pathways.selection import top_k
 
 # Few different values, so that ties are the rule.
 scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
@@ -18,7 +19,7 @@ scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]
 def test_exactly_as_many_are_kept_and_only_candidates(values, data):
     candidates = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
     kept = data.draw(st.integers(0, len(values)))
-    mask = keep_largest(torch.tensor(values), candidates, kept)
+    mask = top_k(torch.tensor(values), candidates, kept)
     assert int(mask.sum()) == min(kept, int(candidates.sum()))
     assert not (mask & ~candidates).any()
 
@@ -27,7 +28,7 @@ def test_exactly_as_many_are_kept_and_only_candidates(values, data):
 @given(values=scores, data=st.data())
 def test_the_largest_stay_and_of_equals_the_first(values, data):
     kept = data.draw(st.integers(0, len(values)))
-    mask = keep_largest(torch.tensor(values), torch.ones(len(values), dtype=torch.bool), kept)
+    mask = top_k(torch.tensor(values), torch.ones(len(values), dtype=torch.bool), kept)
     order = sorted(range(len(values)), key=lambda i: (-values[i] if values[i] == values[i] else float("inf"), i))
     assert sorted(order[:kept]) == torch.nonzero(mask).flatten().tolist()
 
@@ -100,4 +101,4 @@ def test_the_weights_are_not_touched(model):
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 70])
 def test_a_sparsity_out_of_range_is_refused(sparsity):
     with pytest.raises(ValueError, match="expected at least 0 and below 1"):
-        prune_by_magnitude(EveryKind(), PathwayMasks.dense(EveryKind(), ["en"]), ["en"], sparsity)
+        prune_by_magnitude(AllLayerTypes(), PathwayMasks.dense(AllLayerTypes(), ["en"]), ["en"], sparsity)

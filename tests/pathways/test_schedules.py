@@ -3,12 +3,12 @@ import itertools
 
 import pytest
 import torch
-from every_kind import LANGUAGES
+from all_layer_types import LANGUAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import num_kept
 from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneShot
 
 

@@ -22,7 +22,7 @@ def pathways(corpus, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exp") / "pathways"
     config = tiny_run.config(corpus, exp_dir, "en fr", masks=exp_dir / "given.safetensors", num_updates=6)
     model = build_model(replace(config.model, ctc_head=True), 20)
-    masks = PathwayMasks.dense(model, ["en", "fr"], runs.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, ["en", "fr"], runs.PRUNE_SCOPES["encoder-predictor"])
     for name in masks.names:
         for language in masks.languages:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.3)

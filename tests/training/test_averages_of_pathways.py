@@ -23,7 +23,7 @@ def run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     start = checkpoints.read(folder / "dense" / "checkpoint-1.pt")["model"]
-    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNING_ROOTS["encoder"])
+    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNE_SCOPES["encoder"])
     for name in masks.names:
         for language in LANGUAGES:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)

@@ -29,7 +29,7 @@ def search(corpus, dense, exp_dir, languages="en", **pruning):
 def test_a_search_keeps_to_the_granularity(corpus, dense, tmp_path, granularity, sparsity):
     masks = search(corpus, dense, tmp_path / "search", granularity=granularity, sparsity=sparsity)
     assert masks.header.granularity == granularity and masks.header.target_sparsity == sparsity
-    assert all(parse_granularity(granularity).fits(masks.codes[name]) for name in masks.names)
+    assert all(parse_granularity(granularity).matches(masks.codes[name]) for name in masks.names)
     assert masks.sparsity("en") == pytest.approx(sparsity, abs=0.05)
 
 

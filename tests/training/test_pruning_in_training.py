@@ -9,8 +9,8 @@ import torch
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
+from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import num_kept
 from icefall_pathways.training import runs, trainer
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.launch.ranks import launch
@@ -117,7 +117,7 @@ def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_p
 
 def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
     model = build_model(tiny_run.MODEL, 20)
-    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder"])
+    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
     for name, code in masks.codes.items():
         for language in LANGUAGES:
             order = torch.randperm(code.numel()) < num_kept(code.numel(), 0.7)
@@ -130,7 +130,7 @@ def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
 
 def test_gradual_pruning_of_given_masks_keeps_within_them(corpus, tmp_path):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    given = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder"])
+    given = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
     for name in given.names:
         for language in LANGUAGES:
             given.set_mask(name, language, torch.rand(given.codes[name].shape) < 0.5)
@@ -149,7 +149,7 @@ def test_one_mask_for_all_languages_shrinks_as_one(corpus, tmp_path):
     runs.train(replace(tiny_run.config(corpus, tmp_path), pruning=pruning))
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
     assert_target(masks)
-    assert masks.tied(LANGUAGES)
+    assert masks.share_mask(LANGUAGES)
 
 
 def test_pruning_after_the_last_update_is_refused():

@@ -25,7 +25,7 @@ def dense(corpus, tmp_path_factory):
 
 def make_masks(path, languages, seed):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    masks = PathwayMasks.dense(model, languages, runs.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, languages, runs.PRUNE_SCOPES["encoder-predictor"])
     generator = torch.Generator().manual_seed(seed)
     for name in masks.names:
         for language in languages:

@@ -88,7 +88,7 @@ def masked(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("masked")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     model = checkpoints.build(checkpoints.newest(folder / "dense")[1])
-    masks = PathwayMasks.dense(model, ["en", "fr", "it"], runs.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, ["en", "fr", "it"], runs.PRUNE_SCOPES["encoder-predictor"])
     for name in masks.names:
         for language in masks.languages:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)

@@ -53,7 +53,7 @@ def masks_file(dense, tmp_path_factory):
 
 
 def random_masks(model, path):
-    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder-predictor"])
     for name in masks.names:
         for language in LANGUAGES:
             masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)

@@ -100,7 +100,7 @@ def waiting(places):
 
 
 def make_masks(model, path):
-    masks = PathwayMasks.dense(build_model(model, 20), ["en", "fr"], runs.PRUNING_ROOTS["encoder-predictor"])
+    masks = PathwayMasks.dense(build_model(model, 20), ["en", "fr"], runs.PRUNE_SCOPES["encoder-predictor"])
     for name, code in masks.codes.items():
         masks.set_mask(name, "en", torch.rand(code.shape) < 0.5)
     masks.save(path)

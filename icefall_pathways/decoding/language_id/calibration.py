@@ -96,7 +96,7 @@ def calibrate(config: CalibrationConfig) -> str:
     experiment = load_experiment(config)
     languages = [language.code for language in experiment.data.languages]
     masks = experiment.trained.masks
-    if masks is None or masks.tied(languages):
+    if masks is None or masks.share_mask(languages):
         raise ValueError(
             f"the model in {config.exp_dir} has no pathway for each language, so none is surer than another"
         )

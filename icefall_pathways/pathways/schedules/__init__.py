@@ -2,7 +2,7 @@
 
 from icefall_pathways.pathways.schedules.adaptive import AdaptivePruning
 from icefall_pathways.pathways.schedules.base import PruningSchedule, rewind
-from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic
+from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic_sparsity
 from icefall_pathways.pathways.schedules.iterative import IterativeMagnitudePruning, OneShot
 
 __all__ = [
@@ -11,6 +11,6 @@ __all__ = [
     "IterativeMagnitudePruning",
     "OneShot",
     "PruningSchedule",
-    "cubic",
+    "cubic_sparsity",
     "rewind",
 ]

@@ -9,9 +9,9 @@ from torch import nn
 
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import keep_by_scores
+from icefall_pathways.pathways.pruning import prune_by_scores
 from icefall_pathways.pathways.schedules.criteria import Criterion, scores
-from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic
+from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic_sparsity
 
 
 class AdaptivePruning(GradualPruning):
@@ -70,12 +70,12 @@ class AdaptivePruning(GradualPruning):
         self.ramp_steps = max(1, ramp // every) if initial < target_sparsity else 1
         self.regrow: Criterion = regrow
         self.exchange = exchange
-        self.watches = {prune_by, regrow} != {"magnitude"}
+        self.needs_gradients = {prune_by, regrow} != {"magnitude"}
 
     def sparsity_after(self, update: int) -> float | None:
         """The sparsity that the ramp has reached, or the target, after updates with a step."""
         step = self.step_after(update)
-        return None if step is None else cubic(self.initial, self.target_sparsity, step / self.ramp_steps)
+        return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.ramp_steps)
 
     def exchange_at(self, step: int) -> float:
         """The share of a mask that may be exchanged at a step (from 1)."""
@@ -97,7 +97,7 @@ class AdaptivePruning(GradualPruning):
         stay = scores(self.prune_by, model, masks, languages, gradients)
         come = stay if self.regrow == self.prune_by else scores(self.regrow, model, masks, languages, gradients)
         if staying < 1:
-            keep_by_scores(stay, masks, languages, staying)
+            prune_by_scores(stay, masks, languages, staying)
             for name in masks.names:
                 come[name] = come[name].masked_fill(masks.mask(name, languages[0]), math.inf)
-        keep_by_scores(come, masks, languages, sparsity, regrow=True)
+        prune_by_scores(come, masks, languages, sparsity, regrow=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import keep_by_scores
+from icefall_pathways.pathways.pruning import prune_by_scores
 from icefall_pathways.pathways.schedules.criteria import Criterion, scores
 
 
@@ -30,7 +30,7 @@ class PruningSchedule(ABC):
     prune_by: Criterion = "magnitude"
 
     #: Whether pruning needs to know each language's gradients.
-    watches: bool = False
+    needs_gradients: bool = False
 
     #: Updates after which the learning rate starts anew; 0: it does not.
     restarts_every: int = 0
@@ -72,7 +72,7 @@ class PruningSchedule(ABC):
         sparsity = self.sparsity_after(update)
         if sparsity is None:
             return False
-        if self.watches and gradients is None:
+        if self.needs_gradients and gradients is None:
             raise ValueError(f"{type(self).__name__} chooses by gradients: it needs those of each language")
         self._prune(update, model, masks, languages, sparsity, gradients)
         if self.rewinds:
@@ -91,7 +91,7 @@ class PruningSchedule(ABC):
         gradients: LanguageGradients | None,
     ) -> None:
         """Change the mask of `languages`; by default what ranks lowest goes, for good."""
-        keep_by_scores(scores(self.prune_by, model, masks, languages, gradients), masks, languages, sparsity)
+        prune_by_scores(scores(self.prune_by, model, masks, languages, gradients), masks, languages, sparsity)
 
 
 @torch.no_grad()

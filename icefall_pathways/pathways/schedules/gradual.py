@@ -4,7 +4,7 @@ from icefall_pathways.pathways.schedules.base import PruningSchedule, check_targ
 from icefall_pathways.pathways.schedules.criteria import Criterion
 
 
-def cubic(initial: float, target: float, progress: float) -> float:
+def cubic_sparsity(initial: float, target: float, progress: float) -> float:
     """Sparsity at `progress` (0 to 1) of a ramp that is steep first and flat at its end.
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune", equation 1.
@@ -49,7 +49,7 @@ class GradualPruning(PruningSchedule):
         self.initial = initial
         self.steps = (end - start) // every
         self.prune_by = prune_by
-        self.watches = prune_by != "magnitude"
+        self.needs_gradients = prune_by != "magnitude"
 
     @property
     def num_updates(self) -> int:
@@ -64,4 +64,4 @@ class GradualPruning(PruningSchedule):
     def sparsity_after(self, update: int) -> float | None:
         """The sparsity that the ramp has reached, after updates with a step."""
         step = self.step_after(update)
-        return None if step is None else cubic(self.initial, self.target_sparsity, step / self.steps)
+        return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.steps)

@@ -41,7 +41,7 @@ class IterativeMagnitudePruning(PruningSchedule):
         self.rounds = rounds or math.ceil(round(math.log(1 - target_sparsity) / math.log(1 - drop), 9))
         self.rewinds = rewinds
         self.prune_by = prune_by
-        self.watches = prune_by != "magnitude"
+        self.needs_gradients = prune_by != "magnitude"
         self.restarts_every = updates_per_round if rewinds else 0
         self.method = "lth" if rewinds else "imp"
         # With a number of rounds, every round removes the same share; with a drop, the last round removes less.

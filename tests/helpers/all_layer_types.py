@@ -8,7 +8,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 LANGUAGES = ("en", "fr", "it")
 
 
-class EveryKind(nn.Module):
+class AllLayerTypes(nn.Module):
     """Conv2d -> Conv1d -> Linear -> LSTM -> Linear over (N, T, 8) input."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class EveryKind(nn.Module):
 
 
 # One weight of each kind of module, the LSTM's input, hidden and backward ones among them.
-KINDS = ("conv2d.weight", "conv1d.weight", "linear.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l1_reverse")
+LAYER_WEIGHTS = ("conv2d.weight", "conv1d.weight", "linear.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l1_reverse")
 
 
 def random_masks(model: nn.Module, languages: tuple[str, ...] = LANGUAGES, density: float = 0.5) -> PathwayMasks:
