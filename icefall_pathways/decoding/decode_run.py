@@ -14,7 +14,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import read_pieces
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
-from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarise, write_results, write_summary
+from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarize, write_results, write_summary
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder
 from icefall_pathways.searches import Hypothesis
 
@@ -59,7 +59,7 @@ def decode(config: DecodeConfig) -> str:
     experiment = load_experiment(config)
     recognise = partial(_recognise_offline, experiment, config.nbest)
     scores = _decode_languages(config, experiment, recognise)
-    summary = summarise(config.split, config.decoding_method, scores)
+    summary = summarize(config.split, config.decoding_method, scores)
     return write_summary(config.results_dir, experiment.trained.suffix, summary)
 
 
@@ -75,7 +75,7 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
     recognise = partial(_recognise_streams, experiment, config.num_decode_streams, timing)
     scores = _decode_languages(config, experiment, recognise)
     figures = {"real_time_factor": timing.real_time_factor}
-    summary = summarise(config.split, config.decoding_method, scores, figures)
+    summary = summarize(config.split, config.decoding_method, scores, figures)
     table = write_summary(config.results_dir, experiment.trained.suffix, summary)
     return f"{table}\nreal-time factor: {timing.real_time_factor:.4f} for {timing.audio:.0f} s of audio"
 

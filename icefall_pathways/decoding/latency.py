@@ -178,7 +178,7 @@ class Simulation:
 
     def _feed(self, speaker: _Speaker, now: float) -> None:
         """Hand over the packets that have arrived by now, and the end of the utterance with the last one."""
-        if speaker.stream.finished:
+        if speaker.stream.input_finished:
             return
         said = round(max(0.0, now - speaker.begin) * self.sample_rate)
         ended = said >= len(speaker.samples)

@@ -220,7 +220,7 @@ def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
     return [Utterance(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in found.items()]
 
 
-def summarise(
+def summarize(
     split: str, method: str, scores: Mapping[str, Score], extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The figures of several languages and the mean of their word error rates, each language counting alike.
@@ -259,7 +259,7 @@ def write_summary(folder: Path, suffix: str, summary: Mapping[str, Any]) -> str:
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """An aligned table of what `summarise` gives: a row per language, and the average."""
+    """An aligned table of what `summarize` gives: a row per language, and the average."""
     columns = ("errors", "words", "sub", "del", "ins", "utterances")
     rows: list[list[Any]] = [
         [

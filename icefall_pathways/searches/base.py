@@ -99,7 +99,7 @@ class Search(ABC, Generic[State]):
         """How many leading tokens of each stream's best hypothesis no later frame can change."""
 
     @abstractmethod
-    def carry_on(self, state: State) -> State:
+    def reset_hypothesis(self, state: State) -> State:
         """The state for what is said next, without what was found up to now.
 
         Where the search can, it follows the last tokens of the best hypothesis, as if nothing had been cut.

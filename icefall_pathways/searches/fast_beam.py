@@ -151,7 +151,7 @@ class FastBeamSearch(Search[FastBeamState]):
         """None at all: k2 joins histories that differ in older tokens, so the best path may still change anywhere."""
         return [0] * len(state.streams)
 
-    def carry_on(self, state: FastBeamState) -> FastBeamState:
+    def reset_hypothesis(self, state: FastBeamState) -> FastBeamState:
         """New streams: k2 begins every lattice without history."""
         return self.init(len(state.streams))
 

@@ -152,7 +152,7 @@ class FrameSearch(Search[BeamState]):
         return counts
 
     @torch.inference_mode()
-    def carry_on(self, state: BeamState) -> BeamState:
+    def reset_hypothesis(self, state: BeamState) -> BeamState:
         """One empty hypothesis per stream that follows the last tokens of the best one; the automata begin anew."""
         fresh = self.init(len(state.num_frames))
         best = self._ranks(state).argmax(dim=1, keepdim=True)

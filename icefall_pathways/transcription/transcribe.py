@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY
 from icefall_pathways.decoding.config import TrainedModelConfig
-from icefall_pathways.decoding.language_id.model import load_chooser, with_evidence
+from icefall_pathways.decoding.language_id.model import load_language_identifier, with_scoring
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.streaming import EndpointConfig, Recognizer, Source
 from icefall_pathways.languages import get_language
@@ -97,7 +97,7 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
     out = out or sys.stdout
     errors: dict[str, str] = {}
     sources = (Source(name, _read(name, config.sample_rate), language) for name in config.audio)
-    results = recognizer.listen(
+    results = recognizer.recognize(
         sources,
         num_streams=1 if config.output_dir is None else config.num_decode_streams,
         on_error=lambda name, error: errors.update({name: str(error)}),
@@ -109,7 +109,7 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
                 file = out if config.output_dir is None else files.enter_context(_open(config.output_path(name)))
                 writers[name] = WRITERS[config.output_format](file, name)
             writers[name].add(to_text(result, trained.tokenizer, nameless))
-            if result.last:
+            if result.is_last:
                 writers[name].close(errors.get(name))
                 if writers[name].out is not out:
                     writers[name].out.close()
@@ -136,11 +136,11 @@ def make_recognizer(config: TranscribeConfig, trained: TrainedModel) -> tuple[Re
         decoder, choose = trained.decoder(config, [language]), None
     else:
         language = None
-        decoder = with_evidence(trained.decoder(config, known))
-        choose = load_chooser(config.exp_dir, decoder)
+        decoder = with_scoring(trained.decoder(config, known))
+        choose = load_language_identifier(config.exp_dir, decoder)
     symbols = trained.tokenizer.symbols
     return Recognizer(
-        decoder, config.endpoint, choose, begins_word=lambda token: symbols[token].startswith(WORD_BOUNDARY)
+        decoder, config.endpoint, choose, is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY)
     ), language
 
 

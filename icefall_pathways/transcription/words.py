@@ -52,13 +52,13 @@ def to_text(result: Result, tokenizer: Tokenizer, nameless: bool = False) -> Tex
     text, stable = tokenizer.decode([result.tokens, result.tokens[: result.stable]])
     return Text(
         language="" if nameless else result.language,
-        begin=round(result.begin, 3),
+        begin=round(result.start, 3),
         end=round(result.end, 3),
         text=text,
         stable=stable if text.startswith(stable) else "",
         revised=result.revised,
         words=_words(result.tokens, result.times, tokenizer),
-        final=result.final,
+        final=result.is_final,
     )
 
 

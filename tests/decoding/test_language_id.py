@@ -13,7 +13,7 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.language_id.calibration import (
     COMBINED,
     CalibrationConfig,
-    Heard,
+    LanguageIdExample,
     accuracy,
     calibrate,
     fit,
@@ -22,12 +22,12 @@ from icefall_pathways.decoding.language_id.calibration import (
 )
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
-    Evidence,
-    EvidenceChooser,
-    LanguageModelOfEvidence,
-    count_unigrams,
+    LanguageIdentifier,
+    LanguageIdFeatures,
+    LanguageIdModel,
     gather,
-    with_evidence,
+    unigram_log_probs,
+    with_scoring,
 )
 from icefall_pathways.decoding.streaming import Recognizer, Source, StreamingDecoder
 from icefall_pathways.experiment import layout
@@ -35,7 +35,7 @@ from icefall_pathways.pathways.activation import FoldedPathways, activate
 from icefall_pathways.searches import Hypothesis, ModifiedBeamSearch
 
 LANGUAGES = ("en", "fr", "it")
-UNIGRAMS = {language: count_unigrams([[3, place, place]], 20) for place, language in enumerate(LANGUAGES)}
+UNIGRAMS = {language: unigram_log_probs([[3, place, place]], 20) for place, language in enumerate(LANGUAGES)}
 
 
 def _speech(seconds):
@@ -53,8 +53,8 @@ def decoder():
 
 def test_evidence_is_that_of_the_whole_utterance(decoder):
     """By the CTC head and by the search, through each pathway, whatever else is in the batch."""
-    listening, samples = with_evidence(decoder), _speech(0.9)
-    recognizer = Recognizer(listening, choose=lambda candidates, sound, ended: None)
+    listening, samples = with_scoring(decoder), _speech(0.9)
+    recognizer = Recognizer(listening, select_language=lambda candidates, sound, ended: None)
     session, other = recognizer.open(None), recognizer.open(None)
     for part in samples.split(1000):
         session.accept_samples(part)
@@ -86,22 +86,20 @@ def test_evidence_is_that_of_the_whole_utterance(decoder):
 
 
 def test_unigrams():
-    counted = torch.tensor(count_unigrams([[1, 1, 3], [], [1]], 4)).exp()
+    counted = torch.tensor(unigram_log_probs([[1, 1, 3], [], [1]], 4)).exp()
     torch.testing.assert_close(counted, torch.tensor([1.0, 4.0, 1.0, 2.0]) / 8)
 
 
 def test_the_chosen_pathway_has_heard_everything(decoder):
     samples = _speech(1.2)
     alone = dict(decoder.decode([Source(language, [samples], language) for language in LANGUAGES], 3))
-    listening = with_evidence(decoder)
+    listening = with_scoring(decoder)
     for language in LANGUAGES:
         offsets = {other: 100.0 * (other == language) for other in LANGUAGES}
-        chooser = EvidenceChooser(
-            LanguageModelOfEvidence({"ctc_per_frame": 1.0}, offsets, UNIGRAMS, seconds=0.5), listening
-        )
+        chooser = LanguageIdentifier(LanguageIdModel({"ctc_per_frame": 1.0}, offsets, UNIGRAMS, seconds=0.5), listening)
         results = [
             result
-            for _, result in Recognizer(listening, choose=chooser).listen(
+            for _, result in Recognizer(listening, select_language=chooser).recognize(
                 [Source("speech", samples.split(800), None)], 1, on_error=pytest.fail
             )
         ]
@@ -111,8 +109,8 @@ def test_the_chosen_pathway_has_heard_everything(decoder):
 
 
 def test_one_listens_until_enough_was_said_or_the_audio_ends(decoder, monkeypatch):
-    chooser = EvidenceChooser(
-        LanguageModelOfEvidence({"search_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS, 2.0), decoder
+    chooser = LanguageIdentifier(
+        LanguageIdModel({"search_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS, 2.0), decoder
     )
     candidates = [decoder.open(language) for language in LANGUAGES]
     features = torch.zeros(3, len(FEATURES))
@@ -123,7 +121,7 @@ def test_one_listens_until_enough_was_said_or_the_audio_ends(decoder, monkeypatc
         (2.0, 2.0, False, 1),
         (0.0, 0.0, True, 1),
     ]:
-        evidence = Evidence(features, heard, [Hypothesis([], [], 0.0)] * 3)
+        evidence = LanguageIdFeatures(features, heard, [Hypothesis([], [], 0.0)] * 3)
         monkeypatch.setattr("icefall_pathways.decoding.language_id.model.gather", lambda *_, e=evidence: [e])
         assert chooser(candidates, sound, ended) is (None if expected is None else candidates[expected])
 
@@ -134,12 +132,12 @@ def _heard(number, informative, noise=1.0):
     heard = []
     for language in range(3):
         for _ in range(number):
-            one = Heard(language, "")
+            one = LanguageIdExample(language, "")
             for seconds in (0.5, 1.0, 2.0):
                 features = torch.randn(3, len(FEATURES)) * noise
                 features[language, informative] += 1.5 * seconds
                 features[0, informative] += 4.0
-                one.evidence.append(Evidence(features, seconds, []))
+                one.evidence.append(LanguageIdFeatures(features, seconds, []))
             heard.append(one)
     return heard
 
@@ -153,7 +151,7 @@ def test_calibration_finds_what_tells_languages_apart():
     assert losses["search_per_frame"] == pytest.approx(1.0986, abs=0.02)
     model = models["ctc_per_frame"]
     assert model.offsets["en"] < min(model.offsets["fr"], model.offsets["it"]) - 2
-    raw = LanguageModelOfEvidence({"ctc_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS)
+    raw = LanguageIdModel({"ctc_per_frame": 1.0}, dict.fromkeys(LANGUAGES, 0.0), UNIGRAMS)
     assert accuracy(raw, test, LANGUAGES, 2.0) < 65
     assert 45 < accuracy(model, test, LANGUAGES, 0.5) < accuracy(model, test, LANGUAGES, 2.0)
     assert accuracy(model, test, LANGUAGES, 2.0) > 90
@@ -179,7 +177,7 @@ def test_calibrate(exp_dir, experiment, tmp_path):
         calibrate(CalibrationConfig(**options))
     halves(exp_dir)
     report = calibrate(CalibrationConfig(**options))
-    model = LanguageModelOfEvidence.load(exp_dir / layout.LANGUAGE_ID_FILE)
+    model = LanguageIdModel.load(exp_dir / layout.LANGUAGE_ID_FILE)
     assert set(model.offsets) == {"en", "nl"}
     assert model.seconds == 2.0
     figures = json.loads(next((exp_dir / "streaming" / "greedy_search").glob("language-choice-*.json")).read_text())

@@ -60,7 +60,7 @@ def _results(recognizer, session):
 
 
 def _tokens(results):
-    return [token for result in results if result.final for token in result.tokens]
+    return [token for result in results if result.is_final for token in result.tokens]
 
 
 def test_languages_mixed_in_one_server_do_not_meet(model):
@@ -104,13 +104,13 @@ def test_what_is_shown_changes_only_where_it_is_marked(emformer, search):
     results = _run(recognizer, recognizer.open("en"), _speech(3.0))
     shown, promised = [], 0
     for result in results:
-        assert result.tokens[: result.kept] == shown[: result.kept]
-        assert result.revised == (result.kept < len(shown))
-        assert result.kept >= promised
+        assert result.tokens[: result.unchanged] == shown[: result.unchanged]
+        assert result.revised == (result.unchanged < len(shown))
+        assert result.unchanged >= promised
         assert result.stable >= promised
         assert result.times == sorted(result.times)
         shown, promised = result.tokens, result.stable
-    assert [result.final for result in results] == [False] * (len(results) - 1) + [True]
+    assert [result.is_final for result in results] == [False] * (len(results) - 1) + [True]
     assert results[-1].stable == len(results[-1].tokens) > 5
     partial = results[len(results) // 2]
     expected = {GreedySearch: len(partial.tokens), FastBeamSearch: 0}
@@ -134,10 +134,10 @@ def test_cutting_long_segments_loses_and_changes_nothing(model):
     samples = _speech(1.8)
     whole, cutting = Recognizer(_decoder(model)), Recognizer(_decoder(model), EndpointConfig(NEVER, NEVER, 0.6))
     expected = _run(whole, whole.open("en"), samples)[-1]
-    results = [result for result in _run(cutting, cutting.open("en"), samples) if result.final]
+    results = [result for result in _run(cutting, cutting.open("en"), samples) if result.is_final]
     assert len(results) > 2
     assert [result.segment for result in results] == list(range(len(results)))
-    assert [result.begin for result in results[1:]] == [result.end for result in results[:-1]]
+    assert [result.start for result in results[1:]] == [result.end for result in results[:-1]]
     assert _tokens(results) == expected.tokens != []
     assert [time for result in results for time in result.times] == pytest.approx(expected.times)
 
@@ -152,7 +152,7 @@ def test_pauses_end_segments(emformer, monkeypatch):
         return [Hypothesis([5], [9], -1.0) if one else Hypothesis([], [], -1.0) for one in heard]
 
     monkeypatch.setattr(decoder, "results", results)
-    finals = [result for result in _run(recognizer, recognizer.open("fr"), _speech(5.0)) if result.final]
+    finals = [result for result in _run(recognizer, recognizer.open("fr"), _speech(5.0)) if result.is_final]
     # The token's frame ends 0.4 s after the beginning, and 1.2 s of silence behind it with the tenth chunk of 0.16 s.
     assert [result.tokens for result in finals] == [[5], [], []]
     assert [result.end for result in finals] == pytest.approx([1.6, 4.0, 5.0])
@@ -168,18 +168,18 @@ def test_what_a_model_finds_in_silence_is_not_shown(emformer):
     (found,) = [hypothesis for _, hypothesis in recognizer.decoder.decode([Source(0, [noise], "en")], 1)]
     assert found.tokens != []
     results = _run(recognizer, recognizer.open("en"), torch.cat([noise, _speech(1.0), noise]))
-    spoken = [time for result in results if result.final for time in result.times]
+    spoken = [time for result in results if result.is_final for time in result.times]
     assert 1.2 < min(spoken) <= max(spoken) < 4.1
 
 
 def test_endpoint_rules():
     rules = EndpointConfig()
-    assert not rules.pauses(nonsilence=False, trailing_silence=2.3)
-    assert rules.pauses(nonsilence=False, trailing_silence=2.4)
-    assert rules.pauses(nonsilence=True, trailing_silence=1.2)
-    assert not rules.pauses(nonsilence=True, trailing_silence=1.1)
-    assert rules.too_long(20.0)
-    assert not rules.too_long(19.9)
+    assert not rules.is_pause(nonsilence=False, trailing_silence=2.3)
+    assert rules.is_pause(nonsilence=False, trailing_silence=2.4)
+    assert rules.is_pause(nonsilence=True, trailing_silence=1.2)
+    assert not rules.is_pause(nonsilence=True, trailing_silence=1.1)
+    assert rules.is_too_long(20.0)
+    assert not rules.is_too_long(19.9)
     with pytest.raises(ValueError, match="--rule2-min-trailing-silence 0"):
         EndpointConfig(rule2_min_trailing_silence=0.0)
 
@@ -217,7 +217,7 @@ def test_audio_that_is_none_disturbs_nobody(emformer, kind):
 def test_hardly_any_audio_and_silence(model, samples):
     recognizer = Recognizer(_decoder(model, ModifiedBeamSearch), EndpointConfig())
     results = _run(recognizer, recognizer.open("en"), torch.zeros(samples))
-    assert [result.final for result in results].count(True) == 1
+    assert [result.is_final for result in results].count(True) == 1
     assert results[-1].end == pytest.approx(math.ceil((samples + 80) // 160 / 4) * 0.04)
 
 
@@ -233,10 +233,10 @@ def _held(session):
     tensors = [
         stream.features,
         stream.fbank._samples,
-        *stream.memory.encoder_states,
+        *stream.state.encoder_states,
         *vars(stream.search_state).values(),
     ]
-    return sum(tensor.storage().nbytes() for tensor in tensors) + 8 * len(session.shown)
+    return sum(tensor.storage().nbytes() for tensor in tensors) + 8 * len(session.previous_tokens)
 
 
 def test_what_is_held_does_not_grow_with_the_audio(emformer):
@@ -246,7 +246,7 @@ def test_what_is_held_does_not_grow_with_the_audio(emformer):
     for _ in range(40):
         session.accept_samples(_speech(0.16))  # a chunk
         for result in _results(recognizer, session):
-            if result.final:
+            if result.is_final:
                 tokens += len(result.tokens)
                 held.append(_held(session))
     assert tokens > 20

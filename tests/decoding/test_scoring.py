@@ -10,7 +10,7 @@ from icefall_pathways.decoding.scoring import (
     format_table,
     read_results,
     score,
-    summarise,
+    summarize,
     write_results,
     write_summary,
 )
@@ -63,7 +63,7 @@ def test_no_utterance_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="test set is empty"):
         score([])
     with pytest.raises(ValueError, match="no language"):
-        summarise("test", "greedy_search", {})
+        summarize("test", "greedy_search", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -125,7 +125,7 @@ def test_neighbouring_errors_share_a_bracket(tmp_path):
 
 def test_table_of_all_languages(tmp_path):
     scores = {"en": score(UTTERANCES), "nl": score([_utterance("a", "een twee drie vier", "een twee drie vijf")])}
-    summary = summarise("test", "greedy_search", scores, {"real_time_factor": 0.1})
+    summary = summarize("test", "greedy_search", scores, {"real_time_factor": 0.1})
     table = write_summary(tmp_path, "epoch-1", summary)
     assert table == format_table(summary)
     lines = table.splitlines()

@@ -115,7 +115,7 @@ def test_streams_meet_in_other_batches(model, search):
         asked = order[::-1]
         _assert_same(decoder.results([streams[i] for i in asked]), decoder.results([alone[i] for i in asked]))
         for i in order:
-            for found, expected in zip(streams[i].memory.encoder_states, alone[i].memory.encoder_states, strict=True):
+            for found, expected in zip(streams[i].state.encoder_states, alone[i].state.encoder_states, strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icefall_pathways.decoding.scoring import Utterance, summarise, write_results, write_summary
+from icefall_pathways.decoding.scoring import Utterance, summarize, write_results, write_summary
 from icefall_pathways.reporting.compare import CompareConfig, compare
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/compare.py"
@@ -21,7 +21,7 @@ def _decode(folder, wrong, suffix="iter-5-greedy_search", count=40):
             for n in range(count)
         ]
         scores[code] = write_results(folder / "greedy_search", f"mls-{LANGUAGES[code]}-test", suffix, utterances)
-    write_summary(folder / "greedy_search", suffix, summarise("test", "greedy_search", scores))
+    write_summary(folder / "greedy_search", suffix, summarize("test", "greedy_search", scores))
 
 
 def _config(folder, **options):

@@ -17,7 +17,7 @@ import torch
 from tiny_experiment import MODEL, VOCAB_SIZE, halves
 
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.decoding.language_id.model import LanguageModelOfEvidence
+from icefall_pathways.decoding.language_id.model import LanguageIdModel
 from icefall_pathways.decoding.streaming import EndpointConfig
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
@@ -121,11 +121,11 @@ def test_every_language_and_an_unknown_one(exp_dir, speech):
     unigrams = {language: [0.0] * VOCAB_SIZE for language in ("en", "nl")}
     # With offsets that decide, the choice is known; what was said before the choice is not lost.
     for language, offsets in {"en": {"en": 100.0, "nl": 0.0}, "nl": {"en": 0.0, "nl": 100.0}}.items():
-        LanguageModelOfEvidence({"search_per_frame": 1.0}, offsets, unigrams, seconds=0.8).save(
+        LanguageIdModel({"search_per_frame": 1.0}, offsets, unigrams, seconds=0.8).save(
             exp_dir / layout.LANGUAGE_ID_FILE
         )
         assert _json(exp_dir, speech, lang="auto")[0] == texts[language]
-    LanguageModelOfEvidence({}, {"en": 0.0}, unigrams).save(exp_dir / layout.LANGUAGE_ID_FILE)
+    LanguageIdModel({}, {"en": 0.0}, unigrams).save(exp_dir / layout.LANGUAGE_ID_FILE)
     with pytest.raises(ValueError, match="tell nl from others"):
         _transcribe(exp_dir, speech, lang="auto")
     (exp_dir / layout.LANGUAGE_ID_FILE).write_text('{"weight": 1}')

@@ -16,12 +16,12 @@ from icefall_pathways.decoding.cut_audio import read_pieces
 from icefall_pathways.decoding.decode_run import Experiment, load_experiment
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
-    Evidence,
-    LanguageModelOfEvidence,
+    LanguageIdFeatures,
+    LanguageIdModel,
     Unigrams,
-    count_unigrams,
     gather,
-    with_evidence,
+    unigram_log_probs,
+    with_scoring,
 )
 from icefall_pathways.decoding.scoring import Utterance, score
 from icefall_pathways.decoding.streaming import Session, StreamingDecoder
@@ -65,7 +65,7 @@ class CalibrationConfig(StreamingDecodeConfig):
 
 
 @dataclass
-class Heard:
+class LanguageIdExample:
     """An utterance as all pathways heard it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Heard:
 
     language: int
     reference: str
-    evidence: list[Evidence] = field(default_factory=list)
+    evidence: list[LanguageIdFeatures] = field(default_factory=list)
 
     def after(self, seconds: float) -> Tensor:
         """The features (languages, FEATURES) by which one would choose after so many seconds."""
@@ -133,34 +133,39 @@ def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
     """Of the training transcripts of each language."""
     tokenizer, data = experiment.trained.tokenizer, experiment.data
     return {
-        language.code: count_unigrams(tokenizer.encode(list(data.texts(language.code, "train"))), tokenizer.vocab_size)
+        language.code: unigram_log_probs(
+            tokenizer.encode(list(data.texts(language.code, "train"))), tokenizer.vocab_size
+        )
         for language in data.languages
     }
 
 
-def listen(experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams) -> list[Heard]:
+def listen(experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams) -> list[LanguageIdExample]:
     """Let all pathways hear every utterance of a split."""
-    decoder = with_evidence(experiment.decoder)
-    heard: list[Heard] = []
+    decoder = with_scoring(experiment.decoder)
+    heard: list[LanguageIdExample] = []
     for place, language in enumerate(experiment.data.languages):
         cuts = experiment.data.loader(language.code, split).cuts
         piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
         for begin in tqdm(range(0, len(cuts), num_utterances), f"hearing {language.name} {split}", unit="batch"):
             group = cuts[begin : begin + num_utterances]
-            entries = [Heard(place, cut.supervisions[0].text) for cut in group]
-            _hear(decoder, entries, [read_pieces(cut, piece) for cut in group], unigrams)
+            entries = [LanguageIdExample(place, cut.supervisions[0].text) for cut in group]
+            _decode_all_pathways(decoder, entries, [read_pieces(cut, piece) for cut in group], unigrams)
             heard += entries
     return heard
 
 
-def _hear(
-    decoder: StreamingDecoder, entries: Sequence[Heard], sources: Sequence[Iterator[Tensor]], unigrams: Unigrams
+def _decode_all_pathways(
+    decoder: StreamingDecoder,
+    entries: Sequence[LanguageIdExample],
+    sources: Sequence[Iterator[Tensor]],
+    unigrams: Unigrams,
 ) -> None:
     sessions = [Session([decoder.open(language) for language in decoder.searches]) for _ in entries]
     active = list(zip(entries, sources, sessions, strict=True))
     while active:
         for _, pieces, session in active:
-            while not session.finished and not decoder.is_ready(session.candidates[0]):
+            while not session.input_finished and not decoder.is_ready(session.candidates[0]):
                 piece = next(pieces, None)
                 if piece is None:
                     session.finish()
@@ -174,8 +179,8 @@ def _hear(
 
 
 def fit_all(
-    heard: Sequence[Heard], languages: Sequence[str], seconds: Sequence[float], has_ctc: bool
-) -> dict[str, LanguageModelOfEvidence]:
+    heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], has_ctc: bool
+) -> dict[str, LanguageIdModel]:
     """A model by each feature alone, and one by all of them."""
     usable = [name for name in FEATURES if has_ctc or not name.startswith("ctc")]
     return {name: fit(heard, languages, seconds, [name]) for name in usable} | {
@@ -184,8 +189,8 @@ def fit_all(
 
 
 def fit(
-    heard: Sequence[Heard], languages: Sequence[str], seconds: Sequence[float], features: Sequence[str]
-) -> LanguageModelOfEvidence:
+    heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], features: Sequence[str]
+) -> LanguageIdModel:
     """Logistic regression of the language that is spoken, from what was heard after each of `seconds`."""
     evidence = torch.stack([one.after(s) for s in seconds for one in heard]).double()
     target = torch.tensor([one.language for _ in seconds for one in heard])
@@ -204,7 +209,7 @@ def fit(
 
     optimizer.step(closure)
     found = (weights * mask / scale).detach().tolist()
-    return LanguageModelOfEvidence(
+    return LanguageIdModel(
         weights={name: weight for name, weight in zip(FEATURES, found, strict=True) if name in features},
         offsets=dict(zip(languages, offsets.detach().tolist(), strict=True)),
         unigrams={},
@@ -212,7 +217,7 @@ def fit(
 
 
 def loss_of(
-    model: LanguageModelOfEvidence, heard: Sequence[Heard], languages: Sequence[str], seconds: Sequence[float]
+    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float]
 ) -> float:
     """Mean negative log-probability of the right language, in nats."""
     evidence = torch.stack([one.after(s) for s in seconds for one in heard])
@@ -221,21 +226,23 @@ def loss_of(
 
 
 def choices(
-    model: LanguageModelOfEvidence, heard: Sequence[Heard], languages: Sequence[str], seconds: float
+    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
 ) -> list[int]:
     """Places of the languages chosen after so many seconds."""
     places: list[int] = model.logits(torch.stack([one.after(seconds) for one in heard]), languages).argmax(1).tolist()
     return places
 
 
-def accuracy(model: LanguageModelOfEvidence, heard: Sequence[Heard], languages: Sequence[str], seconds: float) -> float:
+def accuracy(
+    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
+) -> float:
     """Per cent of the utterances whose language is found."""
     pairs = zip(heard, choices(model, heard, languages, seconds), strict=True)
     return 100 * sum(one.language == choice for one, choice in pairs) / len(heard)
 
 
 def word_error_rates(
-    experiment: Experiment, model: LanguageModelOfEvidence, heard: Sequence[Heard], seconds: Sequence[float]
+    experiment: Experiment, model: LanguageIdModel, heard: Sequence[LanguageIdExample], seconds: Sequence[float]
 ) -> dict[str, list[float]]:
     """Per language, its word error rate if it is known and if it is chosen after each of `seconds`."""
     languages = [language.code for language in experiment.data.languages]

@@ -25,7 +25,7 @@ are in the transcripts of the language: pathways that share weights write words 
 
 
 @dataclass(frozen=True)
-class EvidenceState(SearchState):
+class ScoringState(SearchState):
     """A search's state and what the CTC head has told of the same frames.
 
     Attributes:
@@ -37,16 +37,16 @@ class EvidenceState(SearchState):
     inner: SearchState
     sums: Tensor
 
-    def split(self) -> list["EvidenceState"]:
+    def split(self) -> list["ScoringState"]:
         """Give every stream a state of its own."""
-        return [EvidenceState(*values) for values in zip(self.inner.split(), self.sums.split(1), strict=True)]
+        return [ScoringState(*values) for values in zip(self.inner.split(), self.sums.split(1), strict=True)]
 
-    def _join(self, states: Sequence["EvidenceState"]) -> "EvidenceState":
+    def _join(self, states: Sequence["ScoringState"]) -> "ScoringState":
         inner = SearchState.join([state.inner for state in states])
-        return EvidenceState(inner, torch.cat([state.sums for state in states]))
+        return ScoringState(inner, torch.cat([state.sums for state in states]))
 
 
-class EvidenceSearch(Search[EvidenceState]):
+class ScoringSearch(Search[ScoringState]):
     """A search that also gathers evidence for its language.
 
     Args:
@@ -59,12 +59,12 @@ class EvidenceSearch(Search[EvidenceState]):
         self.inner = inner
         self.ctc_output = ctc_output
 
-    def init(self, batch_size: int) -> EvidenceState:
+    def init(self, batch_size: int) -> ScoringState:
         """The state of streams that have not begun."""
-        return EvidenceState(self.inner.init(batch_size), torch.zeros(batch_size, 4, device=self.device))
+        return ScoringState(self.inner.init(batch_size), torch.zeros(batch_size, 4, device=self.device))
 
     @torch.inference_mode()
-    def advance(self, state: EvidenceState, encoder_out: Tensor, lens: Tensor) -> EvidenceState:
+    def advance(self, state: ScoringState, encoder_out: Tensor, lens: Tensor) -> ScoringState:
         """Read the next frames of every stream; see `Search`."""
         reads = torch.arange(encoder_out.size(1), device=self.device) < lens.to(self.device)[:, None]
         best, speaks = torch.zeros_like(reads, dtype=torch.float), torch.zeros_like(reads)
@@ -72,33 +72,33 @@ class EvidenceSearch(Search[EvidenceState]):
             best, token = self.ctc_output(encoder_out).float().log_softmax(dim=-1).max(dim=-1)
             best, speaks = best * reads, token.ne(self.blank_id) & reads
         sums = torch.stack([reads, best, best * speaks, speaks], dim=2).sum(dim=1)
-        return EvidenceState(self.inner.advance(state.inner, encoder_out, lens), state.sums + sums)
+        return ScoringState(self.inner.advance(state.inner, encoder_out, lens), state.sums + sums)
 
-    def results(self, state: EvidenceState) -> list[Hypothesis]:
+    def results(self, state: ScoringState) -> list[Hypothesis]:
         """The best hypothesis of each stream."""
         return self.inner.results(state.inner)
 
-    def n_best(self, state: EvidenceState) -> list[list[Hypothesis]]:
+    def n_best(self, state: ScoringState) -> list[list[Hypothesis]]:
         """The hypotheses of each stream."""
         return self.inner.n_best(state.inner)
 
-    def stable(self, state: EvidenceState) -> list[int]:
+    def stable(self, state: ScoringState) -> list[int]:
         """How many leading tokens will not change."""
         return self.inner.stable(state.inner)
 
-    def carry_on(self, state: EvidenceState) -> EvidenceState:
+    def reset_hypothesis(self, state: ScoringState) -> ScoringState:
         """The state for what is said next; evidence is gathered anew."""
-        return EvidenceState(self.inner.carry_on(state.inner), torch.zeros_like(state.sums))
+        return ScoringState(self.inner.reset_hypothesis(state.inner), torch.zeros_like(state.sums))
 
 
-def with_evidence(decoder: StreamingDecoder) -> StreamingDecoder:
+def with_scoring(decoder: StreamingDecoder) -> StreamingDecoder:
     """The same decoder, whose searches gather evidence."""
-    searches = {name: EvidenceSearch(search, decoder.model.ctc_output) for name, search in decoder.searches.items()}
+    searches = {name: ScoringSearch(search, decoder.model.ctc_output) for name, search in decoder.searches.items()}
     return StreamingDecoder(decoder.model, searches, decoder.fbank, decoder.pathways)
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LanguageIdFeatures:
     """What several pathways tell of one utterance up to now.
 
     Attributes:
@@ -116,7 +116,7 @@ Unigrams = Mapping[str, Sequence[float]]
 """Of each language, the logarithms of the shares of all tokens in its transcripts."""
 
 
-def count_unigrams(texts: Iterable[Sequence[int]], vocab_size: int) -> list[float]:
+def unigram_log_probs(texts: Iterable[Sequence[int]], vocab_size: int) -> list[float]:
     """Logarithms of the shares of tokens in texts; every token is counted once more."""
     counts = torch.ones(vocab_size)
     for tokens in texts:
@@ -125,11 +125,13 @@ def count_unigrams(texts: Iterable[Sequence[int]], vocab_size: int) -> list[floa
     return shares
 
 
-def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unigrams: Unigrams) -> list[Evidence]:
+def gather(
+    decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unigrams: Unigrams
+) -> list[LanguageIdFeatures]:
     """The evidence of sessions: of each, streams that hear the same, one for each language."""
     streams = [stream for session in sessions for stream in session]
     found = decoder.results(streams)
-    sums = torch.cat([cast(EvidenceState, stream.search_state).sums for stream in streams]).tolist()
+    sums = torch.cat([cast(ScoringState, stream.search_state).sums for stream in streams]).tolist()
     rows = [
         (
             hypothesis.log_prob / max(frames, 1),
@@ -147,13 +149,13 @@ def gather(decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unig
         firsts = [hypothesis.timestamps[0] for hypothesis in found[begin:end] if hypothesis.tokens]
         features = torch.cat([torch.tensor(rows[begin:end]), torch.tensor(text)[:, None]], dim=1)
         heard = (session[0].num_frames - min(firsts)) * FRAME_SECONDS if firsts else 0.0
-        evidence.append(Evidence(features, heard, found[begin:end]))
+        evidence.append(LanguageIdFeatures(features, heard, found[begin:end]))
         begin = end
     return evidence
 
 
 @dataclass(frozen=True)
-class LanguageModelOfEvidence:
+class LanguageIdModel:
     """The logits of languages, given evidence.
 
     Attributes:
@@ -178,7 +180,7 @@ class LanguageModelOfEvidence:
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> "LanguageModelOfEvidence":
+    def load(cls, path: Path) -> "LanguageIdModel":
         """Read it back.
 
         Raises:
@@ -194,18 +196,18 @@ class LanguageModelOfEvidence:
             raise ValueError(f"{path} is damaged ({error}): run calibrate_language.py anew") from error
 
 
-class EvidenceChooser:
+class LanguageIdentifier:
     """Chooses the language with the largest logit, once enough has been heard.
 
     Args:
       model: Gives the logits.
-      decoder: In which the streams run; of `with_evidence`.
+      decoder: In which the streams run; of `with_scoring`.
 
     Raises:
       ValueError: The model lacks a language of the decoder.
     """
 
-    def __init__(self, model: LanguageModelOfEvidence, decoder: StreamingDecoder) -> None:
+    def __init__(self, model: LanguageIdModel, decoder: StreamingDecoder) -> None:
         missing = [one for one in decoder.searches if one not in model.offsets or one not in model.unigrams]
         if missing:
             raise ValueError(
@@ -223,10 +225,10 @@ class EvidenceChooser:
         return candidates[int(logits.argmax())]
 
 
-def load_chooser(exp_dir: Path, decoder: StreamingDecoder) -> EvidenceChooser:
+def load_language_identifier(exp_dir: Path, decoder: StreamingDecoder) -> LanguageIdentifier:
     """The chooser that was calibrated for an experiment.
 
     Raises:
       ValueError: It was not, or not for all languages.
     """
-    return EvidenceChooser(LanguageModelOfEvidence.load(exp_dir / layout.LANGUAGE_ID_FILE), decoder)
+    return LanguageIdentifier(LanguageIdModel.load(exp_dir / layout.LANGUAGE_ID_FILE), decoder)

@@ -14,14 +14,14 @@ from icefall_pathways.decoding.streaming.decoder import (
     StreamingDecoder,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
-from icefall_pathways.decoding.streaming.recognizer import LanguageChooser, Recognizer, Result, Session
+from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session
 
 __all__ = [
     "ANY_LANGUAGE",
     "FRAME_SECONDS",
     "AudioError",
     "EndpointConfig",
-    "LanguageChooser",
+    "LanguageSelector",
     "Recognizer",
     "Result",
     "Session",

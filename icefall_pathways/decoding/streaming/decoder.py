@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
-from icefall_pathways.decoding.streaming.memory import BatchMemory, Memory, join_encoder, join_search
+from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
 from icefall_pathways.models.encoder import FRAME_FACTOR
 from icefall_pathways.models.stream_graph import Step, StreamGraph
 from icefall_pathways.models.transducer import Transducer
@@ -61,22 +61,22 @@ class Stream:
       language: Through which pathway it runs.
       fbank: Makes features of samples.
       features: (T, F) frames not yet read by the encoder.
-      memory: What encoder and search remember of this stream.
+      state: What encoder and search remember of this stream.
       num_frames: Encoder frames read.
-      finished: No more is to come.
+      input_finished: No more is to come.
     """
 
     language: str
     fbank: StreamingFbank
     features: Tensor
-    memory: Memory
+    state: StreamState
     num_frames: int = 0
-    finished: bool = False
+    input_finished: bool = False
 
     @property
     def search_state(self) -> SearchState:
         """The search's hypotheses for this stream, as a batch of one."""
-        return self.memory.search_state
+        return self.state.search_state
 
     def accept_samples(self, samples: Tensor) -> None:
         """Take the next samples (n,), 16 kHz, in [-1, 1].
@@ -89,7 +89,7 @@ class Stream:
 
     def accept_features(self, features: Tensor) -> None:
         """Take the next feature frames (n, F)."""
-        if self.finished:
+        if self.input_finished:
             raise ValueError("this stream was finished: open another one for more audio")
         self.features = torch.cat([self.features, features.to(self.features)])
 
@@ -100,7 +100,7 @@ class Stream:
     def finish_features(self, features: Tensor) -> None:
         """Take the last feature frames (n, F)."""
         self.accept_features(features)
-        self.finished = True
+        self.input_finished = True
 
 
 class StreamingDecoder:
@@ -145,17 +145,17 @@ class StreamingDecoder:
             language=language,
             fbank=StreamingFbank(self.fbank),
             features=torch.empty(0, self.fbank.num_bins, device=self.device),
-            memory=Memory(BatchMemory(self.model, self.model.init_states(1, self.device), search_state, 1), 0),
+            state=StreamState(BatchState(self.model, self.model.init_states(1, self.device), search_state, 1), 0),
         )
 
     def is_ready(self, stream: Stream) -> bool:
         """Whether a chunk can be read: all its frames are there, or those that are there are the last ones."""
         frames = stream.features.size(0)
-        return frames > 0 if stream.finished else frames >= self.model.chunk_window
+        return frames > 0 if stream.input_finished else frames >= self.model.chunk_window
 
     def is_done(self, stream: Stream) -> bool:
         """Whether all of a finished stream was read."""
-        return stream.finished and stream.features.size(0) == 0
+        return stream.input_finished and stream.features.size(0) == 0
 
     @torch.inference_mode()
     def advance(self, streams: Iterable[Stream]) -> list[Stream]:
@@ -173,12 +173,12 @@ class StreamingDecoder:
         chunks = [stream.features[:window] for stream in streams]
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
-        memories = [stream.memory for stream in streams]
-        encoder_out, lens, encoder_states = self._step(language)(x, x_lens, join_encoder(memories))
-        search_state = self.searches[language].advance(join_search(memories), encoder_out, lens)
-        batch = BatchMemory(self.model, encoder_states, search_state, len(streams))
+        states = [stream.state for stream in streams]
+        encoder_out, lens, encoder_states = self._step(language)(x, x_lens, join_encoder_states(states))
+        search_state = self.searches[language].advance(join_search_states(states), encoder_out, lens)
+        batch = BatchState(self.model, encoder_states, search_state, len(streams))
         for row, (stream, num_frames) in enumerate(zip(streams, lens.tolist(), strict=True)):
-            stream.memory = Memory(batch, row)
+            stream.state = StreamState(batch, row)
             stream.num_frames += num_frames
             stream.features = stream.features[shift:]
 
@@ -214,16 +214,16 @@ class StreamingDecoder:
         """What the searches of the streams answer, in the order of the streams."""
         answers: dict[int, T] = {}
         for language, group in by_language(streams).items():
-            state = join_search([stream.memory for stream in group])
+            state = join_search_states([stream.state for stream in group])
             found = question(self.searches[language], state)
             answers.update(zip(map(id, group), found, strict=True))
         return [answers[id(stream)] for stream in streams]
 
-    def cut(self, stream: Stream) -> None:
+    def reset_hypothesis(self, stream: Stream) -> None:
         """Forget what was recognised in a stream; what comes next still follows it."""
         with self._pathway(stream.language):
-            search_state = self.searches[stream.language].carry_on(stream.search_state)
-        stream.memory = Memory(BatchMemory(self.model, stream.memory.encoder_states, search_state, 1), 0)
+            search_state = self.searches[stream.language].reset_hypothesis(stream.search_state)
+        stream.state = StreamState(BatchState(self.model, stream.state.encoder_states, search_state, 1), 0)
 
     def _pathway(self, language: str) -> AbstractContextManager[None]:
         return nullcontext() if self.pathways is None else self.pathways.activate(language)
@@ -256,8 +256,8 @@ class StreamingDecoder:
             broken = []
             for key, pieces, stream in active:
                 try:
-                    if not self.is_ready(stream) and not stream.finished:
-                        feed(FeaturesListener(stream) if from_features else stream, pieces)
+                    if not self.is_ready(stream) and not stream.input_finished:
+                        push_next(FeatureSink(stream) if from_features else stream, pieces)
                 except AudioError as error:
                     if on_error is None:
                         raise
@@ -293,7 +293,7 @@ def by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
     return groups
 
 
-class Listener(Protocol):
+class AudioSink(Protocol):
     """What takes audio: a stream or a session."""
 
     def accept_samples(self, samples: Tensor) -> None:
@@ -303,16 +303,16 @@ class Listener(Protocol):
         """Tell that no more is to come."""
 
 
-def feed(listener: Listener, pieces: Iterator[Tensor]) -> None:
-    """Give a listener its next piece of samples, or its end."""
+def push_next(sink: AudioSink, pieces: Iterator[Tensor]) -> None:
+    """Give a sink its next piece of samples, or its end."""
     piece = next(pieces, None)
     if piece is None:
-        listener.finish()
+        sink.finish()
     else:
-        listener.accept_samples(piece)
+        sink.accept_samples(piece)
 
 
-class FeaturesListener:
+class FeatureSink:
     """A stream that is given features for samples."""
 
     def __init__(self, stream: Stream) -> None:

@@ -22,7 +22,7 @@ class EndpointConfig:
             if not value > 0:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected more than 0 seconds")
 
-    def pauses(self, nonsilence: bool, trailing_silence: float) -> bool:
+    def is_pause(self, nonsilence: bool, trailing_silence: float) -> bool:
         """Whether the speaker has paused (rules 1 and 2).
 
         Args:
@@ -33,6 +33,6 @@ class EndpointConfig:
             return True
         return nonsilence and trailing_silence >= self.rule2_min_trailing_silence
 
-    def too_long(self, length: float) -> bool:
+    def is_too_long(self, length: float) -> bool:
         """Whether a segment of so many seconds must be cut in the middle of speech (rule 3)."""
         return length >= self.rule3_min_utterance_length

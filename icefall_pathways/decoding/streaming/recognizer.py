@@ -17,7 +17,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     Stream,
     StreamingDecoder,
     check_samples,
-    feed,
+    push_next,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.searches import Hypothesis
@@ -32,33 +32,33 @@ class Result:
     Attributes:
       language: Of the pathway.
       segment: Number of the segment, from 0.
-      begin: Where it begins, in seconds from the start of the stream.
+      start: Where it begins, in seconds from the start of the stream.
       end: How far it has been heard.
       tokens: Token ids.
       times: When each token was emitted, in seconds from the start of the stream.
       stable: Leading tokens that no later result of the segment changes; of a final one all.
-      kept: Leading tokens that are as in the result before, which may have been shown already.
+      unchanged: Leading tokens that are as in the result before, which may have been shown already.
       revised: The result before had other or more tokens behind those.
-      final: The segment is over.
-      last: So is the session.
+      is_final: The segment is over.
+      is_last: So is the session.
     """
 
     language: str
     segment: int
-    begin: float
+    start: float
     end: float
     tokens: list[int]
     times: list[float]
     stable: int
-    kept: int
+    unchanged: int
     revised: bool
-    final: bool
-    last: bool
+    is_final: bool
+    is_last: bool
 
     @property
     def changed(self) -> bool:
         """Whether the tokens are others than in the result before."""
-        return self.revised or self.kept < len(self.tokens)
+        return self.revised or self.unchanged < len(self.tokens)
 
 
 @dataclass(eq=False)
@@ -69,32 +69,32 @@ class Session:
       candidates: The streams; they hear the same.
       segment: Number of the segment, from 0.
       first_frame: Its first encoder frame.
-      shown: The tokens of the result before.
-      carried: Tokens and their times that the segment takes over: a word that may not have been over at the last cut.
+      previous_tokens: The tokens of the result before.
+      carried_over: Tokens and their times that the segment takes over: the last word if it may be incomplete.
       num_samples: Samples that came.
-      loud_from: The place of the first of them that is louder than silence; infinity before.
-      loud_until: That of the last; -1 before.
-      over: The last result was given.
+      first_loud: The place of the first of them that is louder than silence; infinity before.
+      last_loud: That of the last; -1 before.
+      finished: The last result was given.
     """
 
     candidates: list[Stream]
     segment: int = 0
     first_frame: int = 0
-    shown: list[int] = field(default_factory=list)
-    carried: list[tuple[int, float]] = field(default_factory=list)
+    previous_tokens: list[int] = field(default_factory=list)
+    carried_over: list[tuple[int, float]] = field(default_factory=list)
     num_samples: int = 0
-    loud_from: float = math.inf
-    loud_until: int = -1
-    over: bool = False
+    first_loud: float = math.inf
+    last_loud: int = -1
+    finished: bool = False
 
     def __post_init__(self) -> None:
         for stream in self.candidates:
             stream.fbank = self.candidates[0].fbank
 
     @property
-    def finished(self) -> bool:
+    def input_finished(self) -> bool:
         """Whether no more is to come."""
-        return self.candidates[0].finished
+        return self.candidates[0].input_finished
 
     @property
     def language(self) -> str | None:
@@ -110,8 +110,8 @@ class Session:
         check_samples(samples)
         loud = samples.abs().gt(_SILENCE).nonzero()
         if loud.numel() > 0:
-            self.loud_from = min(self.loud_from, self.num_samples + int(loud[0]))
-            self.loud_until = self.num_samples + int(loud[-1])
+            self.first_loud = min(self.first_loud, self.num_samples + int(loud[0]))
+            self.last_loud = self.num_samples + int(loud[-1])
         self.num_samples += samples.numel()
         features = self.candidates[0].fbank.accept(samples)
         for stream in self.candidates:
@@ -124,7 +124,7 @@ class Session:
             stream.finish_features(features)
 
 
-class LanguageChooser(Protocol):
+class LanguageSelector(Protocol):
     """Tells which of several languages is spoken."""
 
     def __call__(self, candidates: Sequence[Stream], sound: float, ended: bool) -> Stream | None:
@@ -140,8 +140,8 @@ class Recognizer:
     Args:
       decoder: Runs the streams.
       endpoints: When a segment is over; None: when the stream is.
-      choose: Finds out languages; needed for speakers whose language nobody knows.
-      begins_word: Whether a token begins a word. Where a segment is cut in the middle of speech, its last word, which
+      select_language: Finds out languages; needed for speakers whose language nobody knows.
+      is_word_start: Whether a token begins a word. Where a segment is cut in the middle of speech, its last word, which
         may go on, is then moved to the next segment; None: tokens are taken for words.
     """
 
@@ -149,13 +149,13 @@ class Recognizer:
         self,
         decoder: StreamingDecoder,
         endpoints: EndpointConfig | None = None,
-        choose: LanguageChooser | None = None,
-        begins_word: Callable[[int], bool] | None = None,
+        select_language: LanguageSelector | None = None,
+        is_word_start: Callable[[int], bool] | None = None,
     ) -> None:
         self.decoder = decoder
         self.endpoints = endpoints
-        self.choose = choose
-        self.begins_word = begins_word
+        self.select_language = select_language
+        self.is_word_start = is_word_start
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Session:
         """Begin a session; language None means that it is to be found out.
@@ -165,13 +165,13 @@ class Recognizer:
         """
         if language is not None:
             return Session([self.decoder.open(language)])
-        if self.choose is None:
+        if self.select_language is None:
             raise ValueError("the language is unknown and this recogniser cannot find it out: name it")
         return Session([self.decoder.open(candidate) for candidate in self.decoder.searches])
 
     def is_ready(self, session: Session) -> bool:
         """Whether `advance` would do something for this session."""
-        return not session.over and (
+        return not session.finished and (
             self.decoder.is_ready(session.candidates[0]) or self.decoder.is_done(session.candidates[0])
         )
 
@@ -190,15 +190,15 @@ class Recognizer:
         return [(session, self._show(session, hypothesis, stable)) for session, hypothesis, stable in found]
 
     def _find_language(self, session: Session) -> None:
-        if len(session.candidates) > 1 and self.choose is not None:
+        if len(session.candidates) > 1 and self.select_language is not None:
             first = session.candidates[0]
-            begin = session.loud_from / self.decoder.fbank.sample_rate
+            begin = session.first_loud / self.decoder.fbank.sample_rate
             sound = max(0.0, first.num_frames * FRAME_SECONDS - begin)
-            chosen = self.choose(session.candidates, sound, self.decoder.is_done(first))
+            chosen = self.select_language(session.candidates, sound, self.decoder.is_done(first))
             if chosen is not None:
                 session.candidates = [chosen]
 
-    def listen(
+    def recognize(
         self, sources: Iterable[Source[Key]], num_streams: int, on_error: Callable[[Key, AudioError], None]
     ) -> Iterator[tuple[Key, Result]]:
         """Recognise audio from many sources at a time; one that ends makes room for the next.
@@ -220,56 +220,56 @@ class Recognizer:
                 return
             for key, pieces, session in active:
                 try:
-                    if not self.is_ready(session) and not session.finished:
-                        feed(session, pieces)
+                    if not self.is_ready(session) and not session.input_finished:
+                        push_next(session, pieces)
                 except AudioError as error:
                     on_error(key, error)
                     session.finish()
             keys = {id(session): key for key, _, session in active}
             for session, result in self.advance(session for _, _, session in active):
                 yield keys[id(session)], result
-            active = [entry for entry in active if not entry[2].over]
+            active = [entry for entry in active if not entry[2].finished]
 
     def _show(self, session: Session, found: Hypothesis, stable: int) -> Result:
-        stream, before = session.candidates[0], len(session.carried)
+        stream, before = session.candidates[0], len(session.carried_over)
         # Models know utterances, not silence, and expect a word at the beginning.
-        if session.loud_until < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
+        if session.last_loud < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
             found, stable = Hypothesis([], [], 0.0), 0
         pause, full = self._endpoint(session, stream, found)
-        session.over = self.decoder.is_done(stream)
-        final = pause or full or session.over
-        tokens = [token for token, _ in session.carried] + found.tokens
-        times = [time for _, time in session.carried]
+        session.finished = self.decoder.is_done(stream)
+        final = pause or full or session.finished
+        tokens = [token for token, _ in session.carried_over] + found.tokens
+        times = [time for _, time in session.carried_over]
         times += [(session.first_frame + frame) * FRAME_SECONDS for frame in found.timestamps]
-        pairs = zip(session.shown, tokens, strict=False)
+        pairs = zip(session.previous_tokens, tokens, strict=False)
         kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        whole = self._whole_words(tokens) if full and not (pause or session.over) else len(tokens)
+        whole = self._whole_words(tokens) if full and not (pause or session.finished) else len(tokens)
         result = Result(
             language=stream.language,
             segment=session.segment,
-            begin=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
+            start=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
             end=stream.num_frames * FRAME_SECONDS,
             tokens=tokens[:whole],
             times=times[:whole],
             stable=whole if final else before + stable,
-            kept=min(kept, whole),
-            revised=kept < len(session.shown),
-            final=final,
-            last=session.over,
+            unchanged=min(kept, whole),
+            revised=kept < len(session.previous_tokens),
+            is_final=final,
+            is_last=session.finished,
         )
-        session.shown = tokens
+        session.previous_tokens = tokens
         if final:
-            self.decoder.cut(stream)
+            self.decoder.reset_hypothesis(stream)
             session.segment, session.first_frame = session.segment + 1, stream.num_frames
-            session.carried = list(zip(tokens, times, strict=True))[whole:]
-            session.shown = tokens[whole:]
+            session.carried_over = list(zip(tokens, times, strict=True))[whole:]
+            session.previous_tokens = tokens[whole:]
         return result
 
     def _whole_words(self, tokens: list[int]) -> int:
         """How many leading tokens are words that do not go on."""
-        if self.begins_word is None:
+        if self.is_word_start is None:
             return len(tokens)
-        return max((place for place, token in enumerate(tokens) if self.begins_word(token)), default=0)
+        return max((place for place, token in enumerate(tokens) if self.is_word_start(token)), default=0)
 
     def _endpoint(self, session: Session, stream: Stream, found: Hypothesis) -> tuple[bool, bool]:
         """Whether the segment ends in a pause, and whether it is too long."""
@@ -278,6 +278,6 @@ class Recognizer:
         length = stream.num_frames - session.first_frame
         silence = length - (found.timestamps[-1] + 1 if found.timestamps else 0)
         return (
-            self.endpoints.pauses(bool(found.tokens), silence * FRAME_SECONDS),
-            self.endpoints.too_long(length * FRAME_SECONDS),
+            self.endpoints.is_pause(bool(found.tokens), silence * FRAME_SECONDS),
+            self.endpoints.is_too_long(length * FRAME_SECONDS),
         )

@@ -11,14 +11,14 @@ from icefall_pathways.searches import SearchState
 
 
 @dataclass(frozen=True)
-class BatchMemory:
+class BatchState:
     """Of the streams of one batch, in their order.
 
     It is taken apart only when the streams do not meet in the same batch again.
 
     Attributes:
       model: Whose states they are.
-      encoder_states: The encoder's memory.
+      encoder_states: The encoder's state.
       search_state: The search's hypotheses.
       size: Streams.
     """
@@ -29,18 +29,18 @@ class BatchMemory:
     size: int
 
     @cached_property
-    def each_encoder(self) -> list[list[Tensor]]:
+    def encoder_states_by_stream(self) -> list[list[Tensor]]:
         """The encoder's memory of each stream, as a batch of one."""
         return [self.encoder_states] if self.size == 1 else self.model.unstack_states(self.encoder_states)
 
     @cached_property
-    def each_search(self) -> Sequence[SearchState]:
+    def search_states_by_stream(self) -> Sequence[SearchState]:
         """The hypotheses of each stream, as a batch of one."""
         return [self.search_state] if self.size == 1 else self.search_state.split()
 
 
 @dataclass(frozen=True)
-class Memory:
+class StreamState:
     """Of one stream: the place `row` in a batch.
 
     Attributes:
@@ -48,40 +48,40 @@ class Memory:
       row: Its place.
     """
 
-    batch: BatchMemory
+    batch: BatchState
     row: int
 
     @property
     def encoder_states(self) -> list[Tensor]:
         """The encoder's memory, as a batch of one."""
-        return self.batch.each_encoder[self.row]
+        return self.batch.encoder_states_by_stream[self.row]
 
     @property
     def search_state(self) -> SearchState:
         """The hypotheses, as a batch of one."""
-        return self.batch.each_search[self.row]
+        return self.batch.search_states_by_stream[self.row]
 
 
-def join_encoder(memories: Sequence[Memory]) -> list[Tensor]:
+def join_encoder_states(states: Sequence[StreamState]) -> list[Tensor]:
     """The encoder's memory of all, as one batch in the given order."""
-    batch = _common_batch(memories)
+    batch = _common_batch(states)
     if batch is not None:
         return batch.encoder_states
-    return memories[0].batch.model.stack_states([memory.encoder_states for memory in memories])
+    return states[0].batch.model.stack_states([state.encoder_states for state in states])
 
 
-def join_search(memories: Sequence[Memory]) -> SearchState:
+def join_search_states(states: Sequence[StreamState]) -> SearchState:
     """The hypotheses of all, as one batch in the given order."""
-    batch = _common_batch(memories)
+    batch = _common_batch(states)
     if batch is not None:
         return batch.search_state
-    return SearchState.join([memory.search_state for memory in memories])
+    return SearchState.join([state.search_state for state in states])
 
 
-def _common_batch(memories: Sequence[Memory]) -> BatchMemory | None:
+def _common_batch(states: Sequence[StreamState]) -> BatchState | None:
     """The batch of which these are all rows in their order; None if there is none."""
-    batch = memories[0].batch
-    if len(memories) != batch.size:
+    batch = states[0].batch
+    if len(states) != batch.size:
         return None
-    together = all(memory.batch is batch and memory.row == row for row, memory in enumerate(memories))
+    together = all(state.batch is batch and state.row == row for row, state in enumerate(states))
     return batch if together else None
