@@ -14,6 +14,7 @@ from tabulate import tabulate
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.features import FbankConfig
@@ -28,7 +29,6 @@ logger = logging.getLogger("icefall_pathways")
 
 __all__ = ["DataConfig", "DataError", "SpeechDataModule", "SplitLoader", "check_monolingual"]
 
-_SUBSAMPLING = 4
 _USED = "used"
 _EAGER_BELOW = 200_000  # a language with fewer cuts keeps them in memory; else every pass reads the file
 
@@ -282,7 +282,7 @@ class SpeechDataModule:
         if self._tokenizer.unknown_id in tokens:
             return "letters that no token stands for"
         # A transducer emits at most one symbol a frame in k2's pruned loss (T >= S); two to spare, as in icefall.
-        if len(tokens) + 2 > -(-_num_frames(cut) // _SUBSAMPLING):
+        if len(tokens) + 2 > -(-_num_frames(cut) // SUBSAMPLING_FACTOR):
             return "too many tokens for its length"
         return None
 

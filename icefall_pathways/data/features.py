@@ -3,7 +3,6 @@
 kaldifeat computes them everywhere, so that what a stream sees is what training saw. Samples are in [-1, 1] at 16 kHz.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from lhotse.features.kaldifeat import (
 )
 from torch import Tensor
 
-LOG_EPS = math.log(1e-10)  # the log energy of silence: what batches and the ends of streams are padded with
+from icefall_pathways.constants import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class FbankConfig:
       device: Where they are computed.
     """
 
-    sample_rate: int = 16000
-    num_bins: int = 80
+    sample_rate: int = SAMPLE_RATE
+    num_bins: int = NUM_MEL_BINS
     low_freq: float = 20.0
     high_freq: float = -400.0
     frame_length: int = 400
-    frame_shift: int = 160
+    frame_shift: int = FRAME_SHIFT
     device: str = "cpu"
 
     def extractor(self, snip_edges: bool = False) -> KaldifeatFbank:

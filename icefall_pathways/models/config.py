@@ -8,7 +8,7 @@ default. What only one encoder has is in a class of its own; all of them are opt
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from icefall_pathways.models.subsampling import FACTOR as SUBSAMPLING_FACTOR
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.zipformer.config import Size, ZipformerOptions, numbers, resolve
 
 ENCODER_TYPES = ("emformer", "zipformer")

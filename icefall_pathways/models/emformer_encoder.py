@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.emformer import Emformer
 from icefall_pathways.models.encoder import Encoder, encoder_lens, silence_beyond
-from icefall_pathways.models.subsampling import FACTOR, OVERLAP
+from icefall_pathways.models.subsampling import OVERLAP
 
 
 class EmformerEncoder(Emformer, Encoder):
@@ -21,10 +22,10 @@ class EmformerEncoder(Emformer, Encoder):
             num_heads=config.nhead,
             ffn_dim=config.dim_feedforward,
             num_layers=dims.num_encoder_layers,
-            segment_length=config.segment_length // FACTOR,
+            segment_length=config.segment_length // SUBSAMPLING_FACTOR,
             dropout=config.dropout,
-            left_context_length=config.left_context_length // FACTOR,
-            right_context_length=config.right_context_length // FACTOR,
+            left_context_length=config.left_context_length // SUBSAMPLING_FACTOR,
+            right_context_length=config.right_context_length // SUBSAMPLING_FACTOR,
             max_memory_size=config.memory_size,
             cnn_module_kernel=dims.cnn_module_kernel,
         )
@@ -37,12 +38,12 @@ class EmformerEncoder(Emformer, Encoder):
     @property
     def chunk_shift(self) -> int:
         """Feature frames of a segment."""
-        return FACTOR * self.segment_length
+        return SUBSAMPLING_FACTOR * self.segment_length
 
     @property
     def chunk_window(self) -> int:
         """Feature frames of a segment, of its right context and of what the subsampling sees beyond."""
-        return self.chunk_shift + FACTOR * self.right_context_length + OVERLAP
+        return self.chunk_shift + SUBSAMPLING_FACTOR * self.right_context_length + OVERLAP
 
     @property
     def state_axes(self) -> list[int]:
@@ -51,8 +52,8 @@ class EmformerEncoder(Emformer, Encoder):
 
     def encode(self, front_end: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
         """Encode whole utterances; see `Encoder`."""
-        frames = -(-x.size(1) // FACTOR)
-        features = silence_beyond(x, x_lens, FACTOR * (frames + self.right_context_length) + OVERLAP)
+        frames = -(-x.size(1) // SUBSAMPLING_FACTOR)
+        features = silence_beyond(x, x_lens, SUBSAMPLING_FACTOR * (frames + self.right_context_length) + OVERLAP)
         out, _ = self(front_end(features), encoder_lens(x_lens))
         return out
 

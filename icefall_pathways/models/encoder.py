@@ -10,11 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-#: Feature frames per encoder frame.
-FRAME_FACTOR = 4
-
-# What silence is in log mel energies: the feature extraction's floor, 1e-10, so that padding looks like silence.
-LOG_EPS = -23.025850929940457
+from icefall_pathways.constants import LOG_EPS, SUBSAMPLING_FACTOR
 
 
 class Encoder(nn.Module, ABC):
@@ -81,7 +77,7 @@ class Encoder(nn.Module, ABC):
 
 def encoder_lens(x_lens: Tensor) -> Tensor:
     """Encoder frames of utterances of so many feature frames."""
-    return torch.div(x_lens + FRAME_FACTOR - 1, FRAME_FACTOR, rounding_mode="floor")
+    return torch.div(x_lens + SUBSAMPLING_FACTOR - 1, SUBSAMPLING_FACTOR, rounding_mode="floor")
 
 
 def silence_beyond(x: Tensor, x_lens: Tensor, frames: int) -> Tensor:

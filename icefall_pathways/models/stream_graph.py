@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.constants import NUM_MEL_BINS
 from icefall_pathways.models.transducer import Transducer
 
 #: As `Transducer.stream`.
@@ -87,7 +88,7 @@ def _fold(model: Transducer) -> Transducer:
 @torch.no_grad()
 def _trace(step: _Step, model: Transducer) -> torch.jit.ScriptModule:
     states = model.init_states(_TRACED_STREAMS)
-    x = torch.zeros(_TRACED_STREAMS, model.chunk_window, 80, dtype=model.joiner.encoder_proj.weight.dtype)
+    x = torch.zeros(_TRACED_STREAMS, model.chunk_window, NUM_MEL_BINS, dtype=model.joiner.encoder_proj.weight.dtype)
     x_lens = torch.full((_TRACED_STREAMS,), model.chunk_window)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes, which are fixed but for the streams

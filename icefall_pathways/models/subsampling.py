@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.models.norm import LayerNorm
 
-FACTOR = 4
-# An output frame sees 7 input frames and the next one starts 4 later, so a run of them needs 3 beyond 4 for each.
+#: Feature frames that a sequence of output frames reads in addition to 4 for each: an output frame reads 7.
 OVERLAP = 3
 
 # About the mean and the inverse deviation of log mel energies of speech with samples in [-1, 1]. Constants, not

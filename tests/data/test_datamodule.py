@@ -14,10 +14,10 @@ import pytest
 import torch
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
+from icefall_pathways.constants import LOG_EPS
 from icefall_pathways.data import datamodule
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataModule
-from icefall_pathways.data.features import LOG_EPS
 from icefall_pathways.data.sampling import MonolingualSampler
 from icefall_pathways.data.tokenizer import Tokenizer
 

@@ -25,7 +25,7 @@ from icefall_pathways.models.regularizers import (
 
 @pytest.fixture(scope="module")
 def numbers(fixtures_dir):
-    return torch.load(fixtures_dir / "regularizers.pt", map_location="cpu")
+    return torch.load(fixtures_dir / "regularisers.pt", map_location="cpu")
 
 
 def _edited(function, x, grad):

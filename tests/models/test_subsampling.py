@@ -1,6 +1,7 @@
 import torch
 
-from icefall_pathways.models.subsampling import FACTOR, OVERLAP, ConvSubsampling
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
+from icefall_pathways.models.subsampling import OVERLAP, ConvSubsampling
 
 
 def test_pieces_give_the_frames_of_the_whole():
@@ -9,7 +10,10 @@ def test_pieces_give_the_frames_of_the_whole():
     whole = subsampling(x)
     assert whole.shape == (2, 25, 24)
     for size in (1, 2, 5):
-        pieces = [subsampling(x[:, FACTOR * start : FACTOR * (start + size) + OVERLAP]) for start in range(0, 25, size)]
+        pieces = [
+            subsampling(x[:, SUBSAMPLING_FACTOR * start : SUBSAMPLING_FACTOR * (start + size) + OVERLAP])
+            for start in range(0, 25, size)
+        ]
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
 
 

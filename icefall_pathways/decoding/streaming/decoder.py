@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
-from icefall_pathways.models.encoder import FRAME_FACTOR
 from icefall_pathways.models.stream_graph import Step, StreamGraph
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
@@ -23,7 +23,7 @@ from icefall_pathways.searches import Hypothesis, Search, SearchState
 Key = TypeVar("Key")
 T = TypeVar("T")
 
-FRAME_SECONDS = FRAME_FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
+FRAME_SECONDS = SUBSAMPLING_FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
 """Duration of an encoder frame."""
 
 ANY_LANGUAGE = ""

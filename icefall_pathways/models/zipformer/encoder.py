@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.regularizers import Schedule, keep_sequences
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.layer import STATES_PER_LAYER, ZipformerLayer
 from icefall_pathways.models.zipformer.norm import Bypass
 from icefall_pathways.models.zipformer.plan import Plan, plan_chunk, plan_utterances
+from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR
 
-OUTPUT_FACTOR = 2
+#: Frames of the stacks per output frame.
+OUTPUT_FACTOR = SUBSAMPLING_FACTOR // CONV_FACTOR
 
 # How often a sequence loses its masked channels, and how often, if it does not, the second half of them.
 _FEATURE_MASK = 0.125

@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from icefall_pathways.models.encoder import FRAME_FACTOR, Encoder, silence_beyond
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
+from icefall_pathways.models.encoder import Encoder, silence_beyond
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.encoder import OUTPUT_FACTOR, Zipformer
 from icefall_pathways.models.zipformer.layer import STATE_AXES
-from icefall_pathways.models.zipformer.subsampling import FACTOR, LOOK_AHEAD, FrontEnd
+from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR, LOOK_AHEAD, FrontEnd
 
 
 class ZipformerEncoder(Zipformer, Encoder):
@@ -50,7 +51,7 @@ class ZipformerEncoder(Zipformer, Encoder):
     @property
     def chunk_shift(self) -> int:
         """Feature frames of a chunk."""
-        return FACTOR * self.chunk_size
+        return CONV_FACTOR * self.chunk_size
 
     @property
     def chunk_window(self) -> int:
@@ -67,12 +68,12 @@ class ZipformerEncoder(Zipformer, Encoder):
         # Rounded up to where all stacks' groups of frames end, so that an utterance's last group holds the same frames,
         # whatever else is in the batch. Chunks and attention do not see what comes after.
         group = math.lcm(OUTPUT_FACTOR, *self.config.downsampling_factor)
-        frames = -(-x.size(1) // (FACTOR * group)) * group
-        features = silence_beyond(x, x_lens, FACTOR * frames + LOOK_AHEAD)
+        frames = -(-x.size(1) // (CONV_FACTOR * group)) * group
+        features = silence_beyond(x, x_lens, CONV_FACTOR * frames + LOOK_AHEAD)
         embedded, _ = front_end.stream(features, front_end.init_state(features, x.size(0)))
         chunk_size, left_context_frames = self._context()
         out, _ = self(embedded, _frames(x_lens), chunk_size, left_context_frames)
-        return out[:, : -(-x.size(1) // FRAME_FACTOR)]
+        return out[:, : -(-x.size(1) // SUBSAMPLING_FACTOR)]
 
     def _context(self) -> tuple[int, int]:
         if not self.training or not self.config.causal:
@@ -106,7 +107,7 @@ class ZipformerEncoder(Zipformer, Encoder):
 
 def _frames(x_lens: Tensor) -> Tensor:
     """Frames of 20 ms of utterances of so many feature frames."""
-    return torch.div(x_lens + FACTOR - 1, FACTOR, rounding_mode="floor")
+    return torch.div(x_lens + CONV_FACTOR - 1, CONV_FACTOR, rounding_mode="floor")
 
 
 def _draw(values: tuple[int, ...]) -> int:

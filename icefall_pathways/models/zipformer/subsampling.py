@@ -20,11 +20,12 @@ from icefall_pathways.models.regularizers import (
 from icefall_pathways.models.zipformer.functions import swoosh_l_block, swoosh_r
 from icefall_pathways.models.zipformer.norm import BiasNorm
 
-FACTOR = 2
+#: Feature frames per frame of the stacks: 20 ms.
+CONV_FACTOR = 2
 #: Frames before and after its own that the ConvNeXt block sees.
 CONTEXT = 3
 #: Feature frames that T frames need beyond 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
-LOOK_AHEAD = 7 + FACTOR * CONTEXT
+LOOK_AHEAD = 7 + CONV_FACTOR * CONTEXT
 
 # Channels of the ConvNeXt block between its pointwise convolutions, for each of its own.
 _EXPANSION = 3
