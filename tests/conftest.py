@@ -1,6 +1,5 @@
 """What all tests share."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -8,21 +7,10 @@ import pytest
 import torch
 from tiny_experiment import make_experiment
 
-FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20220923)
-
-
-@pytest.fixture(scope="session")
-def fixtures_dir() -> Path:
-    """The folder of numbers computed by the public implementation; it is not part of this repository."""
-    folder = Path(os.environ.get("PATHWAYS_FIXTURES", FIXTURES))
-    if not folder.is_dir():
-        pytest.skip(f"no reference numbers in {folder}: set PATHWAYS_FIXTURES to their folder")
-    return folder
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from public_numbers import load_numbers
 
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def reference(fixtures_dir):
-    return torch.load(fixtures_dir / "causal.pt", map_location="cpu")
+def reference():
+    return load_numbers("causal")
 
 
 def _weights(reference, prefix):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from public_numbers import load_numbers
 from torch import nn
 
 from icefall_pathways.models.regularizers import (
@@ -24,8 +25,8 @@ from icefall_pathways.models.regularizers import (
 
 
 @pytest.fixture(scope="module")
-def numbers(fixtures_dir):
-    return torch.load(fixtures_dir / "regularisers.pt", map_location="cpu")
+def numbers():
+    return load_numbers("regularizers")
 
 
 def _edited(function, x, grad):

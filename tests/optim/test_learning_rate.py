@@ -1,12 +1,13 @@
 import pytest
 import torch
+from public_numbers import load_numbers
 
 from icefall_pathways.optim.learning_rate import Eden, LinearDecay
 
 
 @pytest.mark.parametrize("start", [0.1, 0.5])
-def test_eden_equals_icefalls(fixtures_dir, start):
-    numbers = torch.load(fixtures_dir / "optim.pt", weights_only=True)["eden"]
+def test_eden_equals_icefalls(start):
+    numbers = load_numbers("optim")["eden"]
     eden = Eden(
         float(numbers["base_lr"]), numbers["lr_batches"], float(numbers["lr_epochs"]), numbers["warmup_batches"], start
     )

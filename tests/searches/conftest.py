@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from public_numbers import load_numbers
 from torch import nn
 
 from icefall_pathways.models.joiner import Joiner
@@ -35,9 +36,9 @@ def make_head() -> Callable[..., Head]:
 
 
 @pytest.fixture(scope="session")
-def reference(fixtures_dir) -> SimpleNamespace:
+def reference() -> SimpleNamespace:
     """The numbers of the public implementation's searches: `model`, `encoder_out`, `lens` and what was found."""
-    numbers = torch.load(fixtures_dir / "decoding.pt")
+    numbers = load_numbers("decoding")
     model = Head(numbers["vocab_size"], numbers["encoder_dim"], numbers["decoder_dim"], numbers["context_size"])
     model.load_state_dict(numbers["state_dict"])
     return SimpleNamespace(

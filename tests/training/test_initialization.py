@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny_run
 import torch
+from public_numbers import parameter_shapes
 from safetensors.torch import save_file
 from zipformer_reference import load
 
@@ -35,9 +36,9 @@ def start(corpus, path, model=ZIPFORMER, **options):
 
 
 @torch.no_grad()
-def test_public_weights_give_the_public_outputs(fixtures_dir, tmp_path):
+def test_public_weights_give_the_public_outputs(tmp_path):
     """Through a file of icefall's kind into a model of ours."""
-    reference = load(fixtures_dir, "causal", torch.float32)
+    reference = load("causal", torch.float32)
     torch.save({"model": reference.numbers["state_dict"], "epoch": 1}, tmp_path / "epoch-1.pt")
     weights = read_weights(tmp_path / "epoch-1.pt")
     for parameter in reference.model.parameters():
@@ -47,16 +48,12 @@ def test_public_weights_give_the_public_outputs(fixtures_dir, tmp_path):
     reference.model.load_state_dict(weights)
     run, expected = next(iter(reference.numbers["runs"].items()))
     out, _ = reference.encode(reference.embed(reference.numbers["x"]), run)
-    torch.testing.assert_close(out.double(), expected["out_f64"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(out[:, ::2], expected["out"], atol=1e-4, rtol=0)
 
 
-def test_the_default_zipformer_takes_a_default_icefall_checkpoint(fixtures_dir):
+def test_the_default_zipformer_takes_a_default_icefall_checkpoint():
     """Name by name and shape by shape."""
-    weights = {}
-    for line in (fixtures_dir / "state_dict_default.txt").read_text().splitlines():
-        name, shape = line.split("\t")
-        sizes = [] if shape == "scalar" else [int(size) for size in shape.split(",")]
-        weights[name] = torch.empty(sizes, device="meta")
+    weights = {name: torch.empty(shape, device="meta") for name, shape in parameter_shapes("default")}
     comparison = compare("default", weights, build_model(ModelConfig(encoder_type="zipformer"), 500))
     assert comparison.fits and len(comparison.matched) == 839
     other = compare("default", weights, build_model(ModelConfig(encoder_type="zipformer"), 300))
