@@ -1,26 +1,25 @@
-"""Ways of writing transcripts: text as it comes, JSON, and subtitles."""
+"""Transcript writers: text as it arrives, JSON, and subtitles."""
 
 import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, TextIO
+from typing import TextIO
 
-from icefall_pathways.transcription.words import Text, Word
+from icefall_pathways.transcription.transcript import Segment, Transcript, Word
 
-# What subtitlers agree on: two lines of 42 characters, read in at most 7 seconds.
-_LINE, _LINES, _LONGEST = 42, 2, 7.0
-_SHORTEST = 1.0  # seconds for which a subtitle stays, if the next one lets it
+# Common subtitle guidelines: at most two lines of 42 characters, shown for at most 7 seconds.
+_MAX_LINE_LENGTH, _MAX_LINES, _MAX_SECONDS = 42, 2, 7.0
+_MIN_SECONDS = 1.0  # unless the next subtitle starts earlier
 _ERASE, _DIM, _NORMAL = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
 
 
 class Writer(ABC):
-    """Writes the transcript of one source.
+    """Write the transcript of one source.
 
     Args:
-      out: Where it goes.
-      source: What the audio is called.
+      out: Destination.
+      source: Name of the audio.
     """
 
     def __init__(self, out: TextIO, source: str) -> None:
@@ -28,98 +27,109 @@ class Writer(ABC):
         self.source = source
 
     @abstractmethod
-    def add(self, text: Text) -> None:
-        """Take the next result."""
+    def add(self, segment: Segment) -> None:
+        """Add the next partial or final result."""
 
     def close(self, error: str | None) -> None:
-        """Tell that nothing more comes, and what was wrong with the audio."""
+        """Finish the transcript; `error` describes why the audio ended early, if it did."""
         self.out.flush()
 
 
 class TextWriter(Writer):
-    """A line per segment. On a terminal the line grows while somebody speaks, and what may yet change is dim."""
+    """One line per segment. On a terminal, partial results are shown too; text that may still change is dim."""
 
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
         self.live = out.isatty()
 
-    def add(self, text: Text) -> None:
-        """Take the next result."""
+    def add(self, segment: Segment) -> None:
+        """Add the next partial or final result."""
         if self.live:
-            self.out.write(_ERASE + ("" if text.final else self._growing(text)))
-        if text.final and text.text:
-            self.out.write(f"{text.text}\n")
+            self.out.write(_ERASE + ("" if segment.is_final else self._partial_line(segment)))
+        if segment.is_final and segment.text:
+            self.out.write(f"{segment.text}\n")
         self.out.flush()
 
-    def _growing(self, text: Text) -> str:
-        hidden = max(0, len(text.text) - shutil.get_terminal_size().columns + 1)  # what is in one line can be erased
-        return text.stable[hidden:] + _DIM + text.text[max(len(text.stable), hidden) :] + _NORMAL
+    def _partial_line(self, segment: Segment) -> str:
+        stable, text = segment.stable_text, segment.text
+        hidden = max(0, len(text) - shutil.get_terminal_size().columns + 1)  # only a single line can be erased
+        return stable[hidden:] + _DIM + text[max(len(stable), hidden) :] + _NORMAL
 
 
 class JsonWriter(Writer):
-    """One object at the end: the text, and segments with words and times."""
+    """One object per source: text, language, duration, and segments with words and times in seconds."""
 
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
-        self.segments: list[dict[str, Any]] = []
-        self.seconds, self.language = 0.0, ""
+        self.results: list[Segment] = []
 
-    def add(self, text: Text) -> None:
-        """Take the next result."""
-        self.seconds, self.language = text.end, text.language
-        if text.final and text.text:
-            words = [asdict(word) for word in text.words]
-            self.segments.append({"begin": text.begin, "end": text.end, "text": text.text, "words": words})
+    def add(self, segment: Segment) -> None:
+        """Add the next partial or final result."""
+        if segment.is_final:
+            self.results.append(segment)
 
     def close(self, error: str | None) -> None:
-        """Write the object; `error` is in it."""
-        transcript = {
+        """Write the object, with `error` in it."""
+        transcript = Transcript.from_results(self.results)
+        content = {
             "source": self.source,
-            "language": self.language or None,
-            "seconds": self.seconds,
-            "text": " ".join(segment["text"] for segment in self.segments),
-            "segments": self.segments,
+            "language": transcript.language,
+            "seconds": transcript.duration,
+            "text": transcript.text,
+            "segments": [
+                {
+                    **_times(segment),
+                    "text": segment.text,
+                    "words": [{"text": word.text, **_times(word)} for word in segment.words],
+                }
+                for segment in transcript.segments
+            ],
             "error": error,
         }
-        self.out.write(json.dumps(transcript, ensure_ascii=False, indent=2) + "\n")
+        self.out.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
         super().close(error)
 
 
+def _times(item: Segment | Word) -> dict[str, float]:
+    """Return the times for JSON; "begin" is the name of "start" in version 0.1, kept for its readers."""
+    return {"start": item.start, "begin": item.start, "end": item.end}
+
+
 class SubtitleWriter(Writer):
-    """Subtitles, each written when it is over."""
+    """Subtitles, each written when its end is known."""
 
     separator: str
 
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
-        self.number = 0
-        self.last: list[Word] = []
+        self.index = 0
+        self.pending: list[Word] = []
 
-    def add(self, text: Text) -> None:
-        """Take the next result."""
-        if text.final:
-            for words in subtitles(text.words):
-                self._write(until=words[0].begin)
-                self.last = words
+    def add(self, segment: Segment) -> None:
+        """Add the next partial or final result."""
+        if segment.is_final:
+            for words in subtitles(segment.words):
+                self._write_pending(until=words[0].start)
+                self.pending = words
 
     def close(self, error: str | None) -> None:
-        """Write the last one."""
-        self._write(until=float("inf"))
+        """Write the last subtitle."""
+        self._write_pending(until=float("inf"))
         super().close(error)
 
-    def _write(self, until: float) -> None:
-        """Write the subtitle that waits; it goes before `until`."""
-        if not self.last:
+    def _write_pending(self, until: float) -> None:
+        """Write the pending subtitle, which must disappear at time `until`."""
+        if not self.pending:
             return
-        self.number += 1
-        begin = self.last[0].begin
-        end = min(max(self.last[-1].end, begin + _SHORTEST), until)
-        times = f"{clock(begin, self.separator)} --> {clock(end, self.separator)}"
-        self.out.write(f"{self._head()}{times}\n{self._escape(layout(self.last))}\n\n")
+        self.index += 1
+        start = self.pending[0].start
+        end = min(max(self.pending[-1].end, start + _MIN_SECONDS), until)
+        times = f"{format_time(start, self.separator)} --> {format_time(end, self.separator)}"
+        self.out.write(f"{self._cue_header()}{times}\n{self._escape(wrap_lines(self.pending))}\n\n")
         self.out.flush()
-        self.last = []
+        self.pending = []
 
-    def _head(self) -> str:
+    def _cue_header(self) -> str:
         return ""
 
     def _escape(self, text: str) -> str:
@@ -127,16 +137,16 @@ class SubtitleWriter(Writer):
 
 
 class SrtWriter(SubtitleWriter):
-    """SubRip."""
+    """Subtitles in SubRip format."""
 
     separator = ","
 
-    def _head(self) -> str:
-        return f"{self.number}\n"
+    def _cue_header(self) -> str:
+        return f"{self.index}\n"
 
 
 class VttWriter(SubtitleWriter):
-    """WebVTT."""
+    """Subtitles in WebVTT format."""
 
     separator = "."
 
@@ -152,30 +162,31 @@ WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "json": JsonWriter, "srt
 
 
 def subtitles(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """Cut a segment's words into subtitles that can be read."""
+    """Split the words of a segment into subtitles of readable length."""
     current: list[Word] = []
     for word in words:
-        longer = [*current, word]
-        if current and (word.end - current[0].begin > _LONGEST or layout(longer).count("\n") >= _LINES):
+        extended = [*current, word]
+        too_long = word.end - extended[0].start > _MAX_SECONDS or wrap_lines(extended).count("\n") >= _MAX_LINES
+        if current and too_long:
             yield current
-            longer = [word]
-        current = longer
+            extended = [word]
+        current = extended
     if current:
         yield current
 
 
-def layout(words: Sequence[Word]) -> str:
-    """The words in lines."""
+def wrap_lines(words: Sequence[Word]) -> str:
+    """Join words to text, wrapped at the maximum line length."""
     lines = [""]
     for word in words:
-        if lines[-1] and len(lines[-1]) + 1 + len(word.text) > _LINE:
+        if lines[-1] and len(lines[-1]) + 1 + len(word.text) > _MAX_LINE_LENGTH:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word.text
     return "\n".join(lines)
 
 
-def clock(seconds: float, separator: str) -> str:
-    """Such as 01:02:03,456."""
+def format_time(seconds: float, separator: str) -> str:
+    """Format a time as in 01:02:03,456."""
     milliseconds = round(1000 * seconds)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,104 @@
+"""Transcription with a trained model: audio in, segments of text out, in a given or an identified language."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from icefall_pathways.data.tokenizer import WORD_BOUNDARY
+from icefall_pathways.decoding.config import TrainedModelConfig
+from icefall_pathways.decoding.language_id.model import load_language_identifier, with_scoring
+from icefall_pathways.decoding.pretrained import TrainedModel
+from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, Recognizer, Result, Session, Source
+from icefall_pathways.languages import get_language
+from icefall_pathways.transcription.transcript import Segment, to_segment
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class RecognizerConfig(TrainedModelConfig):
+    """The trained model, the search and the segmentation."""
+
+    num_active_paths: int = 4
+    """Hypotheses in modified_beam_search."""
+
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Hypotheses in modified_beam_search."""
+        return self.num_active_paths
+
+
+class Transcriber:
+    """Transcribe audio in one language, or in a language that is identified from the audio.
+
+    Args:
+      trained: The trained model.
+      config: Options of the search and of the segmentation; its exp_dir holds the language identification.
+      language: Code or name of the language; "auto" to identify it.
+
+    Raises:
+      ValueError: The model does not have the language, or cannot identify languages.
+    """
+
+    def __init__(self, trained: TrainedModel, config: RecognizerConfig, language: str = AUTO) -> None:
+        self.tokenizer = trained.tokenizer
+        known, choose = trained.languages, None
+        self.language: str | None  # of new sessions; None: to be identified
+        self._reports_language = True
+        if language != AUTO:
+            self.language = get_language(language).code
+            if self.language not in known:
+                raise ValueError(
+                    f"language {language!r}: the model in {config.exp_dir} has {', '.join(known)}; choose one of these"
+                )
+            decoder = trained.decoder(config, [self.language])
+        elif trained.masks is None or trained.masks.share_mask(known):
+            if config.context_file or config.ngram_lm:
+                raise ValueError("hotwords and language models depend on the language: name it, for example --lang fr")
+            self.language = known[0]  # any: they all use the same weights
+            self._reports_language = False
+            decoder = trained.decoder(config, [self.language])
+        else:
+            self.language = None
+            decoder = with_scoring(trained.decoder(config, known))
+            choose = load_language_identifier(config.exp_dir, decoder)
+        symbols = trained.tokenizer.symbols
+        self.recognizer = Recognizer(
+            decoder, config.endpoint, choose, is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY)
+        )
+
+    def transcribe(
+        self,
+        sources: Iterable[tuple[str, Iterator[Tensor]]],
+        num_streams: int,
+        on_error: Callable[[str, AudioError], None],
+    ) -> Iterator[tuple[str, Segment]]:
+        """Transcribe several sources, up to `num_streams` in one batch.
+
+        Args:
+          sources: Name of each source, and its samples (n,) at 16 kHz in blocks.
+          num_streams: Sources open at the same time.
+          on_error: Called with the name of a source whose audio is bad; what precedes the error is transcribed.
+
+        Yields:
+          Name of the source, and its next partial or final result.
+        """
+        opened = (Source(name, blocks, self.language) for name, blocks in sources)
+        for name, result in self.recognizer.recognize(opened, num_streams, on_error):
+            yield name, self._segment(result)
+
+    def open(self) -> Session:
+        """Open a session for samples that arrive over time; pass it to `advance`."""
+        return self.recognizer.open(self.language)
+
+    def advance(self, session: Session) -> Iterator[Segment]:
+        """Decode the complete chunks of a session; yields partial and final results."""
+        while self.recognizer.is_ready(session):
+            for _, result in self.recognizer.advance([session]):
+                yield self._segment(result)
+
+    def _segment(self, result: Result) -> Segment:
+        return to_segment(result, self.tokenizer, result.language if self._reports_language else None)

@@ -1,0 +1,118 @@
+"""Transcripts: recognized tokens as words with times, in segments."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
+from icefall_pathways.decoding.streaming import FRAME_SECONDS, Result
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word with its times.
+
+    Attributes:
+      text: The word.
+      start: Time at which its first token is emitted, in seconds from the start of the audio.
+      end: End of the encoder frame that emits its last token, in seconds.
+    """
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The text of one segment: a partial result while audio arrives, then the final result.
+
+    Attributes:
+      language: Language code; None if the model has a single network for all languages and none was requested.
+      start: Start of the segment, in seconds from the start of the audio.
+      end: Up to where the audio has been decoded, in seconds.
+      text: Text of the segment.
+      stable_text: Leading part of `text` that no later result of this segment changes.
+      revised: Text of the previous result was replaced or removed, not only extended.
+      words: Words of `text` with their times.
+      is_final: The segment is complete.
+      is_last: The audio has ended; no further result follows.
+    """
+
+    language: str | None
+    start: float
+    end: float
+    text: str
+    stable_text: str
+    revised: bool
+    words: list[Word]
+    is_final: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The transcript of one recording or stream.
+
+    Attributes:
+      language: Language code; None if the model has a single network for all languages and none was requested, or if
+        the language has not been identified yet.
+      duration: Seconds of audio decoded.
+      segments: Segments that contain text, in order of time.
+    """
+
+    language: str | None
+    duration: float
+    segments: list[Segment]
+
+    @classmethod
+    def from_results(cls, results: Iterable[Segment]) -> "Transcript":
+        """Assemble a transcript from the results of a stream, in order: final ones, then at most one partial one."""
+        results = list(results)
+        return cls(
+            language=results[-1].language if results else None,
+            duration=results[-1].end if results else 0.0,
+            segments=[segment for segment in results if segment.text],
+        )
+
+    @property
+    def text(self) -> str:
+        """Text of all segments, separated by spaces."""
+        return " ".join(segment.text for segment in self.segments)
+
+    @property
+    def words(self) -> list[Word]:
+        """Words of all segments."""
+        return [word for segment in self.segments for word in segment.words]
+
+
+def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Segment:
+    """Convert the tokens of a recognition result to text; `language` is the language code to report."""
+    text, stable_text = tokenizer.decode([result.tokens, result.tokens[: result.stable]])
+    return Segment(
+        language=language,
+        start=round(result.start, 3),
+        end=round(result.end, 3),
+        text=text,
+        stable_text=stable_text if text.startswith(stable_text) else "",
+        revised=result.revised,
+        words=_words(result.tokens, result.times, tokenizer),
+        is_final=result.is_final,
+        is_last=result.is_last,
+    )
+
+
+def _words(tokens: Sequence[int], times: Sequence[float], tokenizer: Tokenizer) -> list[Word]:
+    groups: list[list[int]] = []
+    for index, token in enumerate(tokens):
+        if not groups or tokenizer.symbols[token].startswith(WORD_BOUNDARY):
+            groups.append([])
+        groups[-1].append(index)
+    words = [
+        Word(
+            text=tokenizer.decode([[tokens[index] for index in group]])[0].strip(),
+            start=round(times[group[0]], 3),
+            end=round(times[group[-1]] + FRAME_SECONDS, 3),
+        )
+        for group in groups
+    ]
+    return [word for word in words if word.text]
