@@ -1,0 +1,256 @@
+"""Python interface of a trained model: transcribe files, samples and live streams.
+
+    from icefall_pathways import Pathways
+
+    asr = Pathways.from_pretrained("exp/pathways")
+    print(asr.transcribe("speech.flac", language="fr").text)
+
+Calls from several threads need a lock: all streams share one model, which is switched between languages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
+from icefall_pathways.decoding.streaming import AudioError, EndpointConfig
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.transcription.audio import as_mono, read_file, read_samples, split_blocks
+from icefall_pathways.transcription.pcm import check_sample_rate
+from icefall_pathways.transcription.resampling import StreamingResampler
+from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
+from icefall_pathways.transcription.transcript import Segment, Transcript
+
+Samples: TypeAlias = Tensor | NDArray[Any] | Sequence[float]
+"""Mono samples (n,), (1, n) or (n, 1): floating point in [-1, 1], or integers of 16 or 32 bits at full scale."""
+
+
+class Pathways:
+    """A trained model that transcribes audio in several languages, each through its own sub-network.
+
+    Args:
+      trained: The trained model; see `from_pretrained`.
+      config: Options of the search and of the segmentation.
+    """
+
+    def __init__(self, trained: TrainedModel, config: RecognizerConfig) -> None:
+        self._trained = trained
+        self._config = config
+        self._transcribers: dict[str, Transcriber] = {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> "Pathways":
+        """Load the model of an experiment folder, onto the GPU if there is one.
+
+        Args:
+          folder: Experiment folder: its newest checkpoint, masks, tokenizer and language identification are used.
+          **options: Options of transcribe.py by their Python names, for example
+            `decoding_method="modified_beam_search"`, `epoch=30`, `avg=9`, `masks="none"` or
+            `rule2_min_trailing_silence=0.8`.
+
+        Raises:
+          TypeError: There is no such option.
+          ValueError: The folder, its checkpoint or another file is missing or damaged, or an option has an invalid
+            value.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(
+                f"no experiment folder {folder.absolute()}: expected the --exp-dir of a training, with its checkpoints"
+            )
+        config = _make_config(folder, options)
+        return cls(load_trained_model(config), config)
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that the model transcribes."""
+        return self._trained.languages
+
+    @property
+    def masks(self) -> PathwayMasks | None:
+        """The sub-networks of the languages; None for a dense model."""
+        return self._trained.masks
+
+    @property
+    def model(self) -> Transducer:
+        """The transducer, in eval mode."""
+        return self._trained.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._trained.tokenizer
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the model in Hz; audio of other rates is resampled."""
+        return FbankConfig.sample_rate
+
+    def transcribe(
+        self, audio: str | Path | Samples, language: str = AUTO, sample_rate: int | None = None
+    ) -> Transcript:
+        """Transcribe a file or samples.
+
+        Args:
+          audio: Path of an audio file of any format that libsndfile (or ffmpeg, if installed) reads, or samples.
+          language: Code or name of the language; "auto" identifies it.
+          sample_rate: Sample rate of samples, in Hz; None: 16 kHz. A file has its own.
+
+        Raises:
+          AudioError: The audio is missing, damaged, incomplete or out of range; the message says where it stops.
+          ValueError: The model does not have the language, or cannot identify languages.
+        """
+        if isinstance(audio, str | Path):
+            if sample_rate is not None:
+                raise ValueError(f"sample_rate={sample_rate} with a file: it has its own, leave sample_rate out")
+            name, blocks = str(audio), read_file(Path(audio))
+        else:
+            name, blocks = "samples", read_samples(as_mono(audio), sample_rate or self.sample_rate)
+        errors: list[AudioError] = []
+        segments = self._transcriber(language).transcribe(
+            [(name, blocks)], num_streams=1, on_error=lambda _, error: errors.append(error)
+        )
+        transcript = Transcript.from_results([segment for _, segment in segments if segment.is_final])
+        if errors:
+            raise AudioError(f"{name}: {errors[0]}") from errors[0]
+        return transcript
+
+    def stream(self, language: str = AUTO, sample_rate: int | None = None) -> "TranscriptionStream":
+        """Open a stream for audio that arrives over time; use it in a `with` block.
+
+        Args:
+          language: Code or name of the language; "auto" identifies it, and results start when it is known.
+          sample_rate: Sample rate of the samples, in Hz; None: 16 kHz.
+
+        Raises:
+          ValueError: The model does not have the language, or cannot identify languages.
+        """
+        return TranscriptionStream(self._transcriber(language), sample_rate or self.sample_rate)
+
+    def _transcriber(self, language: str) -> Transcriber:
+        if language not in self._transcribers:
+            self._transcribers[language] = Transcriber(self._trained, self._config, language)
+        return self._transcribers[language]
+
+
+class TranscriptionStream:
+    """One live stream of audio and its transcript.
+
+        with asr.stream(language="fr") as stream:
+            for samples in source:
+                for segment in stream.accept(samples):
+                    print(segment.text, "(final)" if segment.is_final else "...")
+        print(stream.transcript.text)
+
+    Leaving the block decodes the remaining audio, so that all results are final. After an exception in the block it
+    does not.
+
+    Args:
+      transcriber: Transcriber of the language.
+      sample_rate: Sample rate of the samples, in Hz.
+
+    Raises:
+      AudioError: The sample rate is out of range.
+    """
+
+    def __init__(self, transcriber: Transcriber, sample_rate: int) -> None:
+        self._transcriber = transcriber
+        self._session = transcriber.open()
+        self._sample_rate = sample_rate
+        check_sample_rate(sample_rate)
+        self._resampler = None
+        if sample_rate != FbankConfig.sample_rate:
+            self._resampler = StreamingResampler(sample_rate, FbankConfig.sample_rate)
+        self._final: list[Segment] = []
+        self._partial: list[Segment] = []
+
+    def __enter__(self) -> "TranscriptionStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+    @property
+    def language(self) -> str | None:
+        """Language code of the results; None before the first result, or if the model has one network for all."""
+        return self.transcript.language
+
+    @property
+    def results(self) -> list[Segment]:
+        """All results: the final ones, then the partial result of the current segment if there is one."""
+        return self._final + self._partial
+
+    @property
+    def transcript(self) -> Transcript:
+        """The transcript up to now; the whole one after `finish`."""
+        return Transcript.from_results(self.results)
+
+    @property
+    def finished(self) -> bool:
+        """True after `finish`, or after the `with` block."""
+        return self._session.finished
+
+    def accept(self, samples: Samples) -> list[Segment]:
+        """Append samples, any number of them, and decode the chunks that they complete.
+
+        Args:
+          samples: Mono samples (n,).
+
+        Returns:
+          New partial and final results, in order; often none.
+
+        Raises:
+          AudioError: The samples are not finite or out of range. The stream can continue with other samples.
+          ValueError: The stream is finished.
+        """
+        if self.finished:
+            raise ValueError("this stream is finished: open another one with stream(...) for more audio")
+        new: list[Segment] = []
+        for block in split_blocks(as_mono(samples), self._sample_rate):
+            new += self._decode(block if self._resampler is None else self._resampler.accept(block))
+        return new
+
+    def finish(self) -> list[Segment]:
+        """Decode the remaining audio and return its results; a second call has no effect."""
+        if self.finished:
+            return []
+        new = [] if self._resampler is None else self._decode(self._resampler.flush())
+        self._session.finish()
+        return new + self._advance()
+
+    def _decode(self, samples: Tensor) -> list[Segment]:
+        self._session.accept_samples(samples)
+        return self._advance()
+
+    def _advance(self) -> list[Segment]:
+        new = list(self._transcriber.advance(self._session))
+        for segment in new:
+            self._partial = [] if segment.is_final else [segment]
+            self._final += [segment] if segment.is_final else []
+        return new
+
+
+def _make_config(folder: Path, options: dict[str, Any]) -> RecognizerConfig:
+    endpoint_names = {field.name for field in fields(EndpointConfig)}
+    names = {field.name for field in fields(RecognizerConfig)} - {"exp_dir", "endpoint"} | endpoint_names
+    if unknown := [name for name in options if name not in names]:
+        raise TypeError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(sorted(names))}")
+    endpoint = {name: value for name, value in options.items() if name in endpoint_names}
+    paths = {
+        name: Path(value)
+        for name, value in options.items()
+        if name in ("bpe_model", "context_file", "ngram_lm") and value is not None
+    }
+    others = {name: value for name, value in options.items() if name not in endpoint}
+    return RecognizerConfig(exp_dir=folder, endpoint=EndpointConfig(**endpoint), **(others | paths))
