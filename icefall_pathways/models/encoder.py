@@ -17,7 +17,7 @@ class Encoder(nn.Module, ABC):
     """From features to encoder frames. The front end, which belongs to the transducer, is handed to it."""
 
     #: Whether every parameter takes part in every call; distributed training must know.
-    always_uses_all = True
+    uses_all_parameters = True
 
     @property
     @abstractmethod
@@ -80,7 +80,7 @@ def encoder_lens(x_lens: Tensor) -> Tensor:
     return torch.div(x_lens + SUBSAMPLING_FACTOR - 1, SUBSAMPLING_FACTOR, rounding_mode="floor")
 
 
-def silence_beyond(x: Tensor, x_lens: Tensor, frames: int) -> Tensor:
+def pad_with_silence(x: Tensor, x_lens: Tensor, frames: int) -> Tensor:
     """Features (N, T, F) as (N, frames, F), with those from `x_lens` (N,) on set to silence."""
     x = nn.functional.pad(x, (0, 0, 0, frames - x.size(1)))
     beyond = torch.arange(frames, device=x.device) >= x_lens.unsqueeze(1)

@@ -50,16 +50,16 @@ class Scheduled(nn.Module):
 
     position: float = 0.0
 
-    def at_position(self, value: Scheduling) -> float:
+    def value_at(self, value: Scheduling) -> float:
         """What `value` is now."""
         return value(self.position) if isinstance(value, Schedule) else value
 
     def rate(self, value: Scheduling) -> float:
         """What `value` is now, in training; else 0."""
-        return self.at_position(value) if self.training else 0.0
+        return self.value_at(value) if self.training else 0.0
 
-    def happens(self, probability: Scheduling) -> bool:
-        """Whether something happens in this call; never outside training."""
+    def sample(self, probability: Scheduling) -> bool:
+        """Whether something sample in this call; never outside training."""
         rate = self.rate(probability)
         return rate > 0.0 and bool(torch.rand(()) < rate)
 
@@ -76,7 +76,7 @@ def set_position(model: nn.Module, position: float) -> None:
             module.position = position
 
 
-def regulariser_state(model: nn.Module) -> dict[str, float]:
+def regularizer_state(model: nn.Module) -> dict[str, float]:
     """What regularizers have learnt of `model` beside its weights: plain data, by module names.
 
     A run that is resumed with it goes on exactly as it would have.
@@ -84,17 +84,17 @@ def regulariser_state(model: nn.Module) -> dict[str, float]:
     return {name: module.probability for name, module in model.named_modules() if isinstance(module, Whiten)}
 
 
-def load_regulariser_state(model: nn.Module, state: dict[str, float]) -> None:
-    """Take over what `regulariser_state` gave."""
+def load_regularizer_state(model: nn.Module, state: dict[str, float]) -> None:
+    """Take over what `regularizer_state` gave."""
     for name, probability in state.items():
         module = model.get_submodule(name)
         assert isinstance(module, Whiten)
-        module.probability, module.acted = probability, None
+        module.probability, module.was_active = probability, None
 
 
-def found_by_whiteners(model: nn.Module) -> "dict[Whiten, Tensor]":
-    """What those have found that have not learnt from it yet: their `acted`."""
-    return {m: m.acted for m in model.modules() if isinstance(m, Whiten) and m.acted is not None}
+def pending_whiteners(model: nn.Module) -> "dict[Whiten, Tensor]":
+    """What those have found that have not learnt from it yet: their `was_active`."""
+    return {m: m.was_active for m in model.modules() if isinstance(m, Whiten) and m.was_active is not None}
 
 
 def drop_sequences(x: Tensor, rate: float) -> Tensor:
@@ -154,10 +154,10 @@ class Balancer(Scheduled):
 
     def draw(self, x: Tensor) -> tuple[float, float, float, float] | None:
         """The limits of mean / deviation and of root mean square if it acts on `x` in this call, else None."""
-        if not (x.requires_grad and self.happens(self.probability)):
+        if not (x.requires_grad and self.sample(self.probability)):
             return None
-        low, high = (_mean_limit(self.at_position(share)) for share in self.positive)
-        small, large = (math.sqrt(math.pi / 2) * self.at_position(size) for size in self.abs)
+        low, high = (_mean_limit(self.value_at(share)) for share in self.positive)
+        small, large = (math.sqrt(math.pi / 2) * self.value_at(size) for size in self.abs)
         return low, high, small, large
 
 
@@ -228,7 +228,7 @@ class Whiten(Scheduled):
 
     The metric is the mean square of the covariance's eigenvalues over the square of their mean, 1 where all are equal.
     Above the limit, gradients are pushed to lower it, and the module acts more often; else less: as soon as it is told
-    what it has found, see `learn`.
+    what it has found, see `update_probability`.
 
     Args:
       num_groups: Groups of channels with a covariance each.
@@ -237,7 +237,7 @@ class Whiten(Scheduled):
 
     Attributes:
       probability: Of acting in a call.
-      acted: Whether the last gradient was pushed, a 0-dim bool on the gradient's device; None once that is learnt.
+      was_active: Whether the last gradient was pushed, a 0-dim bool on the gradient's device; None once that is learnt.
     """
 
     _OFTEN, _SELDOM = 0.25, 0.025
@@ -248,19 +248,19 @@ class Whiten(Scheduled):
         self.limit = limit
         self.grad_scale = grad_scale
         self.probability = self._OFTEN
-        self.acted: Tensor | None = None
+        self.was_active: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`, with an edit of its gradient."""
-        if not (x.requires_grad and self.happens(self.probability)):
+        if not (x.requires_grad and self.sample(self.probability)):
             return x
         whitened: Tensor = _Whitening.apply(x, self)
         return whitened
 
-    def learn(self, acted: bool) -> None:
-        """Act often or seldom from now on. Apart from `edit`, where reading `acted` would wait for the device."""
-        self.probability = self._OFTEN if acted else self._SELDOM
-        self.acted = None
+    def update_probability(self, was_active: bool) -> None:
+        """Act often or seldom from now on. Apart from `edit`, where reading `was_active` would wait for the device."""
+        self.probability = self._OFTEN if was_active else self._SELDOM
+        self.was_active = None
 
     def edit(self, x: Tensor, grad: Tensor) -> Tensor:
         """The gradient that leaves for `grad` arriving at x, both (..., C)."""
@@ -269,12 +269,12 @@ class Whiten(Scheduled):
         covariance = torch.matmul(groups.transpose(1, 2), groups)
         mean_diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
         metric = covariance.square().sum() / x.size(-1) / (mean_diagonal.square() + _FLOOR)
-        self.acted = (metric < self.at_position(self.limit)).logical_not()
+        self.was_active = (metric < self.value_at(self.limit)).logical_not()
         # The derivative by x, up to a factor, which its norm divides out.
         push = torch.matmul(groups, covariance).sub_(groups.mul_(metric * mean_diagonal))
         push = push.transpose(0, 1).reshape(x.shape)
         size = self.grad_scale * grad.float().norm() / (push.norm() + _FLOOR)
-        return torch.where(self.acted, grad + (push * size).to(grad.dtype), grad)
+        return torch.where(self.was_active, grad + (push * size).to(grad.dtype), grad)
 
 
 class _Whitening(torch.autograd.Function):
@@ -311,7 +311,7 @@ class _Limit(torch.autograd.Function):
         return torch.where(outwards, -grad, grad), None, None
 
 
-def penalise_large_scores(x: Tensor, limit: float, penalty: float) -> Tensor:
+def penalize_large_scores(x: Tensor, limit: float, penalty: float) -> Tensor:
     """`x`; the gradient of entries beyond `limit` in absolute value is raised by `penalty`, in their direction."""
     penalised: Tensor = _Penalise.apply(x, limit, penalty)
     return penalised

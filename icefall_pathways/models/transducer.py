@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from icefall_pathways.constants import NUM_MEL_BINS
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.emformer_encoder import EmformerEncoder
+from icefall_pathways.models.emformer.streaming_encoder import EmformerEncoder
+from icefall_pathways.models.emformer.subsampling import EmformerSubsampling
 from icefall_pathways.models.encoder import Encoder, encoder_lens
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
-from icefall_pathways.models.subsampling import ConvSubsampling
 from icefall_pathways.models.zipformer.streaming_encoder import ZipformerEncoder
-from icefall_pathways.models.zipformer.subsampling import FrontEnd
+from icefall_pathways.models.zipformer.subsampling import ZipformerSubsampling
 
 #: The layers whose size is that of the vocabulary.
 VOCABULARY_LAYERS = ("decoder.embedding", "joiner.output_linear", "simple_am_proj", "simple_lm_proj", "ctc_output")
@@ -52,7 +52,7 @@ class Transducer(nn.Module):
 
     def __init__(
         self,
-        encoder_embed: ConvSubsampling | FrontEnd,
+        encoder_embed: EmformerSubsampling | ZipformerSubsampling,
         encoder: Encoder,
         decoder: Predictor,
         joiner: Joiner,
@@ -182,10 +182,10 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
     )
 
 
-def _build_encoder(config: ModelConfig) -> tuple[ConvSubsampling | FrontEnd, Encoder]:
+def _build_encoder(config: ModelConfig) -> tuple[EmformerSubsampling | ZipformerSubsampling, Encoder]:
     if config.encoder_type == "zipformer":
         architecture = config.zipformer_size.encoder
-        front_end = FrontEnd(NUM_MEL_BINS, architecture.encoder_dim[0], architecture.front_end_channels)
+        front_end = ZipformerSubsampling(NUM_MEL_BINS, architecture.encoder_dim[0], architecture.front_end_channels)
         return front_end, ZipformerEncoder(architecture)
     encoder = EmformerEncoder.build(config)
-    return ConvSubsampling(NUM_MEL_BINS, encoder.output_dim, config.channels), encoder
+    return EmformerSubsampling(NUM_MEL_BINS, encoder.output_dim, config.channels), encoder

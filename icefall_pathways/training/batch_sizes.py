@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from icefall_pathways.data.augmentation import seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
-from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state
+from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.objective import seconds_of
 
@@ -58,14 +58,14 @@ def scan_batch_sizes(
     Raises:
       ValueError: The wanted size does not fit; the message says what does.
     """
-    learnt = regulariser_state(model)
+    learnt = regularizer_state(model)
     wanted = data.config.max_duration
     most = wanted * (_MOST if (rank.device.type == "cuda" if tells is None else tells) else 1.0)
     with seeded(_SEED):
         reserve = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
         found = [_largest(model, loss_of, data, language.code, most) for language in data.languages]
         del reserve
-    load_regulariser_state(model, learnt)
+    load_regularizer_state(model, learnt)
     fits = [min(of_ranks, key=lambda fit: fit.seconds) for of_ranks in zip(*rank.gather(found), strict=True)]
     if short := [fit for fit in fits if fit.size < wanted]:
         raise ValueError(

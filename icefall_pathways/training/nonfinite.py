@@ -15,7 +15,7 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.loading import is_death
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
-from icefall_pathways.models.regularizers import found_by_whiteners
+from icefall_pathways.models.regularizers import pending_whiteners
 from icefall_pathways.training.launch.ranks import Rank
 
 logger = logging.getLogger("icefall_pathways")
@@ -168,10 +168,10 @@ def read_flags(model: nn.Module, *flags: Tensor) -> list[bool]:
     Returns:
       The flags.
     """
-    found = found_by_whiteners(model)
+    found = pending_whiteners(model)
     values: list[bool] = torch.stack([*flags, *found.values()]).tolist()
     for whitener, acted in zip(found, values[len(flags) :], strict=True):
-        whitener.learn(acted)
+        whitener.update_probability(acted)
     return values[: len(flags)]
 
 

@@ -24,7 +24,7 @@ from icefall_pathways.data.loading import deaths_told
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.languages import codes_of
-from icefall_pathways.models.regularizers import load_regulariser_state, regulariser_state, set_position
+from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state, set_position
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
@@ -279,7 +279,7 @@ class Trainer:
     def _save(self, path: Any, update: int) -> None:
         if self.gradients is not None:
             self.gradients.reduce(keep=self.rank.is_main)
-        regularizers = self.rank.gather(regulariser_state(self.model))
+        regularizers = self.rank.gather(regularizer_state(self.model))
         if not self.rank.is_main:
             return
         checkpoint = {
@@ -340,7 +340,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        load_regulariser_state(self.model, checkpoint["regularizers"][self.rank.index])
+        load_regularizer_state(self.model, checkpoint["regularizers"][self.rank.index])
         if self.masks is not None:
             for name, code in checkpoint["masks"].items():
                 self.masks.codes[name].copy_(code)
@@ -389,7 +389,7 @@ class Trainer:
             return module
         # Without device_ids: with them, what is meant to stay on the CPU would be moved to the device.
         return nn.parallel.DistributedDataParallel(
-            module, find_unused_parameters=not self.model.encoder.always_uses_all
+            module, find_unused_parameters=not self.model.encoder.uses_all_parameters
         )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchaudio
 
-from icefall_pathways.models.emformer import CausalConvolution, Emformer
-from icefall_pathways.models.windows import Plan, Reach
+from icefall_pathways.models.emformer.encoder import CausalConvolution, Emformer
+from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
 
 SEGMENT = 4
 LENGTHS = (1, 3, 4, 17, 24)
@@ -111,8 +111,8 @@ def test_dropout_acts_in_training_alone():
 def test_convolution_module_is_what_its_name_says():
     """Over one window it is the module written down with torch's layers and zeros before the first frame."""
     module, length, kernel = CausalConvolution(16, 5, dropout=0.0), 9, 5
-    reach = Reach.make(1, length, length, kernel - 1, True, torch.device("cpu"))
-    plan = Plan(length, None, reach, reach, torch.zeros(1, dtype=torch.bool))
+    reach = WindowIndex.make(1, length, length, kernel - 1, True, torch.device("cpu"))
+    plan = WindowPlan(length, None, reach, reach, torch.zeros(1, dtype=torch.bool))
     x = torch.randn(2, length, 16)
     out, past = module(x, torch.zeros(2, kernel - 1, 16), plan)
     gated = torch.nn.functional.glu(module.pointwise_in(module.layer_norm(x)), dim=-1)

@@ -14,11 +14,11 @@ from icefall_pathways.models.regularizers import (
     Whiten,
     drop_channels,
     drop_sequences,
-    found_by_whiteners,
     limit_gradient,
-    load_regulariser_state,
-    penalise_large_scores,
-    regulariser_state,
+    load_regularizer_state,
+    penalize_large_scores,
+    pending_whiteners,
+    regularizer_state,
     scale_gradient,
     set_position,
 )
@@ -65,8 +65,8 @@ def test_whiteners(numbers):
         found = _edited(module, case["x"], case["gy"])
         _close(found, case["gx"])
         acted.append(not torch.equal(found, case["gy"]))
-        assert module.probability == 1.0 and bool(module.acted) == acted[-1]
-        module.learn(acted[-1])
+        assert module.probability == 1.0 and bool(module.was_active) == acted[-1]
+        module.update_probability(acted[-1])
         assert module.probability == (0.25 if acted[-1] else 0.025)
     assert sorted(acted) == [False, True, True]
 
@@ -77,7 +77,7 @@ def test_limits(numbers):
     _close(found, case["gx"])
     case = numbers["penalize_abs_values_gt"]
     found = _edited(
-        lambda x: penalise_large_scores(x, float(case["limit"]), float(case["penalty"])), case["x"], case["gy"]
+        lambda x: penalize_large_scores(x, float(case["limit"]), float(case["penalty"])), case["x"], case["gy"]
     )
     _close(found, case["gx"])
 
@@ -128,12 +128,12 @@ def test_a_whitener_that_is_not_needed_acts_seldom_and_its_state_survives():
     x = torch.randn(30, 4).requires_grad_()
     for _ in range(40):
         model(x).sum().backward()
-        for whitener, acted in found_by_whiteners(model).items():
-            whitener.learn(bool(acted))
-    assert not found_by_whiteners(model)
-    assert regulariser_state(model) == {"0": 0.025, "1": 0.25}
+        for whitener, acted in pending_whiteners(model).items():
+            whitener.update_probability(bool(acted))
+    assert not pending_whiteners(model)
+    assert regularizer_state(model) == {"0": 0.025, "1": 0.25}
     other = nn.Sequential(Whiten(1, 1e9), Whiten(2, 1.0))
-    load_regulariser_state(other, regulariser_state(model))
+    load_regularizer_state(other, regularizer_state(model))
     assert other[0].probability == 0.025
 
 

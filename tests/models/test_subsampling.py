@@ -1,11 +1,11 @@
 import torch
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
-from icefall_pathways.models.subsampling import OVERLAP, ConvSubsampling
+from icefall_pathways.models.emformer.subsampling import OVERLAP, EmformerSubsampling
 
 
 def test_pieces_give_the_frames_of_the_whole():
-    subsampling = ConvSubsampling(80, 24, (4, 8))
+    subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(2, 4 * 25 + OVERLAP, 80) * 3 - 8
     whole = subsampling(x)
     assert whole.shape == (2, 25, 24)
@@ -18,7 +18,7 @@ def test_pieces_give_the_frames_of_the_whole():
 
 
 def test_a_frame_sees_seven_frames():
-    subsampling = ConvSubsampling(80, 24, (4, 8))
+    subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(1, 43, 80, requires_grad=True)
     subsampling(x)[0, 5, 3].backward()
     seen = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
@@ -28,7 +28,7 @@ def test_a_frame_sees_seven_frames():
 def test_speech_enters_the_convolutions_at_about_unit_scale():
     """Log mel energies of speech lie around -5 with deviation 3; silence is at -23."""
     entered = []
-    subsampling = ConvSubsampling(80, 24, (4, 8))
+    subsampling = EmformerSubsampling(80, 24, (4, 8))
     subsampling.conv.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     subsampling(torch.randn(1, 100, 80) * 3 - 5)
     assert abs(entered[0].mean()) < 1.0

@@ -26,7 +26,7 @@ READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "rep
 
 # What reads values of tensors that are on the CPU whatever the model's device: (file, function).
 OF_THE_HOST = {
-    ("regularizers.py", "happens"),  # a number drawn on the CPU, for every rank and device the same
+    ("regularizers.py", "sample"),  # a number drawn on the CPU, for every rank and device the same
     ("streaming.py", "_draw"),  # so is this one
     ("objective.py", "seconds_of"),  # lengths of the batch, which the data loader gives
     ("losses.py", "boundaries"),  # lengths and numbers of tokens

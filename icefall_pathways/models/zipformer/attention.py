@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from icefall_pathways.models.initialization import scaled_linear
-from icefall_pathways.models.regularizers import Balancer, Schedule, Scheduled, Whiten, penalise_large_scores
-from icefall_pathways.models.zipformer.plan import Plan
+from icefall_pathways.models.regularizers import Balancer, Schedule, Scheduled, Whiten, penalize_large_scores
+from icefall_pathways.models.zipformer.attention_plan import AttentionPlan
 
 # What a source that may not be seen scores. Low enough, and within the range of float16.
 _BLOCKED = -1000.0
@@ -45,13 +45,13 @@ class AttentionWeights(Scheduled):
         self.whiten_keys = Whiten(num_heads, Schedule((0, 3.0), (20000, 6.0)), grad_scale=0.025)
         self.linear_pos = scaled_linear(pos_dim, self.sizes[2], scale=0.05, bias=False, kind=PositionProjection)
 
-    def forward(self, x: Tensor, cached_key: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cached_key: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         """Weigh the sources.
 
         Args:
           x: Frames (N, T, C).
           cached_key: Keys of the frames before them (left, N, H * q).
-          plan: See `Plan`.
+          plan: See `AttentionPlan`.
 
         Returns:
           Weights (N, H, T, S), and the new `cached_key`.
@@ -61,10 +61,10 @@ class AttentionWeights(Scheduled):
         key, cached_key = remember(key, cached_key, plan.left)
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         scores = torch.matmul(query, key.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 3, 0))
-        if not self.happens(_NO_POSITIONS):
+        if not self.sample(_NO_POSITIONS):
             scores = scores + self._position_scores(position_query, plan.positions)
-        if scores.requires_grad and self.happens(_PENALISING):
-            scores = penalise_large_scores(scores, limit=25.0, penalty=1e-4)
+        if scores.requires_grad and self.sample(_PENALISING):
+            scores = penalize_large_scores(scores, limit=25.0, penalty=1e-4)
         return scores.masked_fill(plan.blocked, _BLOCKED).softmax(dim=-1), cached_key
 
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
           x: Frames (N, T, C).
           weights: (N, H, T, S).
           cached_val: Values of the `left` frames before them (left, N, H * v).
-          left: See `Plan`.
+          left: See `AttentionPlan`.
 
         Returns:
           The branch (N, T, C), and the new `cached_val`.
@@ -152,7 +152,7 @@ class NonlinAttention(nn.Module):
           x: Frames (N, T, C).
           weights: Of the first head (N, T, S).
           cached: What was attended to in the `left` frames before them (1, N, left, hidden).
-          left: See `Plan`.
+          left: See `AttentionPlan`.
 
         Returns:
           The branch (N, T, C), and the new `cached`.

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_pathways.models.depthwise import depthwise
+from icefall_pathways.models.cpu_kernels import depthwise_conv2d
 from icefall_pathways.models.initialization import scaled_linear
 from icefall_pathways.models.regularizers import Balancer, Schedule, Whiten
+from icefall_pathways.models.zipformer.attention_plan import AttentionPlan
 from icefall_pathways.models.zipformer.functions import swoosh_r
-from icefall_pathways.models.zipformer.plan import Plan
 
 
 class ChunkCausalConvolution(nn.Module):
@@ -116,7 +116,7 @@ class SymmetricConvolution(nn.Conv1d):
 
 def _depthwise(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
     """Convolve rows of frames (N, rows, T, C) over T: as images, many times faster than torch's conv1d."""
-    return depthwise(x, conv.weight.unsqueeze(2), conv.bias, (0, padding))
+    return depthwise_conv2d(x, conv.weight.unsqueeze(2), conv.bias, (0, padding))
 
 
 class ConvolutionModule(nn.Module):
@@ -147,13 +147,13 @@ class ConvolutionModule(nn.Module):
         self.whiten = Whiten(1, Schedule((0, 7.5), (20000, 15.0)))
         self.out_proj = scaled_linear(dim, dim, scale=0.05)
 
-    def forward(self, x: Tensor, cached: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cached: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         """Convolve.
 
         Args:
           x: Frames (N, T, C).
           cached: What the depthwise convolution saw last (N, C, kernel // 2).
-          plan: See `Plan`.
+          plan: See `AttentionPlan`.
 
         Returns:
           The branch (N, T, C), and the new `cached`.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.regularizers import Schedule, keep_sequences
+from icefall_pathways.models.zipformer.attention_plan import AttentionPlan, plan_chunk, plan_utterances
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.layer import STATES_PER_LAYER, ZipformerLayer
 from icefall_pathways.models.zipformer.norm import Bypass
-from icefall_pathways.models.zipformer.plan import Plan, plan_chunk, plan_utterances
 from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR
 
 #: Frames of the stacks per output frame.
@@ -88,7 +88,7 @@ class Stack(nn.Module):
         return [state for layer in self.layers for state in layer.init_states(like, batch_size, left)]
 
     def forward(
-        self, x: Tensor, states: list[Tensor], plan: Plan, feature_mask: Tensor | None = None
+        self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the layers over frames (N, T, C); returns frames and the new states.
 
@@ -127,7 +127,7 @@ class DownsampledStack(nn.Module):
         return self.encoder.init_states(like, batch_size, left // self.downsample.factor)
 
     def forward(
-        self, x: Tensor, states: list[Tensor], plan: Plan, feature_mask: Tensor | None = None
+        self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the layers over frames (N, T, C), see `Stack`; returns frames and the new states."""
         inner, states = self.encoder(self.downsample(x), states, plan, feature_mask)
@@ -212,7 +212,7 @@ class Zipformer(nn.Module):
         out, caches = self._run(x, caches, plans)
         return out, _output_lens(lens), [*caches, ages + lens.to(ages.dtype)]
 
-    def _run(self, x: Tensor, states: list[Tensor], plans: dict[int, Plan]) -> tuple[Tensor, list[Tensor]]:
+    def _run(self, x: Tensor, states: list[Tensor], plans: dict[int, AttentionPlan]) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
         new_states: list[Tensor] = []
         keep = _draw_feature_masks(x) if self.training else None

@@ -15,10 +15,10 @@ from icefall_pathways.models.regularizers import (
     keep_sequences,
 )
 from icefall_pathways.models.zipformer.attention import AttentionWeights, NonlinAttention, SelfAttention
+from icefall_pathways.models.zipformer.attention_plan import AttentionPlan
 from icefall_pathways.models.zipformer.convolution import ConvolutionModule
 from icefall_pathways.models.zipformer.functions import swoosh_l
 from icefall_pathways.models.zipformer.norm import BiasNorm, Bypass
-from icefall_pathways.models.zipformer.plan import Plan
 
 STATES_PER_LAYER = 6
 #: The axis of the streams in each of a layer's states.
@@ -121,13 +121,13 @@ class ZipformerLayer(Scheduled):
         shapes = [(left, batch_size, self.key_dim), nonlin, value, value, convolved, convolved]
         return [like.new_zeros(shape) for shape in shapes]
 
-    def forward(self, x: Tensor, states: list[Tensor], plan: Plan) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, states: list[Tensor], plan: AttentionPlan) -> tuple[Tensor, list[Tensor]]:
         """Run the layer.
 
         Args:
           x: Frames (N, T, C).
           states: See `init_states`.
-          plan: See `Plan`.
+          plan: See `AttentionPlan`.
 
         Returns:
           Frames (N, T, C), and the new states.
@@ -155,9 +155,9 @@ class ZipformerLayer(Scheduled):
         x = self.bypass(start, self.norm(self.balancer1(x)))
         return self.whiten(self.balancer2(x)), [key, nonlin, value1, value2, convolved1, convolved2]
 
-    def _first_head(self, weights: Tensor, plan: Plan) -> Tensor:
+    def _first_head(self, weights: Tensor, plan: AttentionPlan) -> Tensor:
         """The weights (N, T, S) of the non-linear attention: at times, in training, a mean of all that may be seen."""
-        if not self.happens(_AVERAGE):
+        if not self.sample(_AVERAGE):
             return weights[:, 0]
         seen = (~plan.blocked[:, 0]).to(weights.dtype).expand_as(weights[:, 0])
         return seen / seen.sum(dim=-1, keepdim=True).clamp(min=1.0)

@@ -24,7 +24,7 @@ class BiasNorm(Scheduled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., dim)."""
-        log_scale = limit_gradient(self.log_scale, -1.5, 1.5) if self.happens(_LIMITING) else self.log_scale
+        log_scale = limit_gradient(self.log_scale, -1.5, 1.5) if self.sample(_LIMITING) else self.log_scale
         return bias_norm(x, self.bias, log_scale)
 
 
@@ -46,8 +46,8 @@ class Bypass(Scheduled):
     def forward(self, start: Tensor, x: Tensor) -> Tensor:
         """Between `start` and `x`, both (N, T, dim)."""
         scale: Tensor = self.bypass_scale
-        if self.happens(_LIMITING):
-            scale = limit_gradient(scale, self.at_position(self._LEAST), 1.0)
+        if self.sample(_LIMITING):
+            scale = limit_gradient(scale, self.value_at(self._LEAST), 1.0)
         if skip_rate := self.rate(self.skip_rate):
             scale = scale * keep_sequences(x, skip_rate)
         # Under autocast, `x` comes out of a layer in half precision, while the scale is as precise as it is stored.

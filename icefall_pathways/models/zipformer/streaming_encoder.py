@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
-from icefall_pathways.models.encoder import Encoder, silence_beyond
+from icefall_pathways.models.encoder import Encoder, pad_with_silence
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.encoder import OUTPUT_FACTOR, Zipformer
 from icefall_pathways.models.zipformer.layer import STATE_AXES
-from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR, LOOK_AHEAD, FrontEnd
+from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR, LOOK_AHEAD, ZipformerSubsampling
 
 
 class ZipformerEncoder(Zipformer, Encoder):
-    """A Zipformer after its `FrontEnd`; parameters have the Zipformer's names.
+    """A Zipformer after its `ZipformerSubsampling`; parameters have the Zipformer's names.
 
     One model runs with many chunk sizes and left contexts. Training draws them for every batch from those of `config`;
     in eval mode they are `chunk_size` and `left_context_frames` (in frames of 20 ms), which `set_context` changes.
@@ -27,7 +27,7 @@ class ZipformerEncoder(Zipformer, Encoder):
       config: The architecture.
     """
 
-    always_uses_all = False
+    uses_all_parameters = False
 
     def __init__(self, config: ZipformerConfig) -> None:
         super().__init__(config)
@@ -63,13 +63,13 @@ class ZipformerEncoder(Zipformer, Encoder):
         """The axis of the streams in each tensor of the state."""
         return [*STATE_AXES * sum(self.config.num_encoder_layers), 0, 0]
 
-    def encode(self, front_end: FrontEnd, x: Tensor, x_lens: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, front_end: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:  # type: ignore[override]
         """Encode whole utterances; see `Encoder`. In chunks, so that it is what streams give."""
         # Rounded up to where all stacks' groups of frames end, so that an utterance's last group holds the same frames,
         # whatever else is in the batch. Chunks and attention do not see what comes after.
         group = math.lcm(OUTPUT_FACTOR, *self.config.downsampling_factor)
         frames = -(-x.size(1) // (CONV_FACTOR * group)) * group
-        features = silence_beyond(x, x_lens, CONV_FACTOR * frames + LOOK_AHEAD)
+        features = pad_with_silence(x, x_lens, CONV_FACTOR * frames + LOOK_AHEAD)
         embedded, _ = front_end.stream(features, front_end.init_state(features, x.size(0)))
         chunk_size, left_context_frames = self._context()
         out, _ = self(embedded, _frames(x_lens), chunk_size, left_context_frames)
@@ -82,7 +82,7 @@ class ZipformerEncoder(Zipformer, Encoder):
         return chunk_size, UNLIMITED if chunk_size == UNLIMITED else _draw(self.config.left_context_frames)
 
     def new_streams(  # type: ignore[override]
-        self, front_end: FrontEnd, batch_size: int, device: torch.device | str, dtype: torch.dtype
+        self, front_end: ZipformerSubsampling, batch_size: int, device: torch.device | str, dtype: torch.dtype
     ) -> list[Tensor]:
         """The state of `batch_size` new streams.
 
@@ -95,11 +95,11 @@ class ZipformerEncoder(Zipformer, Encoder):
         return [*caches, front_end.init_state(like, batch_size), ages]
 
     def encode_chunk(  # type: ignore[override]
-        self, front_end: FrontEnd, x: Tensor, x_lens: Tensor, states: list[Tensor]
+        self, front_end: ZipformerSubsampling, x: Tensor, x_lens: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk of every stream; see `Encoder`."""
         *caches, embed_state, ages = states
-        embedded, embed_state = front_end.stream(silence_beyond(x, x_lens, x.size(1)), embed_state)
+        embedded, embed_state = front_end.stream(pad_with_silence(x, x_lens, x.size(1)), embed_state)
         lens = _frames(x_lens).clamp(max=self.chunk_size)
         out, _, (*caches, ages) = self.stream(embedded, lens, [*caches, ages], self.left_context_frames)
         return out, [*caches, embed_state, ages]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_pathways.models.depthwise import depthwise
+from icefall_pathways.models.cpu_kernels import depthwise_conv2d
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.regularizers import (
     Balancer,
@@ -59,7 +59,7 @@ class ConvNeXt(Scheduled):
     def forward(self, x: Tensor) -> Tensor:
         """From maps (N, T + 6, bins, C), with 3 frames of context on both sides, to (N, T, bins, C)."""
         conv, first, second = self.depthwise_conv, self.pointwise_conv1, self.pointwise_conv2
-        convolved = depthwise(x, conv.weight, conv.bias, padding=(0, CONTEXT))
+        convolved = depthwise_conv2d(x, conv.weight, conv.bias, padding=(0, CONTEXT))
         branch = swoosh_l_block(
             convolved,
             first.weight.flatten(1),
@@ -73,7 +73,7 @@ class ConvNeXt(Scheduled):
         return self.out_whiten(self.out_balancer(out))
 
 
-class FrontEnd(Scheduled):
+class ZipformerSubsampling(Scheduled):
     """Three 3x3 convolutions, a ConvNeXt block, a linear layer and a norm.
 
     Frame j of the strided convolutions is a function of feature frames 2j to 2j + 8. The ConvNeXt block sees 3 of those

@@ -7,7 +7,7 @@ from public_numbers import parameter_shapes
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.losses import boundaries, pruned_loss, simple_loss
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.models.zipformer.plan import position_code
+from icefall_pathways.models.zipformer.attention_plan import position_code
 
 ROWS = "encoder.encoders.0.layers.0.self_attn_weights.rows_0_17_40"
 

@@ -13,7 +13,7 @@ _FEATURE_MEAN = -8.0
 _FEATURE_SCALE = 0.25
 
 
-class ConvSubsampling(nn.Module):
+class EmformerSubsampling(nn.Module):
     """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and a layer norm.
 
     Nothing is padded in time: output frame j is a function of input frames 4j to 4j + 6 and of no other, so pieces of

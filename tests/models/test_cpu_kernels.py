@@ -1,10 +1,11 @@
-"""What is computed in a quicker way than written down: against what is written down."""
+"""The hand-tiled CPU kernels compute what the plain expressions of torch compute."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from icefall_pathways.models.depthwise import depthwise
+from icefall_pathways.models import cpu_kernels
+from icefall_pathways.models.cpu_kernels import depthwise_conv2d
 from icefall_pathways.models.regularizers import balance
 from icefall_pathways.models.zipformer import functions
 
@@ -13,11 +14,11 @@ def _random(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def _same_gradients(found, expected, inputs):
-    arriving = torch.randn_like(expected)
-    torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+def _assert_same_gradients(actual, expected, inputs):
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(actual, expected, atol=1e-7, rtol=0)
     for a, b in zip(
-        torch.autograd.grad(found, inputs, arriving), torch.autograd.grad(expected, inputs, arriving), strict=True
+        torch.autograd.grad(actual, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-6)
 
@@ -28,38 +29,38 @@ def _same_gradients(found, expected, inputs):
         ((2, 150, 9, 4), (7, 7), (0, 3)),
         ((2, 3, 16, 4), (1, 5), (0, 2)),
         ((2, 1, 30, 4), (1, 5), (0, 0)),
-        ((120, 24, 1, 4), (15, 1), (0, 0)),  # more short ones than are dealt with at once
+        ((120, 24, 1, 4), (15, 1), (0, 0)),  # more short images than one call processes
     ],
 )
-def test_depthwise_gradients(shape, kernel, padding):
+def test_depthwise_convolution_equals_torch(shape, kernel, padding):
     torch.manual_seed(1)
     x, weight, bias = _random(*shape), _random(4, 1, *kernel), _random(4)
     expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=4).permute(0, 2, 3, 1)
-    _same_gradients(depthwise(x, weight, bias, padding), expected, (x, weight, bias))
+    _assert_same_gradients(depthwise_conv2d(x, weight, bias, padding), expected, (x, weight, bias))
 
 
 @pytest.mark.parametrize("limits", [None, (-0.1, 0.1, 0.3, 0.4)])
-def test_the_block_in_tiles(monkeypatch, limits):
-    """Tiles that do not divide the frames; with gradients, and without."""
-    monkeypatch.setattr(functions, "_TILE", 1000)
+def test_tiled_block_equals_plain_layers(monkeypatch, limits):
+    """With and without gradients; the tiles do not divide the number of rows."""
+    monkeypatch.setattr(cpu_kernels, "_TILE", 1000)
     torch.manual_seed(1)
     inputs = _random(3, 40, 5), _random(24, 5), _random(24), _random(7, 24), _random(7)
     x, weight1, bias1, weight2, bias2 = inputs
     hidden = 3.0 * F.linear(x, weight1, bias1)
     hidden = hidden if limits is None else balance(hidden, limits, 0.04)
     expected = F.linear(F.softplus(hidden - 4) - 0.08 * hidden - 0.035, weight2, bias2)
-    found = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
+    actual = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
     with torch.no_grad():
-        again = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
-    torch.testing.assert_close(again, found, atol=1e-12, rtol=0)
-    _same_gradients(found, expected, inputs)
+        without_gradients = functions.swoosh_l_block(x, 3.0 * weight1, 3.0 * bias1, weight2, bias2, limits, 0.04)
+    torch.testing.assert_close(without_gradients, actual, atol=1e-12, rtol=0)
+    _assert_same_gradients(actual, expected, inputs)
 
 
 @pytest.mark.parametrize("swoosh, shift, offset", [("swoosh_l", 4, 0.035), ("swoosh_r", 1, 0.313261687)])
-def test_swooshes(monkeypatch, swoosh, shift, offset):
-    """In training, and of a chunk of a stream; far out too, where exp would overflow."""
+def test_swoosh_equals_its_definition(swoosh, shift, offset):
+    """With and without gradients, and for values at which exp overflows."""
     x = torch.cat([_random(50), 500 * _random(50)]).detach().requires_grad_()
     expected = F.softplus(x - shift) - 0.08 * x - offset
     with torch.no_grad():
         torch.testing.assert_close(getattr(functions, swoosh)(x), expected, atol=1e-7, rtol=0)
-    _same_gradients(getattr(functions, swoosh)(x), expected, (x,))
+    _assert_same_gradients(getattr(functions, swoosh)(x), expected, (x,))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Reach:
+class WindowIndex:
     """Where the frames before each segment, and its window, lie in "P frames of the past, then S windows".
 
     Attributes:
@@ -19,14 +19,14 @@ class Reach:
     past: Tensor
 
     @staticmethod
-    def make(segments: int, segment: int, window: int, past: int, own: bool, device: torch.device) -> "Reach":
+    def make(segments: int, segment: int, window: int, past: int, own: bool, device: torch.device) -> "WindowIndex":
         """Args are S, the frames of a segment, W, P, and whether `sources` has the windows' own frames."""
         starts = torch.arange(segments + 1, device=device).unsqueeze(1)
         before = starts * segment + torch.arange(-past, 0, device=device)  # negative ones are of the past
         in_windows = torch.div(before, segment, rounding_mode="floor") * window + before % segment
         before = past + torch.where(before < 0, before, in_windows)
         frames = past + starts * window + torch.arange(window if own else 0, device=device)
-        return Reach(torch.cat([before, frames], dim=1)[:-1].flatten(), before[-1])
+        return WindowIndex(torch.cat([before, frames], dim=1)[:-1].flatten(), before[-1])
 
     def gather(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """From windows (N * S, W, C) and past (N, P, C) to what they reach (N * S, P + W, C) and the new past."""
@@ -36,19 +36,19 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """What all layers share: the segment's length, what each window reaches, and what its queries may not see.
 
     Attributes:
       segment: Frames of a segment, the first ones of its window.
-      memory: Reach into the memory bank, where a segment is one vector; None without a memory bank.
-      context: Reach of attention.
-      convolution: Reach of the convolution.
+      memory: WindowIndex into the memory bank, where a segment is one vector; None without a memory bank.
+      context: WindowIndex of attention.
+      convolution: WindowIndex of the convolution.
       blocked: (N * S, 1, Q or 1, M + L + W), for Q = W frames and, with a memory bank, one summary.
     """
 
     segment: int
-    memory: Reach | None
-    context: Reach
-    convolution: Reach
+    memory: WindowIndex | None
+    context: WindowIndex
+    convolution: WindowIndex
     blocked: Tensor

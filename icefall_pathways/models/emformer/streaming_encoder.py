@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.emformer import Emformer
-from icefall_pathways.models.encoder import Encoder, encoder_lens, silence_beyond
-from icefall_pathways.models.subsampling import OVERLAP
+from icefall_pathways.models.emformer.encoder import Emformer
+from icefall_pathways.models.emformer.subsampling import OVERLAP
+from icefall_pathways.models.encoder import Encoder, encoder_lens, pad_with_silence
 
 
 class EmformerEncoder(Emformer, Encoder):
-    """An Emformer after `ConvSubsampling`; parameters have the Emformer's names."""
+    """An Emformer after `EmformerSubsampling`; parameters have the Emformer's names."""
 
     @classmethod
     def build(cls, config: ModelConfig) -> "EmformerEncoder":
@@ -53,7 +53,7 @@ class EmformerEncoder(Emformer, Encoder):
     def encode(self, front_end: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
         """Encode whole utterances; see `Encoder`."""
         frames = -(-x.size(1) // SUBSAMPLING_FACTOR)
-        features = silence_beyond(x, x_lens, SUBSAMPLING_FACTOR * (frames + self.right_context_length) + OVERLAP)
+        features = pad_with_silence(x, x_lens, SUBSAMPLING_FACTOR * (frames + self.right_context_length) + OVERLAP)
         out, _ = self(front_end(features), encoder_lens(x_lens))
         return out
 
@@ -68,5 +68,5 @@ class EmformerEncoder(Emformer, Encoder):
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk of every stream; see `Encoder`."""
         lens = encoder_lens(x_lens).clamp(max=self.segment_length)
-        out, _, states = self.stream(front_end(silence_beyond(x, x_lens, x.size(1))), lens, states)
+        out, _, states = self.stream(front_end(pad_with_silence(x, x_lens, x.size(1))), lens, states)
         return out, states

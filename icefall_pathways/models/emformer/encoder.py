@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icefall_pathways.models.depthwise import depthwise
+from icefall_pathways.models.cpu_kernels import depthwise_conv2d
+from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.norm import LayerNorm
-from icefall_pathways.models.windows import Plan, Reach
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -67,7 +67,7 @@ class EmformerAttention(nn.Module):
             nn.init.xavier_uniform_(self.emb_to_query.weight, gain=weight_init_gain)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: Plan
+        self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: WindowPlan
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Attend.
 
@@ -118,7 +118,7 @@ class CausalConvolution(nn.Module):
         self.pointwise_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, past: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor]:
         """Convolve each window as the continuation of the segments before it.
 
         Args:
@@ -132,7 +132,7 @@ class CausalConvolution(nn.Module):
         gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
         sources, past = plan.convolution.gather(gated, past)
         kernels = self.depthwise.weight.unsqueeze(3)
-        convolved = depthwise(sources.unsqueeze(2), kernels, self.depthwise.bias, padding=(0, 0)).squeeze(2)
+        convolved = depthwise_conv2d(sources.unsqueeze(2), kernels, self.depthwise.bias, padding=(0, 0)).squeeze(2)
         convolved = convolved.contiguous()  # or the next one is slow
         return self.dropout(self.pointwise_out(F.silu(convolved))), past
 
@@ -174,7 +174,7 @@ class EmformerLayer(nn.Module):
                 scale_initial_values(last, _BRANCH_SCALE)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None, past: tuple[Tensor, ...], plan: Plan
+        self, x: Tensor, memory: Tensor | None, past: tuple[Tensor, ...], plan: WindowPlan
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Run the layer.
 
@@ -332,20 +332,22 @@ class Emformer(nn.Module):
         new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
         return out, [*new_states, ages + out.size(1)]
 
-    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> Plan:
+    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> WindowPlan:
         segment, window = self.segment_length, self.segment_length + self.right_context_length
         convolved = max(self.cnn_module_kernel - 1, 0)
-        memory = Reach.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
-        return Plan(
+        memory = (
+            WindowIndex.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
+        )
+        return WindowPlan(
             segment,
             memory,
-            context=Reach.make(segments, segment, window, self.left_context_length, True, lens.device),
-            convolution=Reach.make(segments, segment, window, convolved, True, lens.device),
+            context=WindowIndex.make(segments, segment, window, self.left_context_length, True, lens.device),
+            convolution=WindowIndex.make(segments, segment, window, convolved, True, lens.device),
             blocked=self._blocked(segments, lens, ages),
         )
 
     def _blocked(self, segments: int, lens: Tensor, ages: Tensor) -> Tensor:
-        """What the queries of each window may not see; see `Plan`.
+        """What the queries of each window may not see; see `WindowPlan`.
 
         Sources are the memory bank and the left context, oldest first and as far as they lie after the stream's
         beginning, then the window's frames as far as the utterance and its right context go.

@@ -12,7 +12,7 @@ from icefall_pathways.models.zipformer.config import UNLIMITED
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """What all layers of a stack share in one run. Frames are the stack's own.
 
     A run is over T frames, after `left` frames that the state remembers; together they are the S = left + T sources.
@@ -32,7 +32,7 @@ class Plan:
     left: int
 
 
-def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk: int, left: int) -> Plan:
+def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
     """The plan of a stack for whole utterances.
 
     Args:
@@ -54,10 +54,12 @@ def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk:
             hidden = hidden | (behind > max(1, left // chunk))
         blocked = blocked | hidden
     own_chunk = times.numel() if chunk == UNLIMITED else min(chunk // factor, times.numel())
-    return Plan(blocked, beyond.unsqueeze(-1), position_code(0, times.numel(), pos_dim, lens.device), own_chunk, 0)
+    return AttentionPlan(
+        blocked, beyond.unsqueeze(-1), position_code(0, times.numel(), pos_dim, lens.device), own_chunk, 0
+    )
 
 
-def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> Plan:
+def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
     """The plan of a stack for the next chunk of streams.
 
     Args:
@@ -72,7 +74,7 @@ def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int
     not_yet = torch.arange(left - 1, -1, -factor, device=lens.device) >= ages.unsqueeze(1)
     positions = position_code(left // factor, chunk // factor, pos_dim, lens.device)
     blocked = torch.cat([not_yet, beyond], dim=1)[:, None, None]
-    return Plan(blocked, beyond.unsqueeze(-1), positions, chunk // factor, left // factor)
+    return AttentionPlan(blocked, beyond.unsqueeze(-1), positions, chunk // factor, left // factor)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,282 @@
+"""Hand-tiled kernels for CPUs, several times as fast as the torch operations that they replace.
+
+They compute the functions of `F.conv2d`, `F.linear` and `F.softplus` tile by tile, so that intermediate results stay in
+a core's cache, and store less for the backward pass. No other module depends on how they do it.
+"""
+
+import math
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from icefall_pathways.models.regularizers import balancing_coefficients
+
+#: Slope of the linear term of both Swoosh functions. Scripted functions cannot read it and repeat it as 0.08.
+SWOOSH_SLOPE = 0.08
+
+# Elements of a tile.
+_TILE = 1 << 16
+
+# Rows of one image, and of several short images, over which the gradient of a depthwise kernel is summed per call.
+_ROWS = 64
+_ROWS_OF_SHORT_IMAGES = 1024
+
+
+def use_cpu_kernels(x: Tensor) -> bool:
+    """Return whether to run these kernels on `x`: it is on a CPU, and no graph is being traced for export."""
+    return x.device.type == "cpu" and not torch.jit.is_tracing()
+
+
+def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
+    """Return log(1 + exp(x - shift)) - 0.08 x - offset, without gradients.
+
+    Args:
+      x: Any shape, float32 or float64.
+      shift: See above.
+      offset: See above.
+    """
+    out: Tensor = _tiled_swoosh(x, shift, offset, _TILE)
+    return out
+
+
+@torch.jit.script  # all loops without gradients are scripted, so that a trace contains them as loops
+def _swoosh_tile(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Optional[Tensor]) -> None:  # noqa: UP045
+    """Write the value into `out`, and what its derivative is computed from into `inverse`, if not None.
+
+    exp and log run in torch's vector library; softplus takes four times as long. With s = x - shift - offset and
+    k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).
+    """
+    s = torch.sub(x, shift + offset)
+    exponential = s.clamp(max=30.0).exp_().add_(math.exp(-offset))  # above, log(k + exp(s)) is s in float32
+    if inverse is not None:
+        torch.reciprocal(exponential, out=inverse)
+    torch.maximum(s, exponential.log_(), out=out).add_(x, alpha=-0.08)
+
+
+@torch.jit.script
+def _tiled_swoosh(x: Tensor, shift: float, offset: float, tile: int) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if x.numel() <= tile:
+        _swoosh_tile(x, shift, offset, out, None)
+        return out
+    flat, flat_out = x.view(-1), out.view(-1)
+    for start in range(0, x.numel(), tile):
+        end = min(start + tile, x.numel())
+        _swoosh_tile(flat[start:end], shift, offset, flat_out[start:end], None)
+    return out
+
+
+def _swoosh_tile_backward(grad: Tensor, inverse: Tensor, offset: float, out: Tensor) -> Tensor:
+    """Write `grad` times sigmoid(x - shift) - 0.08 into `out`."""
+    return torch.mul(grad, 1.0 - SWOOSH_SLOPE, out=out).addcmul_(grad, inverse, value=-math.exp(-offset))
+
+
+class TiledSwoosh(torch.autograd.Function):
+    """`tiled_swoosh` with gradients; arguments as there, of any floating-point type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
+        """Return the value."""
+        exact = x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
+        out = torch.empty_like(exact)
+        inverse = torch.empty_like(exact) if x.requires_grad else None
+        for tile in _tiles(exact.numel(), _TILE):
+            inverse_tile = None if inverse is None else inverse.view(-1)[tile]
+            _swoosh_tile(exact.view(-1)[tile], shift, offset, out.view(-1)[tile], inverse_tile)
+        if inverse is not None:
+            ctx.save_for_backward(inverse.to(x.dtype))
+        ctx.offset = offset
+        return out.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of `x`."""
+        (inverse,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        out = torch.empty_like(grad)
+        for tile in _tiles(grad.numel(), _TILE):
+            _swoosh_tile_backward(grad.view(-1)[tile], inverse.view(-1)[tile], ctx.offset, out.view(-1)[tile])
+        return out, None, None
+
+
+def tiled_swoosh_block(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float
+) -> Tensor:
+    """Return linear(swoosh(linear(x))) of rows x (R, C), without gradients.
+
+    Args:
+      x: (R, C).
+      weight1: (H, C).
+      bias1: (H,).
+      weight2: (D, H).
+      bias2: (D,).
+      shift: Of Swoosh; see `tiled_swoosh`.
+      offset: Of Swoosh.
+
+    Returns:
+      (R, D).
+    """
+    out: Tensor = _tiled_swoosh_block(x, weight1, bias1, weight2, bias2, shift, offset, _TILE)
+    return out
+
+
+@torch.jit.script
+def _tiled_swoosh_block(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float, tile: int
+) -> Tensor:
+    """As `_swoosh_tile`, with less to compute: the first layer returns `s`, and constants move into the biases."""
+    constant = shift + offset
+    bias1 = (bias1 - constant).unsqueeze(0)
+    bias2 = bias2 - 0.08 * constant * weight2.sum(dim=1)
+    first, second = weight1.t().contiguous(), weight2.t().contiguous()
+    out = torch.empty([x.size(0), weight2.size(0)], dtype=x.dtype, device=x.device)
+    rows = max(1, tile // weight1.size(0))
+    for start in range(0, x.size(0), rows):
+        end = min(start + rows, x.size(0))
+        s = torch.mm(x[start:end], first).add_(bias1)
+        softplus = s.clamp(max=30.0).exp_().add_(math.exp(-offset)).log_()
+        torch.addmm(bias2, torch.maximum(s, softplus).add_(s, alpha=-0.08), second, out=out[start:end])
+    return out
+
+
+class TiledSwooshBlock(torch.autograd.Function):
+    """Linear, balancer, Swoosh, linear over rows (R, C), with gradients; see `functions.swoosh_l_block`.
+
+    The hidden values before and after Swoosh are stored for the backward pass: 8 H bytes per row in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        shift: float,
+        offset: float,
+        limits: tuple[float, float, float, float] | None,
+        grad_scale: float,
+    ) -> Tensor:
+        """Return the value (R, D)."""
+        width, rows = weight1.size(0), max(1, _TILE // weight1.size(0))
+        stored_rows = x.size(0) if any(ctx.needs_input_grad) else rows
+        hidden, value = x.new_empty(stored_rows, width), x.new_empty(stored_rows, width)
+        out = x.new_empty(x.size(0), weight2.size(0))
+        total, total_square = x.new_zeros(width), x.new_zeros(width)
+        for tile in _tiles(x.size(0), rows):
+            stored = slice(tile.start % stored_rows, tile.start % stored_rows + tile.stop - tile.start)
+            torch.addmm(bias1, x[tile], weight1.t(), out=hidden[stored])
+            if limits is not None:
+                total += hidden[stored].sum(dim=0)
+                total_square += hidden[stored].square().sum(dim=0)
+            _swoosh_tile(hidden[stored], shift, offset, value[stored], None)
+            torch.addmm(bias2, value[stored], weight2.t(), out=out[tile])
+        ctx.coefficients = None
+        if limits is not None:
+            means = total / x.size(0), total_square / x.size(0)
+            ctx.coefficients = balancing_coefficients(*means, limits, grad_scale)
+        ctx.offset = offset
+        ctx.save_for_backward(x, weight1, weight2, hidden, value)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x`, both weights and both biases."""
+        x, weight1, weight2, hidden, value = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(x)
+        grad_weight1, grad_bias1 = torch.zeros_like(weight1), weight1.new_zeros(weight1.size(0))
+        for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
+            # 1 / (k + exp(s)) of `_swoosh_tile`, from its value.
+            inverse = torch.add(value[tile], hidden[tile], alpha=SWOOSH_SLOPE).neg_().exp_()
+            grad_value = torch.mm(grad[tile], weight2)
+            grad_hidden = _swoosh_tile_backward(grad_value, inverse, ctx.offset, out=torch.empty_like(grad_value))
+            if ctx.coefficients is not None:
+                a, b = ctx.coefficients
+                edit = torch.addcmul(a, hidden[tile], b, out=inverse)
+                grad_hidden.addcmul_(edit, grad_hidden.abs())
+            grad_weight1.addmm_(grad_hidden.t(), x[tile])
+            grad_bias1 += grad_hidden.sum(dim=0)
+            torch.mm(grad_hidden, weight1, out=grad_x[tile])
+        return grad_x, grad_weight1, grad_bias1, torch.mm(grad.t(), value), grad.sum(dim=0), None, None, None, None
+
+
+def _tiles(size: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, size)) for start in range(0, size, tile)]
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    """Convolve every channel with its own kernel; the channels are the last axis.
+
+    Args:
+      x: (N, A, B, C).
+      weight: (C, 1, a, b).
+      bias: (C,).
+      padding: Zeros before and after, on the axes A and B.
+
+    Returns:
+      (N, A + 2 * padding[0] - a + 1, B + 2 * padding[1] - b + 1, C).
+    """
+    maps = x.permute(0, 3, 1, 2)
+    # With a single row, torch's own gradient is faster.
+    if x.size(1) > 1 and use_cpu_kernels(x) and torch.is_grad_enabled() and not torch.is_autocast_cpu_enabled():
+        out: Tensor = _DepthwiseConv2d.apply(maps, weight, bias, padding)
+    else:
+        out = _conv2d(maps, weight, bias, padding)
+    return out.permute(0, 2, 3, 1)
+
+
+def _conv2d(maps: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    return F.conv2d(maps, weight, bias, padding=padding, groups=maps.size(1))
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        ctx.padding = padding
+        return _conv2d(maps, weight, bias, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        grad_maps = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_maps = _input_gradient(grad, weight, ctx.padding)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _kernel_gradient(maps, grad, weight.shape[2:], ctx.padding)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(dim=(0, 2, 3))
+        return grad_maps, grad_weight, grad_bias, None
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Return the gradient of the input: the output's gradient, convolved with the flipped kernels."""
+    vertical, horizontal = (size - 1 - zeros for size, zeros in zip(weight.shape[2:], padding, strict=True))
+    return _conv2d(F.pad(grad, (horizontal, horizontal, vertical, vertical)), weight.flip(2, 3), None, (0, 0))
+
+
+def _kernel_gradient(maps: Tensor, grad: Tensor, kernel: torch.Size, padding: tuple[int, int]) -> Tensor:
+    """Return the gradient of the kernels (C, 1, a, b): the input, convolved with the output's gradient as kernels.
+
+    torch's own function takes three to five times as long.
+    """
+    vertical, horizontal = padding
+    maps = F.pad(maps, (horizontal, horizontal, vertical, vertical))
+    total = grad.new_zeros(grad.size(1), 1, *kernel)
+    images = max(1, _ROWS_OF_SHORT_IMAGES // grad.size(2)) if grad.size(2) <= _ROWS else 1
+    for maps_part, grad_part in zip(maps.split(images), grad.split(images), strict=True):
+        for start in range(0, grad.size(2), _ROWS):
+            kernels = grad_part[:, :, start : start + _ROWS].flatten(0, 1)
+            rows = maps_part[:, :, start : start + kernels.size(1) + kernel[0] - 1].flatten(0, 1)
+            gradients = _conv2d(rows.unsqueeze(0), kernels.unsqueeze(1), None, (0, 0))
+            total += gradients.view(len(maps_part), *total.shape).sum(dim=0)
+    return total

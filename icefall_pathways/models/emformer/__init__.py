@@ -1,0 +1,1 @@
+"""The Emformer, with the parameter names and shapes of `torchaudio.models.Emformer`."""
