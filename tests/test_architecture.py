@@ -17,7 +17,7 @@ PACKAGE = "icefall_pathways"
 # From the bottom to the top. A package imports itself and packages of the lines above it, not those of its own line.
 # "" is the package's own `__init__.py`.
 LAYERS = (
-    ("errors", "files", "languages", "options"),
+    ("constants", "errors", "files", "languages", "options"),
     ("corpora", "models"),
     ("data", "pathways"),
     ("optim",),
@@ -34,7 +34,7 @@ LAYERS = (
 
 # The project's packages that a package may import at most, besides itself.
 ALLOWED = {
-    "models": {"errors"},  # no languages, masks or files
+    "models": {"constants", "errors"},  # no languages, masks or files
     "pathways": {"errors", "files"},  # no speech
     "optim": {"pathways"},
 }

@@ -6,8 +6,10 @@ from typing import Literal
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.pathways.criteria import PruneCriterion, RegrowCriterion
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import MasksHeader
+from icefall_pathways.pathways.schedules.registry import JointMethod, SearchMethod
 
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
@@ -235,7 +237,7 @@ class MaskShapeConfig:
 class JointPruningConfig(MaskShapeConfig):
     """How masks change while all languages are trained together."""
 
-    prune_method: Literal["none", "gradual", "adaptive"] = "none"
+    prune_method: JointMethod = "none"
     """none: masks stay as they are; gradual: they shrink little by little; adaptive: dynamic pathways, every language's
     mask is taken anew every --prune-every updates, and entries may come back."""
 
@@ -255,11 +257,11 @@ class JointPruningConfig(MaskShapeConfig):
     """adaptive: updates after --prune-start in which sparsity rises to its target; 0: two thirds of those up to
     --prune-end. Masks that have the target sparsity need no ramp. (gradual rises until --prune-end.)"""
 
-    prune_by: Literal["magnitude", "sensitivity"] = "sensitivity"
+    prune_by: PruneCriterion = "sensitivity"
     """What decides which entries of a language's mask stay: the shared weights' magnitudes (|w|), or these times the
     size of the language's own gradients (|w| rms(g))."""
 
-    regrow: Literal["magnitude", "gradient", "sensitivity"] = "sensitivity"
+    regrow: RegrowCriterion = "sensitivity"
     """adaptive: what decides which entries come (back): |w|, rms(g) or |w| rms(g)."""
 
     prune_exchange: float = 1.0
@@ -283,14 +285,14 @@ class PruningConfig(MaskShapeConfig):
     prune_for: Literal["each-language", "all-languages"] = "each-language"
     """each-language: one mask per language, found on its data alone. all-languages: one mask for all of them (LAP)."""
 
-    prune_method: Literal["imp", "lth", "gradual", "one-shot"] = "imp"
+    prune_method: SearchMethod = "imp"
     """imp: train and prune in rounds; lth: the same, every round from the first weights; gradual: rounds as in imp, but
     sparsity rises along a cubic curve; one-shot: a single round."""
 
     rewind_to: Path | None = None
     """lth: the checkpoint that every round goes back to, such as an early one of the dense run; None: --init-from."""
 
-    prune_by: Literal["magnitude", "sensitivity"] = "magnitude"
+    prune_by: PruneCriterion = "magnitude"
     """What decides which entries stay: magnitudes (|w|, as the names of the methods say), or these times the size of
     the gradients (|w| rms(g)): after little training the masks of languages differ more."""
 

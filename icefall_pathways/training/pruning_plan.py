@@ -4,18 +4,17 @@ from collections.abc import Sequence
 
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.schedules import (
-    AdaptivePruning,
-    GradualPruning,
-    IterativeMagnitudePruning,
-    OneShot,
+    JOINT_METHODS,
+    SEARCH_METHODS,
+    JointSettings,
     PruningSchedule,
+    SearchSettings,
 )
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.pruning_callback import PruningPlan
 
 # Without --prune-end, the last part of a training is for the weights alone, as in RigL (Evci et al. 2020).
 _CHANGING = 0.75
-_RAMP = 2 / 3
 
 
 def search_schedule(config: PruningConfig) -> PruningSchedule:
@@ -24,20 +23,10 @@ def search_schedule(config: PruningConfig) -> PruningSchedule:
     Raises:
       ValueError: A value out of its range.
     """
-    updates = config.updates_per_round
-    if config.prune_method == "one-shot":
-        return OneShot(config.sparsity, updates, config.prune_by)
-    rounds = IterativeMagnitudePruning(
-        config.sparsity,
-        updates,
-        config.prune_rounds,
-        config.prune_drop,
-        rewinds=config.prune_method == "lth",
-        prune_by=config.prune_by,
+    settings = SearchSettings(
+        config.sparsity, config.updates_per_round, config.prune_rounds, config.prune_drop, config.prune_by
     )
-    if config.prune_method == "gradual":
-        return GradualPruning(config.sparsity, updates, rounds.num_updates, prune_by=config.prune_by)
-    return rounds
+    return SEARCH_METHODS[config.prune_method](settings)
 
 
 def search_plan(config: PruningConfig, languages: Sequence[str]) -> PruningPlan:
@@ -68,20 +57,15 @@ def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int
     if shared and not masks.share_mask(masks.languages):
         raise ValueError("--prune-for all-languages, and --masks gives each language its own: use each-language")
     groups = [masks.languages] if shared else [[language] for language in masks.languages]
-    return PruningPlan(_joint_schedule(config, end, initial), groups)
-
-
-def _joint_schedule(config: JointPruningConfig, end: int, initial: float) -> PruningSchedule:
-    if config.prune_method == "gradual":
-        return GradualPruning(config.sparsity, config.prune_every, end, config.prune_start, initial, config.prune_by)
-    return AdaptivePruning(
+    settings = JointSettings(
         config.sparsity,
         config.prune_every,
         end,
         config.prune_start,
         initial,
-        config.prune_ramp or int(_RAMP * (end - config.prune_start)),
+        config.prune_ramp,
         config.prune_by,
         config.regrow,
         config.prune_exchange,
     )
+    return PruningPlan(JOINT_METHODS[config.prune_method](settings), groups)

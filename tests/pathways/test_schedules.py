@@ -71,7 +71,7 @@ def test_lth_rewinds_to_the_start_after_every_round(model):
 
 
 def test_lth_without_a_start_is_an_error(model):
-    with pytest.raises(ValueError, match="needs the weights of the start"):
+    with pytest.raises(ValueError, match="pass the weights of the start"):
         run(IterativeMagnitudePruning(0.5, 1, rewinds=True), model, ["en"])
 
 

@@ -1,16 +1,21 @@
-"""When a run prunes, how far, and what becomes of masks and weights. A new method is one class in a file here."""
+"""Pruning schedules: when to prune, to which sparsity, and how masks and weights change."""
 
 from icefall_pathways.pathways.schedules.adaptive import AdaptivePruning
 from icefall_pathways.pathways.schedules.base import PruningSchedule, rewind
 from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic_sparsity
 from icefall_pathways.pathways.schedules.iterative import IterativeMagnitudePruning, OneShot
+from icefall_pathways.pathways.schedules.registry import JOINT_METHODS, SEARCH_METHODS, JointSettings, SearchSettings
 
 __all__ = [
+    "JOINT_METHODS",
+    "SEARCH_METHODS",
     "AdaptivePruning",
     "GradualPruning",
     "IterativeMagnitudePruning",
+    "JointSettings",
     "OneShot",
     "PruningSchedule",
+    "SearchSettings",
     "cubic_sparsity",
     "rewind",
 ]

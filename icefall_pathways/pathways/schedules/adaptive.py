@@ -1,48 +1,46 @@
-"""Adaptive pruning: masks and weights learnt together (dynamic pathways)."""
+"""Adaptive pruning: masks and weights are learned together (dynamic pathways)."""
 
 import math
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import nn
 
+from icefall_pathways.pathways.criteria import criterion_scores, get_criterion
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import prune_by_scores
-from icefall_pathways.pathways.schedules.criteria import Criterion, scores
 from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic_sparsity
 
 
 class AdaptivePruning(GradualPruning):
-    """Every language's mask is taken anew every few updates of joint training (arXiv 2309.13018).
+    """Recompute every language's mask every few updates of joint training (arXiv 2309.13018).
 
-    At each step, of the entries that a language uses those that rank highest by `prune_by` stay, except for the share
-    `exchange` of the mask; the rest of the mask is filled from all other entries by `regrow`. So entries that other
-    languages have kept training can come back, and with a gradient even those that nobody uses. The number of entries
-    is exactly what the sparsity says, after every step.
+    Each step keeps the entries of the mask that score highest by `prune_by`, all but the share `exchange` of the mask,
+    and fills the rest of the mask with the entries outside it that score highest by `regrow`. Entries that other
+    languages have trained in the meantime can return, and with a criterion that uses gradients even entries of no
+    language. The number of entries matches the sparsity exactly after every step.
 
-    What keeps languages apart: all of them see the same weights, so by magnitudes alone their masks turn into one and
-    the same. The gradient of a language is its own. With `sensitivity`, a mask is what the language's own loss needs
-    (the saliency of Optimal Brain Damage, w^2 E[g^2] / 2, with the empirical Fisher information for the curvature);
-    with `gradient`, masks grow where the language's loss falls fastest (RigL, Evci et al. 2020). Magnitudes for both
-    suit one language alone, or masks that begin different and exchange little.
+    All languages share the weights, so masks by magnitude alone converge to the same mask. Gradients differ per
+    language and keep the masks apart: `sensitivity` approximates the increase of the language's own loss when an entry
+    is removed, `gradient` grows masks where that loss falls fastest. Magnitude for both criteria suits a single
+    language, or masks that differ at the start and exchange little.
 
-    An entry keeps its stored value while a language does not use it, and comes back with it.
+    An entry keeps its stored value while a language does not use it, and returns with that value.
 
     Args:
       target_sparsity: Sparsity after the ramp.
       every: Updates between two steps.
-      end: No step is after this update: from then on masks are fixed.
-      start: Updates before the first step can be due.
+      end: Last update after which masks may change.
+      start: Updates before the first step can follow.
       initial: Sparsity of the masks at the start; at or above the target there is no ramp.
       ramp: Updates over which sparsity rises to the target, along the cubic curve of gradual pruning.
-      prune_by: What decides who stays.
-      regrow: What decides who comes (back).
-      exchange: Share of a mask that may be exchanged at the first step; it falls along a cosine to 0 at the end.
+      prune_by: The criterion of the entries to keep.
+      regrow: The criterion of the entries to regrow.
+      exchange: Share of a mask that the first step may exchange; it decays along a cosine to 0 at the end.
 
     Raises:
-      ValueError: A value out of its range.
+      ValueError: A value is out of range.
     """
 
     method = "adaptive"
@@ -55,30 +53,28 @@ class AdaptivePruning(GradualPruning):
         start: int = 0,
         initial: float = 0.0,
         ramp: int = 0,
-        prune_by: Criterion = "sensitivity",
-        regrow: Criterion = "sensitivity",
+        prune_by: str = "sensitivity",
+        regrow: str = "sensitivity",
         exchange: float = 1.0,
     ) -> None:
         super().__init__(target_sparsity, every, end, start, initial, prune_by)
         if not 0 <= ramp <= end - start:
-            raise ValueError(f"a ramp of {ramp} updates from {start}: expected it to be over by {end}")
+            raise ValueError(f"a ramp of {ramp} updates from {start}: expected it to end by {end}")
         if not 0 <= exchange <= 1:
             raise ValueError(f"a share of {exchange} to exchange: expected 0 to 1")
-        for criterion in (prune_by, regrow):
-            if criterion not in get_args(Criterion):
-                raise ValueError(f"unknown criterion {criterion!r}: expected one of {', '.join(get_args(Criterion))}")
         self.ramp_steps = max(1, ramp // every) if initial < target_sparsity else 1
-        self.regrow: Criterion = regrow
+        self.regrow = regrow
         self.exchange = exchange
-        self.needs_gradients = {prune_by, regrow} != {"magnitude"}
+        criteria = [get_criterion(name) for name in (prune_by, regrow)]
+        self.needs_gradients = any(criterion.needs_gradients for criterion in criteria)
 
     def sparsity_after(self, update: int) -> float | None:
-        """The sparsity that the ramp has reached, or the target, after updates with a step."""
+        """Return the sparsity of the ramp, or the target, after updates with a step."""
         step = self.step_after(update)
         return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.ramp_steps)
 
     def exchange_at(self, step: int) -> float:
-        """The share of a mask that may be exchanged at a step (from 1)."""
+        """Return the share of a mask that a step (from 1) may exchange."""
         return 0.5 * self.exchange * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
     @torch.no_grad()
@@ -93,11 +89,16 @@ class AdaptivePruning(GradualPruning):
     ) -> None:
         step = self.step_after(update)
         assert step is not None
-        staying = 1 - (1 - self.exchange_at(step)) * (1 - sparsity)
-        stay = scores(self.prune_by, model, masks, languages, gradients)
-        come = stay if self.regrow == self.prune_by else scores(self.regrow, model, masks, languages, gradients)
-        if staying < 1:
-            prune_by_scores(stay, masks, languages, staying)
+        kept_sparsity = 1 - (1 - self.exchange_at(step)) * (1 - sparsity)
+        keep_scores = criterion_scores(self.prune_by, model, masks, languages, gradients)
+        regrow_scores = (
+            keep_scores
+            if self.regrow == self.prune_by
+            else criterion_scores(self.regrow, model, masks, languages, gradients)
+        )
+        if kept_sparsity < 1:
+            prune_by_scores(keep_scores, masks, languages, kept_sparsity)
             for name in masks.names:
-                come[name] = come[name].masked_fill(masks.mask(name, languages[0]), math.inf)
-        prune_by_scores(come, masks, languages, sparsity, regrow=True)
+                mask = masks.mask(name, languages[0])
+                regrow_scores[name] = regrow_scores[name].masked_fill(mask, math.inf)
+        prune_by_scores(regrow_scores, masks, languages, sparsity, regrow=True)

@@ -1,4 +1,4 @@
-"""What all pruning schedules have in common."""
+"""The interface of all pruning schedules."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,43 +6,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.pathways.criteria import criterion_scores
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.pruning import prune_by_scores
-from icefall_pathways.pathways.schedules.criteria import Criterion, scores
 
 
 class PruningSchedule(ABC):
-    """When to prune, how far, and what becomes of the weights.
+    """When to prune, to which sparsity, and whether to rewind the weights.
 
     A trainer calls `prune_after(update, ...)` after every update; it changes the masks in place, and the weights too if
-    the method rewinds. A schedule holds no state: what it does is a function of the update number, the weights, the
-    masks and the gradients that the trainer has gathered, so a resumed run does what the uninterrupted one does.
+    the method rewinds. A schedule is stateless: it is a function of the update, the weights, the masks and the
+    gradients that the trainer has accumulated, so a resumed run prunes exactly as an uninterrupted one.
     """
 
-    #: The value of `MasksHeader.method` for masks found so.
+    #: The value of `MasksHeader.method` for the resulting masks.
     method: str
 
-    #: Whether the weights go back to those of the start after pruning.
+    #: Rewind the weights to those of the start after each pruning.
     rewinds: bool = False
 
-    #: What decides which entries stay.
-    prune_by: Criterion = "magnitude"
+    #: The criterion of the entries to keep; see `pathways.criteria`.
+    prune_by: str = "magnitude"
 
-    #: Whether pruning needs to know each language's gradients.
+    #: Pruning uses the gradients of each language.
     needs_gradients: bool = False
 
-    #: Updates after which the learning rate starts anew; 0: it does not.
+    #: Updates after which the learning rate schedule restarts; 0: never.
     restarts_every: int = 0
 
     @property
     @abstractmethod
     def num_updates(self) -> int:
-        """How many updates the schedule needs until its last pruning."""
+        """The updates up to the last pruning."""
 
     @abstractmethod
     def sparsity_after(self, update: int) -> float | None:
-        """The sparsity to prune to after this update (from 1); None leaves the masks alone."""
+        """Return the sparsity to prune to after this update (from 1), or None to leave the masks unchanged."""
 
     def prune_after(
         self,
@@ -53,31 +53,31 @@ class PruningSchedule(ABC):
         start: dict[str, Tensor] | None = None,
         gradients: LanguageGradients | None = None,
     ) -> bool:
-        """Prune the mask that `languages` share, if it is time to.
+        """Prune the mask that `languages` share if the schedule prunes after this update.
 
         Args:
-          update: Updates done, from 1.
-          model: The model that is being trained.
+          update: Finished updates, from 1.
+          model: The model in training.
           masks: Changed in place.
-          languages: Whose (common) mask to prune.
-          start: The weights to rewind to, by parameter name; needed if the schedule rewinds.
-          gradients: Each language's gradients; needed if the schedule watches them.
+          languages: The languages whose common mask is pruned.
+          start: The weights to rewind to, by parameter name; required if the schedule rewinds.
+          gradients: Each language's gradients; required if the schedule needs them.
 
         Returns:
-          Whether it pruned.
+          True if the mask was pruned.
 
         Raises:
-          ValueError: The schedule needs `start` or `gradients`, and they are not given.
+          ValueError: `start` or `gradients` are required and missing.
         """
         sparsity = self.sparsity_after(update)
         if sparsity is None:
             return False
         if self.needs_gradients and gradients is None:
-            raise ValueError(f"{type(self).__name__} chooses by gradients: it needs those of each language")
+            raise ValueError(f"{type(self).__name__} ranks entries by gradients: pass `gradients`")
         self._prune(update, model, masks, languages, sparsity, gradients)
         if self.rewinds:
             if start is None:
-                raise ValueError(f"{type(self).__name__} rewinds: it needs the weights of the start")
+                raise ValueError(f"{type(self).__name__} rewinds: pass the weights of the start as `start`")
             rewind(model, start)
         return True
 
@@ -90,18 +90,19 @@ class PruningSchedule(ABC):
         sparsity: float,
         gradients: LanguageGradients | None,
     ) -> None:
-        """Change the mask of `languages`; by default what ranks lowest goes, for good."""
-        prune_by_scores(scores(self.prune_by, model, masks, languages, gradients), masks, languages, sparsity)
+        """Change the mask of `languages`; by default, remove the entries of lowest score permanently."""
+        scores = criterion_scores(self.prune_by, model, masks, languages, gradients)
+        prune_by_scores(scores, masks, languages, sparsity)
 
 
 @torch.no_grad()
 def rewind(model: nn.Module, start: dict[str, Tensor]) -> None:
-    """Give every parameter of `model` its value in `start`; names must agree."""
+    """Reset every parameter of `model` to its value in `start`; the names must match."""
     model.load_state_dict(start)
 
 
 def check_target(sparsity: float) -> float:
-    """The target sparsity, once it is known to be one.
+    """Return a target sparsity after checking its range.
 
     Raises:
       ValueError: It is not above 0 and below 1.

@@ -1,11 +1,11 @@
-"""Gradual pruning: little by little while training goes on."""
+"""Gradual pruning: sparsity rises in small steps during training."""
 
+from icefall_pathways.pathways.criteria import get_criterion
 from icefall_pathways.pathways.schedules.base import PruningSchedule, check_target
-from icefall_pathways.pathways.schedules.criteria import Criterion
 
 
 def cubic_sparsity(initial: float, target: float, progress: float) -> float:
-    """Sparsity at `progress` (0 to 1) of a ramp that is steep first and flat at its end.
+    """Return the sparsity at `progress` (0 to 1) of a cubic ramp, which is steep at its start and flat at its end.
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune", equation 1.
     """
@@ -13,18 +13,18 @@ def cubic_sparsity(initial: float, target: float, progress: float) -> float:
 
 
 class GradualPruning(PruningSchedule):
-    """From `initial` to `target_sparsity` in small steps; what is pruned never comes back.
+    """Ramp from `initial` to `target_sparsity` in small steps; pruned entries never return.
 
     Args:
       target_sparsity: Sparsity after the last step.
       every: Updates between two steps.
-      end: No step is after this update.
-      start: Updates before the ramp begins.
+      end: Last update after which a step may follow.
+      start: Updates before the ramp starts.
       initial: Sparsity of the masks at the start.
-      prune_by: What decides which entries stay.
+      prune_by: The criterion of the entries to keep.
 
     Raises:
-      ValueError: A value out of its range, or no step between `start` and `end`.
+      ValueError: A value is out of range, or there is no step between `start` and `end`.
     """
 
     method = "gradual"
@@ -36,7 +36,7 @@ class GradualPruning(PruningSchedule):
         end: int,
         start: int = 0,
         initial: float = 0.0,
-        prune_by: Criterion = "magnitude",
+        prune_by: str = "magnitude",
     ) -> None:
         if every < 1 or start < 0 or end < start + every:
             raise ValueError(
@@ -49,7 +49,7 @@ class GradualPruning(PruningSchedule):
         self.initial = initial
         self.steps = (end - start) // every
         self.prune_by = prune_by
-        self.needs_gradients = prune_by != "magnitude"
+        self.needs_gradients = get_criterion(prune_by).needs_gradients
 
     @property
     def num_updates(self) -> int:
@@ -57,11 +57,11 @@ class GradualPruning(PruningSchedule):
         return self.start + self.steps * self.every
 
     def step_after(self, update: int) -> int | None:
-        """The number of the step, from 1, that follows this update; None if none does."""
-        step, between = divmod(update - self.start, self.every)
-        return None if between or not 1 <= step <= self.steps else step
+        """Return the index of the step that follows this update, from 1, or None if there is none."""
+        step, remainder = divmod(update - self.start, self.every)
+        return None if remainder or not 1 <= step <= self.steps else step
 
     def sparsity_after(self, update: int) -> float | None:
-        """The sparsity that the ramp has reached, after updates with a step."""
+        """Return the sparsity of the ramp after updates with a step."""
         step = self.step_after(update)
         return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.steps)

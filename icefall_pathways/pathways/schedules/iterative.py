@@ -2,25 +2,25 @@
 
 import math
 
+from icefall_pathways.pathways.criteria import get_criterion
 from icefall_pathways.pathways.schedules.base import PruningSchedule, check_target
-from icefall_pathways.pathways.schedules.criteria import Criterion
 
 
 class IterativeMagnitudePruning(PruningSchedule):
     """Rounds of {train `updates_per_round` updates; prune}: IMP, or LTH with `rewinds`.
 
-    Every round removes the same share of the entries that remain, and the last one meets the target exactly.
+    Every round removes the same share of the remaining entries, and the last one meets the target exactly.
 
     Args:
       target_sparsity: Sparsity after the last round.
       updates_per_round: Updates of training before each pruning.
-      rounds: Number of rounds; 0 takes as many as removing `drop` a round needs.
-      drop: Share of the remaining entries to remove in a round (the paper's 20 %), used if `rounds` is 0.
-      rewinds: Go back to the weights of the start after every round (lottery-ticket style).
-      prune_by: What decides which entries stay: the method's name says magnitude; sensitivity looks at gradients too.
+      rounds: Number of rounds; 0 takes as many as `drop` needs.
+      drop: Share of the remaining entries that a round removes (the paper's 20 %), used if `rounds` is 0.
+      rewinds: Reset the weights to those of the start after every round (lottery ticket hypothesis).
+      prune_by: The criterion of the entries to keep; IMP and LTH of the literature use magnitudes.
 
     Raises:
-      ValueError: A value out of its range.
+      ValueError: A value is out of range.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class IterativeMagnitudePruning(PruningSchedule):
         rounds: int = 0,
         drop: float = 0.2,
         rewinds: bool = False,
-        prune_by: Criterion = "magnitude",
+        prune_by: str = "magnitude",
     ) -> None:
         if updates_per_round < 1 or rounds < 0:
             raise ValueError(f"{updates_per_round} updates per round, {rounds} rounds: expected at least 1 and 0")
@@ -41,7 +41,7 @@ class IterativeMagnitudePruning(PruningSchedule):
         self.rounds = rounds or math.ceil(round(math.log(1 - target_sparsity) / math.log(1 - drop), 9))
         self.rewinds = rewinds
         self.prune_by = prune_by
-        self.needs_gradients = prune_by != "magnitude"
+        self.needs_gradients = get_criterion(prune_by).needs_gradients
         self.restarts_every = updates_per_round if rewinds else 0
         self.method = "lth" if rewinds else "imp"
         # With a number of rounds, every round removes the same share; with a drop, the last round removes less.
@@ -49,11 +49,11 @@ class IterativeMagnitudePruning(PruningSchedule):
 
     @property
     def num_updates(self) -> int:
-        """All rounds together."""
+        """The updates of all rounds together."""
         return self.rounds * self.updates_per_round
 
     def sparsity_after(self, update: int) -> float | None:
-        """The sparsity of the round that ends with this update."""
+        """Return the sparsity of the round that ends with this update."""
         finished, within = divmod(update, self.updates_per_round)
         if within or not 1 <= finished <= self.rounds:
             return None
@@ -63,8 +63,8 @@ class IterativeMagnitudePruning(PruningSchedule):
 
 
 class OneShot(IterativeMagnitudePruning):
-    """All at once after `updates` updates of training."""
+    """Prune once, to the target sparsity, after `updates` updates of training."""
 
-    def __init__(self, target_sparsity: float, updates: int = 1, prune_by: Criterion = "magnitude") -> None:
+    def __init__(self, target_sparsity: float, updates: int = 1, prune_by: str = "magnitude") -> None:
         super().__init__(target_sparsity, updates, rounds=1, prune_by=prune_by)
         self.method = "one-shot"

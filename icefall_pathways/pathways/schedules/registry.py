@@ -1,0 +1,128 @@
+"""Pruning methods by name. A new method is one class in this folder and one line in a table here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from icefall_pathways.pathways.schedules.adaptive import AdaptivePruning
+from icefall_pathways.pathways.schedules.base import PruningSchedule
+from icefall_pathways.pathways.schedules.gradual import GradualPruning
+from icefall_pathways.pathways.schedules.iterative import IterativeMagnitudePruning, OneShot
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of a mask search. See the schedules for their meaning.
+
+    Attributes:
+      target_sparsity: Sparsity after the last round.
+      updates_per_round: Updates of training before each pruning.
+      rounds: Number of rounds; 0 takes as many as `drop` needs.
+      drop: Share of the remaining entries that a round removes.
+      prune_by: A criterion of `pathways.criteria`.
+    """
+
+    target_sparsity: float
+    updates_per_round: int
+    rounds: int
+    drop: float
+    prune_by: str
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """Settings of pruning during joint training. See the schedules for their meaning.
+
+    Attributes:
+      target_sparsity: Sparsity after the ramp.
+      every: Updates between two changes of the masks.
+      end: Last update after which masks may change.
+      start: Updates before the first change.
+      initial: Sparsity of the masks at the start.
+      ramp: Updates over which sparsity rises; 0 takes two thirds of those from `start` to `end`.
+      prune_by: The criterion of entries to keep.
+      regrow: The criterion of entries to regrow.
+      exchange: Share of a mask that the first change may exchange.
+    """
+
+    target_sparsity: float
+    every: int
+    end: int
+    start: int
+    initial: float
+    ramp: int
+    prune_by: str
+    regrow: str
+    exchange: float
+
+
+# The rest of the updates up to the last change is at the target sparsity.
+_RAMP = 2 / 3
+
+
+def _iterative(settings: SearchSettings, rewinds: bool = False) -> IterativeMagnitudePruning:
+    return IterativeMagnitudePruning(
+        settings.target_sparsity,
+        settings.updates_per_round,
+        settings.rounds,
+        settings.drop,
+        rewinds=rewinds,
+        prune_by=settings.prune_by,
+    )
+
+
+def _lottery_ticket(settings: SearchSettings) -> IterativeMagnitudePruning:
+    return _iterative(settings, rewinds=True)
+
+
+def _gradual_search(settings: SearchSettings) -> GradualPruning:
+    num_updates = _iterative(settings).num_updates
+    return GradualPruning(settings.target_sparsity, settings.updates_per_round, num_updates, prune_by=settings.prune_by)
+
+
+def _one_shot(settings: SearchSettings) -> OneShot:
+    return OneShot(settings.target_sparsity, settings.updates_per_round, settings.prune_by)
+
+
+def _gradual(settings: JointSettings) -> GradualPruning:
+    return GradualPruning(
+        settings.target_sparsity, settings.every, settings.end, settings.start, settings.initial, settings.prune_by
+    )
+
+
+def _adaptive(settings: JointSettings) -> AdaptivePruning:
+    return AdaptivePruning(
+        settings.target_sparsity,
+        settings.every,
+        settings.end,
+        settings.start,
+        settings.initial,
+        settings.ramp or int(_RAMP * (settings.end - settings.start)),
+        settings.prune_by,
+        settings.regrow,
+        settings.exchange,
+    )
+
+
+#: Methods of a mask search (prune.py --prune-method).
+SEARCH_METHODS: dict[str, Callable[[SearchSettings], PruningSchedule]] = {
+    "imp": _iterative,
+    "lth": _lottery_ticket,
+    "gradual": _gradual_search,
+    "one-shot": _one_shot,
+}
+
+#: Methods of pruning during joint training (train.py --prune-method); "none" is the option's own.
+JOINT_METHODS: dict[str, Callable[[JointSettings], PruningSchedule]] = {
+    "gradual": _gradual,
+    "adaptive": _adaptive,
+}
+
+_JOINT_CHOICES = ("none", *JOINT_METHODS)
+# Choices of options: a type checker cannot read a table, and sees any text.
+if TYPE_CHECKING:
+    SearchMethod = str
+    JointMethod = str
+else:
+    SearchMethod = Literal[tuple(SEARCH_METHODS)]
+    JointMethod = Literal[_JOINT_CHOICES]
