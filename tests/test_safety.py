@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lhotse import AudioSource, CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import AudioSource, CutSet, Recording, SupervisionSegment
 from safetensors.torch import save_file
 from speech_cuts import make_cuts, write_cuts
 
 from icefall_pathways import files
-from icefall_pathways.corpora.mls import manifest_paths
+from icefall_pathways.corpora.layout import SplitFiles, write_manifests
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.fbank import StoreConfig, store_features
@@ -168,9 +168,8 @@ def test_features_are_read_from_no_device(tmp_path):
 
 def test_audio_is_checked_before_features_are_made_of_it(tmp_path):
     evil = recording(f"touch {tmp_path / 'was-run'}", "command")
-    paths = manifest_paths(tmp_path, get_language("en"), "train")
-    RecordingSet.from_recordings([evil]).to_file(paths[0])
-    SupervisionSet.from_segments([SupervisionSegment("evil", "evil", 0.0, 1.0, text="x")]).to_file(paths[1])
+    manifests = SplitFiles(tmp_path, "mls", get_language("en"), "train")
+    write_manifests(manifests, lambda _: [(evil, SupervisionSegment("evil", "evil", 0.0, 1.0, text="x"))])
     config = StoreConfig(manifest_dir=tmp_path, output_dir=tmp_path / "out", languages="en", num_jobs=1)
     with pytest.raises(DataError, match="takes its audio from a command"):
         store_features(config)

@@ -1,14 +1,14 @@
-"""Convert a folder in MLS layout into Lhotse manifests, and print what was rejected.
+"""Convert a corpus into Lhotse manifests, and print what was rejected.
 
 Usage:
 
-  ./local/prepare_manifests.py --corpus-dir /data/mls --output-dir data/manifests --languages "en fr it nl"
+  ./local/prepare_manifests.py --corpus mls --corpus-dir /data/mls --output-dir data/manifests --languages "en fr it nl"
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.corpora.mls import prepare_manifests
+from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.languages import parse_languages
 
 __all__ = ["Config", "run"]
@@ -18,8 +18,11 @@ __all__ = ["Config", "run"]
 class Config:
     """Options of the conversion."""
 
+    corpus: str = "mls"
+    """Layout of the corpus: mls (also for mini), or another name in corpora/registry.py."""
+
     corpus_dir: Path = Path("download/mls")
-    """Folder that holds mls_<language> folders."""
+    """Folder of the corpus; of MLS, the one that holds mls_<language> folders."""
 
     output_dir: Path = Path("data/manifests")
     """Folder for the manifests."""
@@ -40,6 +43,7 @@ class Config:
 def run(config: Config) -> None:
     """Write the manifests and print the numbers of kept and rejected utterances."""
     languages = parse_languages(config.languages)
-    report = prepare_manifests(config.corpus_dir, config.output_dir, languages, config.subset, config.num_jobs)
+    prepare = get_corpus(config.corpus).prepare_manifests
+    report = prepare(config.corpus_dir, config.output_dir, languages, config.subset, config.num_jobs)
     print(report.table())
     report.check(config.max_dropped_share)

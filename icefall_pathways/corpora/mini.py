@@ -23,13 +23,12 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini_speech import SAMPLE_RATE, Speaker, Synthesiser, speakers_of, utter
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
-
-SPLITS = ("train", "dev", "test")
 
 _STAMP = "mini_corpus.json"
 _HELD_OUT_SPEAKERS = 8  # in dev, and as many others in test

@@ -5,21 +5,21 @@ are counted, not passed over.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import Recording, SupervisionSegment
 from tqdm import tqdm
 
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
-from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import Language
 
-SPLITS = ("train", "dev", "test")
+CORPUS = "mls"  # first part of the names of manifests
 # Training data: all of it, or folders of the limited supervision. MLS's ten hours are these two together.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 SAMPLE_RATE = 16000
@@ -46,16 +46,8 @@ def language_folder(corpus_dir: Path, language: Language) -> Path:
     )
 
 
-def manifest_paths(output_dir: Path, language: Language, split: str) -> tuple[Path, Path]:
-    """Where the recordings and the supervisions of a split are, named as `lhotse prepare mls` names them."""
-    return (
-        output_dir / f"mls-{language.name}_recordings_{split}.jsonl.gz",
-        output_dir / f"mls-{language.name}_supervisions_{split}.jsonl.gz",
-    )
-
-
 def prepare_manifests(
-    corpus_dir: Path, output_dir: Path, languages: list[Language], subset: str = "train", num_jobs: int = 4
+    corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str = "train", num_jobs: int = 4
 ) -> CorpusReport:
     """Write the recording and supervision manifests of all splits; a finished split is read back, not made again.
 
@@ -80,29 +72,9 @@ def prepare_manifests(
         _check_splits(folder)
         genders = _read_genders(folder / "metainfo.txt")
         for split in SPLITS:
-            report.add(_prepare_split(folder, output_dir, language, split, subset, genders, num_jobs))
-    return report
-
-
-def _prepare_split(
-    folder: Path, output_dir: Path, language: Language, split: str, subset: str, genders: dict[str, str], num_jobs: int
-) -> CorpusReport:
-    recordings_path, supervisions_path = manifest_paths(output_dir, language, split)
-    report_path = output_dir / f"mls-{language.name}_report_{split}.json"
-    if recordings_path.exists() and supervisions_path.exists() and report_path.exists():
-        return CorpusReport.load(report_path)
-    report = CorpusReport()
-    utterances = _read_split(folder / split, language, split, subset, genders, report, num_jobs)
-    with (
-        atomic_write(recordings_path) as first,
-        atomic_write(supervisions_path) as second,
-        RecordingSet.open_writer(first) as recordings,
-        SupervisionSet.open_writer(second) as supervisions,
-    ):
-        for recording, supervision in utterances:
-            recordings.write(recording)
-            supervisions.write(supervision)
-    report.save(report_path)
+            files = SplitFiles(output_dir, CORPUS, language, split)
+            read = partial(_read_split, folder / split, language, split, subset, genders, num_jobs)
+            report.add(write_manifests(files, read))
     return report
 
 
@@ -112,8 +84,8 @@ def _read_split(
     split: str,
     subset: str,
     genders: dict[str, str],
-    report: CorpusReport,
     num_jobs: int,
+    report: CorpusReport,
 ) -> Iterator[tuple[Recording, SupervisionSegment]]:
     path = folder / "transcripts.txt"
     chosen = None if split != "train" or subset == "train" else _limited_handles(folder / "limited_supervision", subset)

@@ -113,7 +113,7 @@ class CorpusReport:
                 raise CorpusError(
                     f"{place[0]} {place[1]} loses {lost} of {total} utterances, more than --max-dropped-share "
                     f"{max_dropped_share} allows: look at the table above, and raise the share, or mend the corpus and "
-                    f"remove what was made of it (files mls-{get_language(place[0]).name}_*{place[1]}* in --data-dir)"
+                    f"remove what was made of it (files *-{get_language(place[0]).name}_*{place[1]}* in --data-dir)"
                 )
 
     def _places(self) -> list[tuple[str, str]]:

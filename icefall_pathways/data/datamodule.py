@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
+from icefall_pathways.corpora.layout import SplitFiles, find_corpus
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.features import FbankConfig
@@ -102,6 +103,15 @@ class SpeechDataModule:
             log("training cuts:\n%s", self.drop_report())
         return self._training
 
+    @property
+    def corpus(self) -> str:
+        """The name of the corpus, the first part of the names of manifests and of result files.
+
+        Raises:
+          CorpusError: `manifest_dir` holds several corpora.
+        """
+        return find_corpus(self.config.manifest_dir, "cuts")
+
     def check_vocabulary(self) -> None:
         """Check that the tokens cover the training transcripts of every language.
 
@@ -177,7 +187,11 @@ class SpeechDataModule:
         if len(cuts) == 0:
             raise DataError(f"{self._path(tag, split)} holds no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
         batches = in_order(cuts.sort_by_duration(), self.config.max_duration)
-        return SplitLoader([BatchPlan(0, tag.code, batch, 0) for batch in batches], self._dataset())
+        return SplitLoader(
+            [BatchPlan(0, tag.code, batch, 0) for batch in batches],
+            self._dataset(),
+            SplitFiles(self.config.manifest_dir, self.corpus, tag, split).test_set,
+        )
 
     def texts(self, language: str, split: str) -> Iterator[str]:
         """The transcripts of a split of a language.
@@ -201,14 +215,14 @@ class SpeechDataModule:
         cuts = self.training_cuts[language].cuts
         longest = max(cut.duration for cut in cuts)
         chosen = heapq.nlargest(max(1, int(seconds / longest)), cuts, key=lambda cut: cut.duration)
-        return next(iter(SplitLoader([BatchPlan(0, language, CutSet.from_cuts(chosen), 0)], self._dataset())))
+        return self._dataset().load(BatchPlan(0, language, CutSet.from_cuts(chosen), 0))
 
     def _dataset(self, augmentation: Augmentation | None = None) -> "_SpeechDataset":
         return _SpeechDataset(augmentation, self.config.on_the_fly_feats, self._tokenizer)
 
     def _path(self, language: Language, split: str) -> Path:
         folder = self.config.manifest_dir
-        path = folder / f"mls-{language.name}_cuts_{split}.jsonl.gz"
+        path = SplitFiles(folder, self.corpus, language, split).cuts
         if not path.is_file():
             found = ", ".join(sorted(p.name for p in folder.glob("*_cuts_*"))) or "no cuts"
             raise DataError(
@@ -288,11 +302,16 @@ class SpeechDataModule:
 
 
 class SplitLoader:
-    """The batches of a split, always the same ones in the same order."""
+    """The batches of a split, in the same order in every iteration.
 
-    def __init__(self, plans: list[BatchPlan], dataset: "_SpeechDataset") -> None:
+    Attributes:
+      test_set: Name of the split in result files, such as "mls-french-test".
+    """
+
+    def __init__(self, plans: list[BatchPlan], dataset: "_SpeechDataset", test_set: str) -> None:
         self._plans = plans
         self._dataset = dataset
+        self.test_set = test_set
 
     @property
     def num_cuts(self) -> int:
@@ -309,10 +328,7 @@ class SplitLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for plan in self._plans:
-            batch = self._dataset[plan]
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+            yield self._dataset.load(plan)
 
 
 class _SpeechDataset(Dataset[Batch | DataError]):
@@ -330,6 +346,17 @@ class _SpeechDataset(Dataset[Batch | DataError]):
         self._dataset = K2SpeechRecognitionDataset(
             return_cuts=True, input_transforms=transforms, input_strategy=strategy
         )
+
+    def load(self, plan: BatchPlan) -> Batch:
+        """Return the batch of a plan.
+
+        Raises:
+          DataError: The batch cannot be made; the message names the cut and the file.
+        """
+        batch = self[plan]
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
 
     def __getitem__(self, plan: BatchPlan) -> Batch | DataError:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -16,7 +16,8 @@ from lhotse.cut import Cut, MultiCut
 from tabulate import tabulate
 from tqdm import tqdm
 
-from icefall_pathways.corpora.mls import SAMPLE_RATE, SPLITS, manifest_paths
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
+from icefall_pathways.corpora.mls import SAMPLE_RATE
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.manifests import check_recording
 from icefall_pathways.data.shards import Parts
@@ -54,11 +55,6 @@ class StoreConfig:
 
     num_jobs: int = 0
     """Processes; 0 uses all cores."""
-
-
-def cuts_path(output_dir: Path, language: Language, split: str) -> Path:
-    """Where the cuts with features of a split are."""
-    return output_dir / f"mls-{language.name}_cuts_{split}.jsonl.gz"
 
 
 def store_features(config: StoreConfig) -> CorpusReport:
@@ -108,11 +104,11 @@ def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
 
 def describe(config: StoreConfig) -> str:
     """A table of the stored cuts: number, hours and durations of each language and split."""
-    rows = []
+    rows, corpus = [], find_corpus(config.output_dir, "cuts")
     for language in parse_languages(config.languages):
         for split in SPLITS:
-            path = cuts_path(config.output_dir, language, split)
-            durations = sorted(cut.duration for cut in CutSet.from_jsonl_lazy(path))
+            files = SplitFiles(config.output_dir, corpus, language, split)
+            durations = sorted(cut.duration for cut in CutSet.from_jsonl_lazy(files.cuts))
             if durations:
                 middle, longest = durations[len(durations) // 2], durations[-1]
                 rows.append(
@@ -128,8 +124,9 @@ def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterat
     Raises:
       CorpusError: The cuts of a language are missing.
     """
+    corpus = find_corpus(cuts_dir, "cuts")
     for language in languages:
-        path = cuts_path(cuts_dir, language, split)
+        path = SplitFiles(cuts_dir, corpus, language, split).cuts
         if not path.exists():
             raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
         for cut in CutSet.from_jsonl_lazy(path):
@@ -137,32 +134,37 @@ def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterat
 
 
 def _store_split(config: StoreConfig, language: Language, split: str, pool: ProcessPoolExecutor) -> CorpusReport:
-    output = cuts_path(config.output_dir, language, split)
-    report_path = config.output_dir / f"mls-{language.name}_report_{split}.json"
-    if output.exists() and report_path.exists():
-        return CorpusReport.load(report_path)
-    recordings, supervisions = manifest_paths(config.manifest_dir, language, split)
-    for path in (recordings, supervisions):
+    finished = SplitFiles(config.output_dir, find_corpus(config.output_dir, "cuts"), language, split)
+    if finished.cuts.exists() and finished.report.exists():
+        return CorpusReport.load(finished.report)
+    manifests = SplitFiles(config.manifest_dir, find_corpus(config.manifest_dir, "recordings"), language, split)
+    for path in (manifests.recordings, manifests.supervisions):
         if not path.exists():
             raise CorpusError(f"no {path}: run prepare.sh from stage 1 for {language.name}")
-    report = _manifest_report(config.manifest_dir, language, split)
+    output = replace(manifests, folder=config.output_dir)
+    report = CorpusReport.load(manifests.report) if manifests.report.exists() else CorpusReport()
     speeds = (1.0, 0.9, 1.1) if config.perturb_speed and split == "train" else (1.0,)
     limits = {"min_duration": config.min_duration, "max_duration": config.max_duration, "speeds": list(speeds)}
     parts = Parts(
-        config.output_dir / f"mls-{language.name}_feats_{split}",
+        output.features,
         config.store_feats,
-        limits | {"store_feats": config.store_feats, "recordings": sha256(recordings), "texts": sha256(supervisions)},
+        limits
+        | {
+            "store_feats": config.store_feats,
+            "recordings": sha256(manifests.recordings),
+            "texts": sha256(manifests.supervisions),
+        },
     )
     total = len(speeds) * report.kept[language.code, split]
     with tqdm(total=total, desc=f"fbank {language.code} {split}", unit="cut") as bar:
-        cuts = _cuts(config, language, split, speeds, report)
+        cuts = _cuts(config, manifests, speeds, report)
         unreadable = parts.make(cuts, pool, _num_processes(config.num_jobs), bar)
     for cut_id, reason in unreadable:
         # It was counted as kept when its header was read.
         report.kept[language.code, split] -= 1
         report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {reason}")
-    report.save(report_path)
-    parts.join(output)
+    report.save(output.report)
+    parts.join(output.cuts)
     return report
 
 
@@ -194,30 +196,24 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
 
 
-def _manifest_report(manifest_dir: Path, language: Language, split: str) -> CorpusReport:
-    path = manifest_dir / f"mls-{language.name}_report_{split}.json"
-    return CorpusReport.load(path) if path.exists() else CorpusReport()
-
-
-def _cuts(
-    config: StoreConfig, language: Language, split: str, speeds: Sequence[float], report: CorpusReport
-) -> Iterator[Cut]:
+def _cuts(config: StoreConfig, manifests: SplitFiles, speeds: Sequence[float], report: CorpusReport) -> Iterator[Cut]:
     """The cuts of a split within the limits of duration, at one speed after the other, read as they are needed."""
+    language, split = manifests.language.code, manifests.split
     for speed in speeds:
-        for cut in _whole_recordings(*manifest_paths(config.manifest_dir, language, split)):
+        for cut in _whole_recordings(manifests.recordings, manifests.supervisions):
             reason = None
             if cut.duration < config.min_duration:
                 reason = Reason.TOO_SHORT
             elif cut.duration > config.max_duration:
                 reason = Reason.TOO_LONG
             if speed != 1.0 and reason is None:
-                report.kept[language.code, split] += 1
+                report.kept[language, split] += 1
                 yield cut.perturb_speed(speed)
             elif reason is None:
                 yield cut
             elif speed == 1.0:
-                report.kept[language.code, split] -= 1
-                report.drop(language.code, split, reason, f"{cut.id} lasts {cut.duration:.2f} s")
+                report.kept[language, split] -= 1
+                report.drop(language, split, reason, f"{cut.id} lasts {cut.duration:.2f} s")
 
 
 def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterator[Cut]:

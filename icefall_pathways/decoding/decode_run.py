@@ -60,7 +60,7 @@ def decode(config: DecodeConfig) -> str:
     recognise = partial(_recognise_offline, experiment, config.nbest)
     scores = _decode_languages(config, experiment, recognise)
     summary = summarize(config.split, config.decoding_method, scores)
-    return write_summary(config.results_dir, experiment.trained.suffix, summary)
+    return write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
 
 
 def decode_streaming(config: StreamingDecodeConfig) -> str:
@@ -76,7 +76,7 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
     scores = _decode_languages(config, experiment, recognise)
     figures = {"real_time_factor": timing.real_time_factor}
     summary = summarize(config.split, config.decoding_method, scores, figures)
-    table = write_summary(config.results_dir, experiment.trained.suffix, summary)
+    table = write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
     return f"{table}\nreal-time factor: {timing.real_time_factor:.4f} for {timing.audio:.0f} s of audio"
 
 
@@ -109,8 +109,9 @@ def _decode_languages(
     scores: dict[str, Score] = {}
     for language, loader in loaders.items():
         utterances = list(recognise(language.code, loader, f"decoding {language.name} {config.split}"))
-        test_set = f"mls-{language.name}-{config.split}"
-        scores[language.code] = write_results(config.results_dir, test_set, experiment.trained.suffix, utterances)
+        scores[language.code] = write_results(
+            config.results_dir, loader.test_set, experiment.trained.suffix, utterances
+        )
     return scores
 
 

@@ -218,7 +218,9 @@ def measure(config: LatencyConfig) -> str:
         for number, total in tqdm(totals.items(), f"listening to {language.name}", unit="measurement"):
             total.add(simulation.run(utterances, number))
     figures = {str(number): total.as_dict() for number, total in totals.items()}
-    path = layout.result_file(config.results_dir, "latency", f"mls-{config.split}", experiment.trained.suffix)
+    path = layout.result_file(
+        config.results_dir, "latency", f"{experiment.data.corpus}-{config.split}", experiment.trained.suffix
+    )
     table = format_latency(figures)
     write_json(path.with_suffix(".json"), figures)
     with atomic_write(path) as temporary:

@@ -249,11 +249,11 @@ def summarize(
     }
 
 
-def write_summary(folder: Path, suffix: str, summary: Mapping[str, Any]) -> str:
-    """Write `wer-summary-all-mls-<split>-<suffix>.txt` and `.json`, and give the table for printing."""
-    path = layout.result_file(folder, "wer-summary", f"all-mls-{summary['split']}", suffix)
+def write_summary(folder: Path, corpus: str, suffix: str, summary: Mapping[str, Any]) -> str:
+    """Write `wer-summary-all-<corpus>-<split>-<suffix>.txt` and `.json`, and give the table for printing."""
+    path = layout.result_file(folder, "wer-summary", f"all-{corpus}-{summary['split']}", suffix)
     table = format_table(summary)
-    write_json(path.with_suffix(".json"), summary)
+    write_json(path.with_suffix(".json"), {"corpus": corpus, **summary})
     _write_lines(path, table.splitlines())
     return table
 

@@ -87,14 +87,16 @@ def compare(config: CompareConfig) -> str:
     Raises:
       ValueError: A system was not decoded, or not on the same utterances.
     """
-    (codes_a, suffix_a), (codes_b, suffix_b) = _newest(config.system_a, config), _newest(config.system_b, config)
+    codes_a, corpus_a, suffix_a = _newest(config.system_a, config)
+    codes_b, corpus_b, suffix_b = _newest(config.system_b, config)
     if codes_a != codes_b:
         raise ValueError(f"{config.system_a} was decoded in {codes_a}, {config.system_b} in {codes_b}: decode the same")
     compared = {}
     for number, code in enumerate(codes_a):
-        test_set = f"mls-{get_language(code).name}-{config.split}"
-        utterances_a = read_results(config.system_a / config.method, test_set, suffix_a)
-        utterances_b = read_results(config.system_b / config.method, test_set, suffix_b)
+        language = get_language(code).name
+        test_set_a, test_set_b = (f"{corpus}-{language}-{config.split}" for corpus in (corpus_a, corpus_b))
+        utterances_a = read_results(config.system_a / config.method, test_set_a, suffix_a)
+        utterances_b = read_results(config.system_b / config.method, test_set_b, suffix_b)
         compared[code] = compare_utterances(utterances_a, utterances_b, config, config.seed + number)
     compared["average"] = Comparison(
         wer=_mean_wer(list(compared.values())),
@@ -135,11 +137,13 @@ def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareCo
     )
 
 
-def _newest(exp_dir: Path, config: CompareConfig) -> tuple[list[str], str]:
-    """The languages of an experiment's newest result, and how the names of its files end."""
+def _newest(exp_dir: Path, config: CompareConfig) -> tuple[list[str], str, str]:
+    """Return the languages, the corpus, and the suffix of the file names of an experiment's newest result."""
     path = newest_summary(str(exp_dir), exp_dir / config.method, config.split)
-    prefix = layout.result_file(path.parent, "wer-summary", f"all-mls-{config.split}", "", "").name
-    return list(read_json(path)["languages"]), path.stem.removeprefix(prefix)
+    summary = read_json(path)
+    corpus = summary.get("corpus", "mls")  # summaries of earlier versions, which read MLS only, do not record it
+    prefix = layout.result_file(path.parent, "wer-summary", f"all-{corpus}-{config.split}", "", "").name
+    return list(summary["languages"]), corpus, path.stem.removeprefix(prefix)
 
 
 def _mean_wer(compared: list[Comparison]) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def newest_summary(name: str, folder: Path, split: str) -> Path:
     Raises:
       ValueError: There are none.
     """
-    pattern = layout.result_file(folder, "wer-summary", f"all-mls-{split}", "*", ".json").name
+    pattern = layout.result_file(folder, "wer-summary", f"all-*-{split}", "*", ".json").name
     summaries = folder.glob(pattern)
     newest = max(summaries, key=lambda path: path.stat().st_mtime_ns, default=None)
     if newest is None:

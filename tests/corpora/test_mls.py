@@ -10,10 +10,11 @@ from lhotse import CutSet, RecordingSet, SupervisionSet
 from mls_folder import add_utterance, make_language
 
 from icefall_pathways.corpora import mls
-from icefall_pathways.corpora.mls import manifest_paths, prepare_manifests
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles
+from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.data import fbank, shards
-from icefall_pathways.data.fbank import StoreConfig, cuts_path, store_features
+from icefall_pathways.data.fbank import StoreConfig, store_features
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.languages import get_language
 
@@ -31,8 +32,16 @@ def manifests(corpus, **options):
     return prepare_manifests(corpus, corpus.parent / "manifests", [GERMAN, POLISH], **options)
 
 
+def manifest_files(corpus, split="train", language=GERMAN):
+    return SplitFiles(corpus.parent / "manifests", "mls", language, split)
+
+
+def german_cuts(corpus):
+    return SplitFiles(corpus.parent / "fbank", "mls", GERMAN, "train").cuts
+
+
 def supervisions(corpus, split="train", language=GERMAN):
-    return list(SupervisionSet.from_file(manifest_paths(corpus.parent / "manifests", language, split)[1]))
+    return list(SupervisionSet.from_file(manifest_files(corpus, split, language).supervisions))
 
 
 def features(corpus, **options):
@@ -40,9 +49,9 @@ def features(corpus, **options):
     config = StoreConfig(corpus.parent / "manifests", corpus.parent / "fbank", "de pl", num_jobs=1, **options)
     report = store_features(config)
     return report, {
-        (language.code, split): list(CutSet.from_file(cuts_path(config.output_dir, language, split)))
+        (language.code, split): list(CutSet.from_file(SplitFiles(config.output_dir, "mls", language, split).cuts))
         for language in (GERMAN, POLISH)
-        for split in ("train", "dev", "test")
+        for split in SPLITS
     }
 
 
@@ -57,8 +66,8 @@ def test_every_supervision_has_its_language_speaker_and_gender(corpus):
 def test_opus_is_read_too(corpus):
     add_utterance(corpus / "mls_german" / "train", "10_100_000099", "opus", suffix=".opus", rate=48000)
     manifests(corpus)
-    paths = manifest_paths(corpus.parent / "manifests", GERMAN, "train")
-    recording = next(r for r in RecordingSet.from_file(paths[0]) if r.id == "10_100_000099")
+    manifest = manifest_files(corpus).recordings
+    recording = next(r for r in RecordingSet.from_file(manifest) if r.id == "10_100_000099")
     assert recording.sampling_rate == 16000 and recording.load_audio().shape[1] == pytest.approx(16000, abs=10)
 
 
@@ -202,10 +211,10 @@ def test_what_is_finished_is_read_back_not_made_again(corpus):
     report, _cuts = features(corpus)
     (corpus / "mls_german").rename(corpus / "gone")
     (corpus / "gone").rename(corpus / "mls_german")
-    stamp = cuts_path(corpus.parent / "fbank", GERMAN, "train").stat().st_mtime_ns
+    stamp = german_cuts(corpus).stat().st_mtime_ns
     again, _ = features(corpus)
     assert again == report
-    assert cuts_path(corpus.parent / "fbank", GERMAN, "train").stat().st_mtime_ns == stamp
+    assert german_cuts(corpus).stat().st_mtime_ns == stamp
 
 
 def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
@@ -235,7 +244,7 @@ def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
 
 def test_manifests_that_do_not_go_together_are_refused(corpus):
     manifests(corpus)
-    _, path = manifest_paths(corpus.parent / "manifests", GERMAN, "train")
+    path = manifest_files(corpus).supervisions
     SupervisionSet.from_segments(supervisions(corpus)[1:]).to_file(path)
     with pytest.raises(CorpusError, match=r"supervisions_train.* does not go with .* at 10_100_000000"):
         features(corpus)

@@ -126,7 +126,7 @@ def test_neighbouring_errors_share_a_bracket(tmp_path):
 def test_table_of_all_languages(tmp_path):
     scores = {"en": score(UTTERANCES), "nl": score([_utterance("a", "een twee drie vier", "een twee drie vijf")])}
     summary = summarize("test", "greedy_search", scores, {"real_time_factor": 0.1})
-    table = write_summary(tmp_path, "epoch-1", summary)
+    table = write_summary(tmp_path, "mls", "epoch-1", summary)
     assert table == format_table(summary)
     lines = table.splitlines()
     assert lines[2].split() == ["english", "60.00", "50.00", "to", "66.67", "52.38", "3", "5", "1", "1", "1", "2"]

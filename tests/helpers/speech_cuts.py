@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from lhotse import CutSet, Features, LilcomChunkyWriter, MonoCut, SupervisionSegment
 
+from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.languages import get_language
 
 TEXTS = {"en": "one two three", "fr": "un deux trois", "it": "uno due tre"}
@@ -42,7 +43,7 @@ def make_cuts(folder: Path, name: str, language: str, frames: list[int], text: s
 
 def write_cuts(folder: Path, language: str, split: str, cuts: list[MonoCut]) -> Path:
     """Write cuts where the data module looks for them."""
-    path = folder / f"mls-{get_language(language).name}_cuts_{split}.jsonl.gz"
+    path = SplitFiles(folder, "mls", get_language(language), split).cuts
     CutSet.from_cuts(cuts).to_file(path)
     return path
 

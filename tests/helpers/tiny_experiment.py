@@ -7,6 +7,7 @@ import soundfile
 import torch
 from lhotse import CutSet, LilcomChunkyWriter, MonoCut, Recording, SupervisionSegment
 
+from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
@@ -54,7 +55,7 @@ def make_experiment(folder: Path) -> None:
     rng = np.random.default_rng(1)
     for code in ("en", "nl"):
         cuts = CutSet.from_cuts(_cut(folder, code, number, rng) for number in range(3))
-        cuts.to_file(folder / f"mls-{get_language(code).name}_cuts_test.jsonl.gz")
+        cuts.to_file(SplitFiles(folder, "mls", get_language(code), "test").cuts)
     train_tokenizer(TEXTS, VOCAB_SIZE, folder)
     config = ExperimentConfig(
         training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),

@@ -21,7 +21,7 @@ def _decode(folder, wrong, suffix="iter-5-greedy_search", count=40):
             for n in range(count)
         ]
         scores[code] = write_results(folder / "greedy_search", f"mls-{LANGUAGES[code]}-test", suffix, utterances)
-    write_summary(folder / "greedy_search", suffix, summarize("test", "greedy_search", scores))
+    write_summary(folder / "greedy_search", "mls", suffix, summarize("test", "greedy_search", scores))
 
 
 def _config(folder, **options):

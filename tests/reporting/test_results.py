@@ -42,7 +42,7 @@ def test_masks_are_told_in_a_line():
 
 
 def test_a_system_that_was_not_decoded_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no wer-summary-all-mls-test-\*\.json in .*: decode dense first"):
+    with pytest.raises(ValueError, match=r"no wer-summary-all-\*-test-\*\.json in .*: decode dense first"):
         write_report(ReportConfig(systems=f"dense={tmp_path}", output=tmp_path / "report.html"))
     with pytest.raises(ValueError, match="expected entries such as"):
         write_report(ReportConfig(systems="dense"))

@@ -122,7 +122,9 @@ def calibrate(config: CalibrationConfig) -> str:
         "wer": rates,
     }
     report = format_report(figures, languages)
-    path = layout.result_file(config.results_dir, "language-choice", f"mls-{config.split}", experiment.trained.suffix)
+    path = layout.result_file(
+        config.results_dir, "language-choice", f"{experiment.data.corpus}-{config.split}", experiment.trained.suffix
+    )
     write_json(path.with_suffix(".json"), figures)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{report}\n", encoding="utf-8")

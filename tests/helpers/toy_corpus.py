@@ -1,0 +1,54 @@
+"""A corpus in a layout of its own, LANGUAGE_NAME/SPLIT/ID.wav and ID.txt, as an example of a corpus module."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from lhotse import Recording, SupervisionSegment
+from mls_folder import write_audio
+
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
+from icefall_pathways.corpora.registry import CorpusSpec
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport
+from icefall_pathways.languages import Language, LanguageCode
+
+TEXTS = ("one two three", "two three", "three one")
+
+
+def prepare_toy_manifests(
+    corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
+) -> CorpusReport:
+    """Write the manifests of all splits; see `PrepareManifests`."""
+    if subset != "train":
+        raise CorpusError(f"--subset {subset}: the toy corpus has no subsets; expected train")
+    report = CorpusReport()
+    for language in languages:
+        for split in SPLITS:
+            read = partial(_read_split, corpus_dir / language.name / split, language.code, split)
+            report.add(write_manifests(SplitFiles(output_dir, "toy", language, split), read))
+    return report
+
+
+def _read_split(
+    folder: Path, language: str, split: str, report: CorpusReport
+) -> Iterator[tuple[Recording, SupervisionSegment]]:
+    for path in sorted(folder.glob("*.wav")):
+        recording = Recording.from_file(path)
+        text = path.with_suffix(".txt").read_text(encoding="utf-8")
+        report.keep(language, split)
+        yield (
+            recording,
+            SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=text, language=language),
+        )
+
+
+SPEC = CorpusSpec("toy", "a toy corpus", (LanguageCode("en"),), prepare_toy_manifests)
+
+
+def make_toy_corpus(folder: Path) -> None:
+    """Write a toy corpus of English with three utterances per split."""
+    for split in SPLITS:
+        for index, text in enumerate(TEXTS):
+            path = folder / "english" / split / f"{split}-{index}.wav"
+            write_audio(path, seconds=1.0 + 0.5 * index, seed=index)
+            path.with_suffix(".txt").write_text(text, encoding="utf-8")
