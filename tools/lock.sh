@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Write requirements.txt from requirements.in: exact versions, every file fixed by its hash.
 #
-#   tools/lock.sh        (or: make lock)
+#   tools/lock.sh [--upgrade]        (or: make lock)
 #
 # k2's wheels carry wrong names: pip reads "k2-1.23.4-py3.10-none-any.whl" as one wheel for any Python 3, sees five equal
 # candidates and takes the wrong one. Only the hash of the wheel built for Python 3.10 stays in the lock, so pip has no choice.
@@ -11,10 +11,13 @@ cd "$(dirname "$0")/.."
 K2_PY310_SHA256=1404589732fdb7f6f5bf62297a20dd73318b7b4f2e10dd52dc3d5b6669688a4c
 
 command -v uv >/dev/null || { echo "error: uv not found; install it (pip install uv) and run this again" >&2; exit 1; }
-uv pip compile --python-version 3.10 --generate-hashes --no-header --no-annotate --quiet requirements.in \
-  | awk -v k2_hash="$K2_PY310_SHA256" '
-      /^[A-Za-z0-9]/ { package = $1; sub(/==.*/, "", package) }
-      package != "k2" { print; next }
-      /^k2==/ { print "k2==" substr($1, 5) " \\\n    --hash=sha256:" k2_hash }
-    ' > requirements.txt.new
-mv requirements.txt.new requirements.txt
+cp requirements.txt requirements.txt.new # the versions locked so far are kept, unless --upgrade is given
+uv pip compile --python-version 3.10 --generate-hashes --no-header --no-annotate --quiet "$@" \
+  --output-file requirements.txt.new requirements.in
+awk -v k2_hash="$K2_PY310_SHA256" '
+  /^[A-Za-z0-9]/ { package = $1; sub(/==.*/, "", package) }
+  package != "k2" { print; next }
+  /^k2==/ { print "k2==" substr($1, 5) " \\\n    --hash=sha256:" k2_hash }
+' requirements.txt.new > requirements.txt.locked
+mv requirements.txt.locked requirements.txt
+rm requirements.txt.new
