@@ -74,26 +74,17 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
     Raises:
       ValueError: The checkpoint, masks or tokens are missing, damaged or do not fit together.
     """
-    epoch, iteration = _chosen_checkpoint(config)
-    model, options = checkpoints.load_model(config.exp_dir, epoch, iteration, config.avg, config.use_averaged_model)
-    masks = _load_masks(config, model, epoch, iteration)
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = checkpoints.load_model(config.exp_dir, config.epoch, config.iter, config.avg, config.use_averaged_model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    masks = _load_masks(config, loaded)
+    model = loaded.model.to(device)
     return TrainedModel(
         model=model,
-        pathways=FoldedPathways(model, masks),
-        tokenizer=_load_tokenizer(config.bpe_model or Path(options["training"]["bpe_model"]), model),
-        data_config=from_dict(DataConfig, options["data"]),
-        suffix=_suffix(config, f"iter-{iteration}" if iteration else f"epoch-{epoch}"),
+        pathways=FoldedPathways(model, masks if masks is None else masks.to(device)),
+        tokenizer=_load_tokenizer(config.bpe_model or Path(loaded.config["training"]["bpe_model"]), model),
+        data_config=from_dict(DataConfig, loaded.config["data"]),
+        suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
     )
-
-
-def _chosen_checkpoint(config: TrainedModelConfig) -> tuple[int, int]:
-    """The epoch and the update to decode, one of them 0; the newest checkpoint's where the options name none."""
-    if config.epoch or config.iter:
-        return (0, config.iter) if config.iter else (config.epoch, 0)
-    path, _ = checkpoints.find(config.exp_dir)
-    kind, number = path.stem.split("-")
-    return (int(number), 0) if kind == "epoch" else (0, int(number))
 
 
 def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:
@@ -106,17 +97,15 @@ def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:
     return "-".join(parts)
 
 
-def _load_masks(config: TrainedModelConfig, model: Transducer, epoch: int, iteration: int) -> PathwayMasks | None:
+def _load_masks(config: TrainedModelConfig, loaded: checkpoints.LoadedModel) -> PathwayMasks | None:
+    """Return the masks of --masks, else those of the checkpoint, else those of the experiment folder."""
     own = config.exp_dir / layout.MASKS_FILE
-    masks = None
-    if not config.masks:
-        masks = checkpoints.load_masks(config.exp_dir, epoch, iteration)
+    masks = loaded.masks if not config.masks else None
     if masks is None and config.masks != "none" and (config.masks or own.exists()):
         masks = PathwayMasks.load(config.masks or own)
-    if masks is None:
-        return None
-    masks.check(model)
-    return masks.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if masks is not None:
+        masks.check(loaded.model)
+    return masks
 
 
 def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:

@@ -1,22 +1,26 @@
-"""Checkpoints: writing them, finding them, and making models of them.
+"""Writing, finding and loading training checkpoints.
 
-A checkpoint is a dict of tensors: `model` (dense weights under the model's own names), `model_avg` (their running
-average), `optimizer` (its state), `masks` and, of a run that needs them, each language's `gradients`; and of plain
-data: `update`, `epoch`, `config`, `vocab_size` and more. On disk the plain data is one JSON string beside the tensors,
-and the file is read with `weights_only=True` (which in torch 1.13 knows no floats), so a file from a stranger cannot
-run code.
+A checkpoint is a dict of
+
+* tensors: `model` (dense weights under the parameter names of the model), `model_avg` (their running average),
+  `optimizer` (its state), `masks` and, if the pruning schedule needs them, `gradients` per language;
+* plain data: `update`, `epoch`, `config`, `vocab_size` and more.
+
+On disk the plain data is one JSON string beside the tensors. The file is read with `weights_only=True`, so an untrusted
+file cannot execute code. (JSON, because `weights_only=True` of torch 1.13 does not accept floats.)
 """
 
 import json
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from icefall_pathways.errors import first_line
 from icefall_pathways.experiment import layout
+from icefall_pathways.experiment.icefall_checkpoints import read_structure
 from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -27,29 +31,46 @@ from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 Checkpoint = dict[str, Any]
 
 _TENSORS = ("model", "model_avg", "optimizer", "masks")
-_TENSORS_OF_SOME = ("gradients",)
+_OPTIONAL_TENSORS = ("gradients",)
 _REQUIRED = (*_TENSORS, "update", "epoch", "config", "vocab_size")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another model."""
+    """A checkpoint is missing, damaged, or incompatible."""
+
+
+class LoadedModel(NamedTuple):
+    """A model loaded from an experiment folder.
+
+    Attributes:
+      model: In eval mode, on the CPU.
+      config: The options of the training, see `options.to_dict`.
+      masks: The masks of the checkpoint; None if it was trained without masks. They can differ from the masks file of
+        the folder: a training that changes its masks writes that file at its end.
+      path: The checkpoint.
+    """
+
+    model: Transducer
+    config: dict[str, Any]
+    masks: PathwayMasks | None
+    path: Path
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint so that a reader finds a whole one or none.
+    """Write a checkpoint atomically.
 
     Raises:
-      CheckpointError: It could not be written; earlier ones are as they were.
+      CheckpointError: It could not be written; existing checkpoints are unchanged.
     """
-    tensors = {key: value for key, value in checkpoint.items() if key in _TENSORS + _TENSORS_OF_SOME}
+    tensors = {key: value for key, value in checkpoint.items() if key in _TENSORS + _OPTIONAL_TENSORS}
     plain = {key: value for key, value in checkpoint.items() if key not in tensors}
     with atomic_write(path) as temporary:
         try:
             torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
-        except RuntimeError as error:  # which is what torch makes of a full disk
+        except RuntimeError as error:  # torch raises it when the disk is full
             raise CheckpointError(
-                f"cannot write {path} ({first_line(error)}): make room on the disk if it is full, and run the "
-                "same command again to go on from the checkpoint before"
+                f"cannot write {path} ({first_line(error)}): if the disk is full, free some space; then run the same "
+                "command again to resume from the previous checkpoint"
             ) from error
 
 
@@ -57,139 +78,126 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-      CheckpointError: The file is missing, cut short, holds more than plain data, or is no checkpoint of this project.
+      CheckpointError: The file is missing, truncated, contains more than plain data, or is from another project.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}: {_found_in(path.parent)}")
+        raise CheckpointError(f"no checkpoint {path}: {_describe_folder(path.parent)}")
     try:
         _check_uncompressed(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = {**stored, **json.loads(stored["plain"])}
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = first_line(error)
         raise CheckpointError(
-            f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {reason}. "
-            "It was cut short or is no plain-data checkpoint: remove it, and an earlier one is used"
+            f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {first_line(error)}. "
+            "It is truncated or not a plain-data checkpoint: remove it, and an earlier one is used"
         ) from error
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no training checkpoint of this project: it has no plain data") from error
+        raise CheckpointError(f"{path} is not a training checkpoint of this project: it has no plain data") from error
     missing = [key for key in _REQUIRED if key not in checkpoint]
     if missing:
-        raise CheckpointError(f"{path} is no training checkpoint of this project: it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{path} is not a training checkpoint of this project: it lacks {', '.join(missing)}")
     return checkpoint
 
 
 def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
-    """The readable checkpoint with the most updates (an epoch's, if there are two); None where there is none at all.
+    """Read the readable checkpoint with the most updates; None if the folder has no checkpoint.
+
+    An epoch checkpoint takes precedence over a batch checkpoint with the same number of updates. Damaged checkpoints
+    are skipped with a warning.
 
     Raises:
-      CheckpointError: There are checkpoints, and none of them is readable.
+      CheckpointError: None of the checkpoints is readable.
     """
+    # The names of the two kinds do not say which one is newer, and neither do the times of copied files.
+    kinds = [layout.epoch_checkpoints(exp_dir), layout.batch_checkpoints(exp_dir)]
     damaged: list[Path] = []
-    kinds = [layout.batch_checkpoints(exp_dir), layout.epoch_checkpoints(exp_dir)]
-    # Of each kind the last one: names of different kinds do not tell which is the later, nor do times of copied files.
-    found = [last for paths in kinds if (last := _last_readable(paths, damaged)) is not None]
-    if damaged and not found:
-        names = ", ".join(path.name for path in damaged)
-        raise CheckpointError(f"no checkpoint in {exp_dir} is readable ({names}): remove them to start anew")
-    return max(reversed(found), key=lambda last: last[1]["update"], default=None)
-
-
-def _last_readable(paths: list[Path], damaged: list[Path]) -> tuple[Path, Checkpoint] | None:
-    """The last of `paths` that can be read; those after it are warned of and added to `damaged`."""
-    for path in reversed(paths):
+    while any(kinds):
+        paths = max((paths for paths in kinds if paths), key=lambda paths: _num_updates(paths[-1]))
+        path = paths.pop()
         try:
             return path, read(path)
         except CheckpointError as error:
             print(f"warning: {error}")
             damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise CheckpointError(f"no checkpoint in {exp_dir} is readable ({names}): remove them to start from scratch")
     return None
 
 
-def remove_unfinished(exp_dir: Path) -> None:
-    """Remove what writers that were killed have left behind; to be called while nobody writes there."""
+def _num_updates(path: Path) -> float:
+    """Return the number of updates of a checkpoint without reading its tensors; infinity if it is damaged."""
+    try:
+        return float(json.loads(read_structure(path)["plain"])["update"])
+    except (ValueError, OSError, EOFError, LookupError, TypeError, RecursionError, zipfile.BadZipFile):
+        return float("inf")  # `read` explains the damage
+
+
+def find(path: Path) -> tuple[Path, Checkpoint]:
+    """Read the checkpoint at `path`, or the newest one if `path` is an experiment folder.
+
+    Raises:
+      CheckpointError: There is none, or it is damaged.
+    """
+    if not path.is_dir():
+        return path, read(path)
+    checkpoint = newest(path)
+    if checkpoint is None:
+        raise CheckpointError(f"no checkpoint in {path}: train a model there first, or use another folder")
+    return checkpoint
+
+
+def remove_temporary_files(exp_dir: Path) -> None:
+    """Remove the temporary files of killed processes. No other process may be writing to the folder."""
     for path in exp_dir.glob(f"{TEMPORARY_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
-def find(path: Path) -> tuple[Path, Checkpoint]:
-    """The checkpoint at `path`, or the newest one if `path` is an experiment's folder.
-
-    Raises:
-      CheckpointError: There is none.
-    """
-    if not path.is_dir():
-        return path, read(path)
-    found = newest(path)
-    if found is None:
-        raise CheckpointError(f"no checkpoint in {path}: train a model there first, or name another folder")
-    return found
-
-
 def file_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a file: what a masks file names its source by."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file, which identify the source of masks."""
     return sha256(path)[:16]
 
 
 def load_model(
     exp_dir: Path, epoch: int = 0, iteration: int = 0, avg: int = 1, use_averaged_model: bool = True
-) -> tuple[Transducer, dict[str, Any]]:
-    """The model of an experiment, in eval mode on the CPU, and the experiment's options.
+) -> LoadedModel:
+    """Load the model of an experiment folder.
 
     Args:
-      exp_dir: The experiment's folder.
+      exp_dir: The experiment folder.
       epoch: Use epoch-<epoch>.pt.
-      iteration: Use checkpoint-<iteration>.pt; wins over `epoch`. Both 0: the newest checkpoint.
-      avg: With `use_averaged_model`, average the weights over the training between the checkpoint and the one `avg`
-        places before it of the same kind (from the start of the training if there is none). Without it, average the
-        weights of the `avg` newest checkpoints up to the chosen one.
+      iteration: Use checkpoint-<iteration>.pt; takes precedence over `epoch`. If both are 0, use the newest checkpoint.
+      avg: With `use_averaged_model`, average the weights over all updates between the checkpoint and the `avg`-th one
+        of its kind before it (since the start of the training if there is none). Otherwise, average the weights of the
+        `avg` newest checkpoints up to the chosen one.
       use_averaged_model: See `avg`.
 
     Raises:
-      CheckpointError: A checkpoint that this needs is missing or damaged.
+      CheckpointError: A required checkpoint is missing or damaged.
     """
     if avg < 1:
         raise CheckpointError(f"--avg {avg}: expected at least 1")
-    path, checkpoint = _chosen(exp_dir, epoch, iteration)
+    if iteration > 0:
+        path, checkpoint = find(layout.batch_checkpoint(exp_dir, iteration))
+    else:
+        path, checkpoint = find(layout.epoch_checkpoint(exp_dir, epoch) if epoch > 0 else exp_dir)
     model = build(checkpoint)
     if use_averaged_model:
         model.load_state_dict(running_average(path, checkpoint, avg))
-    else:
-        model.load_state_dict(_mean_of_weights(path, avg) if avg > 1 else checkpoint["model"])
-    return model.eval(), checkpoint["config"]
-
-
-def load_masks(exp_dir: Path, epoch: int = 0, iteration: int = 0) -> PathwayMasks | None:
-    """The masks that a checkpoint was trained with; None if it does not say.
-
-    They may be others than those in the experiment's folder: a training that changes its masks writes those at its end.
-
-    Raises:
-      CheckpointError: The checkpoint is missing or damaged.
-    """
-    _, checkpoint = _chosen(exp_dir, epoch, iteration)
-    header = checkpoint.get("masks_header")
-    if not header:
-        return None
-    header |= {name: tuple(header[name]) for name in ("languages", "roots")}
-    return PathwayMasks(MasksHeader(**header), checkpoint["masks"])
-
-
-def _chosen(exp_dir: Path, epoch: int, iteration: int) -> tuple[Path, Checkpoint]:
-    if iteration > 0:
-        return find(layout.batch_checkpoint(exp_dir, iteration))
-    return find(layout.epoch_checkpoint(exp_dir, epoch) if epoch > 0 else exp_dir)
+    elif avg > 1:
+        model.load_state_dict(_mean_of_checkpoints(path, checkpoint, avg))
+    return LoadedModel(model.eval(), checkpoint["config"], _masks_of(checkpoint), path)
 
 
 def build(checkpoint: Checkpoint) -> Transducer:
-    """The model that a checkpoint describes, with the checkpoint's weights."""
+    """Build the model of a checkpoint and load its weights."""
     model = build_model(from_dict(ModelConfig, checkpoint["config"]["model"]), checkpoint["vocab_size"])
     model.load_state_dict(checkpoint["model"])
     return model
 
 
 def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
-    """The weights averaged over the training between a checkpoint and the one `avg` places before it of its kind."""
+    """Return the weights averaged over all updates since the `avg`-th checkpoint of the same kind before this one."""
     earlier = layout.checkpoints_up_to(path)[:-1]
     if len(earlier) < avg:
         return checkpoint["model_avg"]
@@ -197,28 +205,36 @@ def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, t
     return average_range(start["model_avg"], checkpoint["model_avg"], start["update"], checkpoint["update"])
 
 
-def _mean_of_weights(path: Path, avg: int) -> dict[str, torch.Tensor]:
+def _mean_of_checkpoints(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
     paths = layout.checkpoints_up_to(path)
     if len(paths) < avg:
         raise CheckpointError(f"--avg {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
-    states = [read(path)["model"] for path in paths[-avg:]]
+    states = [*(read(earlier)["model"] for earlier in paths[-avg:-1]), checkpoint["model"]]
     return {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[-1].items()
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in checkpoint["model"].items()
     }
 
 
+def _masks_of(checkpoint: Checkpoint) -> PathwayMasks | None:
+    header = checkpoint.get("masks_header")
+    if not header:
+        return None
+    header = header | {name: tuple(header[name]) for name in ("languages", "roots")}
+    return PathwayMasks(MasksHeader(**header), checkpoint["masks"])
+
+
 def _check_uncompressed(path: Path) -> None:
-    """Check that what the archive holds is no larger than itself: torch compresses nothing."""
+    """Check that the archive does not expand when read; torch does not compress."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename} in it is compressed, and might grow to any size")
+                raise ValueError(f"{member.filename} in it is compressed, and might expand to any size")
 
 
-def _found_in(folder: Path) -> str:
+def _describe_folder(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
     names = [path.name for path in layout.batch_checkpoints(folder) + layout.epoch_checkpoints(folder)]

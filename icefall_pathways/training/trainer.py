@@ -321,7 +321,7 @@ class Trainer:
         """Take over the newest checkpoint, or the one that the options name; returns its update number."""
         options = self.options
         if self.rank.is_main:
-            checkpoints.remove_unfinished(options.exp_dir)
+            checkpoints.remove_temporary_files(options.exp_dir)
         if options.start_batch:
             checkpoint = checkpoints.read(layout.batch_checkpoint(options.exp_dir, options.start_batch))
         elif options.start_epoch > 1:

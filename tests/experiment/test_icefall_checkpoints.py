@@ -1,4 +1,4 @@
-"""Weights from files of others, honest and malicious ones."""
+"""Weights are read from valid and malicious files of other projects."""
 
 import datetime
 import pickle
@@ -30,15 +30,15 @@ WEIGHTS = {
 }
 
 
-def assert_same(found, expected=WEIGHTS):
-    assert list(found) == list(expected)
+def assert_same(weights, expected=WEIGHTS):
+    assert list(weights) == list(expected)
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+        assert weights[name].dtype == value.dtype and torch.equal(weights[name], value), name
 
 
 @pytest.fixture
 def foreign_class(monkeypatch):
-    """A class of a package that is not there when the file is read."""
+    """A class of a package that is not installed when the file is read."""
     module = types.ModuleType("icefall.utils")
     module.AttributeDict = type("AttributeDict", (dict,), {"__module__": "icefall.utils"})
     monkeypatch.setitem(sys.modules, "icefall", types.ModuleType("icefall"))
@@ -47,8 +47,8 @@ def foreign_class(monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_else_an_icefall_checkpoint_holds_does_no_harm(tmp_path, foreign_class, protocol):
-    state = nn.Linear(2, 2).state_dict()  # an OrderedDict with an attribute of its own
+def test_other_objects_of_an_icefall_checkpoint_are_ignored(tmp_path, foreign_class, protocol):
+    state = nn.Linear(2, 2).state_dict()  # an OrderedDict with a `_metadata` attribute
     others = {
         "optimizer": {
             "state": {0: {"delta": torch.ones(2), "step": 3}},
@@ -73,19 +73,19 @@ def test_what_else_an_icefall_checkpoint_holds_does_no_harm(tmp_path, foreign_cl
     assert "icefall" not in sys.modules
 
 
-def test_a_bare_state_dict_and_safetensors(tmp_path):
+def test_bare_state_dicts_and_safetensors_are_read(tmp_path):
     torch.save(OrderedDict(WEIGHTS), tmp_path / "bare.pt")
     torch.save({"weight": nn.Parameter(torch.ones(2))}, tmp_path / "parameter.pt")
     save_file({name: value.contiguous() for name, value in WEIGHTS.items()}, tmp_path / "weights.safetensors")
     assert_same(read_weights(tmp_path / "bare.pt"))
     assert torch.equal(read_weights(tmp_path / "parameter.pt")["weight"], torch.ones(2))
-    found = read_weights(tmp_path / "weights.safetensors")
-    assert_same({name: found[name] for name in WEIGHTS})
+    weights = read_weights(tmp_path / "weights.safetensors")
+    assert_same({name: weights[name] for name in WEIGHTS})
     assert is_foreign(tmp_path / "bare.pt") and is_foreign(tmp_path / "weights.safetensors")
 
 
 class Calls:
-    """Pickled as a call."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -94,11 +94,11 @@ class Calls:
         return self.call
 
 
-@pytest.mark.parametrize("place", ["model", "optimizer"])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("call", ["open", "eval", "getattr", "system", "import"])
-def test_a_call_is_refused_and_not_made(tmp_path, place, protocol, call):
-    victim = tmp_path / "was-run"
+def test_pickled_call_is_rejected_and_not_executed(tmp_path, part, protocol, call):
+    victim = tmp_path / "executed"
     calls = {
         "open": Calls(open, str(victim), "w"),
         "eval": Calls(eval, f"open({str(victim)!r}, 'w')"),
@@ -107,24 +107,24 @@ def test_a_call_is_refused_and_not_made(tmp_path, place, protocol, call):
         "import": Calls(__import__, "os"),
     }
     content = {"model": dict(WEIGHTS), "optimizer": {}}
-    content[place]["evil"] = calls[call]
+    content[part]["evil"] = calls[call]
     torch.save(content, tmp_path / "evil.pt", pickle_protocol=protocol)
     for read in (read_weights, is_foreign):
-        with pytest.raises(ForeignCheckpointError, match=r"wants to call .* nothing of it was run"):
+        with pytest.raises(ForeignCheckpointError, match=r"calls .* when it is unpickled.* was not executed"):
             read(tmp_path / "evil.pt")
     assert not victim.exists()
 
 
-def test_a_call_into_a_package_that_checkpoints_do_hold_is_not_made(tmp_path):
-    victim = tmp_path / "was-run"
+def test_pickled_call_of_a_known_package_is_not_executed(tmp_path):
+    victim = tmp_path / "executed"
     calls = [Calls(np.save, str(victim), 1), Calls(torch.save, {}, str(victim))]
     torch.save({"model": WEIGHTS, "optimizer": calls}, tmp_path / "file.pt")
     assert_same(read_weights(tmp_path / "file.pt"))
     assert not victim.exists() and not victim.with_suffix(".npy").exists()
 
 
-def test_a_pickle_cannot_change_what_reads_it(tmp_path):
-    """A pickle may set attributes of what it is given: of classes and functions, too."""
+def test_pickle_cannot_modify_the_reader(tmp_path):
+    """A pickle can set attributes of the objects that it gets, including classes and functions."""
     program = b"\x80\x02"
     for name in (b"torch._utils\n_rebuild_tensor_v2\n", b"numpy\nndarray\n"):
         program += b"c" + name + b"N}X\x0c\x00\x00\x00__defaults__NsX\x06\x00\x00\x00appendK\x01s\x86b0"
@@ -139,31 +139,31 @@ def test_a_pickle_cannot_change_what_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ({"model": {"a": np.ones(2)}}, "an object of another program under 'a', where a plain tensor"),
+        ({"model": {"a": np.ones(2)}}, "an object of another program under 'a', expected a plain tensor"),
         ({"model": {"a": 1.5}}, "a float under 'a'"),
         ({"model": {1: torch.ones(1)}}, "under 1"),
         ({"model": {"a": {"b": torch.ones(1)}}}, "a dict under 'a'"),
-        ({"model": {}}, "holds no tensors"),
-        ([torch.ones(1)], "holds a list"),
+        ({"model": {}}, "contains no tensors"),
+        ([torch.ones(1)], "contains a list"),
         ({"model": {"a": torch.ones(2).to_sparse()}}, "an object of another program under 'a'"),
     ],
 )
-def test_anything_but_tensors_among_the_weights_is_refused(tmp_path, content, told):
+def test_weights_that_are_not_plain_tensors_are_rejected(tmp_path, content, message):
     torch.save(content, tmp_path / "file.pt")
-    with pytest.raises(ForeignCheckpointError, match=told):
+    with pytest.raises(ForeignCheckpointError, match=message):
         read_weights(tmp_path / "file.pt")
 
 
-def test_a_key_that_is_not_there_is_named(tmp_path):
+def test_error_for_a_missing_key_lists_the_existing_keys(tmp_path):
     torch.save({"model": WEIGHTS, "epoch": 3}, tmp_path / "file.pt")
     with pytest.raises(ForeignCheckpointError, match="no weights under 'model_avg': it has model, epoch"):
         read_weights(tmp_path / "file.pt", "model_avg")
 
 
 def rewrite(path, change, compression=zipfile.ZIP_STORED):
-    """Copy an archive with `change(name, data)` in the place of each record's data."""
+    """Replace the data of each record of an archive by `change(name, data)`."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -182,7 +182,7 @@ def rewrite(path, change, compression=zipfile.ZIP_STORED):
         lambda name, data: b"big" if name.endswith("byteorder") else data,
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, change):
+def test_damaged_file_is_rejected(tmp_path, change):
     path = tmp_path / "file.pt"
     torch.save({"w": torch.randn(3, 4)}, path)
     rewrite(path, lambda name, data: data)
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_refused(tmp_path, change):
         read_weights(path)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_files_of_other_formats_are_rejected(tmp_path):
     path = tmp_path / "file.pt"
     with pytest.raises(ForeignCheckpointError, match="there is no file"):
         read_weights(path)
@@ -209,9 +209,9 @@ def test_other_files_are_refused(tmp_path):
         read_weights(path)
     torch.save(WEIGHTS, path)
     rewrite(path, lambda name, data: data, zipfile.ZIP_DEFLATED)
-    with pytest.raises(ForeignCheckpointError, match="an archive of something else"):
+    with pytest.raises(ForeignCheckpointError, match="an archive of another kind"):
         read_weights(path)
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"12345678{}")
-    with pytest.raises(ForeignCheckpointError, match="no safetensors file"):
+    with pytest.raises(ForeignCheckpointError, match="not a safetensors file"):
         read_weights(path)

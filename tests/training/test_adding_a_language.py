@@ -40,7 +40,7 @@ def extend(corpus, pathways, exp_dir, languages="it", **pruning):
 
 def outputs(exp_dir, language):
     """Encoder frames, losses and streamed frames of the model that decoding loads, through one language."""
-    model, _ = checkpoints.load_model(exp_dir)
+    model = checkpoints.load_model(exp_dir).model
     masks = PathwayMasks.load(exp_dir / "masks.safetensors")
     x = torch.randn(2, 120, 80, generator=torch.Generator().manual_seed(1)) - 8
     lens, y, y_lens = torch.tensor([120, 90]), torch.tensor([[5, 7, 3], [4, 9, 0]]), torch.tensor([3, 2])

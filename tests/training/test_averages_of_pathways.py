@@ -44,7 +44,7 @@ def run(corpus, tmp_path_factory):
 
 
 def averaged(exp_dir, update, avg, use_averaged_model):
-    model, _ = checkpoints.load_model(exp_dir, 0, update, avg, use_averaged_model)
+    model = checkpoints.load_model(exp_dir, 0, update, avg, use_averaged_model).model
     return model.state_dict()
 
 

@@ -108,7 +108,7 @@ def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_p
     last = checkpoint(tmp_path, 8)["masks"]
     assert all(torch.equal(code, last[name]) for name, code in masks.codes.items())
     assert all(torch.equal(code, last[name]) for name, code in checkpoint(tmp_path, 6)["masks"].items())
-    between = checkpoints.load_masks(tmp_path, iteration=4)
+    between = checkpoints.load_model(tmp_path, iteration=4).masks
     assert between.header.languages == masks.languages
     assert any(not torch.equal(code, last[name]) for name, code in between.codes.items())
     runs.train(config)  # a finished run stays as it is

@@ -1,0 +1,103 @@
+"""Checkpoints are found, averaged and loaded with as few reads as possible."""
+
+import json
+
+import pytest
+import torch
+from tiny_experiment import MODEL, VOCAB_SIZE
+
+from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.options import to_dict
+from icefall_pathways.pathways.masks import PathwayMasks
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the checkpoints whose tensors are read."""
+    names = []
+    read = checkpoints.read
+
+    def counting_read(path):
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read", counting_read)
+    return names
+
+
+def write(path, update, masks=None):
+    model = build_model(MODEL, VOCAB_SIZE)
+    tensors = {"model": model.state_dict(), "model_avg": model.state_dict(), "optimizer": {}, "masks": {}}
+    plain = {"update": update, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": {"model": to_dict(MODEL)}}
+    checkpoints.save(tensors | plain, path)
+
+
+def test_newest_reads_only_the_checkpoint_with_the_most_updates(tmp_path, reads):
+    write(layout.epoch_checkpoint(tmp_path, 3), 30)
+    for update in (8, 10, 40):
+        write(layout.batch_checkpoint(tmp_path, update), update)
+    path, checkpoint = checkpoints.newest(tmp_path)
+    assert (path.name, checkpoint["update"]) == ("checkpoint-40.pt", 40)
+    assert reads == ["checkpoint-40.pt"]
+
+
+def test_newest_prefers_the_epoch_checkpoint_after_the_same_number_of_updates(tmp_path):
+    write(layout.epoch_checkpoint(tmp_path, 2), 20)
+    write(layout.batch_checkpoint(tmp_path, 20), 20)
+    assert checkpoints.newest(tmp_path)[0].name == "epoch-2.pt"
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", "truncated", "incomplete"])
+def test_newest_skips_damaged_checkpoints_with_a_warning(tmp_path, damage, capsys):
+    write(layout.epoch_checkpoint(tmp_path, 1), 10)
+    write(layout.batch_checkpoint(tmp_path, 8), 8)
+    path = layout.batch_checkpoint(tmp_path, 20)
+    write(path, 20)
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "incomplete":  # its number of updates is readable
+        torch.save({"plain": json.dumps({"update": 20})}, path)
+    else:
+        path.write_bytes(damage)
+    assert checkpoints.newest(tmp_path)[0].name == "epoch-1.pt"
+    printed = capsys.readouterr().out
+    assert printed.startswith("warning: ") and str(path) in printed
+
+
+def test_newest_reports_if_no_checkpoint_is_readable(tmp_path):
+    assert checkpoints.newest(tmp_path) is None
+    layout.batch_checkpoint(tmp_path, 1).write_bytes(b"")
+    layout.epoch_checkpoint(tmp_path, 1).write_bytes(b"")
+    with pytest.raises(checkpoints.CheckpointError, match=r"readable \(epoch-1\.pt, checkpoint-1\.pt\)"):
+        checkpoints.newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("avg", "use_averaged_model", "expected"),
+    [
+        (1, True, ["checkpoint-3.pt", "checkpoint-2.pt"]),
+        (2, True, ["checkpoint-3.pt", "checkpoint-1.pt"]),
+        (1, False, ["checkpoint-3.pt"]),
+        (3, False, ["checkpoint-3.pt", "checkpoint-1.pt", "checkpoint-2.pt"]),
+    ],
+)
+def test_load_model_reads_each_checkpoint_once(tmp_path, reads, avg, use_averaged_model, expected):
+    for update in (1, 2, 3):
+        write(layout.batch_checkpoint(tmp_path, update), update)
+    loaded = checkpoints.load_model(tmp_path, avg=avg, use_averaged_model=use_averaged_model)
+    assert loaded.path.name == "checkpoint-3.pt" and loaded.masks is None
+    assert reads == expected
+
+
+def test_load_model_returns_the_masks_of_the_checkpoint(tmp_path):
+    path = layout.batch_checkpoint(tmp_path, 1)
+    write(path, 1)
+    masks = PathwayMasks.dense(build_model(MODEL, VOCAB_SIZE), ["en", "nl"], ["encoder"])
+    masks.set_mask(masks.names[0], "nl", torch.zeros(masks.codes[masks.names[0]].shape, dtype=torch.bool))
+    checkpoint = checkpoints.read(path)
+    del checkpoint["plain"]
+    checkpoints.save(checkpoint | {"masks": masks.codes, "masks_header": vars(masks.header)}, path)
+    loaded = checkpoints.load_model(tmp_path)
+    assert loaded.masks.languages == ("en", "nl") and loaded.masks.same_as(masks)
