@@ -158,7 +158,7 @@ def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[WatchedT
             num_workers=workers,
             sampling_temperature=2.0,
         )
-        tokenizer = Tokenizer(training.bpe_model)
+        tokenizer = Tokenizer(training.tokenizer_path)
         model_config = replace(model_config, ctc_head=options.get("ctc_loss_scale", 0.0) > 0)
         torch.manual_seed(42)
         model = build_model(model_config, tokenizer.vocab_size)

@@ -124,7 +124,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> 
             )
         except RuntimeError as error:
             raise ValueError(_explain(vocab_size, str(error))) from error
-    _write_tokens(model_path, output_dir / "tokens.txt")
+    write_tokens(model_path, output_dir / "tokens.txt")
     return model_path
 
 
@@ -136,7 +136,8 @@ def _explain(vocab_size: int, error: str) -> str:
     return f"SentencePiece cannot train {vocab_size} tokens on these transcripts: {error.strip()}"
 
 
-def _write_tokens(model_path: Path, path: Path) -> None:
+def write_tokens(model_path: Path, path: Path) -> None:
+    """Write `tokens.txt`, a line SYMBOL ID per token of a SentencePiece model."""
     processor = sentencepiece.SentencePieceProcessor()
     processor.Load(str(model_path))
     with atomic_write(path) as temporary:

@@ -31,7 +31,7 @@ class TrainedModelConfig(SearchConfig):
     """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
 
     bpe_model: Path | None = None
-    """The SentencePiece model; None: that of the experiment."""
+    """The SentencePiece model; None: the one stored in the experiment folder, or at the path of its training."""
 
 
 @dataclass(frozen=True)

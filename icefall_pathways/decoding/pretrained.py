@@ -12,6 +12,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.streaming import StreamingDecoder
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.experiment.model_files import check_features, find_tokenizer
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
@@ -75,13 +76,15 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
       ValueError: The checkpoint, masks or tokens are missing, damaged or do not fit together.
     """
     loaded = checkpoints.load_model(config.exp_dir, config.epoch, config.iter, config.avg, config.use_averaged_model)
+    check_features(config.exp_dir)
+    recorded = Path(loaded.config["training"]["bpe_model"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     masks = _load_masks(config, loaded)
     model = loaded.model.to(device)
     return TrainedModel(
         model=model,
         pathways=FoldedPathways(model, masks if masks is None else masks.to(device)),
-        tokenizer=_load_tokenizer(config.bpe_model or Path(loaded.config["training"]["bpe_model"]), model),
+        tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
         data_config=from_dict(DataConfig, loaded.config["data"]),
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
     )

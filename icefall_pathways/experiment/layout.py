@@ -4,6 +4,8 @@
 EXP_DIR/
   config.json                    options of the training or mask search
   init-from.json                 how the weights of --init-from fit the model
+  bpe.model, tokens.txt          tokenizer of the model
+  features.json                  options of the features that the model was trained on
   masks.safetensors, masks.json  masks, and their description
   masks-start.safetensors, .json initial masks of a training that changes its masks
   epoch-N.pt                     checkpoint at the end of epoch N
@@ -31,6 +33,9 @@ from uuid import uuid4
 
 CONFIG_FILE = "config.json"
 INIT_FROM_FILE = "init-from.json"
+BPE_MODEL_FILE = "bpe.model"
+TOKENS_FILE = "tokens.txt"
+FEATURES_FILE = "features.json"
 MASKS_FILE = "masks.safetensors"
 INITIAL_MASKS_FILE = "masks-start.safetensors"
 BEST_CHECKPOINT_FILE = "best-valid-loss.pt"

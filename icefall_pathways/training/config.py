@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.experiment.model_files import choose_tokenizer
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.pathways.criteria import PruneCriterion, RegrowCriterion
 from icefall_pathways.pathways.granularity import parse_granularity
@@ -28,8 +29,9 @@ class TrainingConfig:
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
     """Where checkpoints, logs and TensorBoard files go."""
 
-    bpe_model: Path = Path("data/lang_bpe_500/bpe.model")
-    """The SentencePiece model."""
+    bpe_model: Path | None = None
+    """The SentencePiece model. None: the one stored in --exp-dir if a training is resumed, or in --init-from, or else
+    data/lang_bpe_500/bpe.model."""
 
     init_from: Path | None = None
     """Start from the weights of this checkpoint, or of the newest one in this folder, and with its architecture. A
@@ -170,6 +172,12 @@ class TrainingConfig:
 
     tensorboard: bool = True
     """Write TensorBoard files."""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The SentencePiece model: --bpe-model, or the one that is used without it."""
+        init_from = None if self.reinit_vocab else self.init_from
+        return choose_tokenizer(self.exp_dir, self.bpe_model, init_from)
 
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:

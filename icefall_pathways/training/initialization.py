@@ -122,7 +122,7 @@ def starting_model(config: ExperimentConfig) -> tuple[Transducer, Comparison | N
       ValueError: They do not, and --init-partial does not allow it; the message has a table.
     """
     options = config.training
-    model = build_model(config.model, Tokenizer(options.bpe_model).vocab_size)
+    model = build_model(config.model, Tokenizer(options.tokenizer_path).vocab_size)
     if options.init_from is None:
         return model, None
     path, weights = _weights(options)
@@ -147,9 +147,10 @@ def _weights(options: TrainingConfig) -> tuple[Path, dict[str, Tensor]]:
             raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
         return init_from, read_weights(init_from, None if key == "model" else key)
     path, checkpoint = checkpoints.find(init_from)
-    if not options.reinit_vocab and checkpoint.get("tokens") not in (None, checkpoints.file_hash(options.bpe_model)):
+    bpe_model = options.tokenizer_path
+    if not options.reinit_vocab and checkpoint.get("tokens") not in (None, checkpoints.file_hash(bpe_model)):
         raise ValueError(
-            f"{path} was trained with other tokens than those of --bpe-model {options.bpe_model}: use the file that "
+            f"{path} was trained with other tokens than those of --bpe-model {bpe_model}: use the file that "
             f"{checkpoint['config']['training']['bpe_model']} was then, or begin the vocabulary-sized layers anew: "
             "--reinit-vocab 1"
         )

@@ -12,6 +12,7 @@ import torch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.experiment.model_files import store_model_files
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import LanguageCode, codes_of
 from icefall_pathways.models.transducer import Transducer
@@ -55,7 +56,7 @@ def train(config: ExperimentConfig) -> None:
     Raises:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
     """
-    config = with_optimizer(with_architecture(config))
+    config = with_optimizer(with_architecture(replace(config, training=_with_tokenizer(config.training))))
     check_training_options(config)
     languages = codes_of(config.data.languages)
     model, comparison = starting_model(config)
@@ -82,6 +83,11 @@ def _keep_masks(masks: PathwayMasks, path: Path) -> None:
         )
 
 
+def _with_tokenizer(training: TrainingConfig) -> TrainingConfig:
+    """Set --bpe-model to the SentencePiece model that is used."""
+    return replace(training, bpe_model=training.tokenizer_path)
+
+
 def _frozen(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
     """The languages to freeze while `languages` are trained."""
     frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
@@ -98,6 +104,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     """
     if config.training.init_from is None:
         raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
+    config = replace(config, training=_with_tokenizer(config.training))
     languages = codes_of(config.data.languages)
     extended = [] if config.pruning.extend_masks is None else [_masks_to_extend(config, config.pruning.extend_masks)]
     shared = config.pruning.prune_for == "all-languages"
@@ -110,7 +117,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     for search in searches:
         _check_same_search(search.training.exp_dir, wanted)
     output = config.training.exp_dir / layout.MASKS_FILE
-    _write_start(config, comparison)
+    _write_start(replace(config, model=searches[0].model), comparison)
     if config.training.print_diagnostics:
         _search(searches[0], config.pruning, wanted)
         return
@@ -124,6 +131,7 @@ def find_masks(config: MaskSearchConfig) -> None:
 
 def _write_start(config: ExperimentConfig | MaskSearchConfig, comparison: Comparison | None) -> None:
     """Keep the options, and say how the weights of --init-from fit the model."""
+    store_model_files(config.training.exp_dir, config.training.tokenizer_path)
     write_json(config.training.exp_dir / layout.CONFIG_FILE, to_dict(config))
     if comparison is not None:
         print(f"Starting from {comparison}")
@@ -172,7 +180,7 @@ def _masks_to_extend(config: MaskSearchConfig, path: Path) -> PathwayMasks:
 
 def _check_vocabulary(config: ExperimentConfig) -> None:
     """Check that the tokens, which were made for other languages, can write those of `config`."""
-    tokenizer = Tokenizer(config.training.bpe_model)
+    tokenizer = Tokenizer(config.training.tokenizer_path)
     SpeechDataModule(config.data, tokenizer).check_vocabulary()
 
 
@@ -223,6 +231,7 @@ def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, want
 def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, Any], place: int = 0) -> None:
     os.environ["TQDM_POSITION"] = str(place)  # a line of its own for each search that runs at the same time
     training = config.training
+    store_model_files(training.exp_dir, training.tokenizer_path)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": wanted})
     launch(_train_rank, training.world_size, training.master_port + place, config, pruning)
 
@@ -230,7 +239,7 @@ def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, 
 def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | None) -> None:
     """One rank of a training, or of a mask search if `pruning` is given."""
     torch.manual_seed(config.training.seed)
-    tokenizer = Tokenizer(config.training.bpe_model)
+    tokenizer = Tokenizer(config.training.tokenizer_path)
     data = SpeechDataModule(config.data, tokenizer)
     model, _ = starting_model(config)
     languages = [language.code for language in data.languages]

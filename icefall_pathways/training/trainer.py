@@ -81,7 +81,7 @@ class Trainer:
         self.rank = rank
         self.data = data
         self.tokenizer = tokenizer
-        self.tokens = checkpoints.file_hash(self.options.bpe_model)
+        self.tokens = checkpoints.file_hash(self.options.tokenizer_path)
         self.plan = plan
         self.restarts_every = plan.schedule.restarts_every if plan is not None else 0
         self.model = model.to(rank.device)

@@ -1,0 +1,94 @@
+"""Files that make an experiment folder self-contained: the tokenizer and the feature options of its model.
+
+A training stores them next to its checkpoints, which hold the architecture. The folder can then be moved or copied to
+another machine.
+"""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.tokenizer import Tokenizer, write_tokens
+from icefall_pathways.experiment import layout
+from icefall_pathways.files import atomic_write, read_json, write_json
+
+DEFAULT_BPE_MODEL = Path("data/lang_bpe_500/bpe.model")
+
+
+def store_model_files(exp_dir: Path, bpe_model: Path) -> None:
+    """Copy the tokenizer and write the feature options to an experiment folder.
+
+    A folder that holds checkpoints already is left unchanged: its files belong to the run that is resumed.
+
+    Raises:
+      ValueError: The SentencePiece model is missing or damaged.
+    """
+    if layout.has_checkpoints(exp_dir):
+        return
+    Tokenizer(bpe_model)  # raises if it is not a model
+    with atomic_write(exp_dir / layout.BPE_MODEL_FILE) as temporary:
+        shutil.copyfile(bpe_model, temporary)
+    write_tokens(exp_dir / layout.BPE_MODEL_FILE, exp_dir / layout.TOKENS_FILE)
+    write_json(exp_dir / layout.FEATURES_FILE, _feature_options())
+
+
+def stored_tokenizer(path: Path) -> Path | None:
+    """Return the SentencePiece model stored in an experiment folder, or next to a checkpoint; None if there is none."""
+    folder = path if path.is_dir() else path.parent
+    bpe_model = folder / layout.BPE_MODEL_FILE
+    return bpe_model if bpe_model.is_file() else None
+
+
+def choose_tokenizer(exp_dir: Path, given: Path | None, init_from: Path | None) -> Path:
+    """Return the SentencePiece model of a training, which is the first that there is of:
+
+    the given one (--bpe-model), that of the run that is resumed, that of the model that training starts from
+    (`init_from`), and the one of the recipe.
+    """
+    candidates = [given]
+    if layout.has_checkpoints(exp_dir):
+        candidates.append(stored_tokenizer(exp_dir))
+    if init_from is not None:
+        candidates.append(stored_tokenizer(init_from))
+    return next((path for path in candidates if path is not None), DEFAULT_BPE_MODEL)
+
+
+def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
+    """Return the stored SentencePiece model of an experiment, else the one at the path that its options record.
+
+    Raises:
+      ValueError: Neither exists.
+    """
+    stored = stored_tokenizer(exp_dir)
+    if stored is None and not recorded.is_file():
+        raise ValueError(
+            f"no SentencePiece model of {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
+            "at training) exists; copy the model that it was trained with to the former, or name it with --bpe-model"
+        )
+    return stored or recorded
+
+
+def check_features(exp_dir: Path) -> None:
+    """Check that a model was trained on the features that this version computes; folders of version 0.1 pass.
+
+    Raises:
+      ValueError: The feature options differ, or their file is damaged.
+    """
+    path = exp_dir / layout.FEATURES_FILE
+    if not path.is_file():
+        return
+    stored, expected = read_json(path), _feature_options()
+    if stored != expected:
+        names = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
+        differences = ", ".join(f"{name}={stored.get(name)} instead of {expected.get(name)}" for name in names)
+        raise ValueError(
+            f"{path}: the model was trained on other features than this version computes ({differences}); use the "
+            "version of icefall_pathways that trained it"
+        )
+
+
+def _feature_options() -> dict[str, Any]:
+    """Return the options that define the features; the device does not."""
+    return {name: value for name, value in asdict(FbankConfig()).items() if name != "device"}
