@@ -15,7 +15,7 @@ from icefall_pathways import files
 from icefall_pathways.corpora.layout import SplitFiles, write_manifests
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
-from icefall_pathways.data.fbank import StoreConfig, store_features
+from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.languages import get_language
@@ -170,9 +170,9 @@ def test_audio_is_checked_before_features_are_made_of_it(tmp_path):
     evil = recording(f"touch {tmp_path / 'was-run'}", "command")
     manifests = SplitFiles(tmp_path, "mls", get_language("en"), "train")
     write_manifests(manifests, lambda _: [(evil, SupervisionSegment("evil", "evil", 0.0, 1.0, text="x"))])
-    config = StoreConfig(manifest_dir=tmp_path, output_dir=tmp_path / "out", languages="en", num_jobs=1)
+    config = ComputeFbankConfig(manifest_dir=tmp_path, output_dir=tmp_path / "out", languages="en", num_jobs=1)
     with pytest.raises(DataError, match="takes its audio from a command"):
-        store_features(config)
+        compute_fbank(config)
     assert not (tmp_path / "was-run").exists()
 
 

@@ -8,7 +8,7 @@ Usage:
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.data.fbank import store_musan
+from icefall_pathways.data.fbank import compute_fbank_musan
 
 __all__ = ["Config", "run"]
 
@@ -29,4 +29,4 @@ class Config:
 
 def run(config: Config) -> None:
     """Store the features."""
-    store_musan(config.manifest_dir, config.output_dir, config.num_jobs)
+    compute_fbank_musan(config.manifest_dir, config.output_dir, config.num_jobs)

@@ -16,10 +16,10 @@ from icefall_pathways.languages import parse_languages
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
-_MOST_CHECKSUMS = 1 << 20  # bytes of md5sum.txt
+_MAX_CHECKSUM_BYTES = 1 << 20  # bytes of md5sum.txt
 # Audio does not get smaller in an archive, and transcripts by a few times.
-_MOST_UNPACKED = 100 << 20  # bytes of a small archive's content
-_MOST_GROWTH = 10  # times a large archive's size
+_MAX_UNPACKED_BYTES = 100 << 20  # bytes of a small archive's content
+_MAX_EXPANSION = 10  # times a large archive's size
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def download_mls(config: DownloadConfig) -> None:
 def _read_checksums(url: str) -> dict[str, str]:
     """File names and their MD5 sums, from lines "SUM  NAME"."""
     with _open(Request(url)) as response:
-        lines = response.read(_MOST_CHECKSUMS).decode("utf-8").splitlines()
+        lines = response.read(_MAX_CHECKSUM_BYTES).decode("utf-8").splitlines()
     return {PurePosixPath(line.split()[1]).name: line.split()[0] for line in lines if len(line.split()) == 2}
 
 
@@ -142,7 +142,7 @@ def _check(archive: Path, expected: str) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack plain files and folders only; nothing leaves `folder` or fills the disk."""
-    room = max(_MOST_UNPACKED, _MOST_GROWTH * archive.stat().st_size)
+    room = max(_MAX_UNPACKED_BYTES, _MAX_EXPANSION * archive.stat().st_size)
     with tarfile.open(archive) as tar:
         for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file"):
             path = PurePosixPath(member.name)
@@ -153,7 +153,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             room -= member.size
             if room < 0:
                 raise CorpusError(
-                    f"{archive} grows to more than {_MOST_GROWTH} times its size, which audio does not: do not trust it"
+                    f"{archive} unpacks to more than {_MAX_EXPANSION} times its size, unlike audio: do not trust it"
                 )
             target = folder / path
             if member.isdir():

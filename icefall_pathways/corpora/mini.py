@@ -24,15 +24,15 @@ import torch
 from tqdm import tqdm
 
 from icefall_pathways.corpora.layout import SPLITS
-from icefall_pathways.corpora.mini_speech import SAMPLE_RATE, Speaker, Synthesiser, speakers_of, utter
+from icefall_pathways.corpora.mini_speech import SAMPLE_RATE, Speaker, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
 
-_STAMP = "mini_corpus.json"
+_OPTIONS_FILE = "mini_corpus.json"
 _HELD_OUT_SPEAKERS = 8  # in dev, and as many others in test
-_TYPICAL_SECONDS = 2.0
+_MEAN_DURATION = 2.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Utterance:
     handle: str
     text: str
     speaker: Speaker
-    seconds: float
+    duration: float
 
 
 def make_mini_corpus(config: MiniCorpusConfig) -> None:
@@ -151,7 +151,7 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
     if _open_folder(config):
         print(f"{config.corpus_dir} is finished already")
         return
-    seconds = 3600 * sum(map(config.hours_of, languages)) + _TYPICAL_SECONDS * len(languages) * (
+    seconds = 3600 * sum(map(config.hours_of, languages)) + _MEAN_DURATION * len(languages) * (
         config.dev_utterances + config.test_utterances
     )
     jobs = config.num_jobs or cpu_count() or 1
@@ -167,7 +167,7 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
             "a synthesising process was ended from outside, perhaps for want of memory: run the same command again, "
             f"with fewer processes than --num-jobs {jobs}; what is finished is kept"
         ) from error
-    write_json(config.corpus_dir / _STAMP, _options(config) | {"finished": True})
+    write_json(config.corpus_dir / _OPTIONS_FILE, _options(config) | {"finished": True})
 
 
 def _options(config: MiniCorpusConfig) -> dict[str, object]:
@@ -183,7 +183,7 @@ def _open_folder(config: MiniCorpusConfig) -> bool:
     Raises:
       ValueError: It holds another corpus, or something else.
     """
-    stamp, options = config.corpus_dir / _STAMP, _options(config)
+    stamp, options = config.corpus_dir / _OPTIONS_FILE, _options(config)
     if not stamp.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
         raise ValueError(f"{config.corpus_dir} holds something that is no embedded corpus: name an empty --corpus-dir")
     if stamp.exists():
@@ -210,7 +210,7 @@ def _remove_leftovers(corpus_dir: Path) -> None:
 
 
 def _make_language(config: MiniCorpusConfig, language: Language, pool: ProcessPoolExecutor, bar: tqdm) -> None:
-    speakers = speakers_of(language, config.seed)
+    speakers = draw_speakers(language, config.seed)
     people = {
         "dev": speakers[:_HELD_OUT_SPEAKERS],
         "test": speakers[_HELD_OUT_SPEAKERS : 2 * _HELD_OUT_SPEAKERS],
@@ -236,14 +236,14 @@ def _make_split(
     seconds, start = 0.0, 0
     while seconds < wanted and start < counts.get(split, math.inf):
         # A batch is made whole and then cut where the hours are reached, so its size does not matter for the result.
-        size = counts.get(split) or max(8, math.ceil((wanted - seconds) / _TYPICAL_SECONDS))
+        size = counts.get(split) or max(8, math.ceil((wanted - seconds) / _MEAN_DURATION))
         jobs = [(config, language, split, speakers, index) for index in range(start, start + size)]
         for utterance in pool.map(_make_utterance, jobs, chunksize=8):
             if seconds >= wanted:
                 _audio_path(config.corpus_dir, language, split, utterance.handle).unlink()
                 continue
-            seconds += utterance.seconds
-            bar.update(utterance.seconds)
+            seconds += utterance.duration
+            bar.update(utterance.duration)
             yield utterance
         start += size
 
@@ -254,8 +254,8 @@ def _start_worker() -> None:
 
 
 @cache
-def _synthesiser() -> Synthesiser:
-    return Synthesiser()
+def _synthesizer() -> Synthesizer:
+    return Synthesizer()
 
 
 def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], int]) -> _Utterance:
@@ -263,10 +263,10 @@ def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], i
     rng = random.Random(f"{config.seed}/{language.code}/{split}/{index}")
     speaker = rng.choice(speakers)
     text = draw_sentence(language, split, config.kinds(), config.highest_number, config.seed, rng)
-    handle = f"{speaker.number}_{10000 + speaker.number}_{index:06d}"
+    handle = f"{speaker.speaker_id}_{10000 + speaker.speaker_id}_{index:06d}"
     path = _audio_path(config.corpus_dir, language, split, handle)
     if not path.exists():
-        _write_flac(path, utter(_synthesiser(), text, speaker, config.seed, rng))
+        _write_flac(path, synthesize_utterance(_synthesizer(), text, speaker, config.seed, rng))
     return _Utterance(handle, text, speaker, soundfile.info(path).duration)
 
 
@@ -292,7 +292,9 @@ def _audio_path(corpus_dir: Path, language: Language, split: str, handle: str) -
 def _write_split(corpus_dir: Path, language: Language, split: str, utterances: list[_Utterance]) -> None:
     folder = corpus_dir / f"mls_{language.name}" / split
     _write_lines(folder / "transcripts.txt", [f"{u.handle}\t{u.text}" for u in utterances])
-    _write_lines(folder / "segments.txt", [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.seconds:.2f}" for u in utterances])
+    _write_lines(
+        folder / "segments.txt", [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.duration:.2f}" for u in utterances]
+    )
     if split == "train":
         limited = folder / "limited_supervision"
         parts = {f"1hr/{fold}": _up_to(utterances, 600 * fold, 600 * (fold + 1)) for fold in range(6)}
@@ -308,7 +310,7 @@ def _up_to(utterances: list[_Utterance], start: float, end: float) -> list[str]:
     for utterance in utterances:
         if start <= passed < end:
             handles.append(utterance.handle)
-        passed += utterance.seconds
+        passed += utterance.duration
     return handles
 
 
@@ -317,10 +319,12 @@ def _write_metainfo(corpus_dir: Path, language: Language, made: dict[str, list[_
     for split, utterances in made.items():
         minutes: dict[Speaker, float] = {}
         for utterance in utterances:
-            minutes[utterance.speaker] = minutes.get(utterance.speaker, 0.0) + utterance.seconds / 60
-        for speaker, spoken in sorted(minutes.items(), key=lambda item: item[0].number):
-            book = 10000 + speaker.number
-            lines.append(f"{speaker.number} | {speaker.gender} | {split} | {spoken:.3f} | {book} | {speaker.voice} | -")
+            minutes[utterance.speaker] = minutes.get(utterance.speaker, 0.0) + utterance.duration / 60
+        for speaker, spoken in sorted(minutes.items(), key=lambda item: item[0].speaker_id):
+            book = 10000 + speaker.speaker_id
+            lines.append(
+                f"{speaker.speaker_id} | {speaker.gender} | {split} | {spoken:.3f} | {book} | {speaker.voice} | -"
+            )
     _write_lines(corpus_dir / f"mls_{language.name}" / "metainfo.txt", lines)
 
 

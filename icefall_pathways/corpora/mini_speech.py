@@ -42,7 +42,7 @@ _MEN = """
 
 
 class SynthesisError(ValueError):
-    """The synthesiser refused a voice or a text."""
+    """The synthesizer refused a voice or a text."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Speaker:
     """A synthetic person.
 
     Attributes:
-      number: Identifier, unique in the corpus.
-      voice: The synthesiser's voice and variant.
+      speaker_id: Identifier, unique in the corpus.
+      voice: The synthesizer's voice and variant.
       gender: "M" or "F".
     """
 
-    number: int
+    speaker_id: int
     voice: str
     gender: str
 
 
-def speakers_of(language: Language, seed: int) -> list[Speaker]:
+def draw_speakers(language: Language, seed: int) -> list[Speaker]:
     """All speakers of a language in an order drawn by `seed`, one per variant."""
     rng = random.Random(f"{seed}/{language.code}/speakers")
     variants = [(name, "F") for name in _WOMEN.split()] + [(name, "M") for name in _MEN.split()]
@@ -72,7 +72,7 @@ def speakers_of(language: Language, seed: int) -> list[Speaker]:
     ]
 
 
-class Synthesiser:
+class Synthesizer:
     """eSpeak NG in this process.
 
     The library keeps state from one utterance to the next (noise generators, filters of the previous voice). To make an
@@ -96,11 +96,11 @@ class Synthesiser:
           pitch_range: 0 (monotone) to 100.
 
         Raises:
-          SynthesisError: The synthesiser has no such voice or makes no sound of the text.
+          SynthesisError: The synthesizer has no such voice or makes no sound of the text.
         """
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         try:
-            self._synthesise(library, text, voice, {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range})
+            self._synthesize(library, text, voice, {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range})
         finally:
             library.espeak_Terminate()
             _ctypes.dlclose(library._handle)
@@ -109,7 +109,7 @@ class Synthesiser:
             raise SynthesisError(f"eSpeak NG made no sound of {text!r} with voice {voice!r}")
         return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
-    def _synthesise(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
+    def _synthesize(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
         self._pieces.clear()
         data = espeakng_loader.get_data_path().encode()
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _RETURN_ERRORS) != _ESPEAK_RATE:
@@ -134,15 +134,17 @@ class Synthesiser:
         return 0
 
 
-def utter(synthesiser: Synthesiser, text: str, speaker: Speaker, seed: int, rng: random.Random) -> np.ndarray:
+def synthesize_utterance(
+    synthesizer: Synthesizer, text: str, speaker: Speaker, seed: int, rng: random.Random
+) -> np.ndarray:
     """One recording: `text` by `speaker`, with a speed, pitch, room, noise and level of its own.
 
     Returns:
       Samples in [-1, 1] at 16 kHz, float32.
     """
-    person = random.Random(f"{seed}/{speaker.number}")
+    person = random.Random(f"{seed}/{speaker.speaker_id}")
     rate, pitch, pitch_range = person.randint(130, 170), person.randint(35, 65), person.randint(35, 65)
-    samples = synthesiser.speak(
+    samples = synthesizer.speak(
         text, speaker.voice, rate + rng.randint(-12, 12), pitch + rng.randint(-6, 6), pitch_range + rng.randint(-10, 10)
     )
     noise = np.random.default_rng(rng.getrandbits(63))

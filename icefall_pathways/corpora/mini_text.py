@@ -17,7 +17,7 @@ from num2words import num2words
 from icefall_pathways.languages import Language
 
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
-_MOST_DRAWS = 10_000
+_MAX_DRAWS = 10_000
 
 
 def draw_sentence(
@@ -38,8 +38,8 @@ def draw_sentence(
     Raises:
       ValueError: Too few different sentences: none of many draws belongs to the split.
     """
-    for _ in range(_MOST_DRAWS):
-        sentence = normalise(CONTENTS[rng.choice(content)](language.code, highest_number, rng), language)
+    for _ in range(_MAX_DRAWS):
+        sentence = normalize(CONTENTS[rng.choice(content)](language.code, highest_number, rng), language)
         if sentence and _split_of(sentence, language, seed) == split:
             return sentence
     raise ValueError(
@@ -48,7 +48,7 @@ def draw_sentence(
     )
 
 
-def normalise(text: str, language: Language) -> str:
+def normalize(text: str, language: Language) -> str:
     """Lower case, letters of the alphabet and single spaces only; empty if a letter of another alphabet is in it."""
     text = unicodedata.normalize("NFC", text).lower().replace("’", "'")
     text = re.sub(r"\d+", lambda match: f" {_number(int(match[0]), language.code)} ", text)

@@ -25,7 +25,7 @@ SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)
 SAMPLE_RATE = 16000
 
 _AUDIO_SUFFIXES = (".flac", ".opus")
-_AT_A_TIME = 10_000  # utterances; English has ten million, which are not held all at once
+_MAX_PENDING = 10_000  # utterances; English has ten million, which are not held all at once
 
 
 def language_folder(corpus_dir: Path, language: Language) -> Path:
@@ -96,8 +96,8 @@ def _read_split(
         tqdm(desc=f"{language.code} {split}", total=total, unit="file", leave=False) as bar,
         ThreadPoolExecutor(num_jobs) as pool,
     ):
-        while some := list(islice(lines, _AT_A_TIME)):
-            found = pool.map(partial(_look_at, folder, language), some)
+        while some := list(islice(lines, _MAX_PENDING)):
+            found = pool.map(partial(_read_recording, folder, language), some)
             for (handle, text), recording in zip(some, found, strict=True):
                 bar.update()
                 if handle in seen:
@@ -111,7 +111,7 @@ def _read_split(
                 yield recording.resample(SAMPLE_RATE), _supervision(handle, text, recording, speaker, language, genders)
 
 
-def _look_at(folder: Path, language: Language, line: tuple[str, str]) -> Recording | tuple[Reason, str]:
+def _read_recording(folder: Path, language: Language, line: tuple[str, str]) -> Recording | tuple[Reason, str]:
     """The recording of an utterance, or why it cannot be used, with what was found."""
     handle, text = line
     if foreign := foreign_characters(text, language):

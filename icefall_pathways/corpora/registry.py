@@ -36,7 +36,7 @@ class PrepareManifests(Protocol):
           The numbers of kept and rejected utterances.
 
         Raises:
-          CorpusError: Parts of the corpus are missing, or there is no such subset.
+          CorpusError: FeatureShards of the corpus are missing, or there is no such subset.
         """
 
 

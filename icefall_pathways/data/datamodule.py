@@ -21,7 +21,13 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.loading import load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_files
-from icefall_pathways.data.sampling import BatchPlan, LanguageCuts, MonolingualSampler, in_order, updates_per_epoch
+from icefall_pathways.data.sampling import (
+    BatchPlan,
+    LanguageCuts,
+    MonolingualSampler,
+    sequential_batches,
+    updates_per_epoch,
+)
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.errors import first_line
 from icefall_pathways.languages import Language, get_language, parse_languages
@@ -31,7 +37,7 @@ logger = logging.getLogger("icefall_pathways")
 __all__ = ["DataConfig", "DataError", "SpeechDataModule", "SplitLoader", "check_monolingual"]
 
 _USED = "used"
-_EAGER_BELOW = 200_000  # a language with fewer cuts keeps them in memory; else every pass reads the file
+_MAX_EAGER_CUTS = 200_000  # a language with fewer cuts keeps them in memory; else every pass reads the file
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class SpeechDataModule:
         cuts = CutSet.from_cuts(self._cuts(tag, split))
         if len(cuts) == 0:
             raise DataError(f"{self._path(tag, split)} holds no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
-        batches = in_order(cuts.sort_by_duration(), self.config.max_duration)
+        batches = sequential_batches(cuts.sort_by_duration(), self.config.max_duration)
         return SplitLoader(
             [BatchPlan(0, tag.code, batch, 0) for batch in batches],
             self._dataset(),
@@ -257,27 +263,27 @@ class SpeechDataModule:
         kept: list[MonoCut] = []
         number, seconds = 0, 0.0
         for cut in tqdm(self._cuts(language, "train"), f"reading {language.code}", unit="cut", leave=False, delay=3):
-            reason = self._reason_to_drop(cut)
+            reason = self._rejection_reason(cut)
             self._counts[language.code, reason or _USED] += 1
             if reason is None:
                 number += 1
                 seconds += cut.duration
-                if number <= _EAGER_BELOW:
+                if number <= _MAX_EAGER_CUTS:
                     kept.append(cut)
         if not number:
             raise DataError(
                 f"no training cut of {language.name} can be used; mend what the table says, or look at --bpe-model:\n"
                 f"{self.drop_report()}"
             )
-        if number <= _EAGER_BELOW:
+        if number <= _MAX_EAGER_CUTS:
             return LanguageCuts(CutSet.from_cuts(kept), number, seconds)
         lazy = CutSet.from_jsonl_lazy(self._path(language, "train")).filter(self._is_usable)
         return LanguageCuts(lazy, number, seconds)
 
     def _is_usable(self, cut: MonoCut) -> bool:
-        return self._reason_to_drop(cut) is None
+        return self._rejection_reason(cut) is None
 
-    def _reason_to_drop(self, cut: MonoCut) -> str | None:
+    def _rejection_reason(self, cut: MonoCut) -> str | None:
         if cut.duration < self.config.min_cut_duration:
             return f"shorter than {self.config.min_cut_duration} s"
         if cut.duration > self.config.max_cut_duration:

@@ -20,13 +20,13 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
 from icefall_pathways.corpora.mls import SAMPLE_RATE
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.manifests import check_recording
-from icefall_pathways.data.shards import Parts
+from icefall_pathways.data.shards import FeatureShards
 from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
 
 
 @dataclass(frozen=True)
-class StoreConfig:
+class ComputeFbankConfig:
     """Which features to make, from what, and what may be lost."""
 
     manifest_dir: Path = Path("data/manifests")
@@ -57,7 +57,7 @@ class StoreConfig:
     """Processes; 0 uses all cores."""
 
 
-def store_features(config: StoreConfig) -> CorpusReport:
+def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
     """Make features and cuts of all languages and splits; a finished split is read back, not made again.
 
     Audio that is not 16 kHz mono is resampled and downmixed. A file that cannot be decoded whole is left out, counted.
@@ -76,7 +76,7 @@ def store_features(config: StoreConfig) -> CorpusReport:
     return report
 
 
-def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
+def compute_fbank_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
     """Make features of MUSAN in pieces of ten seconds and write output_dir/musan_cuts.jsonl.gz.
 
     Raises:
@@ -93,7 +93,7 @@ def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
     recordings = (recording for path in paths for recording in RecordingSet.from_jsonl_lazy(path))
     whole = CutSet.from_cuts(recording.resample(SAMPLE_RATE).to_cut() for recording in recordings)
     pieces = whole.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
-    parts = Parts(output_dir / "musan_feats", True, {"recordings": [sha256(path) for path in paths]})
+    parts = FeatureShards(output_dir / "musan_feats", True, {"recordings": [sha256(path) for path in paths]})
     with _process_pool(num_jobs) as pool, tqdm(total=len(pieces), desc="MUSAN", unit="cut") as bar:
         unreadable = parts.make(pieces, pool, _num_processes(num_jobs), bar)
     if unreadable:
@@ -102,7 +102,7 @@ def store_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> None:
     parts.join(output)
 
 
-def describe(config: StoreConfig) -> str:
+def summarize_cuts(config: ComputeFbankConfig) -> str:
     """A table of the stored cuts: number, hours and durations of each language and split."""
     rows, corpus = [], find_corpus(config.output_dir, "cuts")
     for language in parse_languages(config.languages):
@@ -133,7 +133,7 @@ def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterat
             yield from (supervision.text for supervision in cut.supervisions)
 
 
-def _store_split(config: StoreConfig, language: Language, split: str, pool: ProcessPoolExecutor) -> CorpusReport:
+def _store_split(config: ComputeFbankConfig, language: Language, split: str, pool: ProcessPoolExecutor) -> CorpusReport:
     finished = SplitFiles(config.output_dir, find_corpus(config.output_dir, "cuts"), language, split)
     if finished.cuts.exists() and finished.report.exists():
         return CorpusReport.load(finished.report)
@@ -145,7 +145,7 @@ def _store_split(config: StoreConfig, language: Language, split: str, pool: Proc
     report = CorpusReport.load(manifests.report) if manifests.report.exists() else CorpusReport()
     speeds = (1.0, 0.9, 1.1) if config.perturb_speed and split == "train" else (1.0,)
     limits = {"min_duration": config.min_duration, "max_duration": config.max_duration, "speeds": list(speeds)}
-    parts = Parts(
+    parts = FeatureShards(
         output.features,
         config.store_feats,
         limits
@@ -196,7 +196,9 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
 
 
-def _cuts(config: StoreConfig, manifests: SplitFiles, speeds: Sequence[float], report: CorpusReport) -> Iterator[Cut]:
+def _cuts(
+    config: ComputeFbankConfig, manifests: SplitFiles, speeds: Sequence[float], report: CorpusReport
+) -> Iterator[Cut]:
     """The cuts of a split within the limits of duration, at one speed after the other, read as they are needed."""
     language, split = manifests.language.code, manifests.split
     for speed in speeds:

@@ -33,16 +33,16 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
-        worker_init_fn=_outlive_signals if num_workers else None,
+        worker_init_fn=_ignore_signals if num_workers else None,
     )
-    yield from _outliving(iter(batches))
+    yield from _with_worker_errors(iter(batches))
 
 
 def _identity(batch: Any) -> Any:
     return batch
 
 
-def _outlive_signals(_worker: int) -> None:
+def _ignore_signals(_worker: int) -> None:
     """Ctrl-C in a terminal, and many a scheduler, signal all processes of a run.
 
     It is the training that acts on it: it needs the batches of the update that it finishes, and ends its loaders then.
@@ -51,21 +51,21 @@ def _outlive_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _outliving(batches: Iterator[Any]) -> Iterator[Any]:
+def _with_worker_errors(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; the death of a process that makes them becomes an error that says what to do."""
     while True:
-        with deaths_told():
+        with translate_worker_death():
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except (EOFError, ConnectionError) as error:  # it died while handing over
-                raise _death(error) from error
+                raise _worker_death_error(error) from error
         yield batch
 
 
 @contextmanager
-def deaths_told() -> Iterator[None]:
+def translate_worker_death() -> Iterator[None]:
     """Inside, the death of a process that loads batches is an error that says what to do.
 
     Torch interrupts whatever is being computed at that moment, with an error of its own.
@@ -76,17 +76,17 @@ def deaths_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_death(error):
+        if not is_worker_death(error):
             raise
-        raise _death(error) from error
+        raise _worker_death_error(error) from error
 
 
-def is_death(error: BaseException) -> bool:
+def is_worker_death(error: BaseException) -> bool:
     """Whether an error is torch's for a process that loads batches and has died."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
-def _death(error: Exception) -> DataError:
+def _worker_death_error(error: Exception) -> DataError:
     return DataError(
         f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
         "lower --num-workers or --max-duration, and run the same command again to go on"

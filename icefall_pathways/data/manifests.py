@@ -14,13 +14,13 @@ from lhotse.cut import Cut
 
 from icefall_pathways.data.features import FbankConfig
 
-_LONGEST = 24 * 3600.0  # seconds of a cut
+_MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
 _TOLERANCE = 1.0  # seconds by which two claims of one length may differ
 # Other kinds run commands, fetch addresses, or hold recordings of their own.
-_SOURCES = ("file", "memory")
-_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
-_STORAGES = (
+_ALLOWED_SOURCES = ("file", "memory")
+_ALLOWED_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
+_ALLOWED_STORAGES = (
     *("lilcom_chunky", "lilcom_files", "lilcom_hdf5", "chunked_lilcom_hdf5", "numpy_files", "numpy_hdf5"),
     *("memory_lilcom", "memory_raw"),
 )
@@ -43,8 +43,10 @@ def check_cut(cut: Cut, path: Path) -> None:
     where = f"cut {cut.id} in {path}"
     if not isinstance(cut, MonoCut):
         raise DataError(f"{where} is a {type(cut).__name__}: expected MonoCuts, of one recording and channel each")
-    if not 0 < cut.duration <= _LONGEST:
-        raise DataError(f"{where} claims to last {cut.duration:g} s: expected up to {_LONGEST:g}; mend the manifest")
+    if not 0 < cut.duration <= _MAX_DURATION:
+        raise DataError(
+            f"{where} claims to last {cut.duration:g} s: expected up to {_MAX_DURATION:g}; mend the manifest"
+        )
     if cut.has_recording:
         check_recording(cut.recording, where)
     if cut.has_features:
@@ -58,7 +60,7 @@ def check_recording(recording: Recording, where: str) -> None:
       DataError: It is read from elsewhere than a file, is changed in ways that read others, or claims impossible sizes.
     """
     for source in recording.sources:
-        if source.type not in _SOURCES:
+        if source.type not in _ALLOWED_SOURCES:
             raise DataError(
                 f"{where} takes its audio from a {source.type} ({str(source.source)[:60]!r}): expected audio files; "
                 "do not trust this manifest, or make its audio files first"
@@ -70,8 +72,8 @@ def check_recording(recording: Recording, where: str) -> None:
             )
     for transform in recording.transforms or ():
         name = transform["name"] if isinstance(transform, dict) else type(transform).__name__
-        if name not in _TRANSFORMS:
-            raise DataError(f"{where} changes its audio by {name}: expected one of {', '.join(_TRANSFORMS)}")
+        if name not in _ALLOWED_TRANSFORMS:
+            raise DataError(f"{where} changes its audio by {name}: expected one of {', '.join(_ALLOWED_TRANSFORMS)}")
     if recording.sampling_rate not in _SAMPLING_RATES:
         raise DataError(
             f"{where} claims {recording.sampling_rate} samples a second: expected {_SAMPLING_RATES.start} to "
@@ -106,10 +108,10 @@ def _files(cut: MonoCut, stored_features: bool) -> Iterator[str]:
 
 def _check_features(features: Features, where: str) -> None:
     expected = FbankConfig()
-    if features.storage_type not in _STORAGES:
+    if features.storage_type not in _ALLOWED_STORAGES:
         raise DataError(
-            f"{where} has features in storage of type {features.storage_type!r}: expected files ({', '.join(_STORAGES)}"
-            "); do not trust this manifest, or store its features anew"
+            f"{where} has features in storage of type {features.storage_type!r}: expected files "
+            f"({', '.join(_ALLOWED_STORAGES)}); do not trust this manifest, or compute its features again"
         )
     if features.num_features != expected.num_bins:
         raise DataError(

@@ -37,8 +37,8 @@ class LanguageCuts:
     """The training cuts of one language, how many they are and how much audio."""
 
     cuts: CutSet
-    number: int
-    seconds: float
+    num_cuts: int
+    total_seconds: float
 
 
 class MonolingualSampler(Sampler[BatchPlan]):
@@ -89,8 +89,8 @@ class MonolingualSampler(Sampler[BatchPlan]):
         self.max_duration = max_duration
         if temperature <= 0:
             raise ValueError(f"--sampling-temperature {temperature} is not above 0: 1 draws languages as the data is")
-        most = max(part.seconds for part in languages.values())
-        self.weights = [(part.seconds / most) ** (1 / temperature) for part in languages.values()]
+        most = max(part.total_seconds for part in languages.values())
+        self.weights = [(part.total_seconds / most) ** (1 / temperature) for part in languages.values()]
         self.num_buckets = num_buckets
         self.shuffle = shuffle
         self.short_first = short_first
@@ -139,10 +139,10 @@ class MonolingualSampler(Sampler[BatchPlan]):
 
     def _pass(self, language: str, number: int) -> CutSampler:
         cuts = self.languages[language].cuts
-        buckets = max(1, min(self.num_buckets, self.languages[language].number))
+        buckets = max(1, min(self.num_buckets, self.languages[language].num_cuts))
         ranks = {"world_size": self.world_size, "rank": self.rank}
         if number == 0 and self.short_first:
-            return in_order(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
+            return sequential_batches(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # small corpora are, on purpose
             sampler = _BucketingSampler(
@@ -159,26 +159,28 @@ class MonolingualSampler(Sampler[BatchPlan]):
         return sampler
 
 
-class _AnyTorchSampler(Sampler[CutSet]):
+class _TorchSamplerAdapter(Sampler[CutSet]):
     """Stands between lhotse's samplers and torch's, whose __init__ asks for an argument in old versions only."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
 
-class _BucketingSampler(DynamicBucketingSampler, _AnyTorchSampler):
+class _BucketingSampler(DynamicBucketingSampler, _TorchSamplerAdapter):
     pass
 
 
-class _InOrderSampler(SimpleCutSampler, _AnyTorchSampler):
+class _SequentialSampler(SimpleCutSampler, _TorchSamplerAdapter):
     pass
 
 
-def in_order(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
+def sequential_batches(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
     """Batches of at most `max_duration` seconds of `cuts` as they come; ranks get cuts of their own."""
-    return _InOrderSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
+    return _SequentialSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
 
 
 def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, batches_per_update: int) -> int:
     """Updates that take as much audio as all languages have together."""
-    return max(1, math.ceil(sum(part.seconds for part in languages.values()) / (max_duration * batches_per_update)))
+    return max(
+        1, math.ceil(sum(part.total_seconds for part in languages.values()) / (max_duration * batches_per_update))
+    )

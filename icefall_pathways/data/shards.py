@@ -23,14 +23,14 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.errors import last_line
 from icefall_pathways.files import atomic_write, read_json, write_json
 
-_AT_A_TIME = 400  # cuts that one process takes
-_WAITING = 2  # parts per process that are ready to be taken; the rest of the manifest is not read yet
+_SHARD_SIZE = 400  # cuts that one process takes
+_MAX_QUEUED = 2  # parts per process that are ready to be taken; the rest of the manifest is not read yet
 
 Unreadable = list[tuple[str, str]]  # ids of cuts, and why
 
 
 @dataclass(frozen=True)
-class Parts:
+class FeatureShards:
     """A folder of parts.
 
     Attributes:
@@ -67,7 +67,7 @@ class Parts:
             if self._mark(number).exists():
                 bar.update(len(part))
                 continue
-            if len(waiting) > _WAITING * num_jobs:
+            if len(waiting) > _MAX_QUEUED * num_jobs:
                 _finish(*waiting.popleft(), bar)
             waiting.append((len(part), pool.submit(self._make_part, number, part)))
         while waiting:
@@ -108,7 +108,7 @@ class Parts:
 
 def _in_parts(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
     every = iter(cuts)
-    while part := list(islice(every, _AT_A_TIME)):
+    while part := list(islice(every, _SHARD_SIZE)):
         yield part
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.loading import is_death
+from icefall_pathways.data.loading import is_worker_death
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
 from icefall_pathways.models.regularizers import pending_whiteners
@@ -91,7 +91,7 @@ class BatchGuard:
         except BadBatchesError:
             raise
         except Exception as error:
-            if not is_death(error):  # which may come at any time and is no fault of the batch
+            if not is_worker_death(error):  # which may come at any time and is no fault of the batch
                 self._keep(batches)
             raise
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
-from icefall_pathways.data.loading import deaths_told
+from icefall_pathways.data.loading import translate_worker_death
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.languages import codes_of
@@ -130,7 +130,7 @@ class Trainer:
         self.validator.check()
         log = MetricsLog(options.exp_dir, self.rank, start, self.num_updates, options.tensorboard)
         check = inf_check(self.model, gradients=not self.scaler.is_enabled()) if options.inf_check else nullcontext()
-        with log, deaths_told(), stop_requests() as self.stop, check:
+        with log, translate_worker_death(), stop_requests() as self.stop, check:
             self._draw_masks(start, log)
             for update, batches in self._batches(start):
                 with self.guard.keeps_evidence(batches):

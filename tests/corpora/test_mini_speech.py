@@ -3,35 +3,35 @@ import random
 import numpy as np
 import pytest
 
-from icefall_pathways.corpora.mini_speech import Synthesiser, SynthesisError, speakers_of, utter
+from icefall_pathways.corpora.mini_speech import SynthesisError, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.languages import LANGUAGES
 
 
 @pytest.fixture(scope="module")
-def synthesiser() -> Synthesiser:
-    return Synthesiser()
+def synthesizer() -> Synthesizer:
+    return Synthesizer()
 
 
 @pytest.mark.parametrize("voice", ["en+m3", "en+f2", "fr+edward", "it+croak"])
-def test_what_was_said_before_leaves_no_trace(synthesiser: Synthesiser, voice: str) -> None:
-    first = synthesiser.speak("eleven", voice, 160, 50, 50)
-    synthesiser.speak("mardi quinze", "fr+klatt3", 120, 80, 10)
-    np.testing.assert_array_equal(synthesiser.speak("eleven", voice, 160, 50, 50), first)
+def test_what_was_said_before_leaves_no_trace(synthesizer: Synthesizer, voice: str) -> None:
+    first = synthesizer.speak("eleven", voice, 160, 50, 50)
+    synthesizer.speak("mardi quinze", "fr+klatt3", 120, 80, 10)
+    np.testing.assert_array_equal(synthesizer.speak("eleven", voice, 160, 50, 50), first)
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_every_speaker_can_be_heard(synthesiser: Synthesiser, code: str) -> None:
+def test_every_speaker_can_be_heard(synthesizer: Synthesizer, code: str) -> None:
     month = {"en": "december", "fr": "décembre", "it": "dicembre", "nl": "december"}.get(code, "december")
-    for speaker in speakers_of(LANGUAGES[code], 42):
-        samples = synthesiser.speak(month, speaker.voice, 160, 50, 50)
+    for speaker in draw_speakers(LANGUAGES[code], 42):
+        samples = synthesizer.speak(month, speaker.voice, 160, 50, 50)
         assert 0.4 < len(samples) / 16000 < 1.6, speaker
         assert np.sqrt(np.mean(samples**2)) > 0.01, speaker
 
 
-def test_voices_are_voiced(synthesiser: Synthesiser) -> None:
-    for speaker in speakers_of(LANGUAGES["en"], 42):
-        assert periodicity(synthesiser.speak("eleven", speaker.voice, 160, 50, 50)) > 0.45, speaker
-    assert periodicity(synthesiser.speak("eleven", "en+whisper", 160, 50, 50)) < 0.45
+def test_voices_are_voiced(synthesizer: Synthesizer) -> None:
+    for speaker in draw_speakers(LANGUAGES["en"], 42):
+        assert periodicity(synthesizer.speak("eleven", speaker.voice, 160, 50, 50)) > 0.45, speaker
+    assert periodicity(synthesizer.speak("eleven", "en+whisper", 160, 50, 50)) < 0.45
 
 
 def periodicity(samples: np.ndarray) -> float:
@@ -46,17 +46,19 @@ def periodicity(samples: np.ndarray) -> float:
 
 
 def test_speakers_differ_and_are_numbered_apart() -> None:
-    everyone = [speaker for language in LANGUAGES.values() for speaker in speakers_of(language, 42)]
-    assert len({speaker.number for speaker in everyone}) == len(everyone)
-    english = speakers_of(LANGUAGES["en"], 42)
+    everyone = [speaker for language in LANGUAGES.values() for speaker in draw_speakers(language, 42)]
+    assert len({speaker.speaker_id for speaker in everyone}) == len(everyone)
+    english = draw_speakers(LANGUAGES["en"], 42)
     assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 40
     assert {speaker.gender for speaker in english[:10]} == {"F", "M"}
-    assert english != speakers_of(LANGUAGES["en"], 43)
+    assert english != draw_speakers(LANGUAGES["en"], 43)
 
 
-def test_recordings_of_one_sentence_differ_in_noise_and_level(synthesiser: Synthesiser) -> None:
-    speaker = speakers_of(LANGUAGES["en"], 42)[0]
-    one, same, other = (utter(synthesiser, "eleven", speaker, 42, random.Random(seed)) for seed in (1, 1, 2))
+def test_recordings_of_one_sentence_differ_in_noise_and_level(synthesizer: Synthesizer) -> None:
+    speaker = draw_speakers(LANGUAGES["en"], 42)[0]
+    one, same, other = (
+        synthesize_utterance(synthesizer, "eleven", speaker, 42, random.Random(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, same)
     assert len(one) != len(other) or not np.allclose(one, other)
     for samples in (one, other):
@@ -64,14 +66,14 @@ def test_recordings_of_one_sentence_differ_in_noise_and_level(synthesiser: Synth
         assert 10 ** (-12.1 / 20) < np.abs(samples).max() < 10 ** (-2.9 / 20)
 
 
-def test_unknown_voice_and_silent_text_are_told(synthesiser: Synthesiser) -> None:
+def test_unknown_voice_and_silent_text_are_told(synthesizer: Synthesizer) -> None:
     with pytest.raises(SynthesisError, match=r"no voice 'xx\+f1'.*espeakng-loader"):
-        synthesiser.speak("eleven", "xx+f1", 160, 50, 50)
+        synthesizer.speak("eleven", "xx+f1", 160, 50, 50)
     with pytest.raises(SynthesisError, match=r"no sound of ''"):
-        synthesiser.speak("", "en+f1", 160, 50, 50)
+        synthesizer.speak("", "en+f1", 160, 50, 50)
 
 
-def test_missing_voice_data_is_told(synthesiser: Synthesiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_voice_data_is_told(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("espeakng_loader.get_data_path", lambda: "/nonexistent")
     with pytest.raises(SynthesisError, match="did not start with the voices in /nonexistent"):
-        synthesiser.speak("eleven", "en+f1", 160, 50, 50)
+        synthesizer.speak("eleven", "en+f1", 160, 50, 50)

@@ -3,7 +3,7 @@ from itertools import combinations
 
 import pytest
 
-from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence, normalise
+from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence, normalize
 from icefall_pathways.languages import LANGUAGES, get_language
 
 
@@ -38,7 +38,7 @@ def test_splits_share_no_sentence(code: str) -> None:
     ],
 )
 def test_normalise(code: str, text: str, expected: str) -> None:
-    assert normalise(text, get_language(code)) == expected
+    assert normalize(text, get_language(code)) == expected
 
 
 def test_numbers_stay_within_the_range() -> None:

@@ -14,7 +14,7 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.data import fbank, shards
-from icefall_pathways.data.fbank import StoreConfig, store_features
+from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.languages import get_language
 
@@ -46,8 +46,8 @@ def supervisions(corpus, split="train", language=GERMAN):
 
 def features(corpus, **options):
     manifests(corpus)
-    config = StoreConfig(corpus.parent / "manifests", corpus.parent / "fbank", "de pl", num_jobs=1, **options)
-    report = store_features(config)
+    config = ComputeFbankConfig(corpus.parent / "manifests", corpus.parent / "fbank", "de pl", num_jobs=1, **options)
+    report = compute_fbank(config)
     return report, {
         (language.code, split): list(CutSet.from_file(SplitFiles(config.output_dir, "mls", language, split).cuts))
         for language in (GERMAN, POLISH)
@@ -156,7 +156,7 @@ def test_another_encoding_is_named(corpus):
 def test_many_utterances_are_read_a_few_at_a_time(corpus, monkeypatch):
     whole = manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]
     shutil.rmtree(corpus.parent / "manifests")
-    monkeypatch.setattr(mls, "_AT_A_TIME", 3)
+    monkeypatch.setattr(mls, "_MAX_PENDING", 3)
     assert (manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]) == whole
 
 
@@ -218,14 +218,14 @@ def test_what_is_finished_is_read_back_not_made_again(corpus):
 
 
 def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
-    """Parts that are finished are not made again, unless their options have changed."""
+    """FeatureShards that are finished are not made again, unless their options have changed."""
     monkeypatch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(shards, "_AT_A_TIME", 3)
+    monkeypatch.setattr(shards, "_SHARD_SIZE", 3)
     whole = features(corpus, perturb_speed=True)
     shutil.rmtree(corpus.parent / "fbank")
     folder = corpus.parent / "fbank" / "mls-german_feats_train"
     with monkeypatch.context() as patch:
-        patch.setattr(shards.Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(shards.FeatureShards, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             features(corpus, perturb_speed=True)
     (folder / "part-1.json").unlink()

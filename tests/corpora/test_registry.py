@@ -13,7 +13,7 @@ from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.registry import CORPORA, Acquisition, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
-from icefall_pathways.data.fbank import StoreConfig, describe, store_features, transcripts
+from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, summarize_cuts, transcripts
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
@@ -26,9 +26,9 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", toy_corpus.SPEC)
     toy_corpus.make_toy_corpus(tmp_path / "corpus")
     prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", "en"))
-    config = StoreConfig(tmp_path / "manifests", tmp_path / "fbank", "en", num_jobs=1)
-    assert store_features(config).kept == {("en", split): 3 for split in SPLITS}
-    assert len(describe(config).splitlines()) == 7  # a row per split, and four lines of the frame
+    config = ComputeFbankConfig(tmp_path / "manifests", tmp_path / "fbank", "en", num_jobs=1)
+    assert compute_fbank(config).kept == {("en", split): 3 for split in SPLITS}
+    assert len(summarize_cuts(config).splitlines()) == 7  # a row per split, and four lines of the frame
     return tmp_path
 
 

@@ -16,7 +16,7 @@ from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.data import fbank
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
-from icefall_pathways.data.fbank import StoreConfig, store_features, store_musan
+from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, compute_fbank_musan
 from icefall_pathways.data.manifests import DataError
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.languages import get_language
@@ -38,10 +38,10 @@ def folder(tmp_path_factory):
     prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")], num_jobs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))  # imports nothing anew
-        config = StoreConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
-        store_features(config)
-        store_features(replace(config, output_dir=folder / "audio", store_feats=False))
-        store_musan(folder / "manifests", folder / "fbank", 1)
+        config = ComputeFbankConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
+        compute_fbank(config)
+        compute_fbank(replace(config, output_dir=folder / "audio", store_feats=False))
+        compute_fbank_musan(folder / "manifests", folder / "fbank", 1)
     train_tokenizer(TEXTS["de"], 22, folder)
     return folder
 

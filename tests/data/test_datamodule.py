@@ -98,7 +98,7 @@ def test_large_languages_read_from_the_file_give_the_same_batches(
     corpus: Path, tokenizer: Tokenizer, short_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(data_module(corpus, tokenizer, short_first=short_first).train_batches(0, 30, seed=7))
-    monkeypatch.setattr(datamodule, "_EAGER_BELOW", 20)
+    monkeypatch.setattr(datamodule, "_MAX_EAGER_CUTS", 20)
     data = data_module(corpus, tokenizer, short_first=short_first)
     assert [part.cuts.is_lazy for part in data.training_cuts.values()] == [True, True, False]
     assert_same(list(data.train_batches(0, 30, seed=7)), expected)
