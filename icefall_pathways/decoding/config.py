@@ -1,109 +1,101 @@
-"""The options of decoding."""
+"""Options of decoding."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.searches.config import SearchConfig
 
+NumActivePaths = Annotated[int, tyro.conf.arg(name="num-active-paths")]
+"""Type of `beam_size` in streaming scripts, where icefall calls the option --num-active-paths."""
+
 
 @dataclass(frozen=True)
 class TrainedModelConfig(SearchConfig):
-    """Which trained model to run, and how to search."""
+    """Options that select a trained model and a search."""
 
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
-    """The experiment: its checkpoints and options are read, results go below it."""
+    """Experiment folder. Checkpoints and options are read from it, and results are written below it."""
 
     epoch: int = 0
     """Decode with epoch-<epoch>.pt."""
 
     iter: int = 0
-    """Decode with checkpoint-<iter>.pt; wins over --epoch. Both 0: the newest checkpoint."""
+    """Decode with checkpoint-<iter>.pt; takes precedence over --epoch. If both are 0, use the newest checkpoint."""
 
     avg: int = 1
-    """Average the weights since the checkpoint this many before the chosen one."""
+    """Average the weights from the checkpoint this many checkpoints before the selected one up to the selected one."""
 
     use_averaged_model: bool = True
-    """Average over all updates in between (from the running averages), not over the checkpoints themselves."""
+    """Average over all updates in between (from the stored running averages) instead of over the checkpoints only."""
 
     masks: str = ""
-    """Masks file, a pathway for each language. Empty: the experiment's own, if it has any; none: no masks."""
+    """Masks file, with one pathway per language. Empty: the masks of the experiment, if it has any; none: no masks."""
 
     bpe_model: Path | None = None
-    """The SentencePiece model; None: the one stored in the experiment folder, or at the path of its training."""
+    """SentencePiece model; None: the one in the experiment folder, or else at the path given in training."""
 
 
 @dataclass(frozen=True)
 class CommonConfig(TrainedModelConfig):
-    """What both ways of decoding a corpus have."""
+    """Options common to offline and streaming decoding of a corpus."""
 
     languages: str = ""
-    """Languages to decode, such as "en fr"; empty: those of the experiment."""
+    """Languages to decode, for example "en fr"; empty: those of the experiment."""
 
     split: Literal["test", "dev"] = "test"
-    """The part of the corpus to decode."""
+    """Split of the corpus to decode."""
 
     max_duration: float = 600.0
-    """Seconds of audio in a batch of whole utterances; streams are as many as --num-decode-streams says."""
+    """Seconds of audio per batch in offline decoding; in streaming decoding, --num-decode-streams limits the batch."""
 
     manifest_dir: Path | None = None
-    """Folder of the cuts; None: that of the experiment."""
+    """Folder of the cuts; None: the one of the experiment."""
 
     @property
     def results_dir(self) -> Path:
-        """Where the results go."""
+        """Folder for the results."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class DecodeConfig(CommonConfig):
-    """How to decode whole utterances."""
-
-    beam_size: int = 4
-    """Hypotheses per utterance in modified_beam_search."""
+    """Options of offline decoding (whole utterances)."""
 
     nbest: int = 0
-    """Write up to so many hypotheses per utterance, with scores and times of their tokens, to nbest- files; 0: none."""
-
-    @property
-    def num_hypotheses(self) -> int:
-        """Hypotheses per utterance in modified_beam_search."""
-        return self.beam_size
+    """Write up to this many hypotheses per utterance to nbest- files, with scores and token times; 0: none."""
 
     @property
     def results_dir(self) -> Path:
-        """Where the results go."""
+        """Folder for the results."""
         return layout.results_dir(self.exp_dir, self.decoding_method)
 
 
 @dataclass(frozen=True)
 class StreamingDecodeConfig(CommonConfig):
-    """How to decode chunk by chunk."""
+    """Options of streaming decoding (chunk by chunk)."""
 
     num_decode_streams: int = 2000
-    """Utterances decoded at the same time."""
+    """Number of utterances decoded in parallel."""
 
-    num_active_paths: int = 4
-    """Hypotheses per stream in modified_beam_search."""
+    beam_size: NumActivePaths = 4
+    """For modified_beam_search: hypotheses kept per stream."""
 
     beam: float = 4.0
-    """For fast_beam_search: hypotheses worse than the best by more than this log-probability are dropped."""
+    """For fast_beam_search: prune hypotheses that score worse than the best by more than this log-probability."""
 
     max_contexts: int = 4
-    """For fast_beam_search: different last tokens kept per stream."""
+    """For fast_beam_search: predictor contexts kept per stream."""
 
     max_states: int = 32
     """For fast_beam_search: lattice states kept per stream and frame."""
 
     @property
-    def num_hypotheses(self) -> int:
-        """Hypotheses per stream in modified_beam_search."""
-        return self.num_active_paths
-
-    @property
     def results_dir(self) -> Path:
-        """Where the results go."""
+        """Folder for the results."""
         return layout.results_dir(self.exp_dir, self.decoding_method, streaming=True)
 
     def __post_init__(self) -> None:

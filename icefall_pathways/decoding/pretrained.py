@@ -18,7 +18,6 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.searches.config import make_search
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class TrainedModel:
         Raises:
           ValueError: An option of the search has an impossible value, or a file is missing or damaged.
         """
-        searches = {language: make_search(config, self.model, self.tokenizer, language) for language in languages}
+        searches = {language: config.build(self.model, self.tokenizer, language) for language in languages}
         return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways)
 
 

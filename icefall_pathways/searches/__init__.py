@@ -1,11 +1,12 @@
-"""The searches, one implementation each for whole utterances and for streams.
+"""Search algorithms of transducers, each with one implementation for whole utterances and for streams.
 
-A search carries a `SearchState` from one call of `advance` to the next, so decoding a whole utterance is one call and
-decoding a stream is one call per chunk; the result is the same however the frames are cut. All of them emit at most one
-token per frame. Streams and hypotheses are axes of tensors (or of k2's ragged ones): the only loop is that over frames.
+A search passes a `SearchState` from one call of `advance` to the next. Decoding a whole utterance is one call and
+decoding a stream is one call per chunk; the result does not depend on how the frames are split. Every search emits at
+most one token per frame. Streams and hypotheses are axes of tensors (or of k2's ragged tensors), so that the only loop
+is the one over frames. `registry.py` lists all searches, and `config.py` their options.
 """
 
-from icefall_pathways.searches.base import Hypothesis, Search, SearchState
+from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState
 from icefall_pathways.searches.fast_beam import FastBeamSearch
 from icefall_pathways.searches.frame_search import BeamState
 from icefall_pathways.searches.greedy import GreedySearch
@@ -18,5 +19,6 @@ __all__ = [
     "Hypothesis",
     "ModifiedBeamSearch",
     "Search",
+    "SearchOptions",
     "SearchState",
 ]

@@ -1,30 +1,33 @@
-"""Scores for token sequences that do not hear the audio: hotwords and n-gram language models are both of this kind."""
+"""Token-level weighted automata for shallow fusion (hotwords and n-gram language models)."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-_TABLE_ENTRIES = 2**24  # up to this many states times tokens, all scores are tabulated: 200 MB at most
-_BLOCK = 1024  # states tabulated at a time
+_MAX_TABLE_ENTRIES = 2**24  # states times tokens up to which all transitions are tabulated: 200 MB at most
+_STATES_PER_BLOCK = 1024  # states tabulated at once
 
 
 class FailureAutomaton:
-    """A deterministic weighted automaton over tokens, with failure arcs, in tensors.
+    """A deterministic weighted automaton over tokens with failure arcs, stored in tensors.
 
-    A state has arcs for some tokens. For another token its failure arc leads, without reading, to a state that knows
-    less, and so on to state 0, the root, which takes every token: one without an arc leads back to the root. That is
-    the automaton of Aho and Corasick (hotwords) and that of a back-off language model ("Weighted finite-state
-    transducers in speech recognition", Mohri et al., 2002, section 3.2: failure transitions), so both are one here.
+    A state has arcs for some tokens. For any other token, its failure arc leads, without consuming the token, to a
+    state with a shorter history, and finally to state 0, the root. The root accepts every token; a token without an arc
+    leads back to the root. Both the Aho-Corasick automaton (hotwords) and a back-off language model ("Weighted
+    finite-state transducers in speech recognition", Mohri et al., 2002, section 3.2: failure transitions) have this
+    form.
 
     Args:
-      arcs: For each state, its arcs: token -> (next state, score).
-      failures: For each state, (the state its failure arc leads to, the score of that); the root's is not read.
-      vocab_size: Tokens, the blank included.
-      start: The state before the first token.
-      final: For each state, what is added if the sequence ends there; None: nothing.
-      default_score: Of a token for which the root has no arc.
-      scale: All scores are multiplied by it.
+      arcs: Arcs of each state: token -> (next state, score).
+      failures: Failure arc of each state: (next state, score); the one of the root is ignored.
+      vocab_size: Number of tokens, including the blank.
+      start: The initial state.
+      final_scores: Score of each state, added if the sequence ends there; None: 0.
+      default_score: Score of a token for which the root has no arc.
+      scale: Factor of all scores.
+      max_table_entries: States times tokens up to which all transitions are tabulated; larger automata are evaluated
+        from their arcs, which is slower.
     """
 
     def __init__(
@@ -33,9 +36,10 @@ class FailureAutomaton:
         failures: Sequence[tuple[int, float]],
         vocab_size: int,
         start: int = 0,
-        final: Sequence[float] | None = None,
+        final_scores: Sequence[float] | None = None,
         default_score: float = 0.0,
         scale: float = 1.0,
+        max_table_entries: int = _MAX_TABLE_ENTRIES,
     ) -> None:
         flat = [(token, target, score) for of_state in arcs for token, (target, score) in sorted(of_state.items())]
         counts = torch.tensor([len(of_state) for of_state in arcs])
@@ -49,11 +53,11 @@ class FailureAutomaton:
         self._scores = torch.tensor([score for _, _, score in flat], dtype=torch.float32) * scale
         self._failures = torch.tensor([0, *(target for target, _ in failures[1:])])
         self._failure_scores = torch.tensor([0.0, *(score for _, score in failures[1:])]) * scale
-        self._final = torch.tensor(final if final is not None else [0.0] * len(arcs)) * scale
+        self._final_scores = torch.tensor(final_scores if final_scores is not None else [0.0] * len(arcs)) * scale
         self._max_failures = _longest_chain(self._failures)
         self._table: tuple[Tensor, Tensor] | None = None
-        if len(arcs) * vocab_size <= _TABLE_ENTRIES:
-            blocks = [self._expand(block) for block in torch.arange(len(arcs)).split(_BLOCK)]
+        if len(arcs) * vocab_size <= max_table_entries:
+            blocks = [self._evaluate_arcs(block) for block in torch.arange(len(arcs)).split(_STATES_PER_BLOCK)]
             self._table = (torch.cat([scores for scores, _ in blocks]), torch.cat([targets for _, targets in blocks]))
 
     @property
@@ -62,7 +66,7 @@ class FailureAutomaton:
         return len(self._counts)
 
     def to(self, device: torch.device | str) -> "FailureAutomaton":
-        """Move the tensors, in place."""
+        """Move the tensors to a device, in place."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
@@ -70,44 +74,45 @@ class FailureAutomaton:
             self._table = (self._table[0].to(device), self._table[1].to(device))
         return self
 
-    def follow(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (M, vocab_size) of each token in `states` (M,), failures included, and the states it leads to."""
+    def transitions(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return score and next state of every token in `states` (M,): both (M, vocab_size), failure arcs included."""
         if self._table is None:
-            return self._expand(states)
+            return self._evaluate_arcs(states)
         scores, targets = self._table
         return scores[states], targets[states]
 
-    def final(self, states: Tensor) -> Tensor:
-        """What is added where sequences end in `states`, of any shape."""
-        return self._final[states]
+    def final_scores(self, states: Tensor) -> Tensor:
+        """Return the scores added where sequences end in `states`, of any shape."""
+        return self._final_scores[states]
 
-    def _expand(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """As `follow`, from the arcs: those of the state that knows least first, the others overwrite them."""
+    def _evaluate_arcs(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute `transitions` from the arcs: first those of the shortest history, which longer ones overwrite."""
         chain = [states]
         score = self._failure_scores.new_zeros(len(states))
-        passed = [score]
+        chain_scores = [score]
         for _ in range(self._max_failures):
             score = score + self._failure_scores[chain[-1]]
             chain.append(self._failures[chain[-1]])
-            passed.append(score)
+            chain_scores.append(score)
         scores = (score + self._default_score)[:, None].repeat(1, self.vocab_size)
         targets = torch.zeros_like(scores, dtype=torch.int64)
         rows = torch.arange(len(states), device=states.device)
-        for step in reversed(range(len(chain))):
-            # A chain that is at the root already repeats it.
-            new = rows if step == 0 else rows[chain[step - 1] != 0]
-            at = chain[step][new]
-            counts = self._counts[at]
-            row = new.repeat_interleave(counts)
-            begin = counts.cumsum(0) - counts
-            arc = torch.arange(len(row), device=states.device) + (self._first[at] - begin).repeat_interleave(counts)
-            scores[row, self._tokens[arc]] = self._scores[arc] + passed[step][row]
+        for depth in reversed(range(len(chain))):
+            # A chain that has reached the root repeats it.
+            active = rows if depth == 0 else rows[chain[depth - 1] != 0]
+            sources = chain[depth][active]
+            counts = self._counts[sources]
+            row = active.repeat_interleave(counts)
+            offset = counts.cumsum(0) - counts
+            arc = torch.arange(len(row), device=states.device)
+            arc = arc + (self._first[sources] - offset).repeat_interleave(counts)
+            scores[row, self._tokens[arc]] = self._scores[arc] + chain_scores[depth][row]
             targets[row, self._tokens[arc]] = self._targets[arc]
         return scores, targets
 
 
 def _longest_chain(failures: Tensor) -> int:
-    """The largest number of failure arcs from any state to the root."""
+    """Return the largest number of failure arcs from any state to the root."""
     states, length = torch.arange(len(failures)), 0
     while bool(states.any()):
         states, length = failures[states], length + 1

@@ -1,4 +1,4 @@
-"""What every search is: states of streams that can be split and joined, and hypotheses in the end."""
+"""Interface of the searches: options, batched state that can be split and joined, and hypotheses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from icefall_pathways.data.tokenizer import Tokenizer
+
 
 class TransducerHead(Protocol):
-    """What a search needs of a transducer: the predictor, called `decoder` as in icefall, and the joiner."""
+    """The parts of a transducer that a search needs: the predictor (`decoder`, as in icefall) and the joiner."""
 
     decoder: Any
     joiner: Any
@@ -18,13 +20,13 @@ class TransducerHead(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a search found for one stream.
+    """A decoded token sequence of one stream.
 
     Attributes:
-      tokens: Token ids without blanks.
+      tokens: Token IDs without blanks.
       timestamps: The encoder frame at which each token was emitted, counted from the start of the stream.
-      log_prob: Natural logarithm of the transducer's probability of all paths merged into this hypothesis.
-      bonus: What hotwords and the language model add to it.
+      log_prob: Natural logarithm of the transducer's probability, summed over all paths merged into this hypothesis.
+      bonus: Sum of the scores of hotwords and language models.
     """
 
     tokens: list[int]
@@ -34,36 +36,36 @@ class Hypothesis:
 
     @property
     def score(self) -> float:
-        """What the search compares, before it is divided by the number of tokens."""
+        """The total score; hypotheses are ranked by it, divided by the number of tokens."""
         return self.log_prob + self.bonus
 
 
 class SearchState(ABC):
-    """What a search remembers of N streams."""
+    """State of a search for N streams."""
 
     @abstractmethod
     def split(self) -> Sequence["SearchState"]:
-        """Give every stream a state of its own, so that it can leave the batch."""
+        """Return one state per stream, so that each stream can leave the batch."""
 
     @staticmethod
     def join(states: Sequence["SearchState"]) -> "SearchState":
-        """Make one batch of streams of any age, in the given order; the inverse of `split`."""
+        """Concatenate states of streams of any age into one batch, in the given order; the inverse of `split`."""
         return states[0]._join(states)
 
     @abstractmethod
     def _join(self, states: Sequence[Any]) -> "SearchState":
-        """Join `states`, of which this is the first."""
+        """Concatenate `states`, the first of which is `self`."""
 
 
 State = TypeVar("State", bound=SearchState)
 
 
 class Search(ABC, Generic[State]):
-    """Turns encoder frames into hypotheses.
+    """A search over encoder frames.
 
     Args:
-      model: A transducer; its predictor and joiner are used.
-      blank_penalty: Subtracted from the blank's logit: the larger, the fewer deletions.
+      model: A transducer, of which the predictor and the joiner are used.
+      blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
     """
 
     def __init__(self, model: TransducerHead, blank_penalty: float = 0.0) -> None:
@@ -74,57 +76,82 @@ class Search(ABC, Generic[State]):
 
     @abstractmethod
     def init(self, batch_size: int) -> State:
-        """The state of streams that have not begun: one empty hypothesis each."""
+        """Return the initial state of `batch_size` streams: one empty hypothesis each."""
 
     @abstractmethod
     def advance(self, state: State, encoder_out: Tensor, lens: Tensor) -> State:
-        """Read the next frames of every stream.
+        """Process the next frames of every stream.
 
         Args:
-          state: Of N streams; not to be used again unless the search says that it may.
-          encoder_out: (N, T, D) the next encoder outputs.
-          lens: (N,) how many of them belong to each stream; frames beyond change nothing.
+          state: State of N streams. It must not be used again unless the search documents that it may.
+          encoder_out: Encoder frames (N, T, D).
+          lens: Number of valid frames of each stream (N,); the remaining frames are ignored.
         """
 
     @abstractmethod
     def results(self, state: State) -> list[Hypothesis]:
-        """The best hypothesis of each stream."""
+        """Return the best hypothesis of each stream."""
 
     @abstractmethod
     def n_best(self, state: State) -> list[list[Hypothesis]]:
-        """The hypotheses of each stream, best first; they differ in their tokens."""
+        """Return the hypotheses of each stream, best first, with distinct token sequences."""
 
     @abstractmethod
     def stable(self, state: State) -> list[int]:
-        """How many leading tokens of each stream's best hypothesis no later frame can change."""
+        """Return the length of each stream's stable prefix: leading tokens that no later frame can change."""
 
     @abstractmethod
     def reset_hypothesis(self, state: State) -> State:
-        """The state for what is said next, without what was found up to now.
+        """Return a state with an empty hypothesis per stream, for the next segment.
 
-        Where the search can, it follows the last tokens of the best hypothesis, as if nothing had been cut.
+        The predictor context of the best hypothesis is kept if the search supports that.
         """
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         device: torch.device = self.model.joiner.encoder_proj.weight.device
         return device
 
     @property
     def vocab_size(self) -> int:
-        """The model's tokens, the blank included."""
+        """Number of tokens, including the blank."""
         size: int = self.model.joiner.output_linear.out_features
         return size
 
     def _logits(self, frames: Tensor, predictor_out: Tensor) -> Tensor:
-        """Logits (..., V) of projected frames and predictor outputs (..., joiner_dim), the blank penalty applied."""
+        """Return logits (..., V) of projected frames and predictor outputs (..., joiner_dim), with blank penalty."""
         logits: Tensor = self.model.joiner(frames, predictor_out, project_input=False).float()
         if self.blank_penalty:
             logits[..., self.blank_id] -= self.blank_penalty
         return logits
 
     def _predict(self, context: Tensor) -> Tensor:
-        """Projected predictor output (M, joiner_dim) for the last tokens (M, context_size)."""
+        """Return projected predictor outputs (M, joiner_dim) of the last tokens (M, context_size)."""
         projected: Tensor = self.model.joiner.decoder_proj(self.model.decoder(context, need_pad=False))[:, 0]
         return projected
+
+
+@dataclass(frozen=True)
+class SearchOptions(ABC):
+    """Options of a search. Each search has a subclass; its fields become options of the decoding scripts."""
+
+    blank_penalty: float = 0.0
+    """Subtracted from the logit of the blank. Larger values give fewer deletions and more insertions."""
+
+    @abstractmethod
+    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
+        """Build the search.
+
+        Args:
+          model: The transducer; the search runs on its device.
+          tokenizer: The tokenizer of the model.
+          language: Language code; replaces {language} in the paths of hotwords and language models.
+
+        Raises:
+          ValueError: An option is out of range, or a file is missing or damaged.
+        """
+
+    def name_parts(self) -> list[str]:
+        """Return the options that change the output, as parts of the names of result files."""
+        return [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []

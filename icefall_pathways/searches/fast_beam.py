@@ -1,4 +1,4 @@
-"""Fast beam search: k2 keeps a lattice for every stream and extends the lattices of all streams at once.
+"""Fast beam search: k2 keeps a lattice per stream and extends the lattices of all streams at once.
 
 "Fast and parallel decoding for transducer" (Kang et al., arXiv 2211.00484).
 """
@@ -14,76 +14,78 @@ import k2
 import torch
 from torch import Tensor
 
-from icefall_pathways.searches.base import Hypothesis, Search, SearchState, TransducerHead
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState, TransducerHead
 
-_NEVER = -1e10  # log-probability of what is out of the question; k2 does not take -inf
+_LOG_ZERO = -1e10  # log-probability of impossible tokens; k2 does not accept -inf
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Frames that some streams read together; k2 gives lattices only to the object that read.
+class _Segment:
+    """Frames that some streams processed together; k2 gives lattices only through the object that processed them.
 
-    k2 leaves the last frame it has read out of its lattices (github.com/k2-fsa/k2/pull/1089), so that a token there is
-    lost. Every run therefore ends with a pause, a frame in which all hypotheses take a blank of probability 1.
+    k2 leaves the last frame out of its lattices (github.com/k2-fsa/k2/pull/1089), so that a token emitted there is
+    lost. Every segment therefore ends with a flush frame, in which all hypotheses emit a blank with probability 1.
 
     Attributes:
       decoder: k2's object, after its end.
-      pauses: Of each of its streams, the places of the pauses among all frames that k2 read; the last is the run's end.
+      flush_frames: Indices of the flush frames of each stream among all frames that k2 processed; the last one is at
+        the end of the segment.
     """
 
     decoder: k2.RnntDecodingStreams
-    pauses: list[tuple[int, ...]]
+    flush_frames: list[tuple[int, ...]]
 
     @cached_property
     def lattices(self) -> k2.Fsa:
-        """A lattice per stream over all frames it has read; blanks are label 0."""
-        return self.decoder.format_output([pauses[-1] + 1 for pauses in self.pauses], allow_partial=True)
+        """One lattice per stream over all its frames; blanks have label 0."""
+        return self.decoder.format_output([frames[-1] + 1 for frames in self.flush_frames], allow_partial=True)
 
     @cached_property
     def best(self) -> list[Hypothesis]:
         """The best path of each stream."""
-        return _best(self.lattices, self.pauses)
+        return _best_paths(self.lattices, self.flush_frames)
 
 
 @dataclass(frozen=True)
 class FastBeamState(SearchState):
-    """The lattices of N streams, in k2's own objects: `advance` changes them, so it can follow a state only once.
+    """The lattices of N streams in k2's objects, which `advance` modifies: a state can be advanced only once.
 
     Attributes:
-      streams: k2's memory of each stream.
-      pauses: Of each stream, see `_Run`.
-      runs: Of each stream, the last run and its place there; None before the first frame.
+      streams: k2's state of each stream.
+      flush_frames: See `_Segment`, for each stream.
+      segments: The last segment of each stream and the stream's index in it; None before the first frame.
     """
 
     streams: list[k2.RnntDecodingStream]
-    pauses: list[tuple[int, ...]]
-    runs: list[tuple[_Run, int] | None]
+    flush_frames: list[tuple[int, ...]]
+    segments: list[tuple[_Segment, int] | None]
 
     def split(self) -> list["FastBeamState"]:
-        """Give every stream a state of its own, so that it can leave the batch."""
-        values = zip(self.streams, self.pauses, self.runs, strict=True)
-        return [FastBeamState([stream], [pauses], [run]) for stream, pauses, run in values]
+        """Return one state per stream, so that each stream can leave the batch."""
+        values = zip(self.streams, self.flush_frames, self.segments, strict=True)
+        return [FastBeamState([stream], [frames], [segment]) for stream, frames, segment in values]
 
     def _join(self, states: Sequence["FastBeamState"]) -> "FastBeamState":
         return FastBeamState(
             [stream for state in states for stream in state.streams],
-            [pauses for state in states for pauses in state.pauses],
-            [run for state in states for run in state.runs],
+            [frames for state in states for frames in state.flush_frames],
+            [segment for state in states for segment in state.segments],
         )
 
 
 class FastBeamSearch(Search[FastBeamState]):
-    """Beam search in k2, without a limit on the number of hypotheses but with three on their neighbourhood.
+    """Beam search in k2, limited by score, by contexts and by lattice states rather than by a number of hypotheses.
 
-    The decoding graph accepts every token sequence, as icefall's fast_beam_search does.
+    The decoding graph accepts every token sequence, as in icefall's fast_beam_search.
 
     Args:
-      model: A transducer; its predictor and joiner are used.
-      beam: States worse than the best of the stream by more than this log-probability are dropped.
-      max_contexts: Different last tokens (of the predictor's context) kept per stream and frame.
-      max_states: States of lattice kept per stream and frame.
-      blank_penalty: Subtracted from the blank's logit: the larger, the fewer deletions.
-      num_paths: Paths drawn from the lattice for `n_best`.
+      model: A transducer, of which the predictor and the joiner are used.
+      beam: Prune lattice states that score worse than the best one of the stream by more than this log-probability.
+      max_contexts: Maximum number of predictor contexts per stream and frame.
+      max_states: Maximum number of lattice states per stream and frame.
+      blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
+      num_paths: Number of paths sampled from the lattice by `n_best`.
     """
 
     def __init__(
@@ -110,94 +112,113 @@ class FastBeamSearch(Search[FastBeamState]):
         )
 
     def init(self, batch_size: int) -> FastBeamState:
-        """The state of streams that have not begun: one empty hypothesis each."""
+        """Return the initial state of `batch_size` streams: one empty hypothesis each."""
         streams = [k2.RnntDecodingStream(self._graph) for _ in range(batch_size)]
         return FastBeamState(streams, [()] * batch_size, [None] * batch_size)
 
     @torch.inference_mode()
     def advance(self, state: FastBeamState, encoder_out: Tensor, lens: Tensor) -> FastBeamState:
-        """Read the next frames of every stream.
-
-        Args:
-          state: Of N streams; k2 changes what is in it, so it cannot be advanced another time.
-          encoder_out: (N, T, D) the next encoder outputs.
-          lens: (N,) how many of them belong to each stream; frames beyond change nothing.
-        """
+        """Process the next frames of every stream; see `Search.advance`. k2 modifies `state`: do not use it again."""
         frames = self.model.joiner.encoder_proj(encoder_out)
-        left = lens.tolist()
-        all_pauses, runs = list(state.pauses), list(state.runs)
-        # k2 cannot let a stream stand still, so those that end earlier leave, and the others go on in another run.
-        for begin, end in pairwise(sorted({0, *left})):
-            reading = [place for place, length in enumerate(left) if length >= end]
-            decoder = k2.RnntDecodingStreams([state.streams[place] for place in reading], self._config)
-            self._read(decoder, frames[reading, begin:end])
-            for place in reading:
-                read_before = all_pauses[place][-1] + 1 if all_pauses[place] else 0
-                all_pauses[place] += (read_before + end - begin,)
-            run = _Run(decoder, [all_pauses[place] for place in reading])
-            for number, place in enumerate(reading):
-                runs[place] = (run, number)
-        return FastBeamState(state.streams, all_pauses, runs)
+        lengths = lens.tolist()
+        all_flush_frames, segments = list(state.flush_frames), list(state.segments)
+        # k2 cannot pause a stream: shorter streams leave, and the remaining ones continue in another segment.
+        for start, end in pairwise(sorted({0, *lengths})):
+            active = [index for index, length in enumerate(lengths) if length >= end]
+            decoder = k2.RnntDecodingStreams([state.streams[index] for index in active], self._config)
+            self._process(decoder, frames[active, start:end])
+            for index in active:
+                num_processed = all_flush_frames[index][-1] + 1 if all_flush_frames[index] else 0
+                all_flush_frames[index] += (num_processed + end - start,)
+            segment = _Segment(decoder, [all_flush_frames[index] for index in active])
+            for row, index in enumerate(active):
+                segments[index] = (segment, row)
+        return FastBeamState(state.streams, all_flush_frames, segments)
 
     def results(self, state: FastBeamState) -> list[Hypothesis]:
-        """The tokens of each stream's best path; `log_prob` is that of this path alone."""
-        return [Hypothesis([], [], 0.0) if run is None else run[0].best[run[1]] for run in state.runs]
+        """Return the tokens of each stream's best path; `log_prob` is that of this path alone."""
+        return [
+            Hypothesis([], [], 0.0) if segment is None else segment[0].best[segment[1]] for segment in state.segments
+        ]
 
     def n_best(self, state: FastBeamState) -> list[list[Hypothesis]]:
-        """The hypotheses on paths drawn from each stream's lattice; `log_prob` is that of all their paths in it."""
-        return [[Hypothesis([], [], 0.0)] if run is None else self._n_best(*run) for run in state.runs]
+        """Return the hypotheses on paths sampled from each lattice; `log_prob` sums all their paths in the lattice."""
+        return [[Hypothesis([], [], 0.0)] if segment is None else self._n_best(*segment) for segment in state.segments]
 
     def stable(self, state: FastBeamState) -> list[int]:
-        """None at all: k2 joins histories that differ in older tokens, so the best path may still change anywhere."""
+        """Return 0 for each stream: k2 merges histories that differ in older tokens, so any token may still change."""
         return [0] * len(state.streams)
 
     def reset_hypothesis(self, state: FastBeamState) -> FastBeamState:
-        """New streams: k2 begins every lattice without history."""
+        """Return an initial state: k2 starts every lattice without history."""
         return self.init(len(state.streams))
 
-    def _read(self, decoder: k2.RnntDecodingStreams, frames: Tensor) -> None:
-        """Read projected frames (N, T, joiner_dim) and pause."""
+    def _process(self, decoder: k2.RnntDecodingStreams, frames: Tensor) -> None:
+        """Process projected frames (N, T, joiner_dim) and a flush frame."""
         for t in range(frames.size(1)):
             shape, contexts = decoder.get_contexts()
-            # k2 fills the history before the first token with zeros; ours is one blank, and nothing before it.
+            # k2 pads the history before the first token with zeros; the predictor expects one blank, padded with -1.
             padding = contexts[:, :-1].eq(0) & contexts[:, 1:].eq(0)
             contexts = torch.cat([contexts[:, :-1].masked_fill(padding, -1), contexts[:, -1:]], dim=1)
-            now = frames[:, t].index_select(0, shape.row_ids(1).long())
-            decoder.advance(self._logits(now, self._predict(contexts.long())).log_softmax(dim=-1))
+            current = frames[:, t].index_select(0, shape.row_ids(1).long())
+            decoder.advance(self._logits(current, self._predict(contexts.long())).log_softmax(dim=-1))
         _, contexts = decoder.get_contexts()
-        pause = torch.full((contexts.size(0), self.vocab_size), _NEVER, device=self.device)
-        pause[:, self.blank_id] = 0.0
-        decoder.advance(pause)
+        flush = torch.full((contexts.size(0), self.vocab_size), _LOG_ZERO, device=self.device)
+        flush[:, self.blank_id] = 0.0
+        decoder.advance(flush)
         decoder.terminate_and_flush_to_streams()
 
-    def _n_best(self, run: _Run, place: int) -> list[Hypothesis]:
-        lattice = k2.arc_sort(k2.create_fsa_vec([run.lattices[place]]))
+    def _n_best(self, segment: _Segment, row: int) -> list[Hypothesis]:
+        lattice = k2.arc_sort(k2.create_fsa_vec([segment.lattices[row]]))
         paths = k2.random_paths(lattice, use_double_scores=True, num_paths=self.num_paths)
         labels = k2.ragged.index(lattice.labels.contiguous(), paths).remove_values_leq(0)
-        different = sorted({tuple(tokens) for tokens in labels.tolist()[0]})
-        # A sequence that may wait between its tokens (label 0, as a blank) takes its own paths out of the lattice.
-        timed = k2.intersect_device(
+        sequences = sorted({tuple(tokens) for tokens in labels.tolist()[0]})
+        # Intersect each sequence, with self-loops for blanks (label 0), with the lattice: all its paths remain.
+        aligned = k2.intersect_device(
             lattice,
-            k2.add_epsilon_self_loops(k2.linear_fsa([list(tokens) for tokens in different], self.device)),
-            b_to_a_map=torch.zeros(len(different), dtype=torch.int32, device=self.device),
+            k2.add_epsilon_self_loops(k2.linear_fsa([list(tokens) for tokens in sequences], self.device)),
+            b_to_a_map=torch.zeros(len(sequences), dtype=torch.int32, device=self.device),
             sorted_match_a=True,
         )
-        totals = timed.get_tot_scores(use_double_scores=True, log_semiring=True).tolist()
-        best = _best(timed, [run.pauses[place]] * len(different))
-        found = [dataclasses.replace(path, log_prob=total) for path, total in zip(best, totals, strict=True)]
-        return sorted(found, key=lambda hypothesis: -hypothesis.log_prob)
+        totals = aligned.get_tot_scores(use_double_scores=True, log_semiring=True).tolist()
+        best = _best_paths(aligned, [segment.flush_frames[row]] * len(sequences))
+        hypotheses = [dataclasses.replace(path, log_prob=total) for path, total in zip(best, totals, strict=True)]
+        return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_prob)
 
 
-def _best(lattices: k2.Fsa, pauses: list[tuple[int, ...]]) -> list[Hypothesis]:
-    """The best path of each lattice; a path has one arc per frame that k2 read, pauses included, and a last one."""
+def _best_paths(lattices: k2.Fsa, flush_frames: list[tuple[int, ...]]) -> list[Hypothesis]:
+    """Return the best path of each lattice; a path has one arc per frame, flush frames included, and a final arc."""
     paths = k2.shortest_path(lattices, use_double_scores=True)
     labels = k2.RaggedTensor(paths.arcs.shape().remove_axis(1), paths.labels.contiguous()).tolist()
     scores = paths.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
     return [
         Hypothesis(
             tokens=[label for label in path if label > 0],
-            timestamps=[place - bisect_left(paused, place) for place, label in enumerate(path) if label > 0],
+            timestamps=[index - bisect_left(flushed, index) for index, label in enumerate(path) if label > 0],
             log_prob=score,
         )
-        for path, score, paused in zip(labels, scores, pauses, strict=True)
+        for path, score, flushed in zip(labels, scores, flush_frames, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class FastBeamSearchOptions(SearchOptions):
+    """Options of fast beam search."""
+
+    beam: float = 20.0
+    """For fast_beam_search: prune hypotheses that score worse than the best by more than this log-probability."""
+
+    max_contexts: int = 8
+    """For fast_beam_search: predictor contexts kept per stream."""
+
+    max_states: int = 64
+    """For fast_beam_search: lattice states kept per stream and frame."""
+
+    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> FastBeamSearch:
+        """Build the search; see `SearchOptions.build`."""
+        return FastBeamSearch(model, self.beam, self.max_contexts, self.max_states, self.blank_penalty)
+
+    def name_parts(self) -> list[str]:
+        """Return the options that change the output, as parts of file names."""
+        limits = f"beam-{self.beam:g}-max-contexts-{self.max_contexts}-max-states-{self.max_states}"
+        return [limits, *super().name_parts()]

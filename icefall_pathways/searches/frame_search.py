@@ -1,4 +1,4 @@
-"""What greedy and modified beam search share: the hypotheses as tensors, and what becomes of them in the end."""
+"""State and results shared by greedy search and modified beam search: hypotheses as tensors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ class BeamState(SearchState):
     """The hypotheses of N streams; the first axis of every tensor is the stream.
 
     Attributes:
-      tokens: (N, beam, L) the start context, then the tokens; what lies beyond `num_tokens` means nothing.
+      tokens: (N, beam, L) the start context, followed by the tokens; entries from `num_tokens` on are padding.
       timestamps: (N, beam, L) the encoder frame of each token.
-      num_tokens: (N, beam) entries of `tokens` in use, the start context included.
-      hashes: (N, beam) equal for equal token sequences.
-      log_probs: (N, beam) by the transducer; -inf where a place of the beam is empty.
-      bonus: (N, beam) what the automata have added.
-      automaton_states: (N, beam, A) where each of the A automata is.
-      predictor_out: (N, beam, joiner_dim) the projected predictor output for the last tokens.
-      num_frames: (N,) encoder frames read so far.
+      num_tokens: (N, beam) number of valid entries of `tokens`, including the start context.
+      hashes: (N, beam) hashes of the token sequences; equal for equal sequences.
+      log_probs: (N, beam) log-probabilities of the transducer; -inf for empty slots of the beam.
+      bonus: (N, beam) total scores of the automata.
+      automaton_states: (N, beam, A) current state of each of the A automata.
+      predictor_out: (N, beam, joiner_dim) projected predictor output of the last tokens.
+      num_frames: (N,) number of encoder frames processed.
     """
 
     tokens: Tensor
@@ -39,22 +39,22 @@ class BeamState(SearchState):
     num_frames: Tensor
 
     def split(self) -> list["BeamState"]:
-        """Give every stream a state of its own, so that it can leave the batch."""
-        parts = [value.split(1) for value in _values(self)]
-        return [BeamState(*values) for values in zip(*parts, strict=True)]
+        """Return one state per stream, so that each stream can leave the batch."""
+        parts = [tensor.split(1) for tensor in _tensors(self)]
+        return [BeamState(*tensors) for tensors in zip(*parts, strict=True)]
 
-    def resized(self, length: int) -> "BeamState":
-        """The same hypotheses with room for `length` tokens each, the start context included."""
+    def padded(self, length: int) -> "BeamState":
+        """Return the same hypotheses padded to `length` tokens, including the start context."""
         pad = (0, length - self.tokens.size(2))
         return dataclasses.replace(self, tokens=F.pad(self.tokens, pad), timestamps=F.pad(self.timestamps, pad))
 
     def _join(self, states: Sequence["BeamState"]) -> "BeamState":
         length = max(state.tokens.size(2) for state in states)
-        states = [state.resized(length) for state in states]
-        return BeamState(*(torch.cat(values) for values in zip(*map(_values, states), strict=True)))
+        states = [state.padded(length) for state in states]
+        return BeamState(*(torch.cat(tensors) for tensors in zip(*map(_tensors, states), strict=True)))
 
     def reordered(self, order: Tensor) -> "BeamState":
-        """With the history of hypotheses `order` (N, beam) of each stream; what the searches keep at hand stays."""
+        """Return the state with the token history of hypotheses `order` (N, beam); all other tensors are kept."""
         return dataclasses.replace(
             self,
             tokens=take(self.tokens, order),
@@ -62,35 +62,38 @@ class BeamState(SearchState):
             num_tokens=take(self.num_tokens, order),
         )
 
-    def prolonged(self, tokens: Tensor, lens: Tensor, blank_id: int) -> "BeamState":
-        """With what the hypotheses emitted in the next frames, (N, beam, T) with blanks, written into their history.
+    def extended(self, tokens: Tensor, lens: Tensor, blank_id: int) -> "BeamState":
+        """Return the state with newly emitted tokens appended to the token history.
 
-        Of each stream `lens` (N,) frames were read.
+        Args:
+          tokens: (N, beam, T) the token emitted in each of the next T frames, or blank.
+          lens: (N,) number of frames processed in each stream.
+          blank_id: The blank.
         """
         emits = tokens.ne(blank_id)
         num_tokens = self.num_tokens + emits.sum(dim=2)
         length = int(num_tokens.max())
-        # What was not emitted is written to a place too many, which is then cut off.
-        place = (self.num_tokens[..., None] + emits.cumsum(dim=2) - 1).masked_fill(~emits, length)
-        now = self.num_frames[:, None, None] + torch.arange(tokens.size(2), device=tokens.device)
-        room = self.resized(length + 1)
+        # Blanks are written to an extra last column, which is dropped.
+        column = (self.num_tokens[..., None] + emits.cumsum(dim=2) - 1).masked_fill(~emits, length)
+        frame = self.num_frames[:, None, None] + torch.arange(tokens.size(2), device=tokens.device)
+        padded = self.padded(length + 1)
         return dataclasses.replace(
             self,
-            tokens=room.tokens.scatter(2, place, tokens)[..., :length],
-            timestamps=room.timestamps.scatter(2, place, now.expand_as(place))[..., :length],
+            tokens=padded.tokens.scatter(2, column, tokens)[..., :length],
+            timestamps=padded.timestamps.scatter(2, column, frame.expand_as(column))[..., :length],
             num_tokens=num_tokens,
             num_frames=self.num_frames + lens,
         )
 
 
 class FrameSearch(Search[BeamState]):
-    """What greedy and beam search share: states and results.
+    """Base class of greedy search and modified beam search.
 
     Args:
-      model: A transducer; its predictor and joiner are used.
-      beam_size: Hypotheses kept per stream.
-      blank_penalty: Subtracted from the blank's logit: the larger, the fewer deletions.
-      automata: What is added to the scores of tokens: hotwords, a language model.
+      model: A transducer, of which the predictor and the joiner are used.
+      beam_size: Number of hypotheses kept per stream.
+      blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
+      automata: Hotwords and language models whose scores are added to those of the tokens.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class FrameSearch(Search[BeamState]):
 
     @torch.inference_mode()
     def init(self, batch_size: int) -> BeamState:
-        """The state of streams that have not begun: one empty hypothesis each."""
+        """Return the initial state of `batch_size` streams: one empty hypothesis each."""
         device, shape = self.device, (batch_size, self.beam_size)
         context = torch.tensor([-1] * (self.context_size - 1) + [self.blank_id], device=device)
         tokens = context.expand(*shape, -1).contiguous()
@@ -133,73 +136,76 @@ class FrameSearch(Search[BeamState]):
         )
 
     def results(self, state: BeamState) -> list[Hypothesis]:
-        """The hypothesis of each stream with the best score per token (start context counted)."""
+        """Return the hypothesis of each stream with the best score per token, start context included in the count."""
         best = self._ranks(state).argmax(dim=1, keepdim=True)
         return [hypotheses[0] for hypotheses in self._hypotheses(state, best)]
 
     def n_best(self, state: BeamState) -> list[list[Hypothesis]]:
-        """All hypotheses of each stream, ordered as `results` chooses; they differ in their tokens."""
+        """Return all hypotheses of each stream, ranked as in `results`, with distinct token sequences."""
         return self._hypotheses(state, self._ranks(state).argsort(dim=1, descending=True, stable=True))
 
     def stable(self, state: BeamState) -> list[int]:
-        """How many leading tokens all hypotheses of a stream have in common: every later one grows from these."""
-        lives = state.log_probs.gt(-torch.inf)
+        """Return the length of the longest common prefix of each stream's hypotheses; all later ones extend it."""
+        alive = state.log_probs.gt(-torch.inf)
         best = take(state.tokens, self._ranks(state).argmax(dim=1, keepdim=True))
-        place = torch.arange(state.tokens.size(2), device=state.tokens.device)
-        same = state.tokens.eq(best) & place.lt(state.num_tokens[..., None])
-        common = (same | ~lives[..., None]).all(dim=1)
-        counts: list[int] = (common.cumprod(dim=1).sum(dim=1) - self.context_size).tolist()
-        return counts
+        column = torch.arange(state.tokens.size(2), device=state.tokens.device)
+        same = state.tokens.eq(best) & column.lt(state.num_tokens[..., None])
+        common = (same | ~alive[..., None]).all(dim=1)
+        lengths: list[int] = (common.cumprod(dim=1).sum(dim=1) - self.context_size).tolist()
+        return lengths
 
     @torch.inference_mode()
     def reset_hypothesis(self, state: BeamState) -> BeamState:
-        """One empty hypothesis per stream that follows the last tokens of the best one; the automata begin anew."""
-        fresh = self.init(len(state.num_frames))
+        """Return a state with one empty hypothesis per stream, and the predictor context of the best hypothesis.
+
+        The automata restart in their start states.
+        """
+        initial = self.init(len(state.num_frames))
         best = self._ranks(state).argmax(dim=1, keepdim=True)
-        context = take(self._context(state), best).expand_as(fresh.tokens).contiguous()
-        predictor_out = take(state.predictor_out, best).expand_as(fresh.predictor_out).contiguous()
-        return dataclasses.replace(fresh, tokens=context, predictor_out=predictor_out)
+        context = take(self._context(state), best).expand_as(initial.tokens).contiguous()
+        predictor_out = take(state.predictor_out, best).expand_as(initial.predictor_out).contiguous()
+        return dataclasses.replace(initial, tokens=context, predictor_out=predictor_out)
 
     def _context(self, state: BeamState) -> Tensor:
-        """The last tokens (N, beam, context_size) of each hypothesis."""
+        """Return the last tokens (N, beam, context_size) of each hypothesis."""
         last = state.num_tokens[..., None] + torch.arange(-self.context_size, 0, device=state.tokens.device)
         return state.tokens.gather(2, last)
 
     def _final_bonus(self, state: BeamState) -> Tensor:
-        """The bonus (N, beam) if the streams end here."""
+        """Return the bonus (N, beam) of hypotheses that end here."""
         bonus = state.bonus
-        for number, automaton in enumerate(self.automata):
-            bonus = bonus + automaton.final(state.automaton_states[..., number])
+        for index, automaton in enumerate(self.automata):
+            bonus = bonus + automaton.final_scores(state.automaton_states[..., index])
         return bonus
 
     def _ranks(self, state: BeamState) -> Tensor:
         return (state.log_probs + self._final_bonus(state)) / state.num_tokens
 
     def _hypotheses(self, state: BeamState, order: Tensor) -> list[list[Hypothesis]]:
-        """The hypotheses `order` (N, K) of each stream as lists; empty places of the beam are left out."""
-        values = (state.tokens, state.timestamps, state.num_tokens, state.log_probs, self._final_bonus(state))
-        begin = self.context_size
+        """Return the hypotheses `order` (N, K) of each stream, without the empty slots of the beam."""
+        tensors = (state.tokens, state.timestamps, state.num_tokens, state.log_probs, self._final_bonus(state))
+        start = self.context_size
         return [
             [
-                Hypothesis(tokens[begin:end], times[begin:end], log_prob, bonus)
+                Hypothesis(tokens[start:end], times[start:end], log_prob, bonus)
                 for tokens, times, end, log_prob, bonus in zip(*stream, strict=True)
                 if log_prob > -torch.inf
             ]
-            for stream in zip(*(take(value, order).tolist() for value in values), strict=True)
+            for stream in zip(*(take(tensor, order).tolist() for tensor in tensors), strict=True)
         ]
 
 
-def _values(state: BeamState) -> list[Tensor]:
+def _tensors(state: BeamState) -> list[Tensor]:
     return [getattr(state, field.name) for field in dataclasses.fields(state)]
 
 
-def line_up(order: Tensor, beam_size: int) -> Tensor:
-    """Where hypotheses `order` (N, K) of each stream are if those of all streams are in one line."""
+def flat_index(order: Tensor, beam_size: int) -> Tensor:
+    """Convert hypothesis indices `order` (N, K) of each stream to row indices (N * K,) into (N * beam_size, ...)."""
     first = torch.arange(0, order.size(0) * beam_size, beam_size, device=order.device)
     return (first[:, None] + order).flatten()
 
 
-def take(value: Tensor, order: Tensor) -> Tensor:
-    """Of (N, beam, ...) the hypotheses `order` (N, K) of each stream."""
-    rows = line_up(order, value.size(1))
-    return value.flatten(0, 1).index_select(0, rows).view(*order.shape, *value.shape[2:])
+def take(values: Tensor, order: Tensor) -> Tensor:
+    """Select from (N, beam, ...) the hypotheses `order` (N, K) of each stream: (N, K, ...)."""
+    rows = flat_index(order, values.size(1))
+    return values.flatten(0, 1).index_select(0, rows).view(*order.shape, *values.shape[2:])

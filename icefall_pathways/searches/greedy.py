@@ -1,21 +1,23 @@
-"""Greedy search: many frames at once, since nothing changes between two tokens."""
+"""Greedy search over blocks of frames."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from icefall_pathways.searches.base import TransducerHead
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.searches.base import SearchOptions, TransducerHead
 from icefall_pathways.searches.frame_search import BeamState, FrameSearch
 
-_FRAMES_AT_A_TIME = 8  # of all streams together: up to here more of them cost hardly more time
+_FRAMES_PER_BLOCK = 8  # of all streams together; up to here, joining more frames takes hardly more time
 
 
 class GreedySearch(FrameSearch):
-    """The most probable token of each frame.
+    """Greedy search: the most probable token of each frame.
 
-    While all streams emit blanks, their predictor outputs stay what they are. So with few streams several frames are
-    joined with these at once, and those up to the first token count; the others are joined again after it.
+    While all streams emit blanks, their predictor outputs stay the same. With few streams, several frames are
+    therefore joined with the same predictor outputs at once; frames after the first emitted token are joined again.
     """
 
     def __init__(self, model: TransducerHead, blank_penalty: float = 0.0) -> None:
@@ -23,37 +25,40 @@ class GreedySearch(FrameSearch):
 
     @torch.inference_mode()
     def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> BeamState:
-        """Read the next frames of every stream.
-
-        Args:
-          state: Of N streams; it is left as it is.
-          encoder_out: (N, T, D) the next encoder outputs.
-          lens: (N,) how many of them belong to each stream; frames beyond change nothing.
-        """
-        num_frames, everywhere = int(lens.max()), int(lens.min())
+        """Process the next frames of every stream; see `Search.advance`. `state` is not modified."""
+        num_frames, min_frames = int(lens.max()), int(lens.min())
         lens = lens.to(encoder_out.device)
         frames = self.model.joiner.encoder_proj(encoder_out)
         tokens = torch.full((len(lens), num_frames), self.blank_id, device=lens.device)
         context = self._context(state)[:, 0]
         predictor_out, log_probs = state.predictor_out.clone(), state.log_probs
-        window = max(1, _FRAMES_AT_A_TIME // len(lens))
-        begin = 0
-        while begin < num_frames:
-            end = min(begin + window, num_frames)
-            best, found = self._logits(frames[:, begin:end], predictor_out).log_softmax(dim=-1).max(dim=-1)
-            emits = found.ne(self.blank_id)
-            if end > everywhere:
-                reads = torch.arange(begin, end, device=lens.device).lt(lens[:, None])
-                best, emits = best * reads, emits & reads
+        block = max(1, _FRAMES_PER_BLOCK // len(lens))
+        start = 0
+        while start < num_frames:
+            end = min(start + block, num_frames)
+            best, best_tokens = self._logits(frames[:, start:end], predictor_out).log_softmax(dim=-1).max(dim=-1)
+            emits = best_tokens.ne(self.blank_id)
+            if end > min_frames:
+                valid = torch.arange(start, end, device=lens.device).lt(lens[:, None])
+                best, emits = best * valid, emits & valid
             first = emits.any(dim=0).nonzero()[:1, 0].tolist()
-            count = first[0] + 1 if first else end - begin
+            count = first[0] + 1 if first else end - start
             log_probs = log_probs + best[:, :count].sum(dim=1, keepdim=True)
-            begin += count
+            start += count
             if first:
                 stream = emits[:, count - 1].nonzero()[:, 0]
-                emitted = found[stream, count - 1]
-                tokens[stream, begin - 1] = emitted
+                emitted = best_tokens[stream, count - 1]
+                tokens[stream, start - 1] = emitted
                 context[stream] = torch.cat([context[stream, 1:], emitted[:, None]], dim=1)
                 predictor_out[stream, 0] = self._predict(context[stream])
-        state = state.prolonged(tokens[:, None], lens, self.blank_id)
+        state = state.extended(tokens[:, None], lens, self.blank_id)
         return dataclasses.replace(state, log_probs=log_probs, predictor_out=predictor_out)
+
+
+@dataclass(frozen=True)
+class GreedySearchOptions(SearchOptions):
+    """Options of greedy search."""
+
+    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> GreedySearch:
+        """Build the search; see `SearchOptions.build`."""
+        return GreedySearch(model, self.blank_penalty)

@@ -1,31 +1,35 @@
-"""Modified beam search: one step per frame for all hypotheses of all streams together."""
+"""Modified beam search: one step per frame for all hypotheses of all streams."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.automaton import FailureAutomaton
-from icefall_pathways.searches.base import TransducerHead
-from icefall_pathways.searches.frame_search import BeamState, FrameSearch, line_up
+from icefall_pathways.searches.base import SearchOptions, TransducerHead
+from icefall_pathways.searches.context_graph import build_context_graph, read_context_file
+from icefall_pathways.searches.frame_search import BeamState, FrameSearch, flat_index
+from icefall_pathways.searches.ngram import read_ngram
 
-# An odd multiplier without structure: token sequences that differ have, for all practical purposes, different hashes.
+# A random odd multiplier, so that hash collisions of different token sequences are negligible.
 _HASH_MULTIPLIER = -7046029254386353131
 
 
 @dataclass(frozen=True)
-class _Front:
-    """Of a `BeamState`, what changes with every frame; the history of tokens is written once per call of `advance`.
+class _Beam:
+    """The tensors of a `BeamState` that change in every frame; the token history is written once per `advance`.
 
     Attributes:
-      memory: (N, beam, 2 + context_size) what follows a hypothesis when the beam is sorted anew, all in one: its hash,
-        its number of tokens, its last tokens.
+      history: (N, beam, 2 + context_size) hash, number of tokens and last tokens of each hypothesis. They are in one
+        tensor because they are reordered together.
       log_probs, bonus, automaton_states, predictor_out: As in `BeamState`.
     """
 
-    memory: Tensor
+    history: Tensor
     log_probs: Tensor
     bonus: Tensor
     automaton_states: Tensor
@@ -33,14 +37,14 @@ class _Front:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """What survives a frame.
+class _Expansion:
+    """The best expansions of the beam by one frame.
 
     Attributes:
-      parents: (N, beam) the hypothesis that is prolonged.
-      tokens: (N, beam) what it is prolonged by; a blank leaves it alone.
-      log_probs: (N, beam) with that token.
-      bonus: (N, beam) with that token.
+      parents: (N, beam) index of the hypothesis that is expanded.
+      tokens: (N, beam) token that is appended; a blank leaves the hypothesis unchanged.
+      log_probs: (N, beam) including that token.
+      bonus: (N, beam) including that token.
       automaton_states: (N, beam, A) after that token.
     """
 
@@ -52,14 +56,14 @@ class _Choice:
 
 
 class ModifiedBeamSearch(FrameSearch):
-    """Beam search with at most one token per frame, in which hypotheses with the same tokens are merged.
+    """Beam search with at most one token per frame that merges hypotheses with the same tokens.
 
     Args:
-      model: A transducer; its predictor and joiner are used.
-      beam_size: Hypotheses kept per stream.
-      blank_penalty: Subtracted from the blank's logit: the larger, the fewer deletions.
-      automata: What is added to the scores of tokens before the best are chosen: hotwords, a language model (shallow
-        fusion). The blank has no such score.
+      model: A transducer, of which the predictor and the joiner are used.
+      beam_size: Number of hypotheses kept per stream.
+      blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
+      automata: Hotwords and language models for shallow fusion: their scores are added to those of the tokens before
+        the best expansions are selected. The score of the blank is 0.
     """
 
     def __init__(
@@ -73,121 +77,162 @@ class ModifiedBeamSearch(FrameSearch):
 
     @torch.inference_mode()
     def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> BeamState:
-        """Read the next frames of every stream.
-
-        Args:
-          state: Of N streams; it is left as it is.
-          encoder_out: (N, T, D) the next encoder outputs.
-          lens: (N,) how many of them belong to each stream; frames beyond change nothing.
-        """
+        """Process the next frames of every stream; see `Search.advance`. `state` is not modified."""
         num_frames = int(lens.max())
         if num_frames == 0:
             return state
         lens = lens.to(encoder_out.device)
         frames = self.model.joiner.encoder_proj(encoder_out)
-        everywhere = int(lens.min())
-        front = self._front(state)
-        choices = []
+        min_frames = int(lens.min())
+        beam = self._beam(state)
+        expansions = []
         for t in range(num_frames):
-            choice = self._choose(front, self._logits(frames[:, t : t + 1], front.predictor_out))
-            if t >= everywhere:
-                choice = self._stand_still(front, choice, lens.gt(t)[:, None])
-            front = self._merge(self._follow(front, choice))
-            choices.append(choice)
-        tokens, ancestors = _trace_back(choices)
+            expansion = self._expand(beam, self._logits(frames[:, t : t + 1], beam.predictor_out))
+            if t >= min_frames:
+                expansion = self._keep_ended_streams(beam, expansion, lens.gt(t)[:, None])
+            beam = self._merge(self._apply(beam, expansion))
+            expansions.append(expansion)
+        tokens, ancestors = _trace_back(expansions)
         return dataclasses.replace(
-            state.reordered(ancestors).prolonged(tokens, lens, self.blank_id),
-            hashes=front.memory[..., 0],
-            log_probs=front.log_probs,
-            bonus=front.bonus,
-            automaton_states=front.automaton_states,
-            predictor_out=front.predictor_out,
+            state.reordered(ancestors).extended(tokens, lens, self.blank_id),
+            hashes=beam.history[..., 0],
+            log_probs=beam.log_probs,
+            bonus=beam.bonus,
+            automaton_states=beam.automaton_states,
+            predictor_out=beam.predictor_out,
         )
 
-    def _front(self, state: BeamState) -> _Front:
-        counts = torch.stack([state.hashes, state.num_tokens], dim=2)
-        return _Front(
-            memory=torch.cat([counts, self._context(state)], dim=2),
+    def _beam(self, state: BeamState) -> _Beam:
+        keys = torch.stack([state.hashes, state.num_tokens], dim=2)
+        return _Beam(
+            history=torch.cat([keys, self._context(state)], dim=2),
             log_probs=state.log_probs,
             bonus=state.bonus,
             automaton_states=state.automaton_states,
             predictor_out=state.predictor_out,
         )
 
-    def _choose(self, front: _Front, logits: Tensor) -> _Choice:
-        scores = (logits.log_softmax(dim=-1) + front.log_probs[..., None]).flatten(1)
+    def _expand(self, beam: _Beam, logits: Tensor) -> _Expansion:
+        """Select the best expansions by logits (N, beam, V)."""
+        scores = (logits.log_softmax(dim=-1) + beam.log_probs[..., None]).flatten(1)
         if self.automata:
-            return self._choose_with_bonus(front, scores)
+            return self._expand_with_automata(beam, scores)
         log_probs, best = scores.topk(self.beam_size, dim=1)
         parents = best.div(self.vocab_size, rounding_mode="floor")
         tokens = best - parents * self.vocab_size
-        return _Choice(parents, tokens, log_probs, front.bonus, front.automaton_states)
+        return _Expansion(parents, tokens, log_probs, beam.bonus, beam.automaton_states)
 
-    def _choose_with_bonus(self, front: _Front, scores: Tensor) -> _Choice:
-        """As `_choose`, by the log-probabilities `scores` (N, beam * V) and the automata's together."""
-        bonus = front.bonus[..., None].expand(*front.bonus.shape, self.vocab_size)
+    def _expand_with_automata(self, beam: _Beam, scores: Tensor) -> _Expansion:
+        """Select the best expansions by the sum of log-probabilities `scores` (N, beam * V) and automaton scores."""
+        bonus = beam.bonus[..., None].expand(*beam.bonus.shape, self.vocab_size)
         targets = []
-        for number, automaton in enumerate(self.automata):
-            states = front.automaton_states[..., number]
-            added, reached = automaton.follow(states.flatten())
-            added[:, self.blank_id] = 0.0
-            reached[:, self.blank_id] = states.flatten()
-            bonus = bonus + added.view_as(bonus)
-            targets.append(reached.view_as(bonus).flatten(1))
+        for index, automaton in enumerate(self.automata):
+            states = beam.automaton_states[..., index]
+            token_scores, next_states = automaton.transitions(states.flatten())
+            token_scores[:, self.blank_id] = 0.0
+            next_states[:, self.blank_id] = states.flatten()
+            bonus = bonus + token_scores.view_as(bonus)
+            targets.append(next_states.view_as(bonus).flatten(1))
         bonus = bonus.flatten(1)
         _, best = (scores + bonus).topk(self.beam_size, dim=1)
         parents = best.div(self.vocab_size, rounding_mode="floor")
-        return _Choice(
+        return _Expansion(
             parents,
             tokens=best - parents * self.vocab_size,
             log_probs=scores.gather(1, best),
             bonus=bonus.gather(1, best),
-            automaton_states=torch.stack([reached.gather(1, best) for reached in targets], dim=2),
+            automaton_states=torch.stack([next_states.gather(1, best) for next_states in targets], dim=2),
         )
 
-    def _stand_still(self, front: _Front, choice: _Choice, reads: Tensor) -> _Choice:
-        """The same choice where `reads` (N, 1), and elsewhere that of leaving everything as it is."""
-        own = torch.arange(self.beam_size, device=reads.device)
-        return _Choice(
-            parents=torch.where(reads, choice.parents, own),
-            tokens=choice.tokens.masked_fill(~reads, self.blank_id),
-            log_probs=torch.where(reads, choice.log_probs, front.log_probs),
-            bonus=torch.where(reads, choice.bonus, front.bonus),
-            automaton_states=torch.where(reads[..., None], choice.automaton_states, front.automaton_states),
+    def _keep_ended_streams(self, beam: _Beam, expansion: _Expansion, valid: Tensor) -> _Expansion:
+        """Return the expansion where the frame is `valid` (N, 1), and the unchanged beam elsewhere."""
+        identity = torch.arange(self.beam_size, device=valid.device)
+        return _Expansion(
+            parents=torch.where(valid, expansion.parents, identity),
+            tokens=expansion.tokens.masked_fill(~valid, self.blank_id),
+            log_probs=torch.where(valid, expansion.log_probs, beam.log_probs),
+            bonus=torch.where(valid, expansion.bonus, beam.bonus),
+            automaton_states=torch.where(valid[..., None], expansion.automaton_states, beam.automaton_states),
         )
 
-    def _follow(self, front: _Front, choice: _Choice) -> _Front:
-        """The hypotheses after the frame."""
-        memory, predictor_out, tokens = front.memory, front.predictor_out, choice.tokens
-        rows = line_up(choice.parents, self.beam_size)
-        memory = memory.flatten(0, 1).index_select(0, rows).view_as(memory)
+    def _apply(self, beam: _Beam, expansion: _Expansion) -> _Beam:
+        """Return the beam after the frame."""
+        history, predictor_out, tokens = beam.history, beam.predictor_out, expansion.tokens
+        rows = flat_index(expansion.parents, self.beam_size)
+        history = history.flatten(0, 1).index_select(0, rows).view_as(history)
         predictor_out = predictor_out.flatten(0, 1).index_select(0, rows).view_as(predictor_out)
         emits = tokens.ne(self.blank_id)
-        where = emits.nonzero(as_tuple=True)
-        if where[0].numel() > 0:
+        emitting = emits.nonzero(as_tuple=True)
+        if emitting[0].numel() > 0:
             token = tokens[..., None]
-            hashes = (memory[..., :1] + token + 1) * _HASH_MULTIPLIER
-            longer = torch.cat([hashes, memory[..., 1:2] + 1, memory[..., 3:], token], dim=2)
-            memory = torch.where(emits[..., None], longer, memory)
-            predictor_out = predictor_out.index_put(where, self._predict(longer[where][:, 2:]))
-        return _Front(memory, choice.log_probs, choice.bonus, choice.automaton_states, predictor_out)
+            hashes = (history[..., :1] + token + 1) * _HASH_MULTIPLIER
+            extended = torch.cat([hashes, history[..., 1:2] + 1, history[..., 3:], token], dim=2)
+            history = torch.where(emits[..., None], extended, history)
+            predictor_out = predictor_out.index_put(emitting, self._predict(extended[emitting][:, 2:]))
+        return _Beam(history, expansion.log_probs, expansion.bonus, expansion.automaton_states, predictor_out)
 
-    def _merge(self, front: _Front) -> _Front:
-        """Make hypotheses with the same tokens one."""
-        counts, log_probs = front.memory[..., :2], front.log_probs
-        same = (counts[:, :, None] == counts[:, None]).all(dim=3)
-        # log-sum-exp over those with the same tokens, each of which is itself less its log-softmax: that is one kernel.
+    def _merge(self, beam: _Beam) -> _Beam:
+        """Merge hypotheses with the same tokens: add their probabilities and empty the slots of the duplicates."""
+        keys, log_probs = beam.history[..., :2], beam.log_probs
+        same = (keys[:, :, None] == keys[:, None]).all(dim=3)
+        # log-sum-exp over the hypotheses with the same tokens: x - log_softmax(x) in one kernel.
         shares = log_probs[:, None].masked_fill(~same, -torch.inf).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
-        # What is empty repeats a hypothesis too: at first all are the empty one, and -inf is only ever chosen where
-        # everything above it is chosen, its living double among that.
-        repeats = same.tril(diagonal=-1).any(dim=2)
-        return dataclasses.replace(front, log_probs=(log_probs - shares).masked_fill(repeats, -torch.inf))
+        # Empty slots are duplicates too: at first all of them are the empty hypothesis. A slot with -inf is selected
+        # only if everything above it is selected, the live hypothesis with the same tokens included.
+        duplicates = same.tril(diagonal=-1).any(dim=2)
+        return dataclasses.replace(beam, log_probs=(log_probs - shares).masked_fill(duplicates, -torch.inf))
 
 
-def _trace_back(choices: list[_Choice]) -> tuple[Tensor, Tensor]:
-    """The tokens (N, beam, T) of the last hypotheses, and (N, beam) the hypotheses before all from which they grew."""
-    tokens, ancestors = [choices[-1].tokens], choices[-1].parents
-    for choice in reversed(choices[:-1]):
-        tokens.append(choice.tokens.gather(1, ancestors))
-        ancestors = choice.parents.gather(1, ancestors)
+def _trace_back(expansions: list[_Expansion]) -> tuple[Tensor, Tensor]:
+    """Return the tokens (N, beam, T) of the final hypotheses and their ancestors (N, beam) before the first frame."""
+    tokens, ancestors = [expansions[-1].tokens], expansions[-1].parents
+    for expansion in reversed(expansions[:-1]):
+        tokens.append(expansion.tokens.gather(1, ancestors))
+        ancestors = expansion.parents.gather(1, ancestors)
     return torch.stack(tokens[::-1], dim=2), ancestors
+
+
+@dataclass(frozen=True)
+class ModifiedBeamSearchOptions(SearchOptions):
+    """Options of modified beam search."""
+
+    beam_size: int = 4
+    """For modified_beam_search: hypotheses kept per utterance."""
+
+    context_file: Path | None = None
+    """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score as in
+    " :3.0". {language} in the path is replaced by the language code."""
+
+    context_score: float = 2.0
+    """Score per token of a hotword, added to the log-probability."""
+
+    ngram_lm: Path | None = None
+    """For modified_beam_search: ARPA file of an n-gram language model over tokens, for shallow fusion. {language} in
+    the path is replaced by the language code."""
+
+    ngram_lm_scale: float = 0.3
+    """Weight of the n-gram language model; a negative weight subtracts its scores."""
+
+    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> ModifiedBeamSearch:
+        """Build the search; see `SearchOptions.build`."""
+        automata = []
+        if self.context_file:
+            phrases = read_context_file(_for_language(self.context_file, language), tokenizer, self.context_score)
+            automata.append(build_context_graph(phrases, tokenizer.vocab_size))
+        if self.ngram_lm:
+            path = _for_language(self.ngram_lm, language)
+            automata.append(read_ngram(path, tokenizer.symbols, self.ngram_lm_scale))
+        return ModifiedBeamSearch(model, self.beam_size, self.blank_penalty, automata)
+
+    def name_parts(self) -> list[str]:
+        """Return the options that change the output, as parts of file names."""
+        parts = [f"beam-size-{self.beam_size}", *super().name_parts()]
+        if self.context_file:
+            parts.append(f"context-score-{self.context_score:g}")
+        if self.ngram_lm:
+            parts.append(f"ngram-lm-scale-{self.ngram_lm_scale:g}")
+        return parts
+
+
+def _for_language(path: Path, language: str) -> Path:
+    return Path(str(path).replace("{language}", language))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY
-from icefall_pathways.decoding.config import TrainedModelConfig
+from icefall_pathways.decoding.config import NumActivePaths, TrainedModelConfig
 from icefall_pathways.decoding.language_id.model import load_language_identifier, with_scoring
 from icefall_pathways.decoding.pretrained import TrainedModel
 from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, Recognizer, Result, Session, Source
@@ -20,15 +20,10 @@ AUTO = "auto"
 class RecognizerConfig(TrainedModelConfig):
     """The trained model, the search and the segmentation."""
 
-    num_active_paths: int = 4
-    """Hypotheses in modified_beam_search."""
+    beam_size: NumActivePaths = 4
+    """For modified_beam_search: hypotheses kept per stream."""
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-    @property
-    def num_hypotheses(self) -> int:
-        """Hypotheses in modified_beam_search."""
-        return self.num_active_paths
 
 
 class Transcriber:

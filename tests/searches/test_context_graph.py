@@ -1,4 +1,4 @@
-"""Hotwords, against a plain search for substrings."""
+"""Contextual biasing with hotwords, compared with a search for substrings."""
 
 import pytest
 import torch
@@ -22,17 +22,17 @@ def _graph(scores, vocab_size=VOCAB_SIZE):
     return build_context_graph([Phrase(tokens, score) for tokens, score in scores.items()], vocab_size)
 
 
-def _walk(automaton, tokens):
-    """What reading `tokens` adds up to, and where it ends."""
+def _run_automaton(automaton, tokens):
+    """Return the total score of `tokens` and the final state."""
     state, total = torch.tensor([automaton.start]), 0.0
     for token in tokens:
-        scores, targets = automaton.follow(state)
+        scores, targets = automaton.transitions(state)
         total, state = total + scores[0, token].item(), targets[:, token]
     return total, state
 
 
-def _earned(scores, tokens):
-    """The bonus by definition: every occurrence of every phrase earns its score per token."""
+def _complete_bonus(scores, tokens):
+    """Return the bonus by definition: every occurrence of every phrase counts its score per token."""
     return sum(
         score * len(phrase)
         for phrase, score in scores.items()
@@ -41,30 +41,30 @@ def _earned(scores, tokens):
     )
 
 
-def _lent(scores, tokens):
-    """The most that is lent to a phrase of which the end of `tokens` is a beginning, but not all."""
-    begun = [
+def _partial_bonus(scores, tokens):
+    """Return the largest score of a phrase of which a proper prefix is a suffix of `tokens`."""
+    partial = [
         score * length
         for phrase, score in scores.items()
         for length in range(1, len(phrase))
         if length <= len(tokens) and tuple(tokens[-length:]) == phrase[:length]
     ]
-    return max([0.0, *begun])
+    return max([0.0, *partial])
 
 
 @settings(max_examples=150, deadline=None)
 @given(_phrases, st.lists(_tokens, max_size=12))
-def test_the_bonus_is_that_of_a_plain_search(scores, tokens):
+def test_bonus_equals_substring_search(scores, tokens):
     graph = _graph(scores)
-    total, state = _walk(graph, tokens)
-    assert total == pytest.approx(_earned(scores, tokens) + _lent(scores, tokens), abs=1e-4)
-    assert total + graph.final(state).item() == pytest.approx(_earned(scores, tokens), abs=1e-4)
+    total, state = _run_automaton(graph, tokens)
+    assert total == pytest.approx(_complete_bonus(scores, tokens) + _partial_bonus(scores, tokens), abs=1e-4)
+    assert total + graph.final_scores(state).item() == pytest.approx(_complete_bonus(scores, tokens), abs=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
 @given(cases(), st.data())
 def test_beam_search_adds_the_bonus(make_head, case, data):
-    """Batched, in pieces: what a plain beam search finds that looks for the phrases anew in every hypothesis."""
+    """Batched and chunked, compared with a plain beam search that searches every hypothesis for the phrases."""
     tokens = st.lists(st.integers(1, case["vocab_size"] - 1), min_size=1, max_size=3).map(tuple)
     scores = data.draw(st.dictionaries(tokens, st.sampled_from([0.5, 2.0]), min_size=1, max_size=4))
     head, context_size = make_case_head(make_head, case), case["context_size"]
@@ -73,16 +73,19 @@ def test_beam_search_adds_the_bonus(make_head, case, data):
     streams = zip(search.results(state), search.n_best(state), case["encoder_out"], case["lens"], strict=True)
     for best, hypotheses, out, length in streams:
         expected = plain_beam_search(
-            head, out[:length], case["beam_size"], bonus=lambda tokens: _earned(scores, tokens) + _lent(scores, tokens)
+            head,
+            out[:length],
+            case["beam_size"],
+            bonus=lambda tokens: _complete_bonus(scores, tokens) + _partial_bonus(scores, tokens),
         )
         assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-4)
-        earned = {tokens: _earned(scores, tokens) for tokens in expected}
-        assert {tuple(x.tokens): x.bonus for x in hypotheses} == pytest.approx(earned, abs=1e-4)
-        ranks = {tokens: (expected[tokens] + earned[tokens]) / (len(tokens) + context_size) for tokens in expected}
+        complete = {tokens: _complete_bonus(scores, tokens) for tokens in expected}
+        assert {tuple(x.tokens): x.bonus for x in hypotheses} == pytest.approx(complete, abs=1e-4)
+        ranks = {tokens: (expected[tokens] + complete[tokens]) / (len(tokens) + context_size) for tokens in expected}
         assert ranks[tuple(best.tokens)] == pytest.approx(max(ranks.values()), abs=1e-4)
 
 
-def test_a_hotword_wins_where_it_is_nearly_as_probable(make_head):
+def test_hotword_outranks_a_more_probable_hypothesis(make_head):
     head, out = make_head(3, seed=4), torch.randn(1, 4, 8) * 2
     sequences = all_sequences(all_paths(head, out[0]))
     best, *_, unlikely = sorted(sequences, key=lambda tokens: -sequences[tokens] / (len(tokens) + 2))
@@ -94,30 +97,31 @@ def test_a_hotword_wins_where_it_is_nearly_as_probable(make_head):
     assert unlikely == tuple(biased.results(run(biased, out, lens))[0].tokens)[:3]
 
 
-def test_tables_and_arcs_say_the_same(monkeypatch):
-    scores = {(1, 2, 1): 1.0, (2, 1, 3): 2.0, (1, 1): 0.5, (3,): 1.0}
-    table = _graph(scores)
-    monkeypatch.setattr("icefall_pathways.searches.automaton._TABLE_ENTRIES", 0)
-    arcs = _graph(scores)
-    states = torch.arange(table.num_states).repeat(2)
-    for one, other in zip(table.follow(states), arcs.follow(states), strict=True):
-        torch.testing.assert_close(one, other)
+def test_tabulated_transitions_equal_arcs():
+    arcs = [{1: (1, 0.5), 3: (3, 1.0)}, {2: (2, 2.0)}, {1: (1, -1.0)}, {3: (3, 0.25)}]
+    failures = [(0, 0.0), (0, -0.5), (1, -0.25), (0, -0.75)]
+    tabulated = FailureAutomaton(arcs, failures, VOCAB_SIZE)
+    untabulated = FailureAutomaton(arcs, failures, VOCAB_SIZE, max_table_entries=0)
+    states = torch.arange(tabulated.num_states).repeat(2)
+    for tensor, expected in zip(tabulated.transitions(states), untabulated.transitions(states), strict=True):
+        torch.testing.assert_close(tensor, expected)
+    assert tabulated.transitions(torch.tensor([2]))[0].tolist() == [[-0.75, -1.0, 1.75, 0.25]]
 
 
-def test_phrases_that_cannot_be():
+def test_invalid_phrases_are_refused():
     with pytest.raises(ValueError, match="at least one phrase"):
         build_context_graph([], 5)
     for tokens in ((), (0,), (5,)):
-        with pytest.raises(ValueError, match="tokens from 1 to 4"):
+        with pytest.raises(ValueError, match="at least one token, from 1 to 4"):
             build_context_graph([Phrase(tokens, 1.0)], 5)
 
 
-def test_an_automaton_of_other_tokens(make_head):
+def test_automaton_with_other_vocabulary_is_refused(make_head):
     with pytest.raises(ValueError, match="over 7 tokens: the model has 4"):
         ModifiedBeamSearch(make_head(4), automata=[FailureAutomaton([{}], [(0, 0.0)], 7)])
 
 
-class TestFile:
+class TestContextFile:
     @pytest.fixture(scope="class")
     def tokenizer(self, tmp_path_factory):
         return Tokenizer(train_tokenizer(["ab ba bab", "aa bb"], 8, tmp_path_factory.mktemp("bpe")))
@@ -128,12 +132,12 @@ class TestFile:
         assert [phrase.score for phrase in phrases] == [2.0, 3.5, 2.0]
         assert tokenizer.decode([list(phrase.tokens) for phrase in phrases]) == ["ab ba", "bab", "aa"]
 
-    def test_what_cannot_be_used(self, tokenizer, tmp_path):
+    def test_invalid_files_are_refused(self, tokenizer, tmp_path):
         path = tmp_path / "words.txt"
         with pytest.raises(ValueError, match=r"words.txt.*--context-file"):
             read_context_file(path, tokenizer, 2.0)
         path.write_text("\n")
-        with pytest.raises(ValueError, match="has no hotword"):
+        with pytest.raises(ValueError, match="has no hotwords"):
             read_context_file(path, tokenizer, 2.0)
         path.write_text("ab\nZürich\n")
         with pytest.raises(ValueError, match="line 2: 'Zürich'"):

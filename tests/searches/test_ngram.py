@@ -1,4 +1,4 @@
-"""N-gram models, against the definition of an ARPA file worked out plainly."""
+"""N-gram models, compared with a direct implementation of the ARPA definition."""
 
 import gzip
 import math
@@ -28,7 +28,7 @@ def _write_arpa(path, ngrams):
 
 
 def _log10(ngrams, history, word):
-    """log10 p(word | history): that of the n-gram if it is listed, else back-off weight times that of a shorter one."""
+    """Return log10 p(word | history): listed, or the back-off weight times the probability with a shorter history."""
     listed = ngrams.get(len(history) + 1, {}).get((*history, word))
     if listed:
         return listed[0]
@@ -39,30 +39,30 @@ def _log10(ngrams, history, word):
 
 
 _words = st.sampled_from(["a", "b", "▁c", "d"])
-_number = st.floats(-3, -0.1).map(lambda x: round(x, 4))
+_log10s = st.floats(-3, -0.1).map(lambda x: round(x, 4))
 
 
 @st.composite
 def _models(draw):
-    """Unigrams of some tokens, and n-grams up to an order; not every end of a listed n-gram is listed."""
+    """Draw unigrams of some tokens and n-grams up to some order; suffixes of listed n-grams may be missing."""
     order = draw(st.integers(1, 4))
-    ngrams = {1: {(word,): (draw(_number), draw(_number)) for word in ["<s>", "</s>", *draw(st.sets(_words))]}}
+    ngrams = {1: {(word,): (draw(_log10s), draw(_log10s)) for word in ["<s>", "</s>", *draw(st.sets(_words))]}}
     if draw(st.booleans()):
-        ngrams[1][("<unk>",)] = (draw(_number), 0.0)
+        ngrams[1][("<unk>",)] = (draw(_log10s), 0.0)
     for n in range(2, order + 1):
         contexts = [words for words in ngrams[n - 1] if words[-1] not in ("</s>", "<unk>")]
         lasts = [word for (word,) in ngrams[1] if word != "<s>"]
-        many = (
+        entries = (
             st.lists(st.tuples(st.sampled_from(contexts), st.sampled_from(lasts)), max_size=6)
             if contexts
             else st.just([])
         )
-        ngrams[n] = {(*context, last): (draw(_number), draw(_number)) for context, last in draw(many)}
+        ngrams[n] = {(*context, last): (draw(_log10s), draw(_log10s)) for context, last in draw(entries)}
     return ngrams
 
 
 def _bonus(ngrams, scale):
-    """What shallow fusion adds to a list of token ids."""
+    """Return a function from token IDs to their shallow fusion score."""
     order = len(ngrams)
 
     def bonus(tokens):
@@ -75,20 +75,20 @@ def _bonus(ngrams, scale):
 
 @settings(max_examples=100, deadline=None)
 @given(_models(), st.lists(st.integers(1, 6), max_size=8), st.sampled_from([1.0, 0.3, -0.2]))
-def test_scores_are_those_of_the_definition(tmp_path_factory, ngrams, tokens, scale):
+def test_scores_equal_the_definition(tmp_path_factory, ngrams, tokens, scale):
     path = tmp_path_factory.mktemp("lm") / "lm.arpa"
     _write_arpa(path, ngrams)
     model = read_ngram(path, SYMBOLS, scale)
     state, total = torch.tensor([model.start]), 0.0
     for token in tokens:
-        scores, targets = model.follow(state)
+        scores, targets = model.transitions(state)
         total, state = total + scores[0, token].item(), targets[:, token]
     assert total == pytest.approx(_bonus(ngrams, scale)(tokens), abs=1e-3)
 
 
 @settings(max_examples=15, deadline=None)
 @given(_models(), cases())
-def test_beam_search_adds_the_scores(tmp_path_factory, make_head, ngrams, case):
+def test_beam_search_adds_scaled_scores(tmp_path_factory, make_head, ngrams, case):
     path = tmp_path_factory.mktemp("lm") / "lm.arpa"
     _write_arpa(path, ngrams)
     case["vocab_size"] = len(SYMBOLS)
@@ -105,15 +105,15 @@ def test_beam_search_adds_the_scores(tmp_path_factory, make_head, ngrams, case):
 GOOD = {1: {("<s>",): (-99.0, -0.5), ("a",): (-0.5, -0.2), ("b",): (-1.0, 0.0)}, 2: {("a", "b"): (-0.3, 0.0)}}
 
 
-def test_a_compressed_file(tmp_path):
+def test_compressed_file(tmp_path):
     _write_arpa(tmp_path / "lm.arpa", GOOD)
     (tmp_path / "lm.arpa.gz").write_bytes(gzip.compress((tmp_path / "lm.arpa").read_bytes()))
     assert read_arpa(tmp_path / "lm.arpa.gz") == read_arpa(tmp_path / "lm.arpa")
 
 
-def test_a_model_of_words(tmp_path):
+def test_word_level_model_is_refused(tmp_path):
     _write_arpa(tmp_path / "lm.arpa", {1: GOOD[1] | {("house",): (-1.0, 0.0), ("mouse",): (-1.0, 0.0)}})
-    with pytest.raises(ValueError, match="'house' and 1 other entries are no tokens"):
+    with pytest.raises(ValueError, match="'house' and 1 other entries are not tokens"):
         read_ngram(tmp_path / "lm.arpa", SYMBOLS)
 
 
@@ -122,14 +122,14 @@ def test_a_model_of_words(tmp_path):
     [
         (lambda text: text.replace("a b", "x b"), "context of 'x b' is not listed"),
         (lambda text: text.replace("\\end\\", ""), r"ends without .end"),
-        (lambda text: text.replace("ngram 2=1", "ngram 2=7"), r"promises \[3, 7\]"),
+        (lambda text: text.replace("ngram 2=1", "ngram 2=7"), r"announces \[3, 7\]"),
         (lambda text: text.replace("ngram 2=1", "ngram 3=1"), "line 4"),
         (lambda text: text.replace("-0.3000", "much"), "much"),
         (lambda text: text.replace("a b", "a b a b"), "expected log10, 2 words"),
-        (lambda text: text[:20], "no ARPA file"),
+        (lambda text: text[:20], "not an ARPA file"),
     ],
 )
-def test_damaged_files(tmp_path, damage, message):
+def test_damaged_files_are_refused(tmp_path, damage, message):
     path = tmp_path / "lm.arpa"
     with pytest.raises(ValueError, match=r"lm.arpa.*--ngram-lm"):
         read_ngram(path, SYMBOLS)

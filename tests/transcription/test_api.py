@@ -168,7 +168,7 @@ def test_errors_name_the_cause_and_the_remedy(exp_dir, speech, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no checkpoint in"):
         Pathways.from_pretrained(tmp_path / "empty")
-    with pytest.raises(TypeError, match=r"unknown option beam_width: expected some of avg, .*num_active_paths"):
+    with pytest.raises(TypeError, match=r"unknown option beam_width: expected some of avg, .*beam_size"):
         Pathways.from_pretrained(exp_dir, beam_width=3)
     halves(exp_dir)
     asr = Pathways.from_pretrained(exp_dir)

@@ -1,0 +1,88 @@
+"""Registry of searches and the options that are derived from it."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from icefall_pathways.options import parse
+from icefall_pathways.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, config
+from icefall_pathways.searches.base import SearchOptions
+from icefall_pathways.searches.config import SearchConfig
+from icefall_pathways.searches.registry import SEARCHES
+
+
+@dataclass(frozen=True)
+class SlowSearchOptions(SearchOptions):
+    """A search as another module would define it."""
+
+    patience: float = 1.0
+    """An option of this search alone."""
+
+    def build(self, model, tokenizer, language):
+        search = GreedySearch(model, self.blank_penalty)
+        search.patience = self.patience
+        return search
+
+    def name_parts(self):
+        return [f"patience-{self.patience:g}", *super().name_parts()]
+
+
+@pytest.fixture
+def config_module(monkeypatch):
+    """A second copy of searches/config.py, imported with one more line in the registry."""
+    monkeypatch.setitem(SEARCHES, "slow_search", SlowSearchOptions)
+    spec = importlib.util.spec_from_file_location("searches_config", config.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where tyro looks up the source, for help texts
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_new_search_needs_one_registry_line(config_module, make_head):
+    argv = ["--decoding-method", "slow_search", "--patience", "2.5", "--blank-penalty", "1"]
+    parsed = parse(config_module.SearchConfig, "", argv)
+    search = parsed.build(make_head(4), None, "en")
+    assert (search.patience, search.blank_penalty) == (2.5, 1.0)
+    assert parsed.search_suffix == "slow_search-patience-2.5-blank-penalty-1"
+
+
+def test_help_lists_all_searches_and_their_options(config_module, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(config_module.SearchConfig, "", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "{greedy_search,modified_beam_search,fast_beam_search,slow_search}" in text
+    assert "An option of this search alone." in text
+
+
+def test_unknown_search_is_refused_with_the_known_ones(make_head):
+    known = "greedy_search, modified_beam_search, fast_beam_search"
+    with pytest.raises(ValueError, match=f"--decoding-method magic: unknown search, expected one of {known}"):
+        SearchConfig(decoding_method="magic")
+
+
+@pytest.mark.parametrize(
+    ("options", "search", "suffix"),
+    [
+        ({}, GreedySearch, "greedy_search"),
+        ({"beam_size": 3}, ModifiedBeamSearch, "modified_beam_search-beam-size-3"),
+        ({"blank_penalty": 0.5}, ModifiedBeamSearch, "modified_beam_search-beam-size-4-blank-penalty-0.5"),
+        ({"beam": 4.0}, FastBeamSearch, "fast_beam_search-beam-4-max-contexts-8-max-states-64"),
+    ],
+)
+def test_selected_search_gets_its_options(make_head, options, search, suffix):
+    search_config = SearchConfig(decoding_method=suffix.split("-")[0], **options)
+    built = search_config.build(make_head(4), None, "en")
+    assert type(built) is search
+    assert built.blank_penalty == options.get("blank_penalty", 0.0)
+    assert search_config.search_suffix == suffix
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "fast_beam_search"])
+@pytest.mark.parametrize("option", ["context_file", "ngram_lm"])
+def test_files_that_a_search_would_ignore_are_refused(tmp_path, method, option):
+    message = f"--{option.replace('_', '-')} works with --decoding-method modified_beam_search, not with {method}"
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(decoding_method=method, **{option: tmp_path / "file"})
