@@ -1,4 +1,4 @@
-"""Running a model through one language's sub-network."""
+"""Forward and backward passes through the sub-network of one language."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-#: Is told a language, a parameter's name, and the gradient of the loss at the weights that the language ran through.
+#: Called with a language, a parameter name, and the gradient of the loss with respect to `mask * weight`.
 GradientObserver = Callable[[str, str, Tensor], None]
 
 
@@ -18,22 +18,22 @@ GradientObserver = Callable[[str, str, Tensor], None]
 def activate(
     model: nn.Module, masks: PathwayMasks | None, language: str, observer: GradientObserver | None = None
 ) -> Iterator[None]:
-    """Inside this context the model computes with `mask * weight` for every parameter that the masks cover.
+    """Compute with `mask * weight` in place of every masked parameter of `model` inside this context.
 
-    The stored weights are never touched: `parameters()` and `state_dict()` give them as ever, and gradients flow
-    through the product to them, zero outside the mask. The products are made once, on entering; enter anew after the
-    weights or the masks have changed.
+    The stored weights do not change: `parameters()` and `state_dict()` return them as before, and gradients flow
+    through the product to them, zero outside the mask. The products are computed once, on entry; leave and enter the
+    context again after a change of the weights or the masks.
 
     Args:
-      model: The model that the masks were made for.
+      model: The model that the masks belong to.
       masks: The sub-networks; None runs the dense model.
-      language: Whose sub-network to run.
-      observer: Called in the backward pass with the gradient of each product, which is there for all entries, while
-        that of the stored weight is zero outside the mask.
+      language: The language whose sub-network is active.
+      observer: Called in the backward pass with the gradient of each product. It is defined for all entries, while the
+        gradient of the stored weight is zero outside the mask.
 
     Raises:
-      MasksError: The masks do not know the language.
-      RuntimeError: The model runs through a sub-network already.
+      MasksError: The masks have no such language.
+      RuntimeError: A sub-network of the model is active already.
     """
     if masks is None:
         yield
@@ -43,13 +43,13 @@ def activate(
 
 
 class FoldedPathways:
-    """The sub-networks of a model that is no longer trained, each multiplied once, at its first use.
+    """The sub-networks of a model for inference, each multiplied once, at its first use.
 
-    Switching languages then takes no products, for the memory of the prunable weights per language used. Later changes
-    of weights or masks are not seen.
+    Switching the language then costs no multiplication; every language in use takes the memory of the prunable weights.
+    Later changes of weights or masks have no effect.
 
     Args:
-      model: The model that the masks were made for.
+      model: The model that the masks belong to.
       masks: The sub-networks, on the model's device; None runs the dense model.
     """
 
@@ -60,7 +60,7 @@ class FoldedPathways:
 
     @contextmanager
     def activate(self, language: str) -> Iterator[None]:
-        """Run the model through the sub-network of `language` inside this context; see `activate`."""
+        """Activate the sub-network of `language` inside this context; see `activate`."""
         if self.masks is None:
             yield
             return
@@ -68,10 +68,10 @@ class FoldedPathways:
             yield
 
     def weights(self, language: str) -> dict[str, Tensor]:
-        """What the model computes with in a language in place of parameters of these names."""
+        """Return `mask * weight` of every masked parameter for a language, by parameter name."""
         if self.masks is None:
             return {}
-        return {name: one.value for name, one in zip(self.masks.names, self._products(language), strict=True)}
+        return {name: product.value for name, product in zip(self.masks.names, self._products(language), strict=True)}
 
     def _products(self, language: str) -> "list[_Product]":
         assert self.masks is not None
@@ -82,7 +82,7 @@ class FoldedPathways:
 
 
 class _Product(NamedTuple):
-    """`mask * weight` of a parameter, the module that has this parameter, and its name there."""
+    """`mask * weight` of a parameter, the module that owns the parameter, and the attribute name there."""
 
     owner: nn.Module
     attribute: str
@@ -92,12 +92,12 @@ class _Product(NamedTuple):
 def _products(
     model: nn.Module, masks: PathwayMasks, language: str, observer: GradientObserver | None = None
 ) -> list[_Product]:
-    """The products of every parameter that the masks cover; `observer` as in `activate`."""
+    """Return the products of all masked parameters; `observer` as in `activate`."""
     products = []
     for name in masks.names:
         owner_name, _, attribute = name.rpartition(".")
         owner = model.get_submodule(owner_name)
-        _check_free(owner, attribute)
+        _check_not_shadowed(owner, attribute)
         value = _masked(owner.get_parameter(attribute), masks.mask(name, language))
         if observer is not None and value.requires_grad:
             value.register_hook(partial(observer, language, name))
@@ -105,27 +105,27 @@ def _products(
     return products
 
 
-def _check_free(owner: nn.Module, attribute: str) -> None:
+def _check_not_shadowed(owner: nn.Module, attribute: str) -> None:
     if attribute in owner.__dict__:
         raise RuntimeError(
-            f"{attribute} of {owner} runs through a sub-network already: leave that context before entering another"
+            f"a sub-network is active already ({attribute} of {owner}): leave that context before entering another"
         )
 
 
 @contextmanager
 def _shadow(products: Iterable[_Product]) -> Iterator[None]:
-    """Let modules compute with products in place of their parameters."""
+    """Shadow parameters by their products inside this context."""
     shadowed: list[_Product] = []
     flat_weights: dict[nn.RNNBase, Any] = {}
     try:
         for product in products:
-            _check_free(product.owner, product.attribute)
-            # Python finds an attribute in __dict__ before a module's registered parameters, so the product shadows the
-            # parameter for the module's forward and for nobody else.
+            _check_not_shadowed(product.owner, product.attribute)
+            # Python looks up attributes in __dict__ before a module's registered parameters, so the product shadows the
+            # parameter in the module's forward only.
             product.owner.__dict__[product.attribute] = product.value
             shadowed.append(product)
         for recurrent in {product.owner for product in shadowed if isinstance(product.owner, nn.RNNBase)}:
-            # Recurrent modules compute with this list, not with their attributes.
+            # Recurrent modules read their weights from this list, not from their attributes.
             flat_weights[recurrent] = recurrent._flat_weights
             recurrent.__dict__["_flat_weights"] = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
         yield
@@ -137,20 +137,20 @@ def _shadow(products: Iterable[_Product]) -> Iterator[None]:
 
 
 def _masked(weight: nn.Parameter, mask: Tensor) -> Tensor:
-    # In the weight's own type: a product of different types is several times slower. Nor is bool to float direct.
+    # In the dtype of the weight: a product of mixed dtypes is several times slower, as is a cast from bool to float.
     return weight * mask.view(torch.uint8).to(weight.dtype)
 
 
 class PathwayModule(nn.Module):
-    """A model whose forward takes a language and runs through its sub-network; what DDP wraps.
+    """A model whose forward takes a language and uses its sub-network; wrap this module in DDP.
 
     Args:
       model: Any module; its parameters keep their names under `model.`.
-      masks: The sub-networks, on the model's device; None runs the dense model. They are no part of the state_dict.
+      masks: The sub-networks, on the model's device; None runs the dense model. The state_dict does not contain them.
       observer: See `activate`.
 
     Raises:
-      MasksError: The masks are for another model.
+      MasksError: The masks do not fit the model.
     """
 
     def __init__(self, model: nn.Module, masks: PathwayMasks | None, observer: GradientObserver | None = None) -> None:
@@ -162,6 +162,6 @@ class PathwayModule(nn.Module):
         self.observer = observer
 
     def forward(self, language: str, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward of the other arguments, through the sub-network of `language`."""
+        """Return the model's output for the other arguments, computed by the sub-network of `language`."""
         with activate(self.model, self.masks, language, self.observer):
             return self.model(*args, **kwargs)

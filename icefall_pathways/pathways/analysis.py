@@ -1,4 +1,4 @@
-"""What masks look like: densities, overlaps, active parameters."""
+"""Statistics of masks: densities, overlaps, active parameters."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 @dataclass(frozen=True)
 class DensityRow:
-    """The masks of one parameter, or of all parameters of one type of module.
+    """Statistics of the masks of one parameter, or of all parameters of one module type.
 
     Attributes:
       name: The parameter, or the type.
-      module_type: Class of the module that the parameter belongs to, such as "Linear".
-      num_entries: Prunable entries.
+      module_type: Class of the module that owns the parameter, such as "Linear".
+      num_entries: Number of prunable entries.
       density: Share of them that each language uses.
       union: Share that at least one language uses.
-      overlap: Mean intersection over union of two languages' masks: low where pathways part.
-      exclusive: Share of the used entries that one language alone uses.
-      specificity: 1 less the mean of Cohen's kappa of two languages' masks: 0 where they are the same, 1 where they
-        have no more in common than random masks of their densities. Unlike `overlap` it can be compared between layers
-        of different density.
+      overlap: Mean intersection over union of the masks of two languages.
+      exclusive: Share of the used entries that a single language uses.
+      specificity: 1 minus the mean of Cohen's kappa over pairs of masks: 0 if all masks are equal, 1 if they agree no
+        more than random masks of their densities. Unlike `overlap`, it is comparable between layers of different
+        density.
     """
 
     name: str
@@ -39,12 +39,12 @@ class DensityRow:
 
 
 def density_per_parameter(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
-    """A row per parameter, in the model's order."""
+    """Return a row per parameter, in the order of the model."""
     return [_row(name, _module_type(model, name), masks.subset(name)) for name in masks.names]
 
 
 def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
-    """A row per type of module."""
+    """Return a row per module type."""
     names = defaultdict(list)
     for name in masks.names:
         names[_module_type(model, name)].append(name)
@@ -52,22 +52,22 @@ def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
 
 
 def rank_by_specificity(rows: Sequence[DensityRow]) -> list[DensityRow]:
-    """The rows from the most language-specific on: where languages go ways of their own."""
+    """Return the rows in descending order of their specificity."""
     return sorted(rows, key=lambda row: -row.specificity)
 
 
 def overlap_matrix(masks: PathwayMasks) -> list[list[float]]:
-    """Intersection over union of every two languages' masks, in the order of `masks.languages`."""
+    """Return the intersection over union of each pair of masks, in the order of `masks.languages`."""
     return masks.overlaps()
 
 
 def mean_overlap(masks: PathwayMasks) -> float:
-    """Mean intersection over union of two languages' masks; 1 for a single language."""
+    """Return the mean intersection over union over pairs of languages; 1 for a single language."""
     return _mean_of_pairs(masks.overlaps())
 
 
 def active_parameters(model: nn.Module, masks: PathwayMasks | None, language: str) -> int:
-    """How many parameters a language runs through: all that cannot be pruned, and those that its mask keeps."""
+    """Count the parameters that a language uses: all that cannot be pruned, and those in its mask."""
     total = sum(parameter.numel() for parameter in model.parameters())
     if masks is None:
         return total
@@ -92,19 +92,19 @@ def _row(name: str, module_type: str, masks: PathwayMasks) -> DensityRow:
 
 
 def _kappas(joint: list[list[float]]) -> list[list[float]]:
-    """Cohen's kappa of every two masks, from the shares of entries that both use: agreement beyond that by chance."""
-    own = [row[i] for i, row in enumerate(joint)]
+    """Return Cohen's kappa of each pair of masks, from the shares of entries that both use."""
+    density = [row[i] for i, row in enumerate(joint)]
 
     def kappa(i: int, j: int) -> float:
-        agreement = 1 - own[i] - own[j] + 2 * joint[i][j]
-        by_chance = own[i] * own[j] + (1 - own[i]) * (1 - own[j])
+        agreement = 1 - density[i] - density[j] + 2 * joint[i][j]
+        by_chance = density[i] * density[j] + (1 - density[i]) * (1 - density[j])
         return (agreement - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
 
-    return [[kappa(i, j) for j in range(len(own))] for i in range(len(own))]
+    return [[kappa(i, j) for j in range(len(density))] for i in range(len(density))]
 
 
 def _mean_of_pairs(matrix: list[list[float]]) -> float:
-    """The mean above the diagonal; 1 if there is nothing above it."""
+    """Return the mean of the values above the diagonal; 1 for a single row."""
     values = [matrix[i][j] for i, j in combinations(range(len(matrix)), 2)]
     return sum(values) / len(values) if values else 1.0
 

@@ -1,62 +1,62 @@
-"""Counting the bits of codes."""
+"""Bit counts of mask codes."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 18  # entries at a time: what is made of them stays small
+_CHUNK = 1 << 18  # entries per step, which bounds the temporary memory
 
 
 def joint_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
-    """How many entries each two languages both use, in one pass over the codes.
+    """Count the entries that each pair of languages uses, in one pass over the codes.
 
-    Histograms of the bytes of codes (of each two bytes, beyond 8 languages) hold all that is to be known.
+    The counts follow from histograms of the bytes of the codes (of pairs of bytes for more than 8 languages).
 
     Args:
       codes: Integers of any shapes, bit i for language i.
-      num_languages: How many bits to look at; the others are clear.
+      num_languages: The number of bits in use; the others are clear.
 
     Returns:
-      (languages, languages), int64, symmetric; the diagonal tells how many entries each language uses.
+      (languages, languages), int64, symmetric; the diagonal holds the count of each language.
     """
-    places = range(-(-num_languages // 8))
+    num_bytes = -(-num_languages // 8)
     histograms: dict[tuple[int, int], Tensor] = {}
     for code in codes:
         for chunk in code.flatten().split(_CHUNK):
-            planes = [_byte(chunk, place) for place in places]
-            for a in places:
+            planes = [_byte(chunk, index) for index in range(num_bytes)]
+            for a in range(num_bytes):
                 _add(histograms, (a, a), torch.bincount(planes[a], minlength=256).diag())
-                for b in places[a + 1 :]:
+                for b in range(a + 1, num_bytes):
                     pairs = planes[a].int().mul_(256).add_(planes[b])
                     _add(histograms, (a, b), torch.bincount(pairs, minlength=256 * 256).view(256, 256))
-    return _bits_of_bytes(histograms, len(places))[:num_languages, :num_languages]
+    return _bit_counts(histograms, num_bytes)[:num_languages, :num_languages]
 
 
 def sharing_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
-    """How many entries are used by none, by one, by two, ... of the languages: (languages + 1,), int64."""
+    """Count the entries that 0, 1, 2, ... of the languages use: (languages + 1,), int64."""
     bits_set = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).sum(1).to(torch.uint8)
     counts = torch.zeros(num_languages + 1, dtype=torch.int64)
     for code in codes:
         table = bits_set.to(code.device)
         for chunk in code.flatten().split(_CHUNK):
-            users = sum(table[_byte(chunk, place).long()] for place in range(-(-num_languages // 8)))
+            users = sum(table[_byte(chunk, index).long()] for index in range(-(-num_languages // 8)))
             assert isinstance(users, Tensor)
             counts += torch.bincount(users, minlength=num_languages + 1).cpu()
     return counts
 
 
-def _byte(chunk: Tensor, place: int) -> Tensor:
-    return chunk if chunk.dtype == torch.uint8 else (chunk >> (8 * place) & 255).to(torch.uint8)
+def _byte(chunk: Tensor, index: int) -> Tensor:
+    return chunk if chunk.dtype == torch.uint8 else (chunk >> (8 * index) & 255).to(torch.uint8)
 
 
 def _add(histograms: dict[tuple[int, int], Tensor], pair: tuple[int, int], counts: Tensor) -> None:
     histograms[pair] = histograms[pair] + counts if pair in histograms else counts
 
 
-def _bits_of_bytes(histograms: dict[tuple[int, int], Tensor], num_bytes: int) -> Tensor:
-    """From how often two bytes have which values to how often each two of their bits are both set."""
-    # Whole numbers are exact in float64, and unlike integers it can be multiplied as matrices on every device.
+def _bit_counts(histograms: dict[tuple[int, int], Tensor], num_bytes: int) -> Tensor:
+    """Return the joint counts of all pairs of bits from the joint histograms of pairs of bytes."""
+    # Integers are exact in float64, which every device can multiply as matrices.
     bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).double()
     joint = torch.zeros(8 * num_bytes, 8 * num_bytes, dtype=torch.int64)
     for (a, b), counts in histograms.items():

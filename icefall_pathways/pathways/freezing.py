@@ -1,4 +1,4 @@
-"""Training some languages without changing what the others compute."""
+"""Train some languages without a change of the output of others."""
 
 from collections.abc import Sequence
 
@@ -8,37 +8,38 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 
 def freeze_languages(model: nn.Module, masks: PathwayMasks, frozen: Sequence[str]) -> PathwayMasks:
-    """Freeze everything that the languages in `frozen` compute with.
+    """Freeze all weights that the languages in `frozen` compute with.
 
-    Parameters without masks (biases, norms, embeddings, the joiner) are every language's: they stop requiring
-    gradients. Of the others, an optimizer may change the entries that no frozen language uses. The forward pass goes on
-    with `masks`, so that the other languages read what is frozen.
+    All languages share the parameters without masks (biases, norms, embeddings, the joiner), so these stop requiring
+    gradients. Of the masked parameters, the optimizer may change the entries that no frozen language uses. The forward
+    pass still uses `masks`, so the other languages read the frozen entries of their masks.
 
     Args:
       model: Its parameters without masks are changed to require no gradient.
-      masks: The sub-networks; not changed. They must stay as they are while training goes on.
-      frozen: Languages whose output must stay what it is.
+      masks: The sub-networks; not changed. They must not change during training either.
+      frozen: The languages whose output must not change.
 
     Returns:
-      The masks to activate the optimizer with: each language's entries without those of the frozen ones.
+      The masks for `optimizer.activate`: each language's entries except those of the frozen languages.
 
     Raises:
-      MasksError: The masks do not know a language, or leave another one nothing to train.
-      ValueError: The model has statistics of batches, which training changes for all languages.
+      MasksError: The masks lack a language, or nothing is left to train for another one.
+      ValueError: The model has batch statistics, which training changes for all languages.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             raise ValueError(
-                f"{name} ({type(module).__name__}) gathers statistics of batches, which change the output of every "
-                "language: languages cannot be frozen in this model"
+                f"{name} ({type(module).__name__}) tracks batch statistics, which change the output of every language: "
+                "languages cannot be frozen in this model"
             )
     trainable = masks.excluding(frozen)
     others = [language for language in masks.languages if language not in frozen]
     empty = [language for language in others if trainable.sparsity(language) == 1]
     if empty or not others:
         raise MasksError(
-            f"nothing is left to train for {', '.join(empty or ['any language'])}: every entry is used by "
-            f"{', '.join(frozen)}, which are frozen. Freeze fewer languages, or find masks of lower sparsity"
+            f"nothing is left to train for {', '.join(empty or ['any language'])}: the frozen languages "
+            f"{', '.join(frozen)} use every entry. Freeze fewer languages, or give the other languages "
+            "masks of lower sparsity"
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in masks.codes)

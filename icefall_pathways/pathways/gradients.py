@@ -1,4 +1,4 @@
-"""What each language's loss says about every entry, those outside its mask included."""
+"""Running second moment of each language's gradient, for every entry including pruned ones."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 class LanguageGradients:
-    """The running mean, per language, of the squared gradient of its loss at the weights it runs through.
+    """The running mean, per language, of the squared gradient of its loss with respect to `mask * weight`.
 
-    The gradient is that of the product `mask * weight`, which `activate` makes anyway: it is there for every entry, at
-    no cost, while the gradient of the stored weight is zero outside the mask. A language's mean moves with its own
-    batches only. With several ranks, each holds the share of its own batches.
+    `activate` computes the product in any case, so its gradient is available for every entry at no cost, while the
+    gradient of the stored weight is zero outside the mask. Only batches of a language update its mean. With several
+    ranks, each rank holds the contribution of its own batches.
 
-    It takes four bytes per prunable entry and language.
+    Memory: four bytes per prunable entry and language.
 
     Args:
-      decay: The mean is over about 1 / (1 - decay) batches of the language.
-      all_reduce_sum: Replaces a tensor by its sum over the ranks, and returns it.
+      decay: The mean covers about 1 / (1 - decay) batches of the language.
+      all_reduce_sum: Replaces a tensor by its sum over all ranks, and returns it.
 
     Attributes:
-      scale: The gradients are so many times too large: the loss scaler's factor, 0-dim, where the gradients are.
+      scale: The factor by which gradients are too large: that of the loss scaler, 0-dim, on the gradients' device.
     """
 
     def __init__(self, decay: float = 0.95, all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
@@ -31,7 +31,7 @@ class LanguageGradients:
 
     @torch.no_grad()
     def add(self, language: str, name: str, gradient: Tensor) -> None:
-        """Take in the gradient of parameter `name` on one batch; what has overflowed counts as zero."""
+        """Add the gradient of parameter `name` for one batch; overflowed values count as zero."""
         square = torch.nan_to_num_((gradient.float() / self.scale).square_(), nan=0.0, posinf=0.0)
         squares = self._squares.setdefault(language, {})
         if name not in squares:
@@ -39,21 +39,22 @@ class LanguageGradients:
         squares[name].lerp_(square, 1 - self._decay)
 
     def mean_square(self, languages: Sequence[str]) -> dict[str, Tensor]:
-        """The means of several languages together, up to a common factor; empty if none has had a batch yet.
+        """Return the mean over several languages, up to a common factor; empty before their first batch.
 
-        All ranks must call this together, and get the same.
+        All ranks must call this together; the result is the same on all.
         """
-        found = [self._squares[language] for language in languages if language in self._squares]
-        names = sorted(found[0]) if found else []
+        by_language = [self._squares[language] for language in languages if language in self._squares]
+        names = sorted(by_language[0]) if by_language else []
         return {
-            name: self._all_reduce_sum(torch.stack([squares[name] for squares in found]).sum(dim=0)) for name in names
+            name: self._all_reduce_sum(torch.stack([squares[name] for squares in by_language]).sum(dim=0))
+            for name in names
         }
 
     @torch.no_grad()
     def reduce(self, keep: bool) -> None:
-        """Bring the shares of all ranks together on the one that is told to `keep` them; the others start anew.
+        """Sum the contributions of all ranks on the rank with `keep`, and reset the others to zero.
 
-        All ranks must call this together. What follows is the same, up to rounding, as without it.
+        All ranks must call this together. Up to rounding, later results do not change.
         """
         for _, squares in sorted(self._squares.items()):
             for _, square in sorted(squares.items()):
@@ -62,11 +63,11 @@ class LanguageGradients:
                     square.zero_()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The means by language and name."""
+        """Return the means by language and parameter name."""
         return self._squares
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device, keep: bool) -> None:
-        """Go on from the means in a checkpoint, on the rank that keeps them."""
+        """Load the means of a checkpoint on the rank with `keep`; the others start from zero."""
         self._squares = {
             language: {
                 name: square.to(device, copy=True) if keep else torch.zeros_like(square, device=device)

@@ -1,18 +1,18 @@
-"""What is pruned as one: single entries, blocks, rows, columns, or N of every M entries.
+"""Pruning granularity: single entries, blocks, rows, columns, or N of every M entries.
 
-A parameter is seen as a matrix with a row for each output unit: (out, in) for a linear layer, (out, in x kernel) for a
-convolution, the kernel's places of an input channel side by side. A recurrent layer's matrices have a row for each gate
-of each unit, (4H, in) and (4H, H) for an LSTM: a row is one gate of one unit.
+A parameter is viewed as a matrix with a row for each output unit: (out, in) for a linear layer, (out, in x kernel) for
+a convolution, where the kernel positions of an input channel are adjacent. A recurrent layer's matrices have a row for
+each gate of each unit, (4H, in) and (4H, H) for an LSTM: a row is one gate of one unit.
 
-  element     one entry
+  element     single entries
   block:RxC   R rows by C columns; `*` is all of them: `block:16x*` is a head of 16 outputs in a projection
-  row         all that one output unit reads: a neuron, an output channel
-  column      all that reads one input: an input channel with its whole kernel (in a convolution with groups, the same
+  row         all inputs of one output unit: a neuron, an output channel
+  column      all weights of one input: an input channel with its whole kernel (in a grouped convolution, the same
               channel of each group; a depthwise convolution is one single column)
-  N:M         no group: of every M entries side by side in a row, N stay (2:4 is what sparse tensor cores run)
+  N:M         N of every M adjacent entries of a row are kept (sparse tensor cores support 2:4)
 
-Where R or C does not divide the matrix, the last groups are smaller. A group's score is the mean of its entries', so
-smaller groups compete fairly.
+If R or C does not divide the matrix, the last groups are smaller. The score of a group is the mean score of its
+entries, which makes groups of different sizes comparable.
 """
 
 import math
@@ -31,7 +31,7 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 def num_kept(num_entries: int, sparsity: float) -> int:
-    """How many of `num_entries` stay at `sparsity`: the nearest whole number.
+    """Return the number of entries to keep at `sparsity`, rounded to the nearest integer.
 
     Raises:
       ValueError: `sparsity` is not within 0 (nothing pruned) and below 1.
@@ -42,19 +42,19 @@ def num_kept(num_entries: int, sparsity: float) -> int:
 
 
 class Granularity(ABC):
-    """What is pruned as one."""
+    """The groups of entries that are kept or pruned together."""
 
-    #: Whether tensors may share one budget (global allocation) or differ in sparsity.
+    #: Parameters may share one budget (global allocation) or differ in sparsity.
     shares_budget = True
 
     @abstractmethod
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Choose what stays of some parameters which share one budget.
+        """Select the entries to keep from parameters that share a budget.
 
         Args:
-          scores: A score per entry for each parameter; the larger, the better.
-          candidates: Bool, which entries may be chosen.
-          sparsity: Share of all entries together, candidates or not, that is not chosen.
+          scores: A score per entry for each parameter; the largest are kept.
+          candidates: Bool, the entries that may be selected.
+          sparsity: Share of all entries, candidates or not, that is not selected.
 
         Returns:
           Bool tensors of the parameters' shapes.
@@ -65,28 +65,28 @@ class Granularity(ABC):
 
     @abstractmethod
     def matches(self, mask: Tensor) -> bool:
-        """Whether a mask, or a tensor of codes, of a parameter's shape could have come from this granularity."""
+        """Return True if a mask, or codes, of a parameter's shape consist of groups of this granularity."""
 
     @abstractmethod
     def check_sparsity(self, sparsity: float) -> None:
-        """Check that it can end at a sparsity.
+        """Check that masks of this granularity can have a sparsity.
 
         Raises:
-          ValueError: It cannot; the message says which one it can.
+          ValueError: They cannot; the message names a possible one.
         """
 
 
 @dataclass(frozen=True)
 class Blocks(Granularity):
-    """Rectangular groups, single entries among them.
+    """Rectangular groups, including single entries.
 
-    The kept entries differ from what the sparsity asks for by half the largest group at most: not at all for single
-    entries. At least one group stays in every parameter, since a layer without weights passes nothing on.
+    The number of kept entries differs from that of the sparsity by at most half the largest group; it is exact for
+    single entries. At least one group of every parameter is kept, because a layer without weights has no output.
 
     Attributes:
-      rows: Rows of a group; 0 is all of them.
-      inputs: Columns of a group; 0 is all of them.
-      whole_kernels: Count `inputs` in input channels, each with its kernel.
+      rows: Rows of a group; 0 for all.
+      inputs: Columns of a group; 0 for all.
+      whole_kernels: `inputs` counts input channels, each with its kernel, in place of columns.
     """
 
     rows: int = 1
@@ -94,63 +94,66 @@ class Blocks(Granularity):
     whole_kernels: bool = False
 
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Keep the groups of largest mean score; of equal ones, the first."""
-        for alive in candidates:
-            if not self.matches(alive):
+        """Select the groups of largest mean score; of equal ones, the first."""
+        for candidate in candidates:
+            if not self.matches(candidate):
                 raise ValueError(
                     f"the masks cut through groups of {self}: prune masks of the same granularity, or dense"
                 )
-        means = [self._means(score) for score in scores]
-        alive_groups = [self._first(alive) for alive in candidates]
-        sizes = [self._sizes(alive) for alive in candidates]
-        largest = max(_largest(size) for size in sizes)
-        budget = num_kept(sum(alive.numel() for alive in candidates), sparsity)
+        means = [self.group_means(score) for score in scores]
+        candidate_groups = [self._first_entries(candidate) for candidate in candidates]
+        sizes = [self.group_sizes(candidate) for candidate in candidates]
+        largest = max(_max_size(size) for size in sizes)
+        budget = num_kept(sum(candidate.numel() for candidate in candidates), sparsity)
         if len(means) > 1:
-            means = [_with_best_at_top(mean, alive) for mean, alive in zip(means, alive_groups, strict=True)]
-        kept = top_k_joint(means, alive_groups, sizes, max(budget + largest // 2, largest))
-        return [self._spread(groups, alive.shape) for groups, alive in zip(kept, candidates, strict=True)]
+            means = [_promote_best(mean, groups) for mean, groups in zip(means, candidate_groups, strict=True)]
+        kept = top_k_joint(means, candidate_groups, sizes, max(budget + largest // 2, largest))
+        return [self._expand(groups, candidate.shape) for groups, candidate in zip(kept, candidates, strict=True)]
 
     def matches(self, mask: Tensor) -> bool:
-        """Whether all entries of every group are equal."""
-        return self._extent(mask.shape) == (1, 1) or torch.equal(self._spread(self._first(mask), mask.shape), mask)
+        """Return True if the entries of every group are equal."""
+        if self._group_shape(mask.shape) == (1, 1):
+            return True
+        return torch.equal(self._expand(self._first_entries(mask), mask.shape), mask)
 
     def check_sparsity(self, sparsity: float) -> None:
-        """Any sparsity will do; see `num_kept` for its range."""
+        """Check the range of the sparsity."""
         num_kept(1, sparsity)
 
-    def _extent(self, shape: torch.Size) -> tuple[int, int]:
-        """Rows and columns of a group in the matrix of a parameter."""
+    def _group_shape(self, shape: torch.Size) -> tuple[int, int]:
+        """Return the rows and columns of a group in the matrix of a parameter."""
         kernel = math.prod(shape[2:]) if self.whole_kernels else 1
         columns = math.prod(shape[1:])
         return min(self.rows or shape[0], shape[0]), min(self.inputs * kernel or columns, columns)
 
-    def _first(self, values: Tensor) -> Tensor:
-        """The first entry of every group."""
-        rows, columns = self._extent(values.shape)
+    def _first_entries(self, values: Tensor) -> Tensor:
+        """Return the first entry of every group."""
+        rows, columns = self._group_shape(values.shape)
         return values.flatten(1)[::rows, ::columns]
 
-    def _spread(self, groups: Tensor, shape: torch.Size) -> Tensor:
-        """Give all entries of a group the value of the group."""
-        rows, columns = self._extent(shape)
+    def _expand(self, groups: Tensor, shape: torch.Size) -> Tensor:
+        """Return a tensor of a parameter's shape in which each entry has the value of its group."""
+        rows, columns = self._group_shape(shape)
         height, width = shape[0], math.prod(shape[1:])
         if (rows, columns) == (1, 1):
             return groups.reshape(shape)
         tall = groups.repeat_interleave(rows, 0)[:height]
         return tall.repeat_interleave(columns, 1)[:, :width].reshape(shape)
 
-    def _means(self, scores: Tensor) -> Tensor:
-        rows, columns = self._extent(scores.shape)
+    def group_means(self, scores: Tensor) -> Tensor:
+        """Return the mean score of every group of a parameter."""
+        rows, columns = self._group_shape(scores.shape)
         matrix = scores.detach().flatten(1)
         if (rows, columns) == (1, 1):
             return matrix
         height, width = matrix.shape
         padded = F.pad(matrix.float(), (0, -width % columns, 0, -height % rows))
         sums = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).sum((1, 3))
-        return sums / self._sizes(scores)
+        return sums / self.group_sizes(scores)
 
-    def _sizes(self, like: Tensor) -> Tensor | int:
-        """Entries of each group of a parameter; a number where they are all alike."""
-        rows, columns = self._extent(like.shape)
+    def group_sizes(self, like: Tensor) -> Tensor | int:
+        """Return the number of entries of each group of a parameter, or one integer if all groups are equally large."""
+        rows, columns = self._group_shape(like.shape)
         height, width = like.size(0), math.prod(like.shape[1:])
         if height % rows == 0 and width % columns == 0:
             return rows * columns
@@ -168,10 +171,10 @@ class Blocks(Granularity):
 
 @dataclass(frozen=True)
 class NofM(Granularity):
-    """Of every `m` entries side by side in a row, `n` stay.
+    """Keep `n` of every `m` adjacent entries of a row.
 
-    At a sparsity on the way there, as in iterative pruning, it is the nearest whole number of every `m`. The last
-    entries of a row, if fewer than `m`, are pruned to the nearest whole number likewise.
+    At a lower sparsity, as in the rounds of iterative pruning, the count per `m` entries is rounded to the nearest
+    integer. So is the count of the last entries of a row, if these are fewer than `m`.
     """
 
     n: int
@@ -180,26 +183,26 @@ class NofM(Granularity):
     shares_budget = False
 
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Keep those of largest score; of equal ones, the first."""
-        return [self._keep(score, alive, sparsity) for score, alive in zip(scores, candidates, strict=True)]
+        """Select the entries of largest score; of equal ones, the first."""
+        return [self._select(score, candidate, sparsity) for score, candidate in zip(scores, candidates, strict=True)]
 
-    def _keep(self, scores: Tensor, candidates: Tensor, sparsity: float) -> Tensor:
-        alive = candidates.flatten(1)
-        # Candidates of the lowest score come before what is no candidate.
+    def _select(self, scores: Tensor, candidates: Tensor, sparsity: float) -> Tensor:
+        allowed = candidates.flatten(1)
+        # Candidates of the lowest score rank above entries that are not candidates.
         ranked = torch.nan_to_num(scores.detach().float(), nan=_LOWEST, posinf=torch.inf, neginf=_LOWEST).flatten(1)
-        ranked = ranked.masked_fill(~alive, -torch.inf)
+        ranked = ranked.masked_fill(~allowed, -torch.inf)
         whole = ranked.size(1) // self.m * self.m
-        kept = torch.zeros_like(alive)
-        for begin, end, width in ((0, whole, self.m), (whole, ranked.size(1), ranked.size(1) - whole)):
+        kept = torch.zeros_like(allowed)
+        for start, end, width in ((0, whole, self.m), (whole, ranked.size(1), ranked.size(1) - whole)):
             if width:
-                groups = ranked[:, begin:end].unflatten(1, (-1, width))
+                groups = ranked[:, start:end].unflatten(1, (-1, width))
                 order = groups.sort(dim=2, descending=True, stable=True).indices[..., : num_kept(width, sparsity)]
-                kept[:, begin:end] = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True).flatten(1)
-        # Where there are fewer candidates than may stay, others have come with them.
-        return (kept & alive).view(candidates.shape)
+                kept[:, start:end] = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True).flatten(1)
+        # If a group has fewer candidates than the count, other entries were selected too.
+        return (kept & allowed).view(candidates.shape)
 
     def matches(self, mask: Tensor) -> bool:
-        """Whether every language keeps at most `n` of every `m` (or everything: a dense one)."""
+        """Return True if every language keeps at most `n` of every `m` entries, or all entries (a dense mask)."""
         bits = 1 if mask.dtype == torch.bool else torch.iinfo(mask.dtype).bits
         matrix = mask.flatten(1).to(torch.int64) if mask.dtype == torch.bool else mask.flatten(1)
         whole = matrix.size(1) // self.m * self.m
@@ -210,12 +213,12 @@ class NofM(Granularity):
         return True
 
     def check_sparsity(self, sparsity: float) -> None:
-        """Check that it is that of `n` of `m`."""
-        own = 1 - self.n / self.m
-        if not math.isclose(sparsity, own, abs_tol=1e-6):
+        """Check that the sparsity is 1 - n / m."""
+        implied = 1 - self.n / self.m
+        if not math.isclose(sparsity, implied, abs_tol=1e-6):
             raise ValueError(
-                f"{self} keeps {self.n} of every {self.m} entries, which is a sparsity of {own:g}, not {sparsity:g}: "
-                f"use --sparsity {own:g}, or another --granularity"
+                f"{self} keeps {self.n} of every {self.m} entries, which is a sparsity of {implied:g}, not "
+                f"{sparsity:g}: use --sparsity {implied:g}, or another --granularity"
             )
 
     def __str__(self) -> str:
@@ -223,10 +226,10 @@ class NofM(Granularity):
 
 
 def parse_granularity(text: str) -> Granularity:
-    """Read a granularity as options and masks' headers write it.
+    """Parse a granularity as options and masks headers write it.
 
     Raises:
-      ValueError: It is none.
+      ValueError: The text is not a granularity.
     """
     named = {"element": Blocks(), "row": Blocks(1, 0), "column": Blocks(0, 1, whole_kernels=True)}
     if text in named:
@@ -243,12 +246,12 @@ def parse_granularity(text: str) -> Granularity:
     )
 
 
-def _largest(sizes: Tensor | int) -> int:
+def _max_size(sizes: Tensor | int) -> int:
     return sizes if isinstance(sizes, int) else int(sizes.max())
 
 
-def _with_best_at_top(scores: Tensor, candidates: Tensor) -> Tensor:
-    """A parameter's best candidate must win against those of all other parameters."""
+def _promote_best(scores: Tensor, candidates: Tensor) -> Tensor:
+    """Set the score of a parameter's best candidate to infinity, so that every parameter keeps at least one group."""
     if not candidates.any():
         return scores
     ranked = torch.nan_to_num(scores.float(), nan=-torch.inf).masked_fill(~candidates, -torch.inf)

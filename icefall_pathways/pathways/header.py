@@ -1,4 +1,4 @@
-"""What a masks file says about itself."""
+"""The JSON header of a masks file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,30 @@ from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 ALLOCATIONS = ("layer-wise", "global")
 
-# Headers written before masks had these do without.
+# Older headers lack these fields.
 _LATER_FIELDS = ("allocation", "layer_sparsity")
 
 
 class MasksError(ValueError):
-    """A masks file that is damaged, or that does not fit the model or the languages."""
+    """A masks file is damaged, or masks do not fit the model or the languages."""
 
 
 @dataclass(frozen=True)
 class MasksHeader:
-    """What a masks file says about itself, beside the codes.
+    """Languages, origin and shape of masks.
 
     Attributes:
       languages: Language tags in the order of their bits.
-      method: How the masks were found ("imp", "lth", ..., "dense").
-      granularity: What is pruned as one; see `pathways.granularity`.
-      target_sparsity: What was asked for.
-      source: Hash of the checkpoint whose magnitudes were taken.
-      roots: The submodules whose prunable parameters the masks cover, all of them; "" is the whole model.
-      allocation: "layer-wise": every parameter has the same sparsity; "global": they compete.
-      layer_sparsity: Sparsities of single layers, as "PATTERN=SPARSITY ..."; see `pathways.allocation`.
+      method: The pruning method ("imp", "lth", ..., "dense").
+      granularity: The groups that are pruned together; see `pathways.granularity`.
+      target_sparsity: The requested sparsity.
+      source: Hash of the checkpoint that the masks were computed from.
+      roots: The submodules whose prunable parameters all have masks; "" is the whole model.
+      allocation: "layer-wise": every parameter has the same sparsity; "global": all parameters are ranked together.
+      layer_sparsity: Sparsities of single layers, as "PATTERN=SPARSITY ..."; see `pathways.layer_sparsity`.
+
+    Raises:
+      ValueError: A value is out of range, or values exclude each other.
     """
 
     languages: tuple[str, ...]
@@ -49,17 +52,17 @@ class MasksHeader:
             raise ValueError(f"allocation {self.allocation!r}: expected one of {', '.join(ALLOCATIONS)}")
         if not granularity.shares_budget and (self.allocation != "layer-wise" or self.layer_sparsity):
             raise ValueError(
-                f"granularity {self.granularity} fixes the sparsity of every tensor: it goes with neither global "
-                "allocation nor sparsities of single layers"
+                f"granularity {self.granularity} fixes the sparsity of every tensor: it cannot be combined with global "
+                "allocation or with sparsities of single layers"
             )
         parse_layer_sparsity(self.layer_sparsity)
 
 
 def read_header(path: Path) -> tuple[MasksHeader, dict[str, torch.Size], str]:
-    """The header, the shapes of the codes and the SHA-256 of their file.
+    """Read the header, the shapes of the codes and the SHA-256 of their file.
 
     Raises:
-      MasksError: The file is damaged or no header.
+      MasksError: The file is damaged or not a masks header.
     """
     try:
         values = read_json(path)
@@ -69,6 +72,8 @@ def read_header(path: Path) -> tuple[MasksHeader, dict[str, torch.Size], str]:
         shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}
         return MasksHeader(**fields), shapes, values["sha256"]
     except KeyError as error:
-        raise MasksError(f"{path} is no header of masks: it lacks {error}; copy it again or search anew") from error
+        raise MasksError(
+            f"{path} is not a masks header: it lacks {error}; copy it again or repeat the search"
+        ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise MasksError(f"{path} is no header of masks ({error}): copy it again or search anew") from error
+        raise MasksError(f"{path} is not a masks header ({error}): copy it again or repeat the search") from error

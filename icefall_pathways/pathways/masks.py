@@ -1,7 +1,7 @@
-"""Which entries of a model's weights each language uses.
+"""Binary masks of all languages, one bit per language.
 
-One integer tensor ("code") per prunable parameter, of the parameter's shape; bit `i` of an entry says whether language
-`i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
+There is one integer tensor ("code") per prunable parameter, of the parameter's shape; bit `i` of an entry is set if
+language `i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
 """
 
 import json
@@ -31,7 +31,7 @@ class PathwayMasks:
     """The sub-network of each language inside one model.
 
     Attributes:
-      header: Languages in bit order, and where the masks come from.
+      header: Languages in bit order, origin and shape of the masks.
       codes: One integer tensor per prunable parameter, by the parameter's name, of the parameter's shape.
     """
 
@@ -42,7 +42,7 @@ class PathwayMasks:
         if not self.languages:
             raise MasksError("masks need at least one language")
         if len(set(self.languages)) < len(self.languages):
-            raise MasksError(f"a language stands twice in {self.languages}: name each once")
+            raise MasksError(f"duplicate language in {self.languages}: list each language once")
         dtype = code_type(len(self.languages))
         for name, code in self.codes.items():
             if code.dtype != dtype:
@@ -52,12 +52,12 @@ class PathwayMasks:
 
     @classmethod
     def dense(cls, model: nn.Module, languages: Sequence[str], roots: Iterable[str] | None = None) -> "PathwayMasks":
-        """Masks in which every language uses every prunable entry of `model`."""
+        """Return masks in which every language uses every prunable entry of `model`."""
         roots = ("",) if roots is None else tuple(roots)
         dtype = code_type(len(languages))
-        everyone = _bits(range(len(languages)), dtype)
+        all_languages = _bits(range(len(languages)), dtype)
         codes = {
-            name: torch.full(parameter.shape, everyone, dtype=dtype, device=parameter.device)
+            name: torch.full(parameter.shape, all_languages, dtype=dtype, device=parameter.device)
             for name, parameter in prunable_parameters(model, roots).items()
         }
         return cls(MasksHeader(tuple(languages), roots=roots), codes)
@@ -69,14 +69,14 @@ class PathwayMasks:
 
     @property
     def names(self) -> list[str]:
-        """Names of the parameters that the masks cover."""
+        """Names of the masked parameters."""
         return list(self.codes)
 
     def bit(self, language: str) -> int:
-        """The bit of a language.
+        """Return the index of a language's bit.
 
         Raises:
-          MasksError: The masks do not know the language.
+          MasksError: The masks have no such language.
         """
         try:
             return self.languages.index(language)
@@ -86,29 +86,29 @@ class PathwayMasks:
             ) from None
 
     def mask(self, name: str, language: str) -> Tensor:
-        """Which entries of parameter `name` the language uses: bool, of the parameter's shape."""
+        """Return the mask of parameter `name` for a language: bool, of the parameter's shape."""
         code = self.codes[name]
         return code.bitwise_and(_bits([self.bit(language)], code.dtype)).bool()
 
     def flat_mask(self, names: Iterable[str], language: str) -> Tensor:
-        """The masks of several parameters, one behind the other: bool, 1-dim."""
+        """Return the flattened masks of several parameters, concatenated: bool, 1-dim."""
         codes = torch.cat([self.codes[name].flatten() for name in names])
         return codes.bitwise_and_(_bits([self.bit(language)], codes.dtype)).bool()
 
     def set_mask(self, name: str, languages: str | Iterable[str], mask: Tensor) -> None:
-        """Let the languages use exactly the entries in `mask` of parameter `name`; other languages keep theirs."""
+        """Set the mask of parameter `name` for one or several languages; those of other languages do not change."""
         code = self.codes[name]
         if mask.shape != code.shape or mask.dtype != torch.bool:
             raise MasksError(
                 f"mask of {name}: expected bool of shape {tuple(code.shape)}, found {mask.dtype} of {tuple(mask.shape)}"
             )
         languages = [languages] if isinstance(languages, str) else languages
-        theirs = [self.bit(language) for language in languages]
-        others = [bit for bit in range(len(self.languages)) if bit not in theirs]
-        code.bitwise_and_(_bits(others, code.dtype)).bitwise_or_(mask.to(code.dtype) * _bits(theirs, code.dtype))
+        bits = [self.bit(language) for language in languages]
+        other_bits = [bit for bit in range(len(self.languages)) if bit not in bits]
+        code.bitwise_and_(_bits(other_bits, code.dtype)).bitwise_or_(mask.to(code.dtype) * _bits(bits, code.dtype))
 
     def sparsity(self, language: str, name: str | None = None) -> float:
-        """Pruned entries / prunable entries of one parameter, or of all of them together."""
+        """Return pruned entries / prunable entries of one parameter, or of all parameters together."""
         names = self.names if name is None else [name]
         kept = sum(int(self.mask(n, language).sum()) for n in names)
         return 1 - kept / sum(self.codes[n].numel() for n in names)
@@ -118,16 +118,16 @@ class PathwayMasks:
         return [1 - kept / total for kept in self.counts().diagonal().tolist()]
 
     def union_density(self) -> float:
-        """Share of the prunable entries that at least one language uses."""
+        """Return the share of the prunable entries that at least one language uses."""
         used = sum(int(torch.count_nonzero(code)) for code in self.codes.values())
         return used / sum(code.numel() for code in self.codes.values())
 
     def counts(self) -> Tensor:
-        """How many entries each two languages both use (languages, languages), int64; see `joint_counts`."""
+        """Count the entries that each pair of languages uses: (languages, languages), int64; see `joint_counts`."""
         return joint_counts(self.codes.values(), len(self.languages))
 
     def overlaps(self) -> list[list[float]]:
-        """Intersection over union of every two languages' masks, in the order of the bits; 1 where both are empty."""
+        """Return the intersection over union of each pair of masks, in the order of the bits; 1 if both are empty."""
         counts = self.counts().tolist()
         return [
             [both / either if (either := counts[i][i] + counts[j][j] - both) else 1.0 for j, both in enumerate(row)]
@@ -135,19 +135,18 @@ class PathwayMasks:
         ]
 
     def overlap(self, a: str, b: str) -> float:
-        """Intersection over union of the masks of two languages; for several pairs, `overlaps` is quicker."""
+        """Return the intersection over union of two languages' masks; for several pairs, `overlaps` is faster."""
         return self.overlaps()[self.bit(a)][self.bit(b)]
 
     def share_mask(self, languages: Sequence[str]) -> bool:
-        """Whether the languages have one mask (language-agnostic pruning)."""
-        wanted = [self.bit(language) for language in languages]
-        both = _bits(wanted, code_type(len(self.languages)))
-        # Several bits are equal where all of them or none are set.
-        used = (code.bitwise_and(both) for code in self.codes.values())
-        return all(bool(((bits == both) | (bits == 0)).all()) for bits in used)
+        """Return True if the languages have the same mask (language-agnostic pruning)."""
+        all_set = _bits([self.bit(language) for language in languages], code_type(len(self.languages)))
+        # The masks are equal where all of these bits are set or none.
+        selected = (code.bitwise_and(all_set) for code in self.codes.values())
+        return all(bool(((bits == all_set) | (bits == 0)).all()) for bits in selected)
 
     def equals(self, other: "PathwayMasks") -> bool:
-        """Whether the same languages, in the same order, use the same entries of the same parameters."""
+        """Return True if languages (in the same order) and codes are equal; other fields of the header may differ."""
         return (
             self.languages == other.languages
             and self.codes.keys() == other.codes.keys()
@@ -155,40 +154,46 @@ class PathwayMasks:
         )
 
     def canonical_language(self, language: str) -> str:
-        """The first language, in the order of the bits, that uses the very entries that `language` uses."""
-        own = self.bit(language)
-        return next((code for code in self.languages[:own] if self.share_mask([code, language])), language)
+        """Return the first language, in the order of the bits, with the same mask as `language`."""
+        earlier = self.languages[: self.bit(language)]
+        return next((other for other in earlier if self.share_mask([other, language])), language)
 
     def subset(self, *names: str) -> "PathwayMasks":
-        """The masks of some parameters; their codes are shared, not copied."""
+        """Return the masks of some parameters; the codes are shared, not copied."""
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
     def excluding(self, languages: Iterable[str]) -> "PathwayMasks":
-        """Masks in which nobody uses an entry that one of `languages` uses; theirs are empty."""
-        theirs = [self.bit(language) for language in languages]
+        """Return the masks without the entries that any of `languages` uses; the masks of these are empty."""
+        bits = [self.bit(language) for language in languages]
         codes = {}
         for name, code in self.codes.items():
-            unused = code.bitwise_and(_bits(theirs, code.dtype)) == 0
+            unused = code.bitwise_and(_bits(bits, code.dtype)) == 0
             codes[name] = code * unused
         return PathwayMasks(self.header, codes)
 
     def restrict(self, languages: Sequence[str]) -> "PathwayMasks":
-        """The masks of some of the languages, their bits in the order given."""
-        return self._assemble([(self, language) for language in languages])
+        """Return the masks of some of the languages, with bits in the order given."""
+        dtype = code_type(len(languages))
+        codes = {}
+        for name, code in self.codes.items():
+            codes[name] = torch.zeros(code.shape, dtype=dtype, device=code.device)
+            for bit, language in enumerate(languages):
+                codes[name] |= self.mask(name, language).to(dtype) * _bits([bit], dtype)
+        return PathwayMasks(replace(self.header, languages=tuple(languages)), codes)
 
     @staticmethod
     def merge(parts: Iterable["PathwayMasks"]) -> "PathwayMasks":
-        """Masks of all languages of `parts`, which cover the same parameters.
+        """Return the masks of all languages of `parts`, which must cover the same parameters.
 
-        One part is taken after the other: a generator that reads them from files needs the memory of one at a time.
+        Parts are consumed one at a time: a generator that reads them from files needs the memory of one part.
 
         Raises:
-          MasksError: There are no parts, they cover different parameters, share a language or differ in granularity.
+          MasksError: There are no parts, or they cover different parameters, share a language or differ in granularity.
         """
         merged = None
         for part in parts:
-            merged = part._copy() if merged is None else merged._joined(part)
-            del part  # before the next one is read
+            merged = part._copy() if merged is None else merged._append(part)
+            del part  # frees its memory before the next part is read
         if merged is None:
             raise MasksError("no masks to merge")
         return merged
@@ -196,49 +201,41 @@ class PathwayMasks:
     def _copy(self) -> "PathwayMasks":
         return PathwayMasks(self.header, {name: code.clone() for name, code in self.codes.items()})
 
-    def _joined(self, part: "PathwayMasks") -> "PathwayMasks":
-        """These masks and those of `part`; the codes are changed in place, or parameter by parameter if they widen."""
+    def _append(self, part: "PathwayMasks") -> "PathwayMasks":
+        """Return these masks with those of `part`; codes change in place, or one by one if they need a wider type."""
         _check_codes({n: c.shape for n, c in self.codes.items()}, part.codes, "the first masks", "other masks")
         if part.header.granularity != self.header.granularity:
             raise MasksError(
                 f"masks of granularity {self.header.granularity} ({', '.join(self.languages)}) and of "
-                f"{part.header.granularity} ({', '.join(part.languages)}) do not go together: search with the same"
+                f"{part.header.granularity} ({', '.join(part.languages)}) cannot be merged: "
+                "search with the same granularity"
             )
         header = replace(self.header, languages=self.languages + part.languages)
         dtype, old = code_type(len(header.languages)), range(len(self.languages))
         for name, code in self.codes.items():
             if code.dtype != dtype:
-                code = code.to(dtype).bitwise_and_(_bits(old, dtype))  # without the copies of a sign bit
+                code = code.to(dtype).bitwise_and_(_bits(old, dtype))  # clears the copies of a sign bit
             for bit, language in enumerate(part.languages, len(old)):
                 code |= part.mask(name, language).to(dtype).mul_(_bits([bit], dtype))
             self.codes[name] = code
         return PathwayMasks(header, self.codes)
 
-    def _assemble(self, picks: list[tuple["PathwayMasks", str]]) -> "PathwayMasks":
-        dtype = code_type(len(picks))
-        codes = {}
-        for name, code in self.codes.items():
-            codes[name] = torch.zeros(code.shape, dtype=dtype, device=code.device)
-            for i, (part, language) in enumerate(picks):
-                codes[name] |= part.mask(name, language).to(dtype) * _bits([i], dtype)
-        return PathwayMasks(replace(self.header, languages=tuple(language for _, language in picks)), codes)
-
     def to(self, device: torch.device | str) -> "PathwayMasks":
-        """The same masks on another device."""
+        """Return the same masks on another device."""
         return PathwayMasks(self.header, {name: code.to(device) for name, code in self.codes.items()})
 
     def check(self, model: nn.Module, languages: Iterable[str] = ()) -> None:
-        """Check that the masks cover what is prunable below their roots in `model`, and know `languages`.
+        """Check that the masks cover the prunable parameters of their roots in `model`, and have `languages`.
 
         Raises:
-          MasksError: They do not; the message says which names or shapes differ.
+          MasksError: They do not; the message lists the names or shapes that differ.
         """
         for language in languages:
             self.bit(language)
         try:
             shapes = {name: p.shape for name, p in prunable_parameters(model, self.header.roots).items()}
         except ValueError as error:
-            raise MasksError(f"the masks are for another model: {error}") from error
+            raise MasksError(f"the masks belong to another model: {error}") from error
         missing = [name for name in self.codes if name not in shapes]
         uncovered = [name for name in shapes if name not in self.codes]
         wrong = [
@@ -247,31 +244,30 @@ class PathwayMasks:
             if name in shapes and shapes[name] != code.shape
         ]
         if missing or uncovered or wrong:
-            told = [f"the model has no prunable parameter {name}" for name in missing]
-            told += [f"the masks lack {name}" for name in uncovered] + wrong
+            differences = [f"the model has no prunable parameter {name}" for name in missing]
+            differences += [f"the masks lack {name}" for name in uncovered] + wrong
             raise MasksError(
-                f"the masks are for another model ({len(told)} parameters differ, {len(self.codes)} have masks): "
-                + "; ".join(told[:5])
-                + ("; ..." if len(told) > 5 else "")
-                + ". Use the masks found from this model, or the model they were found from"
+                f"the masks belong to another model ({len(differences)} parameters differ, {len(self.codes)} have "
+                f"masks): {'; '.join(differences[:5])}{'; ...' if len(differences) > 5 else ''}. "
+                "Use masks of this model, or the model that the masks were searched with"
             )
 
     def check_granularity(self) -> None:
-        """Check that every mask consists of the groups that the header tells of.
+        """Check that every mask consists of groups of the header's granularity.
 
         Raises:
-          MasksError: One does not.
+          MasksError: A mask does not.
         """
         granularity = parse_granularity(self.header.granularity)
         for name, code in self.codes.items():
             if not granularity.matches(code):
                 raise MasksError(
-                    f"the masks of {name} do not consist of groups of {granularity}, as their header says: use the "
-                    "header that belongs to these masks, or search anew"
+                    f"the masks of {name} do not consist of groups of {granularity}, the granularity of their header: "
+                    "use the header that belongs to these masks, or repeat the search"
                 )
 
     def save(self, path: Path | str) -> None:
-        """Write `path` (safetensors, the codes) and beside it a JSON header of the same stem."""
+        """Write the codes to `path` (safetensors), and the header to a JSON file of the same stem next to it."""
         path = Path(path)
         header = asdict(self.header) | {
             "sparsity": dict(zip(self.languages, self._sparsities(), strict=True)),
@@ -279,33 +275,33 @@ class PathwayMasks:
         }
         with atomic_write(path) as temporary:
             save_file({name: code.cpu().contiguous() for name, code in self.codes.items()}, temporary)
-            # The header first: whoever finds the codes finds both.
+            # Write the header first, so that codes never exist without a header.
             write_json(path.with_suffix(".json"), header | {"sha256": sha256(temporary)})
 
     @classmethod
     def load(cls, path: Path | str) -> "PathwayMasks":
-        """Read masks from `path` and the JSON header beside it.
+        """Read masks from `path` and the JSON header next to it.
 
         Raises:
-          MasksError: A file is missing, damaged, the two do not belong together, or the masks are not of the
-            granularity that the header tells of.
+          MasksError: A file is missing or damaged, the two do not belong together, or the masks do not have the
+            granularity of the header.
         """
         path = Path(path)
         header_path = path.with_suffix(".json")
         for file in (path, header_path):
             if not file.is_file():
-                raise MasksError(f"no masks file {file}: expected {path.name} and {header_path.name} side by side")
+                raise MasksError(f"no masks file {file}: expected {path.name} and {header_path.name} in one folder")
         header, shapes, digest = read_header(header_path)
         try:
             codes = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise MasksError(
-                f"{path} is damaged or no safetensors file ({error}): copy it again or search anew"
+                f"{path} is damaged or not a safetensors file ({error}): copy it again or repeat the search"
             ) from error
         if sha256(path) != digest:
             raise MasksError(
                 f"{path} is damaged or not the file that {header_path.name} describes (its SHA-256 differs): "
-                "copy both again from where the masks were found, or search anew"
+                "copy both again from the search's folder, or repeat the search"
             )
         _check_codes(shapes, codes, header_path.name, path.name)
         masks = cls(header, {name: codes[name] for name in shapes})
@@ -314,10 +310,10 @@ class PathwayMasks:
 
 
 def code_type(num_languages: int) -> torch.dtype:
-    """The narrowest integer type with a bit for each language.
+    """Return the narrowest integer type with a bit for each language.
 
     Raises:
-      MasksError: There is none for so many languages.
+      MasksError: There are more languages than any type has bits.
     """
     for bits, dtype in _CODE_TYPES.items():
         if num_languages <= bits:
@@ -326,13 +322,13 @@ def code_type(num_languages: int) -> torch.dtype:
 
 
 def _bits(bits: Iterable[int], dtype: torch.dtype) -> int:
-    """The number with these bits set, as a (possibly signed) integer of type `dtype`."""
+    """Return the integer with these bits set, negative if `dtype` is signed and its sign bit is among them."""
     value, limits = sum(1 << bit for bit in bits), torch.iinfo(dtype)
     return value if value <= limits.max else value - (1 << limits.bits)
 
 
-def _check_codes(shapes: dict[str, torch.Size], codes: dict[str, Tensor], expected: str, found: str) -> None:
+def _check_codes(shapes: dict[str, torch.Size], codes: dict[str, Tensor], expected: str, actual: str) -> None:
     differing = [name for name in sorted(set(shapes) | set(codes)) if name not in shapes or name not in codes]
     differing += [name for name, code in codes.items() if name in shapes and shapes[name] != code.shape]
     if differing:
-        raise MasksError(f"{found} does not belong to {expected}: they differ in {json.dumps(differing[:5])}")
+        raise MasksError(f"{actual} does not belong to {expected}: they differ in {json.dumps(differing[:5])}")

@@ -1,4 +1,4 @@
-"""Figures of masks. The only module that imports matplotlib: other figures of the package are made from here too."""
+"""Figures of masks, and the colors and the empty figure of all plots: the only module that imports matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,31 +34,31 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def mask_figures(model: nn.Module, masks: PathwayMasks) -> dict[str, Figure]:
-    """What shows masks while they change: their density per layer, and how far they overlap."""
+    """Return the figures that show masks during training: density per layer, and overlap."""
     return {"density": density_figure(density_per_parameter(model, masks)), "overlap": overlap_figure(masks)}
 
 
 def density_figure(rows: Sequence[DensityRow]) -> Figure:
-    """Per row: the density of each language, of their union, and the mean overlap.
+    """Return a figure with the density of each language, the union and the mean overlap, for every row.
 
     Args:
-      rows: Of parameters, in the model's order, or of types.
+      rows: Rows of parameters, in the order of the model, or of module types.
     """
     languages = list(rows[0].density)
     figure = new_figure(10, 2 + 0.16 * len(rows))
     axis = figure.subplots()
-    places = range(len(rows))
+    positions = range(len(rows))
     for i, language in enumerate(languages):
         color, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
-        # Languages of equal density would hide each other: each has its own height within the row.
-        heights = [place + 0.6 * ((i + 0.5) / len(languages) - 0.5) for place in places]
+        # Markers of equal density would overlap: each language has its own height within the row.
+        heights = [position + 0.6 * ((i + 0.5) / len(languages) - 0.5) for position in positions]
         densities = [row.density[language] for row in rows]
         axis.plot(densities, heights, color=color, marker=marker, markersize=3, linestyle="", label=language)
     unions = [row.union for row in rows]
-    axis.plot(unions, places, color="black", marker="|", markersize=7, linestyle="", label="any language")
+    axis.plot(unions, positions, color="black", marker="|", markersize=7, linestyle="", label="any language")
     overlaps = [row.overlap for row in rows]
-    axis.plot(overlaps, places, color="black", marker="x", markersize=4, linestyle="", label="overlap of two")
-    _name_rows(axis, rows)
+    axis.plot(overlaps, positions, color="black", marker="x", markersize=4, linestyle="", label="overlap of two")
+    _label_rows(axis, rows)
     axis.set(xlim=(0, 1.02), xlabel="share of entries; overlap: intersection over union", title="Density per layer")
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
@@ -70,30 +70,30 @@ def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
 
 
 def plot_specificity(rows: Sequence[DensityRow], path: Path) -> None:
-    """Per row, from the most language-specific on: the specificity, and the share of entries of one language alone.
+    """Plot specificity and the share of entries of a single language, in descending order of specificity.
 
     Args:
-      rows: Of parameters, in any order.
-      path: Picture to write.
+      rows: Rows of parameters, in any order.
+      path: Image file to write.
     """
     ranked = rank_by_specificity(rows)
     figure = new_figure(10, 2 + 0.16 * len(ranked))
     axis = figure.subplots()
-    places = range(len(ranked))
-    axis.barh(places, [row.specificity for row in ranked], color=COLORS[0], height=0.7, label="specificity")
+    positions = range(len(ranked))
+    axis.barh(positions, [row.specificity for row in ranked], color=COLORS[0], height=0.7, label="specificity")
     exclusive = [row.exclusive for row in ranked]
-    axis.plot(exclusive, places, color="black", marker="D", markersize=3, linestyle="", label="used by one alone")
-    _name_rows(axis, ranked)
+    axis.plot(exclusive, positions, color="black", marker="D", markersize=3, linestyle="", label="one language only")
+    _label_rows(axis, ranked)
     axis.set(
         xlim=(0, max(1.02, *(row.specificity for row in ranked))),
-        xlabel="0: languages use the same entries; 1: they have no more in common than by chance",
+        xlabel="0: all languages use the same entries; 1: they agree no more than by chance",
         title="Language-specific layers",
     )
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def _name_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
+def _label_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
     axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=6)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(alpha=0.3)
@@ -101,14 +101,14 @@ def _name_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
 
 
 def overlap_figure(masks: PathwayMasks) -> Figure:
-    """The overlap matrix of the sub-networks of all languages as a heat map with its values."""
+    """Return the overlap matrix of all languages as a heat map with its values."""
     matrix = overlap_matrix(masks)
     figure = new_figure(4.5, 4)
     axis = figure.subplots()
     image = axis.imshow(matrix, vmin=0, vmax=1, cmap="cividis")
-    places = range(len(masks.languages))
-    axis.set_xticks(places, masks.languages)
-    axis.set_yticks(places, masks.languages)
+    positions = range(len(masks.languages))
+    axis.set_xticks(positions, masks.languages)
+    axis.set_yticks(positions, masks.languages)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")

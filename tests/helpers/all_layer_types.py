@@ -1,4 +1,4 @@
-"""A small model with every kind of module that masks cover, and masks for it."""
+"""A small model with all types of prunable layers, and random masks for it."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class AllLayerTypes(nn.Module):
         return self.lstm(x)[0] @ self.gate
 
 
-# One weight of each kind of module, the LSTM's input, hidden and backward ones among them.
+# A weight of each layer, including input, hidden and backward weights of the LSTM.
 LAYER_WEIGHTS = ("conv2d.weight", "conv1d.weight", "linear.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l1_reverse")
 
 

@@ -15,7 +15,7 @@ def entry(mask, value):
 
 
 @pytest.mark.parametrize("name", LAYER_WEIGHTS)
-def test_a_pruned_entry_does_not_matter_and_a_kept_one_does(model, masks, x, name):
+def test_only_kept_entries_affect_the_output(model, masks, x, name):
     def output():
         with torch.no_grad(), activate(model, masks, "fr"):
             return model(x)
@@ -30,7 +30,7 @@ def test_a_pruned_entry_does_not_matter_and_a_kept_one_does(model, masks, x, nam
     assert not torch.allclose(output(), before)
 
 
-def test_equals_a_copy_whose_weights_are_multiplied(model, masks, x):
+def test_output_equals_that_of_premultiplied_weights(model, masks, x):
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for name in masks.names:
@@ -39,7 +39,7 @@ def test_equals_a_copy_whose_weights_are_multiplied(model, masks, x):
         assert torch.equal(model(x), masked(x))
 
 
-def test_folded_pathways_compute_the_same_and_multiply_once(model, masks, x):
+def test_folded_pathways_match_activate_and_multiply_once(model, masks, x):
     folded, outputs = FoldedPathways(model, masks), {}
     for language in ("en", "fr", "en"):
         with torch.no_grad(), activate(model, masks, language):
@@ -57,7 +57,7 @@ def test_folded_pathways_compute_the_same_and_multiply_once(model, masks, x):
         assert model.linear.weight is dict(model.named_parameters())["linear.weight"]
 
 
-def test_stored_weights_and_names_stay(model, masks, x):
+def test_stored_weights_and_parameter_names_do_not_change(model, masks, x):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     identities = [(name, id(parameter)) for name, parameter in model.named_parameters()]
     with activate(model, masks, "en"):
@@ -69,7 +69,7 @@ def test_stored_weights_and_names_stay(model, masks, x):
         assert all(torch.equal(state[name], before[name]) for name in before)
 
 
-def test_after_the_context_the_model_is_dense_again_even_after_an_error(model, masks, x):
+def test_model_is_dense_after_the_context_even_after_an_exception(model, masks, x):
     dense = model(x)
     with pytest.raises(KeyError), activate(model, masks, "en"):
         raise KeyError
@@ -77,41 +77,41 @@ def test_after_the_context_the_model_is_dense_again_even_after_an_error(model, m
 
 
 @pytest.mark.parametrize("name", LAYER_WEIGHTS)
-def test_gradients_reach_kept_entries_only(model, masks, x, name):
+def test_gradients_are_zero_outside_the_mask(model, masks, x, name):
     PathwayModule(model, masks)("en", x).square().sum().backward()
     gradient, mask = model.get_parameter(name).grad, masks.mask(name, "en")
     assert torch.all(gradient[~mask] == 0)
     assert torch.all(gradient[mask] != 0)
 
 
-def test_no_masks_is_the_dense_model(model, x):
+def test_model_without_masks_is_dense(model, x):
     assert torch.equal(PathwayModule(model, None)("en", x), model(x))
 
 
-def test_masks_are_no_part_of_the_state(model, masks):
+def test_state_dict_does_not_contain_masks(model, masks):
     assert set(PathwayModule(model, masks).state_dict()) == {f"model.{name}" for name in model.state_dict()}
 
 
-def test_two_languages_at_once_are_refused(model, masks, x):
+def test_nested_activation_is_rejected(model, masks, x):
     dense = model(x)
-    with activate(model, masks, "en"), pytest.raises(RuntimeError, match="runs through a sub-network already"):
+    with activate(model, masks, "en"), pytest.raises(RuntimeError, match="a sub-network is active already"):
         activate(model, masks, "fr").__enter__()
     assert torch.equal(model(x), dense)
 
 
-def test_an_unknown_language_is_named(model, masks, x):
+def test_unknown_language_is_rejected(model, masks, x):
     with pytest.raises(MasksError, match="no pathway for language 'pl': the masks hold en, fr, it"):
         PathwayModule(model, masks)("pl", x)
 
 
-def test_masks_for_another_model_are_refused(model, masks):
+def test_masks_of_another_model_are_rejected(model, masks):
     model.linear = nn.Linear(3, 3)
-    with pytest.raises(MasksError, match=r"for another model.*linear\.weight"):
+    with pytest.raises(MasksError, match=r"belong to another model.*linear\.weight"):
         PathwayModule(model, masks)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_one_product_serves_many_calls(model, masks, x, context):
+def test_products_are_reused_without_gradients(model, masks, x, context):
     model.eval()
     with context(), activate(model, masks, "fr"):
         weight = model.linear.weight
@@ -140,7 +140,7 @@ def _rank(rank, port, results):
     dist.destroy_process_group()
 
 
-def test_ddp_averages_the_gradients_of_the_sub_network(free_port):
+def test_ddp_averages_gradients_of_the_sub_network(free_port):
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
         torch.multiprocessing.spawn(_rank, (free_port, results), nprocs=2)

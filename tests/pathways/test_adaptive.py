@@ -21,7 +21,7 @@ from icefall_pathways.pathways.schedules import (
 
 
 def gradients_of(model, masks, languages=LANGUAGES):
-    """Of a loss of each language's own."""
+    """Return gradients of a different loss for each language."""
     gradients = LanguageGradients()
     for i, language in enumerate(languages):
         x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(i)) * torch.arange(8).roll(3 * i)
@@ -31,7 +31,7 @@ def gradients_of(model, masks, languages=LANGUAGES):
 
 
 def run(schedule, model, masks, gradients=None):
-    """The masks of each language after every step, the weights being changed at random meanwhile."""
+    """Return the masks of each language after every step, with random updates of the weights in between."""
     history = []
     for update in range(1, schedule.num_updates + 1):
         with torch.no_grad():
@@ -58,7 +58,7 @@ def kept(masks, name, language):
     steps=st.integers(1, 9),
     rest=st.integers(0, 4),
 )
-def test_ramps_are_monotone_and_end_at_the_target(target, initial, start, every, steps, rest):
+def test_ramps_are_monotonic_and_end_at_the_target(target, initial, start, every, steps, rest):
     end = start + steps * every + min(rest, every - 1)
     gradual = GradualPruning(target, every, end, start, initial)
     adaptive = AdaptivePruning(target, every, end, start, initial, ramp=steps // 2 * every)
@@ -71,7 +71,7 @@ def test_ramps_are_monotone_and_end_at_the_target(target, initial, start, every,
     assert set(ramped) == {target}
 
 
-def test_the_ramp_is_cubic():
+def test_ramp_is_cubic():
     assert [cubic_sparsity(0, 0.8, t) for t in (0, 0.5, 1)] == pytest.approx([0, 0.8 * (1 - 0.5**3), 0.8])
     assert cubic_sparsity(0.5, 0.9, 0.5) == pytest.approx(0.9 - 0.4 / 8)
 
@@ -80,18 +80,19 @@ def test_the_ramp_is_cubic():
 @pytest.mark.parametrize(
     "prune_by, regrow", [("magnitude", "magnitude"), ("magnitude", "gradient"), ("sensitivity",) * 2]
 )
-def test_every_step_has_exactly_as_many_entries_as_asked(model, prune_by, regrow, exchange):
+def test_every_step_meets_the_sparsity_exactly(model, prune_by, regrow, exchange):
     masks = PathwayMasks.dense(model, LANGUAGES)
     gradients = gradients_of(model, masks)
     schedule = AdaptivePruning(0.7, 2, 12, ramp=6, prune_by=prune_by, regrow=regrow, exchange=exchange)
     history = run(schedule, model, masks, gradients)
     assert len(history) == 6
-    for step, found in enumerate(history, 1):
+    for step, found_masks in enumerate(history, 1):
         sparsity = cubic_sparsity(0, 0.7, step / 3)
-        assert all(int(m.sum()) == num_kept(m.numel(), sparsity) for name in found for m in found[name].values())
+        flat = [mask for by_language in found_masks.values() for mask in by_language.values()]
+        assert all(int(mask.sum()) == num_kept(mask.numel(), sparsity) for mask in flat)
 
 
-def test_equal_scores_leave_the_count_exact(model):
+def test_count_is_exact_for_equal_scores(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -100,7 +101,7 @@ def test_equal_scores_leave_the_count_exact(model):
     assert all(kept(masks, n, "en") == num_kept(c.numel(), 0.7) for n, c in masks.codes.items())
 
 
-def test_gradual_pruning_brings_nothing_back(model):
+def test_gradual_pruning_never_regrows(model):
     history = run(GradualPruning(0.7, 1, 6), model, PathwayMasks.dense(model, LANGUAGES))
     for earlier, later in itertools.pairwise(history):
         assert all(not (later[n][lang] & ~earlier[n][lang]).any() for n in later for lang in LANGUAGES)
@@ -114,7 +115,7 @@ def test_gradual_pruning_brings_nothing_back(model):
         GradualPruning(0.7, 1, 2, prune_by="sensitivity"),
     ],
 )
-def test_a_search_by_sensitivity_keeps_languages_apart(model, schedule):
+def test_search_by_sensitivity_finds_different_masks(model, schedule):
     masks = PathwayMasks.dense(model, LANGUAGES)
     history = run(schedule, model, masks, gradients_of(model, masks))
     assert all(kept(masks, n, lang) == num_kept(c.numel(), 0.7) for n, c in masks.codes.items() for lang in LANGUAGES)
@@ -123,7 +124,7 @@ def test_a_search_by_sensitivity_keeps_languages_apart(model, schedule):
         assert all(not (later[n][lang] & ~earlier[n][lang]).any() for n in later for lang in LANGUAGES)
 
 
-def test_what_others_have_trained_comes_back(model):
+def test_entries_trained_by_other_languages_regrow(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     outside = torch.zeros(model.linear.weight.shape, dtype=torch.bool)
     outside[:2] = True
@@ -137,7 +138,7 @@ def test_what_others_have_trained_comes_back(model):
     assert masks.mask("linear.weight", "fr").all()
 
 
-def test_no_more_is_exchanged_than_the_share_says(model):
+def test_exchange_is_limited_to_its_share(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     schedule = AdaptivePruning(0.5, 1, 10, ramp=1, prune_by="magnitude", regrow="sensitivity", exchange=0.2)
     history = run(schedule, model, masks, gradients_of(model, masks))
@@ -149,7 +150,7 @@ def test_no_more_is_exchanged_than_the_share_says(model):
     assert shares[0] == 0.2 and shares == sorted(shares, reverse=True) and shares[-1] < 0.02
 
 
-def test_magnitudes_alone_make_all_masks_one_and_gradients_keep_them_apart(model):
+def test_magnitude_makes_masks_equal_and_sensitivity_different(model):
     overlaps = {}
     for criterion in ("magnitude", "sensitivity"):
         masks = PathwayMasks.dense(model, LANGUAGES)
@@ -159,7 +160,7 @@ def test_magnitudes_alone_make_all_masks_one_and_gradients_keep_them_apart(model
     assert overlaps["magnitude"] == 1 > 0.9 > overlaps["sensitivity"]
 
 
-def test_masks_are_the_largest_products_of_weight_and_gradient(model):
+def test_sensitivity_selects_the_largest_products_of_weight_and_gradient(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     gradients = gradients_of(model, masks)
     AdaptivePruning(0.7, 1, 1, ramp=1).prune_after(1, model, masks, ["fr"], gradients=gradients)
@@ -171,8 +172,8 @@ def test_masks_are_the_largest_products_of_weight_and_gradient(model):
 
 
 @pytest.mark.parametrize("name", LAYER_WEIGHTS)
-def test_the_observed_gradient_is_that_of_the_weights_run_through(model, masks, x, name):
-    """Also outside the mask: against a dense model that holds the products."""
+def test_observer_receives_the_gradient_of_the_masked_weights(model, masks, x, name):
+    """Including entries outside the mask: compare with a dense model that holds the products."""
     seen = {}
     with activate(model, masks, "fr", lambda language, name, gradient: seen.update({(language, name): gradient})):
         model(x).square().sum().backward()
@@ -186,7 +187,7 @@ def test_the_observed_gradient_is_that_of_the_weights_run_through(model, masks, 
     assert expected[~masks.mask(name, "fr")].abs().sum() > 0
 
 
-def test_the_mean_square_follows_the_languages_own_batches():
+def test_mean_square_is_updated_by_batches_of_its_language_only():
     gradients = LanguageGradients(decay=0.5)
     for value in (2.0, 4.0, float("inf")):
         gradients.add("en", "w", torch.tensor([value]))
@@ -197,7 +198,7 @@ def test_the_mean_square_follows_the_languages_own_batches():
     assert gradients.mean_square(["it"]) == {}
 
 
-def test_ranks_add_up_and_one_keeps_the_sum():
+def test_reduce_sums_over_ranks_and_keeps_the_sum_on_one():
     gradients = LanguageGradients(decay=0.5, all_reduce_sum=lambda tensor: tensor.mul_(2))
     gradients.add("en", "w", torch.tensor([2.0]))
     assert gradients.mean_square(["en"])["w"].item() == 4 == gradients.mean_square(["en"])["w"].item()
@@ -205,7 +206,7 @@ def test_ranks_add_up_and_one_keeps_the_sum():
     assert gradients.state_dict()["en"]["w"].item() == 0
 
 
-def test_without_a_batch_of_a_language_its_magnitudes_decide(model):
+def test_magnitude_is_used_before_the_first_batch(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     AdaptivePruning(0.7, 1, 1, ramp=1).prune_after(1, model, masks, ["en"], gradients=LanguageGradients())
     weight = model.linear.weight.detach().abs()
@@ -213,7 +214,7 @@ def test_without_a_batch_of_a_language_its_magnitudes_decide(model):
     assert weight[mask].min() >= weight[~mask].max()
 
 
-def test_missing_gradients_are_an_error(model):
+def test_missing_gradients_are_rejected(model):
     with pytest.raises(ValueError, match="ranks entries by gradients: pass `gradients`"):
         AdaptivePruning(0.7, 1, 1, ramp=1).prune_after(1, model, PathwayMasks.dense(model, LANGUAGES), ["en"])
 
@@ -221,6 +222,6 @@ def test_missing_gradients_are_an_error(model):
 @pytest.mark.parametrize(
     "values", [{"every": 0}, {"end": 4}, {"start": -1}, {"ramp": 20}, {"exchange": 1.5}, {"regrow": "luck"}]
 )
-def test_values_out_of_range_are_refused(values):
+def test_out_of_range_values_are_rejected(values):
     with pytest.raises(ValueError, match="expected"):
         AdaptivePruning(**{"target_sparsity": 0.7, "every": 5, "end": 10} | values)

@@ -21,7 +21,7 @@ def test_densities_and_overlaps_agree_with_the_masks(model, masks):
     assert linear.overlap == pytest.approx(sum(float((a & b).sum() / (a | b).sum()) for a, b in pairs) / 3)
 
 
-def test_types_pool_their_parameters(model, masks):
+def test_rows_of_types_cover_all_their_parameters(model, masks):
     rows = {row.name: row for row in analysis.density_per_type(model, masks)}
     assert set(rows) == {"Conv1d", "Conv2d", "Linear", "LSTM"}
     weights = [name for name in masks.names if name.startswith("lstm")]
@@ -30,14 +30,14 @@ def test_types_pool_their_parameters(model, masks):
     assert rows["LSTM"].density["it"] == pytest.approx(kept / rows["LSTM"].num_entries)
 
 
-def test_the_overlap_matrix_is_symmetric(masks):
+def test_overlap_matrix_is_symmetric(masks):
     matrix = analysis.overlap_matrix(masks)
     assert matrix[0][0] == 1 and matrix[0][1] == matrix[1][0] == masks.overlap("en", "fr")
     assert analysis.mean_overlap(masks) == pytest.approx((matrix[0][1] + matrix[0][2] + matrix[1][2]) / 3)
     assert analysis.mean_overlap(masks.restrict(["en"])) == 1
 
 
-def test_active_parameters_are_the_kept_ones_and_all_that_cannot_be_pruned(model):
+def test_active_parameters_are_kept_or_not_prunable(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert analysis.active_parameters(model, masks, "en") == analysis.active_parameters(model, None, "en") == total
@@ -47,16 +47,16 @@ def test_active_parameters_are_the_kept_ones_and_all_that_cannot_be_pruned(model
     assert analysis.active_parameters(model, masks, "en") == total - prunable + kept
 
 
-def test_entries_of_one_language_alone_and_agreement_beyond_chance(model, masks):
+def test_exclusive_share_and_specificity_of_random_masks(model, masks):
     rows = {row.name: row for row in analysis.density_per_parameter(model, masks)}
     used = torch.stack([masks.mask("conv1d.weight", language).flatten() for language in LANGUAGES]).long()
     row = rows["conv1d.weight"]
     assert row.exclusive == pytest.approx(float((used.sum(0) == 1).sum() / (used.sum(0) > 0).sum()))
-    # Each is the correlation of two masks, if they are of equal density; by chance there is little.
+    # For masks of equal density, kappa is their correlation, which is small for random masks.
     assert row.specificity == pytest.approx(1, abs=0.15)
 
 
-def test_specificity_is_one_less_cohens_kappa():
+def test_specificity_is_one_minus_cohens_kappa():
     masks = PathwayMasks(MasksHeader(("en", "fr")), {"weight": torch.tensor([[3, 3, 1, 0, 2, 0, 0, 0]]).byte()})
     (row,) = analysis.density_per_parameter(torch.nn.Linear(8, 1), masks)
     agreement, by_chance = 6 / 8, (3 / 8) ** 2 + (5 / 8) ** 2
@@ -64,7 +64,7 @@ def test_specificity_is_one_less_cohens_kappa():
     assert row.overlap == pytest.approx(2 / 4) and row.exclusive == pytest.approx(2 / 4) and row.union == 4 / 8
 
 
-def test_layers_are_ranked_from_the_most_specific_on(model, masks):
+def test_layers_are_ranked_by_descending_specificity(model, masks):
     masks.set_mask("linear.weight", LANGUAGES, masks.mask("linear.weight", "en"))
     masks.set_mask("conv2d.weight", LANGUAGES, torch.ones(3, 1, 3, 3, dtype=torch.bool))
     ranked = analysis.rank_by_specificity(analysis.density_per_parameter(model, masks))
@@ -74,7 +74,7 @@ def test_layers_are_ranked_from_the_most_specific_on(model, masks):
     )
 
 
-def test_entries_are_counted_by_the_number_of_languages_that_use_them():
+def test_sharing_counts_match_a_bincount_of_users():
     for count in (3, 9, 64):
         languages = tuple(f"l{i}" for i in range(count))
         masks = random_masks(torch.nn.Linear(9, 7), languages)
@@ -82,12 +82,12 @@ def test_entries_are_counted_by_the_number_of_languages_that_use_them():
         assert torch.equal(sharing_counts(masks.codes.values(), count), torch.bincount(users, minlength=count + 1))
 
 
-def test_plots_are_pictures(model, masks, tmp_path):
+def test_plots_write_png_files(model, masks, tmp_path):
     rows = analysis.density_per_parameter(model, masks)
-    for plot, what in (
+    for plot, data in (
         (plots.plot_density, rows),
         (plots.plot_overlap, masks),
         (plots.plot_specificity, rows),
     ):
-        plot(what, tmp_path / "plot.png")
+        plot(data, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

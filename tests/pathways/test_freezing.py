@@ -11,7 +11,7 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 
 def train(model, masks, trainable, language, x, average=None, updates=20):
-    """The losses of some updates with weight decay, clipping and averaging."""
+    """Return the losses of some updates with weight decay, clipping and averaging."""
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.05, weight_decay=0.5, max_norm=1.0)
     losses = []
     for update in range(1, updates + 1):
@@ -26,8 +26,10 @@ def train(model, masks, trainable, language, x, average=None, updates=20):
     return losses
 
 
-def test_frozen_languages_compute_the_same_bits_and_the_new_one_learns(model, masks, x):
-    trainable = freeze_languages(model, masks, ["en", "fr"])  # first: newer torch has other kernels for what is frozen
+def test_frozen_languages_are_bitwise_unchanged_and_the_new_one_learns(model, masks, x):
+    trainable = freeze_languages(
+        model, masks, ["en", "fr"]
+    )  # first: newer torch has other kernels for frozen parameters
     with torch.no_grad():
         before = {language: PathwayModule(model, masks)(language, x) for language in LANGUAGES}
     average = ModelAverage(model, period=1)
@@ -42,31 +44,33 @@ def test_frozen_languages_compute_the_same_bits_and_the_new_one_learns(model, ma
         assert not torch.equal(PathwayModule(model, masks)("it", x), before["it"])
 
 
-def test_without_freezing_the_others_change(model, masks, x):
+def test_other_languages_change_without_freezing(model, masks, x):
     before = PathwayModule(model, masks)("en", x).detach()
     train(model, masks, masks, "it", x)
     assert not torch.equal(PathwayModule(model, masks)("en", x), before)
 
 
-def test_only_entries_of_no_frozen_language_are_trainable(model, masks):
+def test_entries_of_frozen_languages_are_not_trainable(model, masks):
     trainable = freeze_languages(model, masks, ["en", "fr"])
     for name in masks.names:
-        theirs = masks.mask(name, "en") | masks.mask(name, "fr")
-        assert torch.equal(trainable.mask(name, "it"), masks.mask(name, "it") & ~theirs)
+        frozen = masks.mask(name, "en") | masks.mask(name, "fr")
+        assert torch.equal(trainable.mask(name, "it"), masks.mask(name, "it") & ~frozen)
         assert not trainable.mask(name, "en").any()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(masks.names)
 
 
-def test_a_language_without_entries_of_its_own_is_an_error(model):
+def test_language_without_exclusive_entries_is_rejected(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
-    with pytest.raises(MasksError, match="nothing is left to train for it: every entry is used by en, fr"):
+    with pytest.raises(
+        MasksError, match="nothing is left to train for it: the frozen languages en, fr use every entry"
+    ):
         freeze_languages(model, masks, ["en", "fr"])
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(MasksError, match="no pathway for language 'nl'"):
         freeze_languages(model, masks, ["nl"])
 
 
-def test_statistics_of_batches_are_refused():
+def test_batch_statistics_are_rejected():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) gathers statistics of batches"):
+    with pytest.raises(ValueError, match=r"1 \(BatchNorm1d\) tracks batch statistics"):
         freeze_languages(model, random_masks(model), ["en"])

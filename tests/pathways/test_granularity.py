@@ -15,12 +15,12 @@ shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 
 
 def scores_of(shape, seed):
-    """Few different values, so that ties are the rule."""
+    """Return scores of few different values, so that most are ties."""
     return torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def groups_of(granularity, shape):
-    """The entries of each group, told independently of the library: index arrays of the flattened parameter."""
+    """Return the entries of each group, independent of the library: index arrays of the flattened parameter."""
     height, width = shape[0], math.prod(shape[1:])
     rows, columns = 1, 1
     if granularity == "row":
@@ -32,9 +32,9 @@ def groups_of(granularity, shape):
             size if given == "*" else int(given)
             for given, size in zip(granularity[6:].split("x"), (height, width), strict=True)
         )
-    places = torch.arange(height * width).view(height, width)
+    indices = torch.arange(height * width).view(height, width)
     return [
-        places[i : i + rows, j : j + columns].flatten()
+        indices[i : i + rows, j : j + columns].flatten()
         for i in range(0, height, rows)
         for j in range(0, width, columns)
     ]
@@ -49,7 +49,7 @@ def keep(granularity, scores, sparsity, candidates=None):
 @pytest.mark.parametrize("granularity", GROUPS)
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, sparsity=st.floats(0, 0.99), seed=st.integers(0, 1000))
-def test_the_best_groups_stay_in_exact_number(granularity, shape, sparsity, seed):
+def test_groups_of_largest_mean_are_kept(granularity, shape, sparsity, seed):
     scores = scores_of(shape, seed)
     groups = groups_of(granularity, shape)
     order = sorted(range(len(groups)), key=lambda i: (-float(scores.flatten()[groups[i]].mean()), i))
@@ -67,21 +67,21 @@ def test_the_best_groups_stay_in_exact_number(granularity, shape, sparsity, seed
 @pytest.mark.parametrize("granularity", GROUPS)
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, sparsity=st.floats(0, 0.99), seed=st.integers(0, 1000))
-def test_the_number_of_entries_is_off_by_half_a_group_at_most(granularity, shape, sparsity, seed):
+def test_number_of_entries_deviates_by_at_most_half_a_group(granularity, shape, sparsity, seed):
     kept = int(keep(granularity, scores_of(shape, seed), sparsity).sum())
     largest = max(len(group) for group in groups_of(granularity, shape))
-    wanted = num_kept(math.prod(shape), sparsity)
-    assert abs(kept - wanted) <= largest / 2 or (wanted < largest and 0 < kept <= largest)
+    expected = num_kept(math.prod(shape), sparsity)
+    assert abs(kept - expected) <= largest / 2 or (expected < largest and 0 < kept <= largest)
 
 
 @pytest.mark.parametrize("granularity", [*GROUPS, "2:4", "1:3"])
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 1000), steps=st.lists(st.floats(0, 0.9), min_size=1, max_size=4))
-def test_what_is_pruned_never_returns_and_pruning_again_changes_nothing(granularity, shape, seed, steps):
+def test_pruning_is_monotonic_and_idempotent(granularity, shape, seed, steps):
     scores = scores_of(shape, seed)
     kept = torch.ones(shape, dtype=torch.bool)
     for sparsity in sorted(steps):
-        # What is pruned grows, which must not matter.
+        # Pruned entries get the largest scores, which must not change the result.
         later = keep(granularity, scores + 10 * ~kept, sparsity, kept)
         assert not (later & ~kept).any()
         assert torch.equal(keep(granularity, scores, sparsity, later), later)
@@ -90,44 +90,44 @@ def test_what_is_pruned_never_returns_and_pruning_again_changes_nothing(granular
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, n=st.integers(1, 4), more=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_n_of_every_m_stay(shape, n, more, seed):
+def test_n_of_every_m_are_kept(shape, n, more, seed):
     m = n + more
     scores = scores_of(shape, seed)
     kept = keep(f"{n}:{m}", scores, 1 - n / m).flatten(1)
     rows = scores.flatten(1)
     for row in range(len(rows)):
-        for begin in range(0, rows.size(1), m):
-            part = rows[row, begin : begin + m].tolist()
-            number = n if len(part) == m else num_kept(len(part), 1 - n / m)
+        for start in range(0, rows.size(1), m):
+            part = rows[row, start : start + m].tolist()
+            count = n if len(part) == m else num_kept(len(part), 1 - n / m)
             order = sorted(range(len(part)), key=lambda i: (-part[i], i))
-            assert sorted(order[:number]) == torch.nonzero(kept[row, begin : begin + m]).flatten().tolist()
+            assert sorted(order[:count]) == torch.nonzero(kept[row, start : start + m]).flatten().tolist()
     assert parse_granularity(f"{n}:{m}").matches(kept.view(shape))
 
 
-def test_n_of_m_of_few_candidates_keeps_those_however_low_they_score():
+def test_n_of_m_keeps_few_candidates_of_any_score():
     scores = torch.tensor([[9.0, float("nan"), 9.0, -float("inf"), 1.0, 2.0, 9.0, 3.0]])
     candidates = torch.tensor([[False, True, False, False, True, True, False, True]])
     expected = [[False, True, False, False, False, True, False, True]]
     assert keep("2:4", scores, 0.5, candidates).tolist() == expected
 
 
-def test_n_of_m_on_the_way_keeps_the_nearest_number():
+def test_n_of_m_rounds_counts_at_lower_sparsities():
     scores = torch.arange(8.0).view(1, 8)
     counts = [int(keep("2:4", scores, sparsity).sum()) for sparsity in (0.1, 0.2, 0.36, 0.45, 0.5)]
     assert counts == [8, 6, 6, 4, 4]
 
 
-def test_smaller_groups_at_the_edge_compete_by_their_mean():
-    scores = torch.tensor([[2.0, 2.0, 3.0]])  # blocks of two: the first adds up to more, the edge has the larger mean
+def test_smaller_edge_groups_are_ranked_by_their_mean():
+    scores = torch.tensor([[2.0, 2.0, 3.0]])  # blocks of two: the first has the larger sum, the edge the larger mean
     assert keep("block:1x2", scores, 0.66).tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize("granularity", GROUPS)
-def test_groups_are_scored_where_the_parameter_is(granularity):
-    """On a GPU, that is; the last groups of a row and of a column are smaller."""
+def test_groups_are_scored_on_the_device_of_the_parameter(granularity):
+    """Such as a GPU; the last groups of a row and of a column are smaller."""
     groups, scores = parse_granularity(granularity), torch.empty(7, 5, device="meta")
-    assert groups._means(scores).device.type == "meta"
-    sizes = groups._sizes(scores)
+    assert groups.group_means(scores).device.type == "meta"
+    sizes = groups.group_sizes(scores)
     assert isinstance(sizes, int) or sizes.device.type == "meta"
 
 
@@ -138,12 +138,12 @@ def test_nan_scores_lowest():
     assert keep("block:1x2", scores, 0.5).tolist() == [[False, False, True, True]]
 
 
-def test_at_least_one_group_stays():
+def test_at_least_one_group_is_kept():
     for granularity in ("element", "row", "column", "block:2x2"):
         assert keep(granularity, torch.ones(4, 4), 0.99).sum() == groups_of(granularity, (4, 4))[0].numel()
 
 
-def test_a_row_is_a_neuron_and_a_column_an_input_channel():
+def test_rows_are_neurons_and_columns_are_input_channels():
     model = AllLayerTypes()
     for granularity, axis in (("row", 0), ("column", 1)):
         masks = PathwayMasks.dense(model, ["en"])
@@ -154,11 +154,11 @@ def test_a_row_is_a_neuron_and_a_column_an_input_channel():
             assert torch.equal(mask.any(1), mask.all(1))
             norms = model.get_parameter(name).abs().transpose(0, axis).flatten(1).sum(1)
             assert norms[mask.all(1)].min() >= norms[~mask.any(1)].max()
-            assert int(mask.any(1).sum()) == num_kept(len(mask) + len(mask) % 2, 0.5)  # of an odd number, one more
+            assert int(mask.any(1).sum()) == num_kept(len(mask) + len(mask) % 2, 0.5)  # one more if the count is odd
 
 
 @pytest.mark.parametrize("granularity", ["row", "block:2x2", "2:4"])
-def test_masks_that_do_not_consist_of_the_headers_groups_are_refused(granularity, tmp_path):
+def test_masks_must_have_the_granularity_of_their_header(granularity, tmp_path):
     model = AllLayerTypes()
     masks = PathwayMasks.dense(model, LANGUAGES)
     masks.header = MasksHeader(LANGUAGES, granularity=granularity)
@@ -174,31 +174,31 @@ def test_masks_that_do_not_consist_of_the_headers_groups_are_refused(granularity
         PathwayMasks.load(tmp_path / "masks.safetensors")
 
 
-def test_masks_of_single_entries_cannot_be_pruned_in_blocks():
+def test_element_masks_cannot_be_pruned_in_blocks():
     scores = torch.rand(4, 4)
     with pytest.raises(ValueError, match="the masks cut through groups of block:2x2"):
         keep("block:2x2", scores, 0.7, keep("element", scores, 0.5))
 
 
-def test_masks_of_different_granularity_are_not_merged():
+def test_masks_of_different_granularity_cannot_be_merged():
     parts = [PathwayMasks.dense(AllLayerTypes(), [language]) for language in ("en", "fr")]
     parts[1].header = MasksHeader(("fr",), granularity="row")
-    with pytest.raises(MasksError, match=r"granularity element \(en\) and of row \(fr\) do not go together"):
+    with pytest.raises(MasksError, match=r"granularity element \(en\) and of row \(fr\) cannot be merged"):
         PathwayMasks.merge(parts)
 
 
 @pytest.mark.parametrize("granularity", [*GROUPS, "2:4"])
-def test_a_granularity_is_written_as_it_is_read(granularity):
+def test_granularity_text_round_trip(granularity):
     assert str(parse_granularity(granularity)) == granularity
 
 
 @pytest.mark.parametrize("text", ["", "blocks", "block:4", "block:0x4", "4:2", "0:4", "2:2", "block:4x4x4"])
-def test_what_is_no_granularity_is_refused(text):
+def test_invalid_granularity_is_rejected(text):
     with pytest.raises(ValueError, match="expected element, row, column, block:RxC"):
         parse_granularity(text)
 
 
-def test_n_of_m_and_sparsity_must_agree():
+def test_n_of_m_must_match_the_sparsity():
     parse_granularity("2:4").check_sparsity(0.5)
     with pytest.raises(ValueError, match=r"2:4 keeps 2 of every 4 .* sparsity of 0.5, not 0.7: use --sparsity 0.5"):
         parse_granularity("2:4").check_sparsity(0.7)

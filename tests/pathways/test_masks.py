@@ -16,15 +16,15 @@ def equal(a, b):
     return a.header == b.header and all(torch.equal(a.codes[name], b.codes[name]) for name in {*a.codes, *b.codes})
 
 
-def test_matrices_and_kernels_are_prunable_and_nothing_else(model):
-    found = prunable_parameters(model)
-    assert {name.split(".")[0] for name in found} == {"conv2d", "conv1d", "linear", "lstm"}
-    assert all("weight" in name for name in found)
-    assert len([name for name in found if name.startswith("lstm")]) == 8
-    assert all(found[name] is model.get_parameter(name) for name in found)
+def test_only_matrices_and_kernels_are_prunable(model):
+    parameters = prunable_parameters(model)
+    assert {name.split(".")[0] for name in parameters} == {"conv2d", "conv1d", "linear", "lstm"}
+    assert all("weight" in name for name in parameters)
+    assert len([name for name in parameters if name.startswith("lstm")]) == 8
+    assert all(parameters[name] is model.get_parameter(name) for name in parameters)
 
 
-def test_roots_choose_submodules_and_a_class_can_opt_out():
+def test_roots_select_submodules_and_classes_can_opt_out():
     class Kept(nn.Sequential):
         prunable = False
 
@@ -37,19 +37,19 @@ def test_roots_choose_submodules_and_a_class_can_opt_out():
         prunable_parameters(nn.LayerNorm(3))
 
 
-def test_a_module_under_two_names_is_covered_once():
+def test_shared_module_is_covered_once():
     shared = nn.Linear(2, 2)
     assert list(prunable_parameters(nn.ModuleList([shared, shared]))) == ["0.weight"]
 
 
-def test_dense_masks_keep_everything(model):
+def test_dense_masks_keep_all_entries(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     assert all(masks.mask(name, language).all() for name in masks.names for language in LANGUAGES)
     assert masks.sparsity("en") == 0 and masks.union_density() == 1
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(8, torch.uint8), (9, torch.int16), (17, torch.int32), (64, torch.int64)])
-def test_every_language_has_a_bit_of_its_own(count, dtype):
+def test_setting_a_mask_changes_the_bit_of_its_language_only(count, dtype):
     model, languages = nn.Linear(5, 7), [f"l{i}" for i in range(count)]
     masks = random_masks(model, tuple(languages))
     assert masks.codes["weight"].dtype == dtype == code_type(count)
@@ -60,14 +60,14 @@ def test_every_language_has_a_bit_of_its_own(count, dtype):
     assert torch.equal(masks.mask("weight", languages[-1]), ~before[languages[-1]])
 
 
-def test_more_languages_than_bits_are_refused():
+def test_more_languages_than_bits_are_rejected():
     with pytest.raises(MasksError, match="at most 64"):
         code_type(65)
 
 
 @settings(max_examples=30, deadline=None)
 @given(bits=st.lists(st.integers(0, 7), min_size=1, max_size=60))
-def test_sparsity_union_and_overlap_are_counts(bits):
+def test_sparsity_union_and_overlap_match_counts(bits):
     codes = torch.tensor(bits, dtype=torch.uint8)
     masks = PathwayMasks(MasksHeader(LANGUAGES), {"w": codes})
     en, fr = [b & 1 for b in bits], [b >> 1 & 1 for b in bits]
@@ -79,7 +79,7 @@ def test_sparsity_union_and_overlap_are_counts(bits):
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20, 64])
-def test_counts_of_all_pairs_are_those_of_their_masks(count):
+def test_joint_counts_match_products_of_masks(count):
     languages = tuple(f"l{i}" for i in range(count))
     masks = random_masks(nn.Linear(9, 7), languages)
     used = torch.stack([masks.mask("weight", language).flatten() for language in languages]).long()
@@ -88,41 +88,41 @@ def test_counts_of_all_pairs_are_those_of_their_masks(count):
     torch.testing.assert_close(torch.tensor(masks.overlaps()), (used @ used.T / either))
 
 
-def test_counting_goes_through_large_tensors_in_pieces(monkeypatch):
+def test_counting_splits_large_tensors_into_chunks(monkeypatch):
     monkeypatch.setattr(counting, "_CHUNK", 10)
     masks = random_masks(nn.Linear(9, 7))
     assert masks.counts()[0, 0] == masks.mask("weight", LANGUAGES[0]).sum()
 
 
-def test_masks_without_entries_overlap(masks):
+def test_empty_masks_have_overlap_one(masks):
     for name in masks.names:
         masks.set_mask(name, ["en", "fr"], torch.zeros(masks.codes[name].shape, dtype=torch.bool))
     assert masks.overlap("en", "fr") == 1 and masks.overlap("en", "it") == 0
 
 
 @pytest.mark.parametrize("counts", [(3, 5), (3, 6), (8, 8), (16, 1), (16, 17), (1, 40, 23)])
-def test_merging_widens_the_codes_as_needed(counts):
-    model, parts, number = nn.Linear(5, 7), [], 0
+def test_merge_widens_codes(counts):
+    model, parts, total = nn.Linear(5, 7), [], 0
     for count in counts:
-        parts.append(random_masks(model, tuple(f"l{number + i}" for i in range(count))))
-        number += count
+        parts.append(random_masks(model, tuple(f"l{total + i}" for i in range(count))))
+        total += count
     merged = PathwayMasks.merge(iter(parts))
-    assert merged.codes["weight"].dtype == code_type(number) and len(merged.languages) == number
+    assert merged.codes["weight"].dtype == code_type(total) and len(merged.languages) == total
     for part in parts:
         for language in part.languages:
             assert torch.equal(merged.mask("weight", language), part.mask("weight", language))
 
 
-def test_merging_needs_parts_with_languages_of_their_own(masks):
+def test_merge_requires_disjoint_languages(masks):
     before = masks.codes["linear.weight"].clone()
-    with pytest.raises(MasksError, match="stands twice"):
+    with pytest.raises(MasksError, match="duplicate language"):
         PathwayMasks.merge([masks, masks.restrict(["fr"])])
     with pytest.raises(MasksError, match="no masks to merge"):
         PathwayMasks.merge([])
     assert torch.equal(masks.codes["linear.weight"], before)
 
 
-def test_tied_languages_have_one_mask(masks):
+def test_share_mask_is_true_for_equal_masks(masks):
     assert not masks.share_mask(LANGUAGES)
     for name in masks.names:
         masks.set_mask(name, ["en", "it"], torch.rand(masks.codes[name].shape) < 0.5)
@@ -136,7 +136,7 @@ def test_restrict_and_merge_are_inverse(masks):
     assert equal(merged.restrict(LANGUAGES), masks)
 
 
-def test_merging_masks_of_different_models_names_the_difference(masks):
+def test_merge_of_different_models_lists_differences(masks):
     other = PathwayMasks.dense(nn.Linear(2, 2), ["pl"])
     with pytest.raises(MasksError, match=r"differ in .*conv1d\.weight"):
         PathwayMasks.merge([masks, other])
@@ -151,7 +151,7 @@ def test_save_and_load_round_trip(masks, tmp_path):
     assert header["sparsity"]["en"] == pytest.approx(masks.sparsity("en"))
 
 
-def test_masks_for_another_model_say_what_differs(masks, model):
+def test_check_lists_differences_to_another_model(masks, model):
     masks.check(model, LANGUAGES)
     model.linear = nn.Linear(6, 9)
     del model.conv1d
@@ -161,18 +161,18 @@ def test_masks_for_another_model_say_what_differs(masks, model):
     assert "linear.weight is (7, 6) in the masks and (9, 6) in the model" in str(error.value)
 
 
-def test_masks_of_a_shallower_model_do_not_pass(model):
+def test_masks_of_a_shallower_model_are_rejected(model):
     masks = PathwayMasks.dense(model, LANGUAGES, ["linear", "lstm"])
-    masks.check(model)  # what lies outside the roots needs no masks
+    masks.check(model)  # parameters outside the roots need no masks
     model.linear = nn.Sequential(model.linear, nn.Linear(7, 7))
     with pytest.raises(MasksError, match=r"the masks lack linear\.0\.weight"):
         masks.check(model)
     del model.linear
-    with pytest.raises(MasksError, match=r"for another model.*no submodule 'linear'"):
+    with pytest.raises(MasksError, match=r"belong to another model.*no submodule 'linear'"):
         masks.check(model)
 
 
-def test_masks_without_a_language_name_those_they_have(masks, model):
+def test_missing_language_error_lists_available_languages(masks, model):
     with pytest.raises(MasksError, match="no pathway for language 'nl': the masks hold en, fr, it"):
         masks.check(model, ["nl"])
 
@@ -181,16 +181,16 @@ def test_masks_without_a_language_name_those_they_have(masks, model):
     "damage",
     ["cut short", "other codes", "no header", "half a header", "foreign header", "wrong types", "other header"],
 )
-def test_a_damaged_file_is_named(masks, tmp_path, damage):
+def test_damaged_files_are_reported(masks, tmp_path, damage):
     path, header = tmp_path / "masks.safetensors", tmp_path / "masks.json"
     masks.save(path)
     expected = {
         "cut short": "masks.safetensors is damaged",
         "other codes": r"masks.safetensors is damaged or not the file that masks.json describes",
         "no header": "no masks file .*masks.json",
-        "half a header": "masks.json is no header of masks .*not valid JSON",
-        "foreign header": "masks.json is no header of masks: it lacks 'method'",
-        "wrong types": "masks.json is no header of masks",
+        "half a header": "masks.json is not a masks header .*not valid JSON",
+        "foreign header": "masks.json is not a masks header: it lacks 'method'",
+        "wrong types": "masks.json is not a masks header",
         "other header": r"differ in .*linear\.weight",
     }
     if damage == "cut short":
@@ -216,10 +216,10 @@ def test_a_damaged_file_is_named(masks, tmp_path, damage):
         PathwayMasks.load(path)
 
 
-def test_wrong_masks_are_refused(masks):
+def test_invalid_masks_are_rejected(masks):
     with pytest.raises(MasksError, match=r"expected bool of shape \(7, 6\)"):
         masks.set_mask("linear.weight", "en", torch.ones(7, 6))
-    with pytest.raises(MasksError, match="stands twice"):
+    with pytest.raises(MasksError, match="duplicate language"):
         PathwayMasks(MasksHeader(("en", "en")))
     with pytest.raises(MasksError, match=r"expected torch.uint8"):
         PathwayMasks(MasksHeader(("en",)), {"w": torch.zeros(2, dtype=torch.int64)})

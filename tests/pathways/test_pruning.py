@@ -10,13 +10,13 @@ from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.selection import top_k
 
-# Few different values, so that ties are the rule.
+# Few different values, so that most are ties.
 scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
 
 
 @settings(max_examples=200, deadline=None)
 @given(values=scores, data=st.data())
-def test_exactly_as_many_are_kept_and_only_candidates(values, data):
+def test_top_k_selects_exactly_k_candidates(values, data):
     candidates = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
     kept = data.draw(st.integers(0, len(values)))
     mask = top_k(torch.tensor(values), candidates, kept)
@@ -26,7 +26,7 @@ def test_exactly_as_many_are_kept_and_only_candidates(values, data):
 
 @settings(max_examples=200, deadline=None)
 @given(values=scores, data=st.data())
-def test_the_largest_stay_and_of_equals_the_first(values, data):
+def test_top_k_selects_the_largest_and_breaks_ties_by_index(values, data):
     kept = data.draw(st.integers(0, len(values)))
     mask = top_k(torch.tensor(values), torch.ones(len(values), dtype=torch.bool), kept)
     order = sorted(range(len(values)), key=lambda i: (-values[i] if values[i] == values[i] else float("inf"), i))
@@ -34,7 +34,7 @@ def test_the_largest_stay_and_of_equals_the_first(values, data):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 0.9])
-def test_every_tensor_meets_the_sparsity(model, sparsity):
+def test_layer_wise_pruning_meets_the_sparsity_of_every_tensor(model, sparsity):
     masks = PathwayMasks.dense(model, LANGUAGES)
     prune_by_magnitude(model, masks, ["fr"], sparsity)
     for name, code in masks.codes.items():
@@ -42,7 +42,7 @@ def test_every_tensor_meets_the_sparsity(model, sparsity):
         assert masks.mask(name, "en").all()
 
 
-def test_large_entries_stay_whatever_their_sign():
+def test_magnitude_ignores_the_sign():
     layer = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[-3.0, 1.0, 2.0, -0.5]]))
@@ -51,7 +51,7 @@ def test_large_entries_stay_whatever_their_sign():
     assert masks.mask("weight", "en").tolist() == [[True, False, True, False]]
 
 
-def test_zeros_are_ties_like_any_other(model):
+def test_zeros_are_ties(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -62,7 +62,7 @@ def test_zeros_are_ties_like_any_other(model):
         assert torch.equal(masks.mask(name, "en").flatten(), expected)
 
 
-def test_what_is_pruned_stays_pruned_however_large_it_is(model):
+def test_pruned_entries_of_large_magnitude_stay_pruned(model):
     masks = PathwayMasks.dense(model, LANGUAGES)
     prune_by_magnitude(model, masks, ["en"], 0.5)
     pruned = {name: ~masks.mask(name, "en") for name in masks.names}
@@ -84,21 +84,21 @@ def test_language_agnostic_pruning_gives_one_mask(model):
     assert masks.sparsity("en") == pytest.approx(0.6, abs=0.01)
 
 
-def test_languages_whose_masks_differ_are_not_pruned_together(model):
-    """The mask of one would bring back what is pruned in the other."""
+def test_pruning_different_masks_together_is_rejected(model):
+    """Otherwise the mask of one language would restore entries that are pruned in the other."""
     masks = PathwayMasks.dense(model, LANGUAGES)
     prune_by_magnitude(model, masks, ["en"], 0.6)
-    with pytest.raises(MasksError, match="en, fr have masks that differ"):
+    with pytest.raises(MasksError, match="en, fr have different masks"):
         prune_by_magnitude(model, masks, ["en", "fr"], 0.7)
 
 
-def test_the_weights_are_not_touched(model):
+def test_pruning_does_not_change_weights(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prune_by_magnitude(model, PathwayMasks.dense(model, LANGUAGES), ["en"], 0.9)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 70])
-def test_a_sparsity_out_of_range_is_refused(sparsity):
+def test_out_of_range_sparsity_is_rejected(sparsity):
     with pytest.raises(ValueError, match="expected at least 0 and below 1"):
         prune_by_magnitude(AllLayerTypes(), PathwayMasks.dense(AllLayerTypes(), ["en"]), ["en"], sparsity)

@@ -13,7 +13,7 @@ from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneSh
 
 
 def run(schedule, model, languages, start=None):
-    """Change the weights at random for as many updates as the schedule needs; the masks after every pruning."""
+    """Return the final masks, and those after every pruning, with random updates of the weights in between."""
     masks = PathwayMasks.dense(model, LANGUAGES)
     history = []
     for update in range(1, schedule.num_updates + 1):
@@ -25,14 +25,14 @@ def run(schedule, model, languages, start=None):
     return masks, history
 
 
-def test_the_paper_drops_a_fifth_of_what_remains_until_70_percent():
+def test_default_rounds_remove_20_percent_each_until_70_percent():
     schedule = IterativeMagnitudePruning(0.7, 10)
     sparsities = [schedule.sparsity_after(10 * i) for i in range(1, schedule.rounds + 1)]
     assert sparsities == pytest.approx([0.2, 0.36, 0.488, 0.5904, 0.67232, 0.7])
     assert schedule.num_updates == 60
 
 
-def test_a_given_number_of_rounds_drops_the_same_share_each():
+def test_fixed_number_of_rounds_removes_equal_shares():
     schedule = IterativeMagnitudePruning(0.7, 5, rounds=4)
     kept = [1 - schedule.sparsity_after(5 * i) for i in range(1, 5)]
     assert kept == pytest.approx([0.3 ** (i / 4) for i in range(1, 5)])
@@ -40,7 +40,7 @@ def test_a_given_number_of_rounds_drops_the_same_share_each():
 
 @settings(max_examples=100, deadline=None)
 @given(target=st.floats(0.01, 0.99), per_round=st.integers(1, 5), rounds=st.integers(0, 8), drop=st.floats(0.05, 0.95))
-def test_sparsity_grows_to_the_target_exactly(target, per_round, rounds, drop):
+def test_sparsity_is_monotonic_and_ends_at_the_target(target, per_round, rounds, drop):
     schedule = IterativeMagnitudePruning(target, per_round, rounds, drop)
     values = [schedule.sparsity_after(update) for update in range(schedule.num_updates + 3 * per_round)]
     levels = [value for value in values if value is not None]
@@ -48,7 +48,7 @@ def test_sparsity_grows_to_the_target_exactly(target, per_round, rounds, drop):
     assert all(value is None for update, value in enumerate(values) if update % per_round)
 
 
-def test_masks_only_shrink_and_end_at_the_target(model):
+def test_iterative_masks_shrink_to_the_target(model):
     masks, history = run(IterativeMagnitudePruning(0.7, 2), model, ["fr"])
     assert len(history) == 6
     for earlier, later in itertools.pairwise(history):
@@ -58,7 +58,7 @@ def test_masks_only_shrink_and_end_at_the_target(model):
         assert masks.mask(name, "en").all()
 
 
-def test_imp_goes_on_from_the_current_weights(model):
+def test_imp_continues_from_the_current_weights(model):
     start = copy.deepcopy(model.state_dict())
     run(IterativeMagnitudePruning(0.5, 1, rounds=2), model, ["en"])
     assert not torch.equal(model.linear.weight, start["linear.weight"])
@@ -70,7 +70,7 @@ def test_lth_rewinds_to_the_start_after_every_round(model):
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
 
 
-def test_lth_without_a_start_is_an_error(model):
+def test_lth_requires_start_weights(model):
     with pytest.raises(ValueError, match="pass the weights of the start"):
         run(IterativeMagnitudePruning(0.5, 1, rewinds=True), model, ["en"])
 
@@ -82,6 +82,6 @@ def test_one_shot_prunes_once():
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 1), (1.0, 1), (0.5, 0), (0.5, 1, -1), (0.5, 1, 0, 0.0)])
-def test_values_out_of_range_are_refused(arguments):
+def test_out_of_range_values_are_rejected(arguments):
     with pytest.raises(ValueError, match="expected"):
         IterativeMagnitudePruning(*arguments)

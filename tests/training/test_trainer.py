@@ -282,7 +282,7 @@ def test_masks_for_another_model_are_refused_before_training(corpus, dense, tmp_
     other = build_model(replace(tiny_run.MODEL, encoder_dim=32), 20)
     PathwayMasks.dense(other, LANGUAGES, ["encoder"]).save(tmp_path / "masks.safetensors")
     config = tiny_run.config(corpus, tmp_path / "exp", init_from=dense, masks=tmp_path / "masks.safetensors")
-    with pytest.raises(ValueError, match="the masks are for another model"):
+    with pytest.raises(ValueError, match="the masks belong to another model"):
         runs.train(config)
     assert not (tmp_path / "exp").exists()
 
