@@ -15,6 +15,9 @@ from icefall_pathways import options
 #: Each command and the script of the recipe (in egs/mls/ASR) that runs it. The command's module in
 #: `icefall_pathways.commands` has the script's name.
 SCRIPTS = {
+    "prepare": "prepare.sh",
+    "run": "run.sh",
+    "run-study": "run_study.sh",
     "train": "pruned_transducer_pathways/train.py",
     "prune": "pruned_transducer_pathways/prune.py",
     "decode": "pruned_transducer_pathways/decode.py",
@@ -37,6 +40,7 @@ SCRIPTS = {
 RENAMED_COMMANDS = {"calibrate-language": "calibrate-language-id"}
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
 
+_PROGRAM = "icefall-pathways"
 _USAGE = """
 usage: icefall-pathways COMMAND [OPTIONS]
 
@@ -80,9 +84,9 @@ def read_config(name: str, argv: Sequence[str], prog: str | None = None) -> Any:
     """
     command = load_command(name)
     help_text = cleandoc(command.__doc__ or "")
-    if prog is not None:
+    if prog is not None and prog.startswith(_PROGRAM):
         for other, script in SCRIPTS.items():
-            help_text = help_text.replace(f"./{script}", f"icefall-pathways {other}")
+            help_text = help_text.replace(f"./{script}", f"{_PROGRAM} {other}")
     words = _replace_renamed(argv, RENAMED_OPTIONS.get(name, {}))
     read = getattr(command, "read", options.parse)
     return read(command.Config, help_text, words, prog=prog)
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"error: unknown command '{words[0]}'{hint} (icefall-pathways --help lists them)", file=sys.stderr)
         sys.exit(2)
-    run_command(name, words[1:], prog=f"icefall-pathways {name}")
+    run_command(name, words[1:], prog=f"{_PROGRAM} {name}")
 
 
 def usage() -> str:

@@ -1,6 +1,6 @@
-"""The whole recipe, from a corpus of a minute to the report, with a model of two thin layers.
+"""The whole recipe, from a corpus of one minute to the report, with a model of two small layers.
 
-Once from an empty folder with the embedded corpus, once from a folder in MLS layout with languages that the demo lacks.
+Once from an empty folder with the embedded corpus, once from a folder in MLS layout with languages outside the demo.
 """
 
 import os
@@ -27,7 +27,7 @@ TRAINING = "--max-duration 10 --num-workers 0 --ctc-loss-scale 1 --lr-warmup 2 -
 
 
 def run(script, options, folder, fails=False):
-    """What a script of the recipe prints; of one that is to fail, its complaints."""
+    """Run a script of the recipe; return its output, or its error output if it is expected to fail."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     done = subprocess.run(
@@ -39,7 +39,7 @@ def run(script, options, folder, fails=False):
 
 @pytest.fixture(scope="module", params=[("mini", "en it"), ("mls", "de pl")], ids=["mini", "mls"])
 def finished(request, tmp_path_factory):
-    """A finished run in a folder of its own: (folder, language codes, what it printed)."""
+    """Run the recipe in a folder of its own; return the folder, the language codes and the output."""
     corpus, languages = request.param
     folder = tmp_path_factory.mktemp("recipe")
     prepare = PREPARE
@@ -73,7 +73,7 @@ def test_the_table_compares_the_three_systems(finished):
     assert page.count("data:image/png;base64,") == 1 + 3 + 2 * 3
 
 
-def test_masks_meet_the_sparsity_and_lap_shares_one(finished):
+def test_masks_have_the_target_sparsity_and_lap_shares_one(finished):
     folder, languages, _ = finished
     lap = PathwayMasks.load(folder / "exp" / "lap" / "masks.safetensors")
     pathways = PathwayMasks.load(folder / "exp" / "pathways" / "masks.safetensors")
@@ -83,9 +83,8 @@ def test_masks_meet_the_sparsity_and_lap_shares_one(finished):
     assert lap.overlap(*languages) == 1 > pathways.overlap(*languages)
 
 
-def test_streaming_and_offline_decoding_hear_the_same_utterances(finished):
-    """Their tokens are compared in tests/decoding; here offline features were stored with loss, and few updates leave
-    many ties."""
+def test_streaming_and_offline_decoding_read_the_same_utterances(finished):
+    """Tokens are compared in tests/decoding; here offline features are compressed, and few updates leave many ties."""
     folder, languages, _ = finished
     for system in ("dense-continued", "lap", "pathways"):
         for language in languages:
@@ -97,7 +96,7 @@ def test_streaming_and_offline_decoding_hear_the_same_utterances(finished):
             assert references == [line for line in streamed.read_text().splitlines() if "\tref=" in line]
 
 
-def test_the_summary_is_there_for_machines(finished):
+def test_the_summary_is_written_as_json(finished):
     folder, languages, _ = finished
     method = folder / "exp" / "pathways" / "streaming" / "modified_beam_search"
     summary = read_json(next(method.glob("wer-summary-all-mls-test-*.json")))
@@ -105,8 +104,8 @@ def test_the_summary_is_there_for_machines(finished):
     assert all(scores["utterances"] == 4 for scores in summary["languages"].values())
 
 
-def test_the_study_goes_on_from_what_is_there(finished):
-    """Two systems of it, from a dense model that is finished; the second call finds everything done."""
+def test_the_study_resumes_from_finished_steps(finished):
+    """Two systems, from a finished dense model; the second call finds all steps done."""
     folder, languages, _ = finished
     if languages != ["en", "it"]:
         pytest.skip("one corpus is enough")
@@ -139,10 +138,13 @@ def test_the_study_goes_on_from_what_is_there(finished):
         assert f"\n| {row} | " in printed
     systems = study / "seed-3" / "sparsity-0.8"
     updates = {"dynamic": 8, "lsp/en": 2, "lsp/it": 2}
-    for name, number in updates.items():
-        assert (systems / name / f"checkpoint-{number}.pt").exists()
+    for name, num_updates in updates.items():
+        assert (systems / name / f"checkpoint-{num_updates}.pt").exists()
         masks = PathwayMasks.load(systems / name / "masks.safetensors")
         assert all(masks.sparsity(language) == pytest.approx(0.8, abs=0.01) for language in masks.languages)
-    seconds = [line for line in run("run_study.sh", options, folder).splitlines() if "done (" in line]
-    assert len(seconds) == 3
-    assert run("run_study.sh", options | {"rounds": "2"}, folder, fails=True).count("begun with other settings") == 1
+    finished_jobs = [line for line in run("run_study.sh", options, folder).splitlines() if "already finished" in line]
+    assert [line.split()[1] for line in finished_jobs if "seed-3" in line] == [
+        *("seed-3-dense:", "seed-3-sparsity-0.8-imp:", "seed-3-sparsity-0.8-dynamic:")
+    ]
+    complaint = run("run_study.sh", options | {"rounds": "2"}, folder, fails=True)
+    assert "was started with other settings (rounds: now '2', then '1')" in complaint

@@ -10,7 +10,6 @@ in `icefall_pathways.cli.RENAMED_OPTIONS`.
 
 import dataclasses
 import json
-import re
 import runpy
 import sys
 import typing
@@ -80,19 +79,11 @@ def as_typed(value: object) -> str | None:
     return str(value)
 
 
-def options_of_shell_script(path: Path) -> Table:
-    """Return the options of a shell script: the variables assigned before it reads its command line."""
-    head = path.read_text(encoding="utf-8").split(". local/parse_options.sh")[0]
-    assignments = re.findall(r'^([a-z_]+)="?([^"\n]*)"?$', head, flags=re.MULTILINE)
-    return {f"--{name.replace('_', '-')}": {"default": value} for name, value in assignments}
-
-
 def current_options(script: str) -> Table:
     """Return the options of a script as it is now."""
-    if script.endswith(".sh"):
-        return options_of_shell_script(RECIPE / script)
-    table = options_of_dataclass(config_class_of(script))
     command = next((command for command, path in cli.SCRIPTS.items() if path == script), "")
+    shell = script.endswith(".sh")
+    table = options_of_dataclass(cli.load_command(command).Config if shell else config_class_of(script))
     return table | {old: table[new] for old, new in cli.RENAMED_OPTIONS.get(command, {}).items()}
 
 

@@ -1,0 +1,38 @@
+"""Run the whole recipe in stages: data, dense model, masks, pathways, decoding, report.
+
+Usage:
+
+  # the embedded corpus and a model for two cores without GPU
+  ./run.sh --demo 1
+  # Multilingual LibriSpeech on eight GPUs
+  ./run.sh --world-size 8 --languages "en fr it nl" --corpus mls --corpus-dir /data/mls
+  # print the jobs and their commands
+  ./run.sh --demo 1 --dry-run 1
+
+Stages:
+
+  0  prepare the data (prepare.sh)
+  1  train the dense model
+  2  search masks: one for all languages (LAP), and one per language (pathways)
+  3  fine-tune the dense model with the same number of updates: without masks, with LAP's mask, with pathways
+  4  decode offline
+  5  decode chunk by chunk
+  6  compare: a table, and EXP_ROOT/report.html
+
+Run the same command again to resume; finished trainings are skipped. With --demo 1 or another encoder, the defaults
+below change: add --help to see them.
+"""
+
+from collections.abc import Sequence
+
+from icefall_pathways.recipe.presets import run_preset
+from icefall_pathways.recipe.programs import read_with_preset
+from icefall_pathways.recipe.run import RunConfig as Config
+from icefall_pathways.recipe.run import run
+
+__all__ = ["Config", "read", "run"]
+
+
+def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
+    """Read the options: what is typed takes precedence over the preset that it selects."""
+    return read_with_preset(config_class, description, argv, run_preset, prog)

@@ -1,0 +1,48 @@
+"""Run the study: compare all ways to obtain pathways at several sparsities, over several seeds.
+
+Usage:
+
+  # the embedded corpus and a model for two cores without GPU
+  ./run_study.sh
+  ./run_study.sh --seeds 1 --sparsities "0.5 0.8 0.9" --at-once 2
+  ./run_study.sh --corpus mls --corpus-dir /data/mls --world-size 8 --languages "en fr it nl"
+
+Systems, all trained from the dense model of their seed:
+
+  dense-continued   the dense model, trained further
+  lap               one mask for all languages, searched on all of them by IMP
+  lsp               one model per language: a mask searched by IMP and weights of its own
+  pathways-imp      one mask per language searched by IMP, weights shared
+  pathways-lth      the same; the search rewinds to the dense model after every round
+  dynamic           masks and weights learned together, starting without masks
+
+Budget: after the dense model every system takes N x M + F updates, where N is the number of languages, M is
+--mask-updates and F is --finetune-updates.
+
+  dense-continued   N x M + F updates of training
+  lap               N x M of its search on all languages, F of training
+  lsp               M of each language's search (the one of pathways-imp), F / N of training for each language's model
+  pathways-imp, pathways-lth
+                    M of each language's search, F of training on all languages together
+  dynamic           N x M + F updates of training; masks change in the first three quarters
+
+The weights of a search are discarded: every training starts from the dense model. Decoding averages the weights of the
+last quarter of a training. With --corpus mini, the settings of the demo are the defaults.
+
+Run the command again to resume, or to add seeds, sparsities and systems: finished steps are skipped. The output of each
+job is in STUDY_DIR/log.
+"""
+
+from collections.abc import Sequence
+
+from icefall_pathways.recipe.presets import study_preset
+from icefall_pathways.recipe.programs import read_with_preset
+from icefall_pathways.recipe.study import StudyConfig as Config
+from icefall_pathways.recipe.study import run
+
+__all__ = ["Config", "read", "run"]
+
+
+def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
+    """Read the options: what is typed takes precedence over the preset that it selects."""
+    return read_with_preset(config_class, description, argv, study_preset, prog)

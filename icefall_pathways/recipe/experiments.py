@@ -1,0 +1,183 @@
+"""Options and steps that the run and the study share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, with_defaults
+from icefall_pathways.recipe.jobs import Job, Step
+from icefall_pathways.recipe.prepare import Corpus, PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.programs import option_words, program, read_options
+
+_SCRIPTS = "pruned_transducer_pathways"
+
+
+@dataclass(frozen=True)
+class ExperimentsConfig:
+    """Options of the run and of the study."""
+
+    corpus: Corpus = "mls"
+    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
+
+    corpus_dir: str = ""
+    """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
+
+    subset: str = "train"
+    """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
+
+    languages: str = "en fr it nl"
+    """Languages, separated by spaces."""
+
+    data_dir: Path = Path("data")
+    """Folder for manifests, features and tokens."""
+
+    vocab_size: int = 500
+    """Number of tokens of the vocabulary that all languages share."""
+
+    hours: str = ""
+    """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
+
+    encoder_type: str = "emformer"
+    """The encoder, emformer or zipformer."""
+
+    world_size: int = 1
+    """Number of processes (GPUs) to train on."""
+
+    num_epochs: int = 30
+    """Epochs of the dense model."""
+
+    mask_updates: int = 4000
+    """Updates of each language's mask search; LAP's takes as many as those of all languages together."""
+
+    finetune_updates: int = 40000
+    """Updates of fine-tuning from the dense model."""
+
+    rounds: int = 4
+    """Rounds of training and pruning of a mask search."""
+
+    at_once: int = 1
+    """Number of mask searches and trainings that run in parallel (CPU)."""
+
+    prepare_args: str = ""
+    """More options for prepare.sh."""
+
+    train_args: str = ""
+    """More options for train.py, for the dense model."""
+
+    search_args: str = ""
+    """More options for prune.py."""
+
+    finetune_args: str = ""
+    """More options for train.py, for fine-tuning."""
+
+    decode_args: str = ""
+    """More options for decoding."""
+
+    dry_run: bool = False
+    """Print the graph of jobs with their commands and done marks, and run nothing."""
+
+    @property
+    def num_languages(self) -> int:
+        """Number of languages."""
+        return len(self.languages.split())
+
+    @property
+    def single_thread(self) -> bool:
+        """Return whether every process has one thread unless OMP_NUM_THREADS is set."""
+        return False
+
+
+def environment(config: ExperimentsConfig) -> dict[str, str]:
+    """Return the environment of all commands."""
+    # A model of the demo's size is as fast with one thread, and two would wait for each other when other programs run.
+    return with_defaults(cpu_defaults() | (SINGLE_THREAD if config.single_thread else {}))
+
+
+def data_jobs(config: ExperimentsConfig) -> list[Job]:
+    """Return the jobs of the data preparation.
+
+    Raises:
+      ValueError: --prepare-args are not valid, or contradict an existing data folder.
+    """
+    words = option_words(
+        corpus=config.corpus,
+        corpus_dir=config.corpus_dir,
+        languages=config.languages,
+        data_dir=config.data_dir,
+        vocab_size=config.vocab_size,
+        subset=config.subset,
+    )
+    hours = option_words(hours=config.hours) if config.hours else ()
+    argv = [*words, *hours, *config.prepare_args.split()]
+    return prepare_jobs(read_options(PrepareConfig, "--prepare-args", argv), environment(config))
+
+
+def data_options(config: ExperimentsConfig) -> tuple[str, ...]:
+    """Return the options of train.py and prune.py that name the data."""
+    return option_words(
+        manifest_dir=config.data_dir / "fbank",
+        languages=config.languages,
+        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        world_size=config.world_size,
+    )
+
+
+def train_dense(config: ExperimentsConfig, exp_dir: Path, *options: str) -> tuple[str, ...]:
+    """Return the command that trains the dense model."""
+    model = option_words(encoder_type=config.encoder_type, num_epochs=config.num_epochs)
+    experiment = option_words(exp_dir=exp_dir)
+    return (
+        *program(_SCRIPTS, "train"),
+        *data_options(config),
+        *experiment,
+        *options,
+        *model,
+        *config.train_args.split(),
+    )
+
+
+def finetune(config: ExperimentsConfig, dense: Path, exp_dir: Path, num_updates: int, *options: str) -> tuple[str, ...]:
+    """Return the command that trains from the dense model."""
+    training = option_words(init_from=dense, exp_dir=exp_dir, num_updates=num_updates)
+    return (*program(_SCRIPTS, "train"), *data_options(config), *training, *config.finetune_args.split(), *options)
+
+
+def search_masks(
+    config: ExperimentsConfig,
+    dense: Path,
+    exp_dir: Path,
+    prune_for: str,
+    num_updates: int,
+    sparsity: str,
+    *options: str,
+) -> tuple[str, ...]:
+    """Return the command that searches masks from the dense model.
+
+    Args:
+      config: The options.
+      dense: Experiment of the dense model.
+      exp_dir: Folder for the masks.
+      prune_for: each-language or all-languages.
+      num_updates: Updates of each search, divided among the rounds.
+      sparsity: Share of pruned entries, as typed.
+      options: More options.
+    """
+    search = option_words(
+        init_from=dense,
+        exp_dir=exp_dir,
+        prune_for=prune_for,
+        sparsity=sparsity,
+        prune_rounds=config.rounds,
+        updates_per_round=num_updates // config.rounds,
+    )
+    return (*program(_SCRIPTS, "prune"), *data_options(config), *search, *config.search_args.split(), *options)
+
+
+def decode(config: ExperimentsConfig, script: str, exp_dir: Path, split: str) -> tuple[str, ...]:
+    """Return the command that decodes a split with modified beam search, with decode or streaming_decode."""
+    options = option_words(exp_dir=exp_dir, decoding_method="modified_beam_search", split=split)
+    return (*program(_SCRIPTS, script), *options, *config.decode_args.split())
+
+
+def report(script: str, **options: object) -> Step:
+    """Return the step that compares systems; it has no done mark, so that its table is printed every time."""
+    return Step((*program(_SCRIPTS, script), *option_words(**options)))

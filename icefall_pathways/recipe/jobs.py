@@ -1,0 +1,330 @@
+"""A graph of jobs: commands with dependencies and done marks, run in parallel and resumable."""
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from icefall_pathways.files import atomic_write
+from icefall_pathways.recipe.environment import SINGLE_THREAD
+
+#: Name of the done mark in the folder of an experiment.
+DONE_MARK = ".done"
+
+_POLL = 0.2  # seconds between two checks for finished jobs and signals
+_LOG_LINES = 5  # lines of its log that are shown when a job fails
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a job.
+
+    Attributes:
+      command: Program and arguments; empty if there is nothing to run.
+      mark: File that is written when the command has succeeded; None: the command runs every time.
+      mark_text: Content of the mark, and of a mark that counts; None: any content counts.
+      message: Printed before the command runs.
+    """
+
+    command: tuple[str, ...]
+    mark: Path | None = None
+    mark_text: str | None = None
+    message: str = ""
+
+    def is_done(self) -> bool:
+        """Return whether the mark exists and was written for this command."""
+        if self.mark is None or not self.mark.exists():
+            return False
+        return self.mark_text is None or self.mark.read_text(encoding="utf-8").rstrip("\n") == self.mark_text
+
+    def set_done(self) -> None:
+        """Write the mark."""
+        if self.mark is not None:
+            with atomic_write(self.mark) as temporary:
+                temporary.write_text(f"{self.mark_text}\n" if self.mark_text else "", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands that run one after another.
+
+    Attributes:
+      name: Unique in its graph.
+      steps: The commands; finished ones are skipped.
+      after: Names of the jobs that must have succeeded before.
+      parallel: Whether it may run next to other parallel jobs; then it has one thread per process.
+      heading: Printed before the first of consecutive jobs that share it.
+      log: File that the output is appended to; None: the terminal.
+      log_dir: Folder where the commands write logs of their own, named if the job fails.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    after: tuple[str, ...] = ()
+    parallel: bool = False
+    heading: str = ""
+    log: Path | None = None
+    log_dir: Path | None = None
+
+    def is_done(self) -> bool:
+        """Return whether all steps are done."""
+        return all(step.is_done() for step in self.steps)
+
+
+class JobsInterrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP stopped the jobs.
+
+    Attributes:
+      exit_code: Exit status for this process, as shells define it.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
+
+
+def check_graph(jobs: Sequence[Job]) -> None:
+    """Check that names are unique and that every job is listed after those it depends on.
+
+    Raises:
+      ValueError: It is not so; the message names the job.
+    """
+    names: set[str] = set()
+    for job in jobs:
+        if job.name in names:
+            raise ValueError(f"two jobs have the name {job.name}")
+        if missing := set(job.after) - names:
+            raise ValueError(f"{job.name} depends on {', '.join(sorted(missing))}: expected jobs listed before it")
+        names.add(job.name)
+
+
+def print_graph(jobs: Sequence[Job]) -> None:
+    """Print every job with its dependencies, commands, done marks and log, and whether it is finished."""
+    check_graph(jobs)
+    heading = ""
+    for job in jobs:
+        if job.heading != heading:
+            heading = job.heading
+            print(heading)
+        after = f", after {' '.join(job.after)}" if job.after else ""
+        print(f"{job.name}: {'finished' if job.is_done() else 'to run'}{after}")
+        for step in job.steps:
+            print(f"    {' '.join(_shown(step)) or step.message}")
+            if step.mark is not None:
+                print(f"      done mark: {step.mark}{' (exists)' if step.is_done() else ''}")
+        if job.log is not None:
+            print(f"      log: {job.log}")
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, environ: Mapping[str, str]) -> None:
+    """Run jobs in their order, as soon as those they depend on have succeeded.
+
+    When a job fails, those that depend on it are not started; all others run. On SIGINT, SIGTERM and SIGHUP no other
+    job is started and the running ones receive the same signal: trainings save a checkpoint and exit.
+
+    Args:
+      jobs: The graph; a job is listed after those it depends on.
+      at_once: Maximum signum of parallel jobs.
+      environ: Environment of the commands.
+
+    Raises:
+      ValueError: The graph is not valid, or jobs failed; the message names them and their logs.
+      JobsInterrupted: A signal stopped the jobs.
+    """
+    check_graph(jobs)
+    if at_once < 1:
+        raise ValueError(f"--at-once {at_once}: expected at least 1")
+    _Runner(jobs, at_once, environ).run()
+
+
+class _Runner:
+    """State of one run of a graph."""
+
+    def __init__(self, jobs: Sequence[Job], at_once: int, environ: Mapping[str, str]) -> None:
+        self._jobs = jobs
+        self._at_once = at_once
+        self._environ = environ
+        self._waiting = list(jobs)
+        self._running: dict[int, Job] = {}  # slot -> job
+        self._succeeded: set[str] = set()
+        self._failed: list[Job] = []
+        self._skipped: list[Job] = []
+        self._finished: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # slot, error
+        self._heading = ""
+        self._processes = _Processes()
+
+    def run(self) -> None:
+        with self._processes.forward_signals():
+            while self._running or self._waiting:
+                if not self._processes.stopped_by:
+                    self._start_ready()
+                elif not self._running:
+                    break
+                if self._running:
+                    with suppress(queue.Empty):
+                        self._collect(*self._finished.get(timeout=_POLL))
+        if self._processes.stopped_by:
+            raise JobsInterrupted(self._processes.stopped_by)
+        if self._failed:
+            logs = ", ".join(f"{job.name} (see {_output_location(job)})" for job in self._failed)
+            skipped = f"; not started because they depend on it: {_names(self._skipped)}" if self._skipped else ""
+            raise ValueError(f"failed: {logs}{skipped}. Run the same command again to resume")
+
+    def _start_ready(self) -> None:
+        for job in list(self._waiting):
+            if set(job.after) & {other.name for other in self._failed + self._skipped}:
+                self._waiting.remove(job)
+                self._skipped.append(job)
+            elif set(job.after) <= self._succeeded:
+                if job.is_done():
+                    self._waiting.remove(job)
+                    self._print_heading(job)
+                    _print_progress(f"{job.name}: already finished")
+                    self._succeeded.add(job.name)
+                elif self._has_room(job):
+                    self._waiting.remove(job)
+                    self._start(job)
+                else:
+                    return  # keep the order
+
+    def _has_room(self, job: Job) -> bool:
+        if job.parallel and all(other.parallel for other in self._running.values()):
+            return len(self._running) < self._at_once
+        return not self._running
+
+    def _start(self, job: Job) -> None:
+        slot = next(index for index in range(self._at_once) if index not in self._running)
+        environ = dict(self._environ)
+        if job.parallel and self._at_once > 1:
+            environ |= SINGLE_THREAD | {"TQDM_POSITION": str(slot)}
+        self._print_heading(job)
+        _print_progress(f"{job.name} ...")
+        self._running[slot] = job
+        threading.Thread(target=self._run_job, args=(slot, job, environ), daemon=True).start()
+
+    def _run_job(self, slot: int, job: Job, environ: dict[str, str]) -> None:
+        start = time.monotonic()
+        error = ""
+        try:
+            for step in job.steps:
+                if not step.is_done():
+                    error = self._processes.run(step, job.log, environ)
+                    if error:
+                        break
+                    step.set_done()
+        except OSError as problem:
+            error = str(problem)
+        _print_progress(f"{job.name}: {error or 'done'} ({time.monotonic() - start:.0f} s)")
+        self._finished.put((slot, error))
+
+    def _collect(self, slot: int, error: str) -> None:
+        job = self._running.pop(slot)
+        if not error:
+            self._succeeded.add(job.name)
+            return
+        self._failed.append(job)
+        if job.log is not None and job.log.exists():
+            print(*_last_lines(job.log), sep="\n", file=sys.stderr, flush=True)
+
+    def _print_heading(self, job: Job) -> None:
+        if job.heading != self._heading:
+            self._heading = job.heading
+            print(job.heading, flush=True)
+
+
+class _Processes:
+    """The running commands, and the signals that they receive."""
+
+    def __init__(self) -> None:
+        self.stopped_by = 0  # the last signal
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def forward_signals(self) -> Iterator[None]:
+        """Inside, forward SIGINT, SIGTERM and SIGHUP to the running commands."""
+        handled = [
+            signum
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(signum) is not signal.SIG_IGN  # such as SIGHUP under nohup
+        ]
+        previous = {signum: signal.signal(signum, self._forward) for signum in handled}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    def run(self, step: Step, log: Path | None, environ: dict[str, str]) -> str:
+        """Run a command and return its error, empty if it succeeded."""
+        with ExitStack() as files:
+            output = None
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                output = files.enter_context(log.open("ab"))
+            with self._lock:
+                if self.stopped_by:
+                    return "stopped"
+                if step.message:
+                    print(step.message, flush=True)
+                if not step.command:
+                    return ""
+                # A session of its own: a terminal does not send Ctrl-C to the command a second time.
+                process = subprocess.Popen(
+                    step.command,
+                    env=environ,
+                    stdout=output,
+                    stderr=None if output is None else subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            status = process.wait()
+            with self._lock:
+                self._running.remove(process)
+        if status == 0:
+            return ""
+        if self.stopped_by:
+            return "stopped"
+        return f"failed with exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
+
+    def _forward(self, signum: int, _frame: FrameType | None) -> None:
+        with self._lock:
+            self.stopped_by = signum
+            for process in self._running:
+                with suppress(ProcessLookupError):
+                    # As a terminal does, send Ctrl-C to the processes that the command started, too.
+                    send = os.killpg if signum == signal.SIGINT else os.kill
+                    send(process.pid, signum)
+
+
+def _print_progress(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def _output_location(job: Job) -> str:
+    if job.log is not None:
+        return str(job.log)
+    return f"its output above, and {job.log_dir}" if job.log_dir is not None else "its output above"
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return ", ".join(job.name for job in jobs)
+
+
+def _last_lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+
+
+def _shown(step: Step) -> list[str]:
+    """The words of a command as a user would type them."""
+    words = ["python" if word == sys.executable else word for word in step.command]
+    return [shlex.quote(word) for word in words]

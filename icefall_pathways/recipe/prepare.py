@@ -1,0 +1,230 @@
+"""Data preparation: from audio to features and tokens."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from icefall_pathways.recipe.environment import num_cores
+from icefall_pathways.recipe.jobs import Job, Step
+from icefall_pathways.recipe.programs import as_typed, option_words, program
+
+Corpus = Literal["mini", "mls"]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Options of the data preparation."""
+
+    stage: int = 0
+    """First stage to run."""
+
+    stop_stage: int = 100
+    """Last stage to run."""
+
+    corpus: Corpus = "mini"
+    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
+
+    corpus_dir: str = ""
+    """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
+
+    languages: str = "en fr it nl"
+    """Languages, separated by spaces, of en fr it nl de es pt pl."""
+
+    data_dir: Path = Path("data")
+    """Folder for everything that is made from the corpus."""
+
+    vocab_size: int = 500
+    """Number of tokens of the vocabulary that all languages share."""
+
+    subset: str = "train"
+    """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
+
+    audio_format: str = "opus"
+    """mls: archives to download, opus or flac."""
+
+    base_url: str = ""
+    """mls: URL of a mirror to download from. Empty: OpenSLR."""
+
+    musan_dir: str = ""
+    """Folder of MUSAN, for noise augmentation. Empty: none."""
+
+    store_feats: bool = True
+    """Store features. 0: compute them in training (train.py --on-the-fly-feats 1)."""
+
+    perturb_speed: bool = False
+    """Add copies of the training data at 0.9 and 1.1 times the speed."""
+
+    max_dropped_share: float = 0.1
+    """Fail if a split of a language loses more than this share of its utterances."""
+
+    hours_per_language: float = 0.4
+    """mini: hours of training speech per language."""
+
+    hours: str = ""
+    """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
+
+    content: str = "numbers calendar"
+    """mini: kinds of sentences, see make_mini_corpus.py --help."""
+
+    dev_utterances: int = 60
+    """mini: dev utterances per language."""
+
+    test_utterances: int = 120
+    """mini: test utterances per language."""
+
+    seed: int = 42
+    """mini: seed of sentences and speakers."""
+
+    num_jobs: int = 0
+    """Number of processes; 0 uses all cores."""
+
+    dry_run: bool = False
+    """Print the jobs with their commands, and run nothing."""
+
+    @property
+    def corpus_folder(self) -> str:
+        """Folder of the corpus."""
+        return self.corpus_dir or f"download/{self.corpus}"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of the preparation.
+
+    Attributes:
+      index: What --stage and --stop-stage select.
+      name: Name of its job.
+      title: Printed when it starts.
+      options: Options that its result depends on; they are stored in its done mark.
+      command: Program and arguments; empty if there is nothing to do.
+      variant: Suffix of the done mark, for results that exist next to each other.
+      message: Printed before the command runs.
+    """
+
+    index: int
+    name: str
+    title: str
+    options: str
+    command: tuple[str, ...]
+    variant: str = ""
+    message: str = ""
+
+
+def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]:
+    """Return the jobs of the selected stages, each after the one before.
+
+    Raises:
+      ValueError: A stage was finished in this folder with other options, or the MUSAN folder does not exist.
+    """
+    jobs: list[Job] = []
+    for stage in _stages(config, environ):
+        if not config.stage <= stage.index <= config.stop_stage:
+            continue
+        mark = config.data_dir / f".done-{stage.index}{stage.variant}"
+        step = Step(stage.command, mark, stage.options, stage.message)
+        if mark.exists() and not step.is_done():
+            stored = mark.read_text(encoding="utf-8").strip()
+            raise ValueError(
+                f"stage {stage.index} ({stage.title}) was finished in {config.data_dir} with other options "
+                f"({stored}), now they are ({stage.options}); use another --data-dir, or remove {config.data_dir}"
+            )
+        after = (jobs[-1].name,) if jobs else ()
+        heading = f"Stage {stage.index}{stage.variant}: {stage.title}"
+        jobs.append(Job(stage.name, (step,), after, heading=heading))
+    return jobs
+
+
+def _stages(config: PrepareConfig, environ: Mapping[str, str]) -> Iterator[_Stage]:
+    corpus = _corpus_options(config)
+    speed = str(int(config.perturb_speed))
+    command, message = _corpus_command(config)
+    yield _Stage(0, "corpus", "get the corpus", corpus, command, message=message)
+    yield _Stage(1, "manifests", "manifests", corpus, _manifests_command(config, environ))
+    if config.musan_dir:
+        yield _Stage(2, "musan-manifests", "MUSAN manifests", config.musan_dir, _musan_manifests_command(config))
+    features = f"{corpus} {speed}" if config.store_feats else f"{corpus} {speed}, not stored"
+    yield _Stage(3, "features", "features, validation, statistics", features, _features_command(config))
+    if config.musan_dir:
+        yield _Stage(4, "musan-features", "MUSAN features", config.musan_dir, _musan_features_command(config))
+    title = f"SentencePiece, {config.vocab_size} tokens"
+    yield _Stage(5, "tokens", title, f"{corpus} {speed}", _tokens_command(config), f"-{config.vocab_size}")
+
+
+def _corpus_options(config: PrepareConfig) -> str:
+    """Return the options that decide the content of the corpus; done marks of existing data folders hold them."""
+    words = [config.corpus, config.corpus_folder, config.languages]
+    if config.corpus == "mls":
+        return " ".join([*words, config.subset])
+    sizes = (config.hours_per_language, config.hours, config.content, config.dev_utterances, config.test_utterances)
+    return " ".join([*words, *map(as_typed, sizes), str(config.seed)])
+
+
+def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
+    """Return the command, or no command and a message if the corpus exists."""
+    if config.corpus == "mini":
+        command = program("local", "make_mini_corpus") + option_words(
+            corpus_dir=config.corpus_folder,
+            languages=config.languages,
+            hours=config.hours,
+            hours_per_language=config.hours_per_language,
+            content=config.content,
+            dev_utterances=config.dev_utterances,
+            test_utterances=config.test_utterances,
+            seed=config.seed,
+            num_jobs=config.num_jobs,
+        )
+        return command, ""
+    if config.corpus_dir and Path(config.corpus_dir).is_dir():
+        return (), f"The corpus is in {config.corpus_dir}"
+    command = program("local", "download_mls") + option_words(
+        corpus_dir=config.corpus_folder, languages=config.languages, audio_format=config.audio_format
+    )
+    return command + (option_words(base_url=config.base_url) if config.base_url else ()), ""
+
+
+def _manifests_command(config: PrepareConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
+    cores = config.num_jobs if config.num_jobs > 0 else num_cores(environ)
+    return program("local", "prepare_manifests") + option_words(
+        corpus_dir=config.corpus_folder,
+        output_dir=config.data_dir / "manifests",
+        languages=config.languages,
+        subset=config.subset,
+        max_dropped_share=config.max_dropped_share,
+        num_jobs=4 * cores,  # reading headers waits for the disk most of the time
+    )
+
+
+def _features_command(config: PrepareConfig) -> tuple[str, ...]:
+    return program("local", "compute_fbank") + option_words(
+        manifest_dir=config.data_dir / "manifests",
+        output_dir=config.data_dir / "fbank",
+        languages=config.languages,
+        store_feats=config.store_feats,
+        perturb_speed=config.perturb_speed,
+        max_dropped_share=config.max_dropped_share,
+        num_jobs=config.num_jobs,
+    )
+
+
+def _musan_manifests_command(config: PrepareConfig) -> tuple[str, ...]:
+    if not Path(config.musan_dir).is_dir():
+        raise ValueError(f"--musan-dir {config.musan_dir}: expected an existing folder")
+    lhotse = str(Path(sys.executable).with_name("lhotse"))
+    return lhotse, "prepare", "musan", config.musan_dir, str(config.data_dir / "manifests")
+
+
+def _musan_features_command(config: PrepareConfig) -> tuple[str, ...]:
+    return program("local", "compute_fbank_musan") + option_words(
+        manifest_dir=config.data_dir / "manifests", output_dir=config.data_dir / "fbank", num_jobs=config.num_jobs
+    )
+
+
+def _tokens_command(config: PrepareConfig) -> tuple[str, ...]:
+    return program("local", "train_bpe") + option_words(
+        cuts_dir=config.data_dir / "fbank",
+        languages=config.languages,
+        vocab_size=config.vocab_size,
+        output_dir=config.data_dir / f"lang_bpe_{config.vocab_size}",
+    )

@@ -1,0 +1,97 @@
+"""Settings of the recipe as values: the demo and the study of the embedded corpus."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from icefall_pathways.recipe.experiments import ExperimentsConfig
+from icefall_pathways.recipe.run import RunConfig
+from icefall_pathways.recipe.study import StudyConfig
+
+Config = TypeVar("Config", bound=ExperimentsConfig)
+
+_TRAINING = (
+    "--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear "
+    "--ctc-loss-scale 1.0 --log-interval 25 --valid-interval 500 --valid-wer-cuts 20 --save-every-n 500 --keep-last-k 2"
+)
+# At a constant learning rate: one that falls to zero would leave no differences between weights to the last rounds.
+_SEARCH = "--lr-warmup 25 --warm-updates 0 --lr-schedule eden --lr-batches 1000000 --lr-epochs 1000000"
+
+_EMFORMER = (
+    "--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15 --decoder-dim 64 "
+    "--joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
+)
+# Half a million parameters, twice as many as the Emformer. The Zipformer's schedules take 20,000 batches of
+# --ref-duration seconds: they end after two thirds of the training.
+_ZIPFORMER = "--zipformer micro --chunk-size 16 --left-context-frames 64"
+_ZIPFORMER_TRAINING = f"{_TRAINING} --ref-duration 1.5 --optimizer scaled-adam"
+
+
+def _mini(config: Config, model: str, training: str, lrs: tuple[str, str, str]) -> Config:
+    """Return `config` with the settings of the embedded corpus, sized for two cores.
+
+    Number words in four languages, less than a quarter of a million parameters, many small batches. A dense model of
+    that size confuses the languages; pathways reduce that.
+
+    Args:
+      config: The options that stay.
+      model: Options of the model.
+      training: Options of every training.
+      lrs: Base learning rates of the dense model, of fine-tuning and of the mask search.
+    """
+    dense_lr, finetune_lr, search_lr = lrs
+    return replace(
+        config,
+        corpus="mini",
+        data_dir=Path("data/demo"),
+        vocab_size=100,
+        mask_updates=400,
+        finetune_updates=1500,
+        hours="en=1.4 fr=0.9 it=0.4 nl=0.9",
+        prepare_args="--content numbers --dev-utterances 100 --test-utterances 150",
+        train_args=(
+            f"{model} {training} --num-updates 3000 --short-first 1 --base-lr {dense_lr} --lr-warmup 150 "
+            "--warm-updates 1000"
+        ),
+        finetune_args=f"{training} --base-lr {finetune_lr} --lr-warmup 50 --warm-updates 0",
+        search_args=f"{training} --base-lr {search_lr} {_SEARCH}",
+        decode_args="--max-duration 100",
+    )
+
+
+def _emformer(config: Config) -> Config:
+    return _mini(config, _EMFORMER, _TRAINING, ("0.0015", "0.004", "0.002"))
+
+
+def _zipformer(config: Config) -> Config:
+    config = replace(config, encoder_type="zipformer")
+    return _mini(config, _ZIPFORMER, _ZIPFORMER_TRAINING, ("0.03", "0.03", "0.03"))
+
+
+_DEMO = RunConfig(demo=True, exp_root=Path("exp/demo"), at_once=3)
+
+#: Multilingual LibriSpeech.
+MLS = RunConfig()
+#: `make demo`: 20 minutes on two cores.
+DEMO = _emformer(_DEMO)
+#: `make demo ENCODER=zipformer`.
+DEMO_ZIPFORMER = _zipformer(_DEMO)
+#: The study of the embedded corpus.
+STUDY = _emformer(StudyConfig())
+STUDY_ZIPFORMER = _zipformer(StudyConfig())
+#: The study of Multilingual LibriSpeech.
+STUDY_MLS = StudyConfig(corpus="mls")
+
+
+def run_preset(config: RunConfig) -> RunConfig:
+    """Return the defaults that the options given so far select."""
+    if not config.demo:
+        return MLS
+    return DEMO_ZIPFORMER if config.encoder_type == "zipformer" else DEMO
+
+
+def study_preset(config: StudyConfig) -> StudyConfig:
+    """Return the defaults that the options given so far select."""
+    if config.corpus != "mini":
+        return STUDY_MLS
+    return STUDY_ZIPFORMER if config.encoder_type == "zipformer" else STUDY

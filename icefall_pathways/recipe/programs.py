@@ -1,0 +1,76 @@
+"""Command lines of the recipe's programs."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from icefall_pathways import options
+
+Config = TypeVar("Config")
+
+
+def program(folder: str, name: str) -> tuple[str, ...]:
+    """Return the words that run a command: its script where there is one, else `python -m icefall_pathways`.
+
+    Args:
+      folder: Folder of the script, relative to the working directory of the recipe.
+      name: The script's name without its suffix.
+    """
+    script = Path(folder) / f"{name}.py"
+    if script.exists():
+        return sys.executable, str(script)
+    return sys.executable, "-m", "icefall_pathways", name.replace("_", "-")
+
+
+def option_words(**values: object) -> tuple[str, ...]:
+    """Return `--some-option VALUE` for each argument `some_option=value`."""
+    words: list[str] = []
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}", as_typed(value)]
+    return tuple(words)
+
+
+def as_typed(value: object) -> str:
+    """Return `value` as a user types it: 1 or 0 for booleans, 0.4 or 1 for floats."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def read_options(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str],
+    default: Config | None = None,
+    prog: str | None = None,
+) -> Config:
+    """Parse a command line on which options for other commands are values: `--train-args "--num-updates 10"`."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1].startswith("--") and words[-1].endswith(("-args", "_args")):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return options.parse(config_class, description, words, default=default, prog=prog)
+
+
+def read_with_preset(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str],
+    choose: Callable[[Config], Config],
+    prog: str | None = None,
+) -> Config:
+    """Parse a command line whose options select their own defaults.
+
+    Args:
+      config_class: Dataclass of the options.
+      description: Shown by `--help` above the options.
+      argv: The arguments.
+      choose: Returns the defaults that the options select.
+      prog: The program's name in usage and error messages.
+    """
+    without_help = [word for word in argv if word not in ("-h", "--help")]
+    default = choose(read_options(config_class, description, without_help, prog=prog))
+    return read_options(config_class, description, argv, default, prog)

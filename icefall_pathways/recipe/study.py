@@ -1,0 +1,223 @@
+"""The study: every way to obtain pathways, at several sparsities, over several seeds, with one budget of updates."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from icefall_pathways.experiment import layout
+from icefall_pathways.files import atomic_write
+from icefall_pathways.languages import parse_languages
+from icefall_pathways.recipe import experiments
+from icefall_pathways.recipe.experiments import ExperimentsConfig
+from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
+
+#: The systems that can be compared, all trained from the dense model of their seed.
+SYSTEMS = ("dense-continued", "lap", "lsp", "pathways-imp", "pathways-lth", "dynamic")
+
+#: Options that must not change within a study: its parts would not be comparable.
+_SETTINGS = (
+    *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
+    *("hours", "prepare_args", "train_args", "search_args", "finetune_args", "dynamic_args"),
+)
+
+
+@dataclass(frozen=True)
+class StudyConfig(ExperimentsConfig):
+    """Options of the study."""
+
+    corpus: experiments.Corpus = "mini"
+    """mini: the embedded corpus, with the settings of the demo; mls: Multilingual LibriSpeech or its layout."""
+
+    seeds: str = "1 2 3"
+    """Seeds, separated by spaces; each has its own dense model."""
+
+    sparsities: str = "0.7"
+    """Shares of pruned entries, separated by spaces."""
+
+    systems: str = " ".join(SYSTEMS)
+    """Systems, separated by spaces, of dense-continued lap lsp pathways-imp pathways-lth dynamic."""
+
+    splits: str = "dev test"
+    """Splits to decode, chunk by chunk with modified beam search."""
+
+    study_dir: Path = Path("exp/study")
+    """Folder for all results; its study.md holds the tables."""
+
+    dynamic_args: str = "--prune-every 25"
+    """More options for train.py, for dynamic pathways."""
+
+    def __post_init__(self) -> None:
+        for system in self.systems.split():
+            if system not in SYSTEMS:
+                raise ValueError(f"--systems: unknown system {system!r}; expected some of {' '.join(SYSTEMS)}")
+        parse_languages(self.languages)
+
+    @property
+    def single_thread(self) -> bool:
+        """Return whether every process has one thread unless OMP_NUM_THREADS is set."""
+        return self.corpus == "mini"
+
+    @property
+    def budget(self) -> int:
+        """Updates of every system after the dense model."""
+        return self.num_languages * self.mask_updates + self.finetune_updates
+
+
+def run(config: StudyConfig) -> None:
+    """Run the study, or print its jobs.
+
+    Raises:
+      ValueError: An option is not valid, the folder holds a study with other settings, or a job failed.
+    """
+    jobs = study_graph(config)
+    if config.dry_run:
+        print_graph(jobs)
+        return
+    keep_settings(config)
+    run_jobs(jobs, config.at_once, experiments.environment(config))
+
+
+def study_graph(config: StudyConfig) -> list[Job]:
+    """Return the jobs of a study."""
+    data = experiments.data_jobs(config)
+    prepared = tuple(job.name for job in data)
+    jobs = [*data]
+    for seed in config.seeds.split():
+        jobs.append(replace(_Seed(config, seed).dense_job(), after=prepared))
+    for seed in config.seeds.split():
+        jobs += _Seed(config, seed).continued_jobs()
+    for sparsity in config.sparsities.split():
+        for seed in config.seeds.split():
+            jobs += _Seed(config, seed).system_jobs(sparsity)
+    step = experiments.report("study", study_dir=config.study_dir, output=config.study_dir / "study.md")
+    return [*jobs, Job("tables", (step,), tuple(job.name for job in jobs), heading="")]
+
+
+def keep_settings(config: StudyConfig) -> None:
+    """Store the settings of a study in its folder, or check that they are those stored.
+
+    Raises:
+      ValueError: The folder holds a study with other settings; the message lists the differences.
+    """
+    file = config.study_dir / "settings.txt"
+    settings = {name: " ".join(str(getattr(config, name)).split()) for name in _SETTINGS}
+    if not file.exists():
+        with atomic_write(file) as temporary:
+            temporary.write_text("".join(f'{name}="{value}"\n' for name, value in settings.items()), encoding="utf-8")
+        return
+    stored = _read_settings(file)
+    changed = [
+        f"{name}: now {value!r}, then {stored.get(name)!r}"
+        for name, value in settings.items()
+        if value != stored.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same, or another "
+            "--study-dir"
+        )
+
+
+def _read_settings(file: Path) -> dict[str, str]:
+    """Read NAME="VALUE" lines; earlier versions wrote them as bash declares variables."""
+    lines = re.findall(r"""^(?:declare \S+ )?(\w+)=\$?(["'])(.*?)\2$""", file.read_text(encoding="utf-8"), re.M | re.S)
+    return {name: " ".join(value.replace(r"\n", " ").split()) for name, _, value in lines}
+
+
+class _Seed:
+    """The jobs of one seed."""
+
+    def __init__(self, config: StudyConfig, seed: str) -> None:
+        self._config = config
+        self._seed = seed
+        self._name = f"seed-{seed}"
+        self._folder = config.study_dir / self._name
+        self._dense = self._folder / "dense"
+
+    def dense_job(self) -> Job:
+        """Return the job that trains the dense model."""
+        command = experiments.train_dense(self._config, self._dense, "--seed", self._seed)
+        heading = f"Dense models, seeds {self._config.seeds}"
+        return self._job("dense", [Step(command, self._dense / DONE_MARK)], heading)
+
+    def continued_jobs(self) -> list[Job]:
+        """Return the job that continues the training of the dense model, if it is selected."""
+        if "dense-continued" not in self._config.systems.split():
+            return []
+        return [self._system_job("dense-continued", self._train(self._folder / "dense-continued", self._config.budget))]
+
+    def system_jobs(self, sparsity: str) -> list[Job]:
+        """Return the jobs of the selected systems at a sparsity."""
+        systems, jobs = self._config.systems.split(), []
+        name = f"sparsity-{sparsity}"
+        # LSP uses the masks of pathways-imp.
+        if "pathways-imp" in systems or "lsp" in systems:
+            jobs.append(self._system_job(f"{name}-imp", self._imp_steps(sparsity)))
+        for system, make_steps in (("lap", self._lap_steps), ("pathways-lth", self._lth_steps)):
+            if system in systems:
+                jobs.append(self._system_job(f"{name}-{system}", make_steps(sparsity)))
+        if "dynamic" in systems:
+            jobs.append(self._system_job(f"{name}-dynamic", self._dynamic_steps(sparsity)))
+        return jobs
+
+    def _system_job(self, name: str, steps: Iterator[Step]) -> Job:
+        config = self._config
+        heading = f"Systems: {config.systems}; sparsities {config.sparsities}; {config.budget} updates each"
+        return replace(self._job(name, list(steps), heading), after=(f"{self._name}-dense",))
+
+    def _job(self, name: str, steps: list[Step], heading: str) -> Job:
+        name = f"{self._name}-{name}"
+        log = self._config.study_dir / "log" / f"{name}.log"
+        return Job(name, tuple(steps), parallel=True, heading=heading, log=log)
+
+    def _lap_steps(self, sparsity: str) -> Iterator[Step]:
+        config = self._config
+        yield self._search(sparsity, "lap", "all-languages", config.num_languages * config.mask_updates, "imp")
+        folder = self._folder / f"sparsity-{sparsity}" / "lap"
+        yield from self._train(folder, config.finetune_updates, "--masks", self._masks(sparsity, "lap"))
+
+    def _imp_steps(self, sparsity: str) -> Iterator[Step]:
+        config, folder = self._config, self._folder / f"sparsity-{sparsity}"
+        masks = ("--masks", self._masks(sparsity, "imp"))
+        yield self._search(sparsity, "imp", "each-language", config.mask_updates, "imp")
+        if "pathways-imp" in config.systems.split():
+            yield from self._train(folder / "pathways-imp", config.finetune_updates, *masks)
+        if "lsp" in config.systems.split():
+            num_updates = config.finetune_updates // config.num_languages
+            for language in config.languages.split():
+                yield from self._train(folder / "lsp" / language, num_updates, *masks, "--languages", language)
+
+    def _lth_steps(self, sparsity: str) -> Iterator[Step]:
+        config = self._config
+        yield self._search(sparsity, "lth", "each-language", config.mask_updates, "lth")
+        folder = self._folder / f"sparsity-{sparsity}" / "pathways-lth"
+        yield from self._train(folder, config.finetune_updates, "--masks", self._masks(sparsity, "lth"))
+
+    def _dynamic_steps(self, sparsity: str) -> Iterator[Step]:
+        pruning = ("--prune-method", "adaptive", "--sparsity", sparsity, *self._config.dynamic_args.split())
+        yield from self._train(self._folder / f"sparsity-{sparsity}" / "dynamic", self._config.budget, *pruning)
+
+    def _search(self, sparsity: str, name: str, prune_for: str, num_updates: int, method: str) -> Step:
+        exp_dir = self._folder / f"sparsity-{sparsity}" / "masks" / name
+        options = ("--prune-method", method, "--seed", self._seed)
+        command = experiments.search_masks(
+            self._config, self._dense, exp_dir, prune_for, num_updates, sparsity, *options
+        )
+        return Step(command, exp_dir / DONE_MARK)
+
+    def _masks(self, sparsity: str, name: str) -> str:
+        return str(self._folder / f"sparsity-{sparsity}" / "masks" / name / layout.MASKS_FILE)
+
+    def _train(self, exp_dir: Path, num_updates: int, *options: str) -> Iterator[Step]:
+        """Yield the steps that train from the dense model and decode."""
+        # Two checkpoints, a quarter of the training apart: decoding averages the weights between them.
+        period = 1 if num_updates < 80 else 10
+        save_every = max(num_updates // 4 // period * period, 1)
+        checkpoints = ("--average-period", str(period), "--save-every-n", str(save_every), "--keep-last-k", "2")
+        seed = ("--seed", self._seed)
+        command = experiments.finetune(self._config, self._dense, exp_dir, num_updates, *seed, *checkpoints, *options)
+        yield Step(command, exp_dir / DONE_MARK)
+        for split in self._config.splits.split():
+            decode = experiments.decode(self._config, "streaming_decode", exp_dir, split)
+            yield Step(decode, exp_dir / f"{DONE_MARK}-{split}")

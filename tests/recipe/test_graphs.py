@@ -1,0 +1,315 @@
+"""The jobs of the demo, of the run on MLS and of the study, with their commands."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways import cli
+from icefall_pathways.recipe import presets
+from icefall_pathways.recipe.environment import SINGLE_THREAD
+from icefall_pathways.recipe.experiments import environment
+from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.run import run_graph
+from icefall_pathways.recipe.study import keep_settings, study_graph
+
+RECIPE = Path(__file__).resolve().parents[2] / "egs" / "mls" / "ASR"
+
+DATA = (
+    "--manifest-dir data/demo/fbank --languages 'en fr it nl' --bpe-model data/demo/lang_bpe_100/bpe.model "
+    "--world-size 1"
+)
+COMMON = (
+    "--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear "
+    "--ctc-loss-scale 1.0 --log-interval 25 --valid-interval 500 --valid-wer-cuts 20 --save-every-n 500 --keep-last-k 2"
+)
+EMFORMER = (
+    "--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15 --decoder-dim 64 "
+    "--joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
+)
+SEARCH = "--lr-warmup 25 --warm-updates 0 --lr-schedule eden --lr-batches 1000000 --lr-epochs 1000000"
+DECODE = "--decoding-method modified_beam_search --split test --max-duration 100"
+PRUNE = "--sparsity 0.7 --prune-rounds 4"
+
+#: Job -> script and options of its command.
+DEMO = {
+    "corpus": "local/make_mini_corpus.py --corpus-dir download/mini --languages 'en fr it nl' "
+    "--hours 'en=1.4 fr=0.9 it=0.4 nl=0.9' --hours-per-language 0.4 --content numbers --dev-utterances 100 "
+    "--test-utterances 150 --seed 42 --num-jobs 0",
+    "manifests": "local/prepare_manifests.py --corpus-dir download/mini --output-dir data/demo/manifests "
+    "--languages 'en fr it nl' --subset train --max-dropped-share 0.1 --num-jobs 4",
+    "features": "local/compute_fbank.py --manifest-dir data/demo/manifests --output-dir data/demo/fbank "
+    "--languages 'en fr it nl' --store-feats 1 --perturb-speed 0 --max-dropped-share 0.1 --num-jobs 0",
+    "tokens": "local/train_bpe.py --cuts-dir data/demo/fbank --languages 'en fr it nl' --vocab-size 100 "
+    "--output-dir data/demo/lang_bpe_100",
+    "dense": f"pruned_transducer_pathways/train.py {DATA} --exp-dir exp/demo/dense --encoder-type emformer "
+    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 --base-lr 0.0015 --lr-warmup 150 "
+    "--warm-updates 1000",
+    "masks-lap": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/masks-lap "
+    f"--prune-for all-languages {PRUNE} --updates-per-round 400 {COMMON} --base-lr 0.002 {SEARCH}",
+    "masks-pathways": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense "
+    f"--exp-dir exp/demo/masks-pathways --prune-for each-language {PRUNE} --updates-per-round 100 {COMMON} "
+    f"--base-lr 0.002 {SEARCH}",
+    "dense-continued": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense "
+    f"--exp-dir exp/demo/dense-continued --num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
+    "lap": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/lap "
+    f"--num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0 "
+    "--masks exp/demo/masks-lap/masks.safetensors",
+    "pathways": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/pathways "
+    f"--num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0 "
+    "--masks exp/demo/masks-pathways/masks.safetensors",
+    "decode-dense-continued": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/dense-continued {DECODE}",
+    "decode-lap": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/lap {DECODE}",
+    "decode-pathways": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/pathways {DECODE}",
+    "streaming-decode-dense-continued": "pruned_transducer_pathways/streaming_decode.py "
+    f"--exp-dir exp/demo/dense-continued {DECODE}",
+    "streaming-decode-lap": f"pruned_transducer_pathways/streaming_decode.py --exp-dir exp/demo/lap {DECODE}",
+    "streaming-decode-pathways": f"pruned_transducer_pathways/streaming_decode.py --exp-dir exp/demo/pathways {DECODE}",
+    "report": "pruned_transducer_pathways/report.py --systems \"'dense=exp/demo/dense-continued' "
+    "'LAP=exp/demo/lap' 'pathways=exp/demo/pathways'\" --output exp/demo/report.html",
+}
+
+
+@pytest.fixture(autouse=True)
+def _recipe_folder(tmp_path, monkeypatch):
+    """Work in an empty folder that has the recipe's scripts."""
+    for name in ("local", "pruned_transducer_pathways"):
+        (tmp_path / name).symlink_to(RECIPE / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+
+def read(command: str, line: str = ""):
+    return cli.read_config(command, shlex.split(line))
+
+
+def commands(jobs) -> dict[str, str]:
+    """Return script and options of every step of every job."""
+    return {job.name: "\n".join(shlex.join(step.command[1:]) for step in job.steps) for job in jobs}
+
+
+def normalized(text: str) -> str:
+    return shlex.join(shlex.split(text))
+
+
+def test_the_demo_runs_these_commands():
+    jobs = run_graph(read("run", "--demo 1"))
+    assert commands(jobs) == {name: normalized(line) for name, line in DEMO.items()}
+    assert {job.name for job in jobs if job.parallel} == {
+        *("masks-lap", "masks-pathways"),
+        *("dense-continued", "lap", "pathways"),
+    }
+    environ = environment(read("run", "--demo 1"))
+    assert environ.items() >= SINGLE_THREAD.items()
+
+
+def test_a_stage_starts_after_the_one_before():
+    jobs = {job.name: job for job in run_graph(presets.DEMO)}
+    assert jobs["tokens"].after == ("features",)
+    assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens"}
+    assert jobs["masks-lap"].after == jobs["masks-pathways"].after == ("dense",)
+    assert jobs["lap"].after == ("masks-lap", "masks-pathways")
+    assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in ("dense-continued", "lap", "pathways"))
+
+
+def test_the_zipformer_demo_differs_in_model_optimizer_and_learning_rates():
+    lines = commands(run_graph(read("run", "--demo 1 --encoder-type zipformer")))
+    assert lines.keys() == DEMO.keys()
+    model = "--zipformer micro --chunk-size 16 --left-context-frames 64"
+    schedule = f"{COMMON} --ref-duration 1.5 --optimizer scaled-adam"
+    for name, expected in DEMO.items():
+        expected = expected.replace("--encoder-type emformer", "--encoder-type zipformer").replace(EMFORMER, model)
+        expected = expected.replace(COMMON, schedule)
+        for lr in ("0.0015", "0.002", "0.004"):
+            expected = expected.replace(f"--base-lr {lr} ", "--base-lr 0.03 ")
+        assert lines[name] == normalized(expected)
+
+
+def test_mls_has_no_settings_of_the_demo(tmp_path):
+    config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
+    lines = commands(run_graph(config))
+    data = "--manifest-dir data/fbank --languages 'en fr it nl' --bpe-model data/lang_bpe_500/bpe.model --world-size 8"
+    train = f"pruned_transducer_pathways/train.py {data}"
+    assert lines["corpus"] == ""
+    assert lines["dense"] == normalized(f"{train} --exp-dir exp/dense --encoder-type emformer --num-epochs 30")
+    assert lines["pathways"] == normalized(
+        f"{train} --init-from exp/dense --exp-dir exp/pathways --num-updates 40000 "
+        "--masks exp/masks-pathways/masks.safetensors"
+    )
+    assert "--updates-per-round 4000" in lines["masks-lap"] and "--updates-per-round 1000" in lines["masks-pathways"]
+    assert lines["decode-lap"].endswith("--decoding-method modified_beam_search --split test")
+    assert "OMP_NUM_THREADS" not in environment(config)
+
+
+def test_given_options_take_precedence_over_the_preset():
+    config = read("run", "--demo 1 --exp-root 'my own' --train-args '--num-updates 6' --at-once 1 --stage 1")
+    assert config.at_once == 1 and config.vocab_size == 100
+    lines = commands(run_graph(config))
+    assert "corpus" not in lines
+    assert lines["dense"].endswith("--exp-dir 'my own/dense' --encoder-type emformer --num-epochs 30 --num-updates 6")
+
+
+def test_selected_stages_and_extra_options_reach_their_commands():
+    options = "--stage 2 --stop-stage 4 --search-args '--bar 2' --finetune-args=--baz --decode-args \"--qux 4\""
+    lines = commands(run_graph(read("run", options)))
+    assert list(lines) == [
+        *("masks-lap", "masks-pathways", "dense-continued", "lap", "pathways"),
+        *("decode-dense-continued", "decode-lap", "decode-pathways"),
+    ]
+    assert lines["masks-lap"].endswith("--updates-per-round 4000 --bar 2")
+    assert " --baz --masks " in lines["lap"]
+    assert lines["decode-lap"].endswith("--split test --qux 4")
+
+
+def options_of(job, *names: str) -> list[tuple[str, ...]]:
+    """Return the values of some options of every step; of repeated options the last counts."""
+    rows = []
+    for step in job.steps:
+        values = dict(zip(step.command, step.command[1:], strict=False))
+        rows.append((Path(step.command[1]).stem, *(values.get(f"--{name}", "") for name in names)))
+    return rows
+
+
+def test_the_study_gives_every_system_the_same_budget():
+    jobs = {job.name: job for job in study_graph(read("run-study", "--seeds 3"))}
+    assert list(jobs) == [
+        *("corpus", "manifests", "features", "tokens", "seed-3-dense", "seed-3-dense-continued"),
+        *(f"seed-3-sparsity-0.7-{system}" for system in ("imp", "lap", "pathways-lth", "dynamic")),
+        "tables",
+    ]
+    root = "exp/study/seed-3"
+    system = f"{root}/sparsity-0.7"
+    decoded = [("streaming_decode", "", "", "dev"), ("streaming_decode", "", "", "test")]
+
+    def rows(name):
+        return options_of(jobs[name], "num-updates", "updates-per-round", "split")
+
+    assert rows("seed-3-dense-continued") == [("train", "3100", "", ""), *decoded]
+    assert rows("seed-3-sparsity-0.7-lap") == [("prune", "", "400", ""), ("train", "1500", "", ""), *decoded]
+    lsp = [("train", "375", "", ""), *decoded] * 4
+    assert rows("seed-3-sparsity-0.7-imp") == [
+        ("prune", "", "100", ""),
+        ("train", "1500", "", ""),
+        *decoded,
+        *lsp,
+    ]
+    assert rows("seed-3-sparsity-0.7-dynamic") == [("train", "3100", "", ""), *decoded]
+    (searched, *_) = options_of(
+        jobs["seed-3-sparsity-0.7-pathways-lth"], "prune-method", "prune-for", "exp-dir", "seed"
+    )
+    assert searched == ("prune", "lth", "each-language", f"{system}/masks/lth", "3")
+    lsp_step = jobs["seed-3-sparsity-0.7-imp"].steps[4]
+    assert shlex.join(lsp_step.command).endswith(
+        "--seed 3 --average-period 10 --save-every-n 90 --keep-last-k 2 "
+        f"--masks {system}/masks/imp/masks.safetensors --languages en"
+    )
+    assert [str(step.mark) for step in jobs["seed-3-dense-continued"].steps] == [
+        f"{root}/dense-continued/{mark}" for mark in (".done", ".done-dev", ".done-test")
+    ]
+    assert jobs["seed-3-dense"].steps[0].mark == Path(root, "dense", ".done")
+    assert jobs["seed-3-dense"].log == Path("exp/study/log/seed-3-dense.log")
+    assert jobs["seed-3-sparsity-0.7-lap"].after == ("seed-3-dense",)
+
+
+def test_the_demo_and_the_study_train_the_same_dense_model():
+    (demo,) = options_of(next(job for job in run_graph(presets.DEMO) if job.name == "dense"), "base-lr", "num-updates")
+    study = next(job for job in study_graph(presets.STUDY) if job.name == "seed-1-dense")
+    assert options_of(study, "base-lr", "num-updates") == [demo]
+    assert presets.STUDY_ZIPFORMER.train_args == presets.DEMO_ZIPFORMER.train_args
+    assert read("run-study", "--encoder-type zipformer") == presets.STUDY_ZIPFORMER
+    assert read("run-study", "--corpus mls") == presets.STUDY_MLS
+    assert read("run") == presets.MLS
+
+
+def test_selected_systems_only():
+    line = "--seeds '1 2' --sparsities '0.5 0.9' --systems 'lsp dynamic' --languages 'en fr'"
+    names = [job.name for job in study_graph(read("run-study", line + " --hours ''")) if job.name.startswith("seed")]
+    assert names == [
+        *("seed-1-dense", "seed-2-dense"),
+        *(
+            f"seed-{seed}-sparsity-{share}-{part}"
+            for share in (0.5, 0.9)
+            for seed in (1, 2)
+            for part in ("imp", "dynamic")
+        ),
+    ]
+
+
+def test_a_short_study_still_saves_two_checkpoints():
+    line = "--corpus mls --finetune-updates 3 --mask-updates 1 --seeds 1 --systems lap"
+    lap = next(job for job in study_graph(read("run-study", line)) if job.name.endswith("lap"))
+    assert options_of(lap, "average-period", "save-every-n", "keep-last-k")[1] == ("train", "1", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("--systems 'lap dens'", "unknown system 'dens'"), ("--languages klingon", "unknown language 'klingon'")],
+)
+def test_a_wrong_option_of_the_study_is_named(line, message, capsys):
+    with pytest.raises(SystemExit):
+        read("run-study", line)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_study_keeps_its_settings(tmp_path):
+    config = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7")
+    keep_settings(config)
+    keep_settings(config)
+    settings = (tmp_path / "study" / "settings.txt").read_text()
+    assert 'mask_updates="7"\n' in settings and 'finetune_updates="1500"\n' in settings
+    changed = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 8")
+    with pytest.raises(ValueError, match="started with other settings \\(mask_updates: now '8', then '7'\\)"):
+        keep_settings(changed)
+    more = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7 --seeds 9 --sparsities 0.9 --at-once 2")
+    keep_settings(more)
+
+
+def test_settings_written_by_the_previous_version_are_recognized(tmp_path):
+    keep_settings(read("run-study", f"--study-dir {tmp_path}"))
+    file = tmp_path / "settings.txt"
+    lines = [f"declare -- {line}" for line in file.read_text().splitlines()]
+    lines = [
+        line.replace('="', "=$'").replace(" --decoder-dim", r"\n  --decoder-dim")[:-1] + "'"
+        if "train_args" in line
+        else line
+        for line in lines
+    ]
+    assert any(r"\n  --decoder-dim" in line for line in lines)
+    file.write_text("\n".join(lines) + "\n")
+    keep_settings(read("run-study", f"--study-dir {tmp_path}"))
+
+
+def test_preparation_marks_hold_the_options_that_decide_the_content(tmp_path):
+    config = PrepareConfig(
+        corpus="mls", corpus_dir=str(tmp_path), musan_dir=str(tmp_path), store_feats=False, perturb_speed=True
+    )
+    jobs = prepare_jobs(config, {})
+    corpus = f"mls {tmp_path} en fr it nl train"
+    assert [(job.heading, job.steps[0].mark, job.steps[0].mark_text) for job in jobs] == [
+        ("Stage 0: get the corpus", Path("data/.done-0"), corpus),
+        ("Stage 1: manifests", Path("data/.done-1"), corpus),
+        ("Stage 2: MUSAN manifests", Path("data/.done-2"), str(tmp_path)),
+        ("Stage 3: features, validation, statistics", Path("data/.done-3"), f"{corpus} 1, not stored"),
+        ("Stage 4: MUSAN features", Path("data/.done-4"), str(tmp_path)),
+        ("Stage 5-500: SentencePiece, 500 tokens", Path("data/.done-5-500"), f"{corpus} 1"),
+    ]
+    assert jobs[0].steps[0].command == () and jobs[0].steps[0].message == f"The corpus is in {tmp_path}"
+    mini = prepare_jobs(PrepareConfig(hours="en=2"), {})
+    assert mini[0].steps[0].mark_text == "mini download/mini en fr it nl 0.4 en=2 numbers calendar 60 120 42"
+
+
+def test_commands_run_without_the_recipe_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "local")
+    step = run_graph(presets.DEMO)[-1].steps[0]
+    assert step.command[1:4] == ("-m", "icefall_pathways", "report")
+
+
+def test_a_dry_run_changes_nothing(tmp_path, capsys):
+    for command in ("run", "run-study", "prepare"):
+        before = sorted(tmp_path.rglob("*"))
+        cli.run_command(command, ["--dry-run", "1"])
+        assert sorted(tmp_path.rglob("*")) == before
+    printed = capsys.readouterr().out
+    assert "=== Stage 6: compare\nreport: to run, after " in printed
+    assert "seed-1-dense: to run, after " in printed

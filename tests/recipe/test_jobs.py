@@ -1,0 +1,206 @@
+"""The job graph: order, done marks, failures, parallelism and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from icefall_pathways.recipe.jobs import Job, JobsInterrupted, Step, print_graph, run_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, *arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-c", code, *map(str, arguments))
+
+
+def append(folder: Path, text: str) -> tuple[str, ...]:
+    """Return a command that appends a line to FOLDER/order."""
+    return python("import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n')", folder / "order", text)
+
+
+def job(folder: Path, name: str, *after: str, **attributes: object) -> Job:
+    return replace(Job(name, (Step(append(folder, name), folder / f".done-{name}"),), after), **attributes)
+
+
+def failing(name: str, *after: str, **attributes: object) -> Job:
+    return replace(Job(name, (Step(python("print('reason'); raise SystemExit(3)")),), after), **attributes)
+
+
+def order(folder: Path) -> list[str]:
+    return (folder / "order").read_text().split() if (folder / "order").exists() else []
+
+
+def run(jobs, at_once=1):
+    run_jobs(jobs, at_once, os.environ)
+
+
+def test_jobs_run_in_order_and_are_finished_the_second_time(tmp_path, capsys):
+    jobs = [job(tmp_path, "data"), job(tmp_path, "dense", "data"), job(tmp_path, "report", "data", "dense")]
+    run(jobs)
+    assert order(tmp_path) == ["data", "dense", "report"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[10:] for line in lines[:2]] == ["data ...", "data: done (0 s)"]
+    run(jobs)
+    assert order(tmp_path) == ["data", "dense", "report"]
+    assert capsys.readouterr().out.splitlines()[0][10:] == "data: already finished"
+
+
+def test_a_failed_job_stops_those_that_depend_on_it_and_no_others(tmp_path, capsys):
+    jobs = [
+        failing("search", log=tmp_path / "log" / "search.log"),
+        job(tmp_path, "pathways", "search"),
+        job(tmp_path, "decode", "pathways"),
+        job(tmp_path, "dense"),
+    ]
+    with pytest.raises(ValueError, match=r"failed: search \(see .*search\.log\); not started .*: pathways, decode\."):
+        run(jobs)
+    assert order(tmp_path) == ["dense"]
+    printed = capsys.readouterr()
+    assert "search: failed with exit status 3" in printed.out and "reason" in printed.err
+    assert (tmp_path / "log" / "search.log").read_text() == "reason\n"
+
+
+def test_a_graph_resumes_at_the_step_that_failed(tmp_path):
+    train = Step(append(tmp_path, "train"), tmp_path / "exp" / ".done")
+    broken = Job("lap", (train, Step(python("raise SystemExit(1)"), tmp_path / "exp" / ".done-test")))
+    with pytest.raises(ValueError, match="failed: lap"):
+        run([broken])
+    fixed = Job("lap", (train, Step(append(tmp_path, "decode"), tmp_path / "exp" / ".done-test")))
+    run([fixed])
+    assert order(tmp_path) == ["train", "decode"]
+
+
+def test_a_mark_of_other_options_does_not_count(tmp_path):
+    step = Step(append(tmp_path, "a"), tmp_path / ".done", "--num-updates 5")
+    step.set_done()
+    assert step.is_done()
+    assert not replace(step, mark_text="--num-updates 6").is_done()
+    assert replace(step, mark_text=None).is_done()
+    assert (tmp_path / ".done").read_text() == "--num-updates 5\n"
+
+
+SLOW = "import sys, time, pathlib; pathlib.Path(sys.argv[1]).touch(); time.sleep(float(sys.argv[2]))"
+MEASURE = """
+import fcntl, os, sys, time
+def add(change):
+    with open(sys.argv[1], "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{change} {os.environ.get('TQDM_POSITION')} {os.environ.get('OMP_NUM_THREADS')}\\n")
+add(1); time.sleep(0.3); add(-1)
+"""
+
+
+@pytest.mark.parametrize(("at_once", "positions", "threads"), [(1, {"None"}, "7"), (2, {"0", "1"}, "1")])
+def test_at_most_at_once_jobs_run_with_one_thread_and_a_progress_bar_each(tmp_path, at_once, positions, threads):
+    measure = [
+        Job(f"train-{index}", (Step(python(MEASURE, tmp_path / "events")),), parallel=True) for index in range(4)
+    ]
+    run_jobs(measure, at_once, os.environ | {"OMP_NUM_THREADS": "7"})
+    events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
+    running = [sum(int(change) for change, *_ in events[: index + 1]) for index in range(len(events))]
+    assert max(running) == at_once
+    assert {position for _, position, _ in events} == positions
+    assert {value for *_, value in events} == {threads}
+
+
+def test_a_job_that_is_not_parallel_runs_alone(tmp_path):
+    jobs = [Job(name, (Step(python(MEASURE, tmp_path / "events")),), parallel=name != "b") for name in "abc"]
+    run(jobs, at_once=3)
+    changes = [int(line.split()[0]) for line in (tmp_path / "events").read_text().splitlines()]
+    assert changes == [1, -1] * 3
+
+
+def test_an_unfinished_job_keeps_its_dependents_waiting_but_not_other_jobs(tmp_path):
+    slow = Job("slow", (Step(python(SLOW, tmp_path / "started", 0.5)), Step(append(tmp_path, "slow"))), parallel=True)
+    run([slow, job(tmp_path, "after", "slow", parallel=True), job(tmp_path, "other", parallel=True)], at_once=2)
+    assert order(tmp_path) == ["other", "slow", "after"]
+
+
+def test_an_invalid_graph_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lap depends on masks: expected jobs listed before it"):
+        run([job(tmp_path, "lap", "masks")])
+    with pytest.raises(ValueError, match="two jobs have the name lap"):
+        run([job(tmp_path, "lap"), job(tmp_path, "lap")])
+    with pytest.raises(ValueError, match="--at-once 0: expected at least 1"):
+        run([job(tmp_path, "lap")], at_once=0)
+
+
+def test_a_program_that_does_not_exist_is_named(tmp_path, capsys):
+    with pytest.raises(ValueError, match="failed: musan"):
+        run([Job("musan", (Step(("/no/such/lhotse",)),))])
+    assert "/no/such/lhotse" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
+    first = Job("dense", (Step((sys.executable, "train.py", "--languages", "en fr"), tmp_path / ".done"),))
+    second = Job("lap", (Step(("echo",)),), ("dense",), heading="=== Stage 3", log=tmp_path / "lap.log")
+    first.steps[0].set_done()
+    print_graph([first, second])
+    assert capsys.readouterr().out.splitlines() == [
+        "dense: finished",
+        "    python train.py --languages 'en fr'",
+        f"      done mark: {tmp_path}/.done (exists)",
+        "=== Stage 3",
+        "lap: to run, after dense",
+        "    echo",
+        f"      log: {tmp_path}/lap.log",
+    ]
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+from icefall_pathways.options import run_script
+from icefall_pathways.recipe.jobs import Job, Step, run_jobs
+folder = Path(sys.argv[1])
+saving = '''
+import pathlib, signal, sys, time
+folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+stopped = []
+for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, lambda signum, _: stopped.append(signum))
+(folder / f"started-{name}").touch()
+while not stopped: time.sleep(0.02)
+time.sleep(0.2)
+(folder / f"saved-{name}").write_text(str(int(stopped[0])))
+sys.exit(128 + stopped[0])
+'''
+def job(name, *after):
+    return Job(name, (Step((sys.executable, "-c", saving, str(folder), name), folder / f".done-{name}"),), after, True)
+run_script(lambda: run_jobs([job("a"), job("b"), job("c", "a")], 2, os.environ))
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_running_jobs_and_they_may_save(tmp_path, signum):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / f"started-{name}").exists() for name in "ab"):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert {path.name: path.read_text() for path in tmp_path.glob("saved-*")} == {
+        "saved-a": str(int(signum)),
+        "saved-b": str(int(signum)),
+    }
+    assert not (tmp_path / "started-c").exists() and not list(tmp_path.glob(".done-*"))
+    assert "run the same command again" in err and "Traceback" not in err
+    assert "a: stopped" in out
+
+
+def test_an_interrupted_run_has_the_exit_status_of_its_signal():
+    assert JobsInterrupted(signal.SIGTERM).exit_code == 143
