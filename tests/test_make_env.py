@@ -1,4 +1,4 @@
-"""What a newcomer is told when the machine lacks something."""
+"""Error messages of the environment set-up on machines that lack a requirement."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What tools/make_env.sh needs before it has found a Python.
+# Commands that tools/make_env.sh runs before it has a Python.
 BASICS = [
     "bash",
     "env",
@@ -33,7 +33,7 @@ BASICS = [
 
 @pytest.fixture
 def bare_machine(tmp_path):
-    """A copy of the set-up files, and an environment in which there is nothing but a few basic commands."""
+    """Copy the set-up files; return their folder and an environment with a few basic commands only."""
     for name in ("tools", "requirements.txt", "pyproject.toml"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
@@ -57,7 +57,7 @@ def test_no_python_310_is_one_clear_line(bare_machine):
     assert not (folder / ".venv").exists()
 
 
-def test_a_python_that_does_not_run_is_passed_over_and_a_chosen_one_refused(bare_machine):
+def test_a_broken_python_is_skipped_and_refused_if_selected(bare_machine):
     folder, environment = bare_machine
     shim = folder / "bin" / "python3.10"
     shim.write_text("#!/bin/bash\nexit 127\n")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Write requirements.txt from requirements.in: exact versions, every file fixed by its hash.
+# Resolve requirements.in into requirements.txt: exact versions, and the hashes of all files.
 #
 #   tools/lock.sh [--upgrade]        (or: make lock)
 #
-# k2's wheels carry wrong names: pip reads "k2-1.23.4-py3.10-none-any.whl" as one wheel for any Python 3, sees five equal
-# candidates and takes the wrong one. Only the hash of the wheel built for Python 3.10 stays in the lock, so pip has no choice.
+# k2's wheels have misleading names: pip parses "k2-1.23.4-py3.10-none-any.whl" as a wheel for any Python 3, finds five
+# equal candidates and selects the wrong one. The lock therefore holds only the hash of the wheel for Python 3.10.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Set up .venv: the locked packages of requirements.txt, and kaldifeat from a wheel built once.
+# Create or update .venv: the locked packages of requirements.txt, kaldifeat from a wheel that is built once, and this
+# package in editable mode.
 #
 #   tools/make_env.sh    (or: make env)
 #
-# Does nothing when .venv already holds what the lock says. Environment:
-#   PYTHON       the Python 3.10 to use (default: looked for in PATH, pyenv and uv)
-#   WHEEL_CACHE  where the built kaldifeat wheel is kept (default: ~/.cache/icefall_pathways/wheels)
+# Does nothing if .venv is up to date. Environment variables:
+#   PYTHON       the Python 3.10 to use (default: the first one in PATH, pyenv or uv)
+#   WHEEL_CACHE  folder for the kaldifeat wheel (default: ~/.cache/icefall_pathways/wheels)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,15 +41,15 @@ find_python() {
 
 pip_install() {
   "$VENV/bin/python" -m pip --disable-pip-version-check "$@" \
-    || fail "pip failed (see above). If it could not reach the package index, connect this machine to the network or set PIP_INDEX_URL to a mirror, and run the same command again: what is already installed is kept"
+    || fail "pip failed (see above). If it could not reach the package index, connect this machine to the network or set PIP_INDEX_URL to a mirror, and run the same command again; installed packages are kept"
 }
 
-# The wheel depends on torch, on Python and on how it is built, so all of them are in the name of its folder.
+# The wheel depends on torch, Python and the build scripts; the name of its folder identifies all three.
 kaldifeat_wheels() {
-  local built_for how
-  built_for=$("$VENV/bin/python" -c 'import platform, torch; print(f"torch{torch.__version__}-py{platform.python_version()}-{platform.machine()}")')
-  how=$(find "$KALDIFEAT" -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-12)
-  echo "${WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/icefall_pathways/wheels}/$built_for-$how"
+  local platform build_hash
+  platform=$("$VENV/bin/python" -c 'import platform, torch; print(f"torch{torch.__version__}-py{platform.python_version()}-{platform.machine()}")')
+  build_hash=$(find "$KALDIFEAT" -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-12)
+  echo "${WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/icefall_pathways/wheels}/$platform-$build_hash"
 }
 
 install_kaldifeat() {
@@ -59,23 +60,23 @@ install_kaldifeat() {
 }
 
 main() {
-  local wanted
-  wanted=$(cat requirements.txt pyproject.toml "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
-  if [ "$(cat "$VENV/.installed" 2>/dev/null)" = "$wanted" ]; then
+  local fingerprint
+  fingerprint=$(cat requirements.txt pyproject.toml "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
+  if [ "$(cat "$VENV/.installed" 2>/dev/null)" = "$fingerprint" ]; then
     return
   fi
   if [ ! -x "$VENV/bin/python" ] || ! is_python310 "$VENV/bin/python"; then
     local python
     python=$(find_python)
     rm -rf "$VENV"
-    "$python" -m venv "$VENV" || fail "$python could not make a virtual environment in $VENV; install its venv package (apt install python3.10-venv)"
+    "$python" -m venv "$VENV" || fail "$python cannot create a virtual environment in $VENV; install its venv package (apt install python3.10-venv)"
   fi
   echo "Installing the packages of requirements.txt into .venv (about 3.5 GB)"
   pip_install install --quiet --progress-bar on --require-hashes -r requirements.txt
   install_kaldifeat
   pip_install install --quiet --no-deps --no-build-isolation --editable .
-  "$VENV/bin/python" -c 'import k2, kaldifeat, lhotse, torchaudio' || fail "the packages were installed but do not import (see above); remove .venv and run the same command again"
-  echo "$wanted" > "$VENV/.installed"
+  "$VENV/bin/python" -c 'import k2, kaldifeat, lhotse, torchaudio' || fail "the packages are installed but cannot be imported (see above); remove .venv and run the same command again"
+  echo "$fingerprint" > "$VENV/.installed"
 }
 
 main

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Build kaldifeat's wheel against the torch of an environment, without a CUDA toolkit and without downloading sources.
+# Build the kaldifeat wheel against the torch of an environment, without a CUDA toolkit and without downloading sources.
 #
 #   tools/kaldifeat/build.sh PYTHON FOLDER
 #
 # PYTHON   the environment's python, with torch, cmake and pybind11 installed
-# FOLDER   where the wheel goes
+# FOLDER   output folder of the wheel
 set -euo pipefail
 
 python=$1
@@ -20,7 +20,7 @@ torch_dir=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file
 cxx11_abi=$("$python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))')
 building=$(mktemp -d)
 
-echo "Building kaldifeat (about 3 minutes, once; the wheel is kept in $wheels)"
+echo "Building kaldifeat (about 3 minutes, once; the wheel is stored in $wheels)"
 export PATH="$(dirname "$python"):$PATH"
 export KALDIFEAT_MAKE_ARGS="-j$(nproc)"
 export KALDIFEAT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -Dkaldifeat_BUILD_TESTS=OFF -DCMAKE_FIND_PACKAGE_TARGETS_GLOBAL=ON \
@@ -29,7 +29,7 @@ export KALDIFEAT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -Dkaldifeat_BUILD_TESTS=
 "$python" -m pip --disable-pip-version-check wheel --no-deps --no-build-isolation --require-hashes \
   --requirement "$here/requirements.txt" --wheel-dir "$building" >"$building/build.log" 2>&1 || {
   tail -n 40 "$building/build.log" >&2
-  echo "error: kaldifeat did not build; its last words are above, all of them in $building/build.log" >&2
+  echo "error: the build of kaldifeat failed; the end of its log is above, all of it in $building/build.log" >&2
   exit 1
 }
 mkdir -p "$wheels"
