@@ -35,7 +35,7 @@ from icefall_pathways.training.initialization import (
     starting_model,
     with_architecture,
 )
-from icefall_pathways.training.launch.jobs import run_side_by_side
+from icefall_pathways.training.launch.jobs import run_in_parallel
 from icefall_pathways.training.launch.ranks import Rank, launch
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.option_checks import check_search_options, check_training_options
@@ -225,7 +225,7 @@ def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, want
             _search(search, pruning, wanted)
         return
     jobs = [partial(_search, search, pruning, wanted, i) for i, search in enumerate(waiting)]
-    run_side_by_side(jobs, pruning.num_jobs)
+    run_in_parallel(jobs, pruning.num_jobs)
 
 
 def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, Any], place: int = 0) -> None:

@@ -211,7 +211,7 @@ class Trainer:
 
     def _forward_backward(self, batches: list[Batch], update: int) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The losses of the batches, and how many ranks have been asked to stop, on the device."""
-        told = torch.tensor([sum(batch.total_tokens for batch in batches), self.stop.number > 0], dtype=torch.float64)
+        told = torch.tensor([sum(batch.total_tokens for batch in batches), self.stop.signum > 0], dtype=torch.float64)
         total = self.rank.sum(told.to(self.rank.device, non_blocking=True))
         # Every rank divides by the mean number of tokens of a rank, so that the averaged gradient is that of the mean
         # loss per token of the whole update, however the utterances fell to the ranks.
@@ -309,7 +309,7 @@ class Trainer:
         self.rank.barrier()
         if self.rank.is_main:
             tqdm.write(f"asked to stop: saved {path}")
-        raise Stopped(self.stop.number or signal.SIGTERM)
+        raise Stopped(self.stop.signum or signal.SIGTERM)
 
     def _drop_old_checkpoints(self) -> None:
         if self.rank.is_main:

@@ -204,7 +204,7 @@ def test_one_that_fails_stops_those_beside_it(corpus, tmp_path, forked_searches)
     long = {"num_updates": 100, "save_every_n": 1000, "log_interval": 1}
     trainings = [partial(runs.train, tiny_run.config(corpus, tmp_path / code, code, **long)) for code in ["en", "it"]]
     with pytest.raises(ValueError, match="no French"):
-        jobs.run_side_by_side([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
+        jobs.run_in_parallel([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
     assert begun(tmp_path) == {"en"} and not (tmp_path / "it").exists()
     (saved,) = layout.batch_checkpoints(tmp_path / "en")
     assert checkpoints.read(saved)["update"] < 100

@@ -1,4 +1,4 @@
-"""When one rank fails, all end, and the first failure is the one that is told."""
+"""Stop every rank when one fails, and report the first failure."""
 
 import json
 import os
@@ -11,66 +11,66 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-_POLL = 1.0  # seconds between two looks at the others
-_LOST_AFTER = 45.0  # seconds without a sign of life after which a rank is given up
-_KEY, _TOLD = "failure", "failure/told"
+_POLL_SECONDS = 1.0
+_HEARTBEAT_TIMEOUT = 45.0  # seconds without a heartbeat after which a rank is considered dead
+_FAILURE_KEY, _REPORTED_KEY = "failure", "failure/reported"
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a rank failed.
+class RankFailure:
+    """The failure of a rank.
 
     Attributes:
-      rank: Which.
-      message: The error, in one line.
-      trace: Where it came from.
-      is_users: Whether it is an error that the user can act on, which is told without its trace.
+      rank: Index of the rank.
+      message: The error message, in one line.
+      traceback: The formatted traceback.
+      is_user_error: True if the error is user-actionable; such errors are reported without a traceback.
     """
 
     rank: int
     message: str
-    trace: str
-    is_users: bool
+    traceback: str
+    is_user_error: bool
 
 
 class RankError(RuntimeError):
-    """A rank failed; the message holds its trace."""
+    """A rank failed; the message contains its traceback."""
 
 
-def raise_again(failure: Failure) -> None:
-    """Raise in the process that started the ranks what one of them raised.
+def raise_failure(failure: RankFailure) -> None:
+    """Raise the failure of a rank in the process that started the ranks.
 
     Raises:
-      ValueError: An error that the user can act on.
-      RankError: Any other.
+      ValueError: The error is user-actionable.
+      RankError: Any other error.
     """
-    if failure.is_users:
+    if failure.is_user_error:
         raise ValueError(f"rank {failure.rank}: {failure.message}")
-    raise RankError(f"rank {failure.rank} failed, and all others were ended:\n{failure.trace}")
+    raise RankError(f"rank {failure.rank} failed, and all other ranks were stopped:\n{failure.traceback}")
 
 
-def read_failure(store: dist.Store) -> Failure | None:
-    """The first failure of a rank, if there was one."""
-    return Failure(**json.loads(store.get(_KEY))) if _count(store, _TOLD) else None
+def read_failure(store: dist.Store) -> RankFailure | None:
+    """Return the first failure of a rank, or None if no rank failed."""
+    return RankFailure(**json.loads(store.get(_FAILURE_KEY))) if _counter(store, _REPORTED_KEY) else None
 
 
 class FailureWatch:
-    """A context that tells the other ranks of an exception in it, and ends this process when another rank tells.
+    """Context manager that reports an exception inside it to the other ranks, and exits when another rank reports one.
 
-    A rank whose process has died cannot tell: each gives a sign of life, rank 0 looks for those of all the others and
-    they for that of rank 0. Looking is a thread's work, for the main one may be waiting for the rank that failed.
+    A killed rank cannot report. Therefore each rank sends heartbeats; rank 0 watches those of all other ranks, and they
+    watch that of rank 0. A thread does this, because the main thread may be blocked waiting for the failed rank.
 
     Args:
-      store: Shared by the ranks.
-      rank: This one.
-      world_size: How many there are.
+      store: Shared by all ranks.
+      rank: Index of this rank.
+      world_size: Number of ranks.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         self._store = store
         self._rank = rank
-        self._watched = range(1, world_size) if rank == 0 else range(1)
-        self._over = threading.Event()
+        self._watched_ranks = range(1, world_size) if rank == 0 else range(1)
+        self._finished = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "FailureWatch":
@@ -78,60 +78,62 @@ class FailureWatch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, exc_traceback: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._finished.set()
         if isinstance(error, Exception):
-            self._tell(error)
-            # Not by way of the interpreter's end, which may wait for transfers that nobody takes part in any more.
-            _leave()
+            self._report(error)
+            # A regular exit of the interpreter can block in collectives that no other rank joins any more.
+            _exit_now()
 
-    def _tell(self, error: Exception) -> None:
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        is_users = isinstance(error, ValueError | OSError)
-        failure = Failure(self._rank, str(error) or repr(error), trace, is_users)
+    def _report(self, error: Exception) -> None:
+        formatted = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        is_user_error = isinstance(error, ValueError | OSError)
+        failure = RankFailure(self._rank, str(error) or repr(error), formatted, is_user_error)
         try:
             if self._store.add("failures", 1) > 1:
-                return  # a consequence of the first one
-            print(f"rank {self._rank} failed: {failure.message if is_users else trace}", file=sys.stderr, flush=True)
-            self._store.set(_KEY, json.dumps(asdict(failure)))
-            self._store.add(_TOLD, 1)
-        except RuntimeError:  # the store has gone with the process that kept it
-            print(trace, file=sys.stderr, flush=True)
-        time.sleep(2 * _POLL)  # so that the others learn of it before their connections break
+                return  # a consequence of the first failure
+            reason = failure.message if is_user_error else formatted
+            print(f"rank {self._rank} failed: {reason}", file=sys.stderr, flush=True)
+            self._store.set(_FAILURE_KEY, json.dumps(asdict(failure)))
+            self._store.add(_REPORTED_KEY, 1)
+        except RuntimeError:  # the process that hosts the store has exited
+            print(formatted, file=sys.stderr, flush=True)
+        time.sleep(2 * _POLL_SECONDS)  # lets the others read the report before their connections break
 
     def _watch(self) -> None:
-        seen: dict[int, tuple[int, float]] = {}
-        while not self._over.wait(_POLL):
+        heartbeats: dict[int, tuple[int, float]] = {}
+        while not self._finished.wait(_POLL_SECONDS):
             try:
-                self._store.add(f"alive/{self._rank}", 1)
-                if _count(self._store, _TOLD):
-                    _leave()
-                lost = self._lost(seen)
+                self._store.add(f"heartbeat/{self._rank}", 1)
+                if _counter(self._store, _REPORTED_KEY):
+                    _exit_now()
+                dead_rank = self._find_dead_rank(heartbeats)
             except RuntimeError:
-                if not self._over.wait(5 * _POLL):
-                    _leave()  # the process that kept the store has gone
+                if not self._finished.wait(5 * _POLL_SECONDS):
+                    _exit_now()  # the process that hosts the store has exited
                 return
-            if lost is not None and not self._over.is_set():
-                print(f"rank {lost} gave no sign of life for {_LOST_AFTER:.0f} s", file=sys.stderr, flush=True)
-                _leave()
+            if dead_rank is not None and not self._finished.is_set():
+                print(f"rank {dead_rank} sent no heartbeat for {_HEARTBEAT_TIMEOUT:.0f} s", file=sys.stderr, flush=True)
+                _exit_now()
 
-    def _lost(self, seen: dict[int, tuple[int, float]]) -> int | None:
+    def _find_dead_rank(self, heartbeats: dict[int, tuple[int, float]]) -> int | None:
+        """Update `heartbeats` (count and time of the last change, by rank) and return a rank without a heartbeat."""
         now = time.monotonic()
-        for rank in self._watched:
-            beat = _count(self._store, f"alive/{rank}")
-            if rank not in seen or seen[rank][0] != beat:
-                seen[rank] = (beat, now)
-            elif now - seen[rank][1] > _LOST_AFTER:
+        for rank in self._watched_ranks:
+            count = _counter(self._store, f"heartbeat/{rank}")
+            if rank not in heartbeats or heartbeats[rank][0] != count:
+                heartbeats[rank] = (count, now)
+            elif now - heartbeats[rank][1] > _HEARTBEAT_TIMEOUT:
                 return rank
         return None
 
 
-def _count(store: dist.Store, key: str) -> int:
-    return store.add(key, 0)  # unlike reading, it does not wait for a key that is not there
+def _counter(store: dist.Store, key: str) -> int:
+    return store.add(key, 0)  # unlike `get`, it does not wait for a missing key
 
 
-def _leave() -> None:
+def _exit_now() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

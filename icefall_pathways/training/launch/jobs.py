@@ -1,4 +1,4 @@
-"""Trainings that run side by side, each in a process of its own, and end together."""
+"""Run jobs in parallel processes, and stop all of them together."""
 
 import os
 import signal
@@ -13,44 +13,44 @@ import torch
 from icefall_pathways.training.launch.signals import Stopped, stop_requests
 
 
-def run_side_by_side(jobs: Sequence[Callable[[], None]], at_once: int) -> None:
-    """Run jobs, so many at a time, and wait for all of them.
+def run_in_parallel(jobs: Sequence[Callable[[], None]], num_processes: int) -> None:
+    """Run jobs in up to `num_processes` processes at a time, and wait for all of them.
 
-    When a signal asks to stop, or one of them fails, those that wait are not begun, and those that run are sent
-    SIGTERM: trainings save then, and go on when they are started again.
+    After a signal, or when a job fails, no further job is started, and the running ones receive SIGTERM: trainings
+    then save a checkpoint, from which the next run resumes.
 
     Args:
-      jobs: What to run; it must be possible to pickle them.
-      at_once: How many processes.
+      jobs: The jobs; they must be picklable.
+      num_processes: Maximum number of jobs that run at the same time.
 
     Raises:
-      Stopped: A signal asked to stop.
-      Exception: What the job raised that failed first.
+      Stopped: A signal requested to stop.
+      Exception: The exception of the job that failed first.
     """
-    # Processes that share the cores slow each other down when each uses all of them.
-    threads = max(1, torch.get_num_threads() // at_once)
+    # Processes that share the cores slow each other down if each uses all of them.
+    num_threads = max(1, torch.get_num_threads() // num_processes)
     waiting, running = list(jobs), set[Future[None]]()
     with (
-        stop_requests(_stop_processes) as request,
-        ProcessPoolExecutor(at_once, get_context("spawn"), torch.set_num_threads, (threads,)) as pool,
+        stop_requests(_terminate_processes) as request,
+        ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (num_threads,)) as pool,
     ):
         try:
-            while running or (waiting and not request.number):
-                while waiting and len(running) < at_once and not request.number:
+            while running or (waiting and not request.signum):
+                while waiting and len(running) < num_processes and not request.signum:
                     running.add(pool.submit(waiting.pop(0)))
                 done, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for job in done:
                     job.result()
         except BaseException as error:
-            _stop_processes()
-            if request.number and isinstance(error, Stopped | BrokenProcessPool):
-                raise Stopped(request.number) from None
+            _terminate_processes()
+            if request.signum and isinstance(error, Stopped | BrokenProcessPool):
+                raise Stopped(request.signum) from None
             raise
-    if request.number:
-        raise Stopped(request.number)
+    if request.signum:
+        raise Stopped(request.signum)
 
 
-def _stop_processes(_number: int = 0) -> None:
+def _terminate_processes(_signum: int = 0) -> None:
     for process in active_children():
         with suppress(ProcessLookupError):
             if process.pid is not None:

@@ -1,4 +1,4 @@
-"""Ranks: starting them, and what they do together."""
+"""Start the ranks of a training; communication between them."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from icefall_pathways.training.launch.failures import FailureWatch, RankError, raise_again, read_failure
+from icefall_pathways.training.launch.failures import FailureWatch, RankError, raise_failure, read_failure
 from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped, stop_requests
 
-_launches = count()  # of this process: a mask search is one for each language, and none may meet another's keys
-_WATCH = "watch"  # the part of the store in which ranks tell of their failures
+_launch_ids = count()  # a mask search launches once per language; an id keeps the keys of launches apart
+_FAILURES_PREFIX = "watch"  # of the keys of `FailureWatch` in the store
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Rank:
     """One process of a training run.
 
     Attributes:
-      index: Its number, 0 to world_size - 1; rank 0 writes the files.
-      world_size: How many there are.
-      device: Where its model and batches live.
+      index: 0 to world_size - 1; rank 0 writes the files.
+      world_size: Number of ranks.
+      device: Device of its model and batches.
     """
 
     index: int = 0
@@ -39,17 +39,17 @@ class Rank:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes the files."""
+        """True for the rank that writes the files."""
         return self.index == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all ranks, in place."""
+        """Sum `values` over all ranks, in place, and return them."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank gives, in the order of the ranks: plain data, small, and seldom."""
+        """Return the values of all ranks, in the order of the ranks; for small plain data that is rarely exchanged."""
         values = [value]
         if self.world_size > 1:
             values = [None] * self.world_size
@@ -65,13 +65,13 @@ class Rank:
 def launch(worker: Callable[..., None], world_size: int, master_port: int, *args: Any) -> None:
     """Run `worker(rank, *args)` on every rank and wait for all of them.
 
-    Under torchrun (RANK in the environment) this process is one rank of many and `world_size` is torchrun's; otherwise
-    one rank runs in this process, and several are spawned. When one fails, all end.
+    Under torchrun (RANK in the environment) this process is one of the ranks, and torchrun defines the world size.
+    Otherwise a single rank runs in this process, and several ranks are spawned. When one rank fails, all are stopped.
 
     Raises:
-      ValueError: More ranks than CUDA devices, a port in use, or what a rank raised of errors that its user can act on.
-      RankError: Any other failure of a spawned rank, with its trace.
-      Stopped: The ranks saved and ended because a signal asked for it.
+      ValueError: There are more ranks than CUDA devices, the port is in use, or a rank raised a user-actionable error.
+      RankError: A spawned rank failed for another reason; the message contains its traceback.
+      Stopped: The ranks saved their state and stopped because of a signal.
     """
     if "RANK" in os.environ:
         _run_rank(int(os.environ.get("LOCAL_RANK", 0)), worker, None, args)
@@ -80,7 +80,7 @@ def launch(worker: Callable[..., None], world_size: int, master_port: int, *args
     else:
         if torch.cuda.is_available() and torch.cuda.device_count() < world_size:
             raise ValueError(
-                f"--world-size {world_size} with {torch.cuda.device_count()} CUDA devices: give at most so many"
+                f"--world-size {world_size} with {torch.cuda.device_count()} CUDA devices: use at most one per device"
             )
         _spawn(worker, world_size, master_port, args)
 
@@ -93,12 +93,12 @@ def _spawn(worker: Callable[..., None], world_size: int, port: int, args: tuple[
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     except RuntimeError as error:
-        raise ValueError(f"cannot listen on port {port} ({error}): choose another one with --master-port") from error
+        raise ValueError(f"cannot listen on port {port} ({error}): choose another port with --master-port") from error
     spawn = get_context("spawn")
     spawned = (world_size, port)
     ranks = [spawn.Process(target=_run_rank, args=(i, worker, spawned, args)) for i in range(world_size)]
 
-    def forward(_number: int) -> None:
+    def forward(_signum: int) -> None:
         for rank in ranks:
             if rank.is_alive() and rank.pid is not None:
                 os.kill(rank.pid, signal.SIGTERM)
@@ -110,16 +110,16 @@ def _spawn(worker: Callable[..., None], world_size: int, port: int, args: tuple[
             while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.is_alive() for rank in ranks):
                 connection.wait([rank.sentinel for rank in ranks if rank.is_alive()], timeout=1)
         finally:
-            _end(ranks)
+            _join(ranks)
     codes = [rank.exitcode for rank in ranks]
-    if request.number and set(codes) <= {0, *EXIT_CODES}:
-        raise Stopped(request.number)
+    if request.signum and set(codes) <= {0, *EXIT_CODES}:
+        raise Stopped(request.signum)
     if any(codes):
-        _explain(codes, store)
+        _raise_first_failure(codes, store)
 
 
-def _end(ranks: Sequence[SpawnProcess], grace: float = 8.0) -> None:
-    """Wait for ranks that end by themselves after another one has, then end the others."""
+def _join(ranks: Sequence[SpawnProcess], grace: float = 8.0) -> None:
+    """Wait `grace` seconds for the ranks to exit after another one has, then kill the rest."""
     deadline = time.monotonic() + grace
     for rank in ranks:
         rank.join(max(0.0, deadline - time.monotonic()))
@@ -130,22 +130,25 @@ def _end(ranks: Sequence[SpawnProcess], grace: float = 8.0) -> None:
             rank._popen.returncode = 1  # type: ignore[attr-defined]
 
 
-def _explain(codes: Sequence[int | None], store: dist.Store) -> None:
-    """Raise for the rank that failed first: one that a signal killed could not tell, and made others fail."""
+def _raise_first_failure(codes: Sequence[int | None], store: dist.Store) -> None:
+    """Raise the failure of the rank that failed first.
+
+    A rank killed by a signal cannot report its failure, and causes the failures of others, so it comes first.
+    """
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            hint = ", as the kernel does when memory runs out: look at dmesg" if name == "SIGKILL" else ""
-            raise RankError(f"rank {rank} was killed by {name}{hint}. Run the same command again to go on")
-    failure = read_failure(dist.PrefixStore(_WATCH, store))
+            hint = ", as the kernel does when memory runs out: check dmesg" if name == "SIGKILL" else ""
+            raise RankError(f"rank {rank} was killed by {name}{hint}. Run the same command again to resume")
+    failure = read_failure(dist.PrefixStore(_FAILURES_PREFIX, store))
     if failure is not None:
-        raise_again(failure)
-    raise RankError(f"the ranks ended with exit statuses {list(codes)}")
+        raise_failure(failure)
+    raise RankError(f"the ranks exited with statuses {list(codes)}")
 
 
 @cache
-def _torchruns_store() -> tuple[dist.Store, int, int]:
-    """What the ranks that torchrun has started share, this one's number and theirs; made once in a process."""
+def _torchrun_store() -> tuple[dist.Store, int, int]:
+    """Return the store shared by the ranks of torchrun, the index of this rank and the world size; once per process."""
     return next(dist.rendezvous("env://"))
 
 
@@ -156,16 +159,16 @@ def _run_rank(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if spawned is None:
-        store, index, world_size = _torchruns_store()
-        store = dist.PrefixStore(f"launch-{next(_launches)}", store)
+        store, index, world_size = _torchrun_store()
+        store = dist.PrefixStore(f"launch-{next(_launch_ids)}", store)
     else:
         world_size, port = spawned
         index = local_rank
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        # Ranks that share the cores of one machine slow each other down many times over when each uses all of them.
+        # Ranks that share the cores of a machine slow each other down severely if each uses all of them.
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     try:
-        with FailureWatch(dist.PrefixStore(_WATCH, store), index, world_size):
+        with FailureWatch(dist.PrefixStore(_FAILURES_PREFIX, store), index, world_size):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore("ranks", store),
@@ -173,7 +176,7 @@ def _run_rank(
                 world_size=world_size,
             )
             worker(Rank(index, world_size, device), *args)
-            dist.barrier()  # the store may live in a rank that is done
+            dist.barrier()  # the process that hosts the store may have finished
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     dist.destroy_process_group()

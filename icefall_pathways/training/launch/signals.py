@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the update, save, and leave."""
+"""SIGTERM and SIGINT: finish the update, save a checkpoint and exit."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,53 +7,57 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-#: Exit statuses of a process that was asked to stop and did, as shells count them.
-EXIT_CODES = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
+#: Signal by exit status of a process that stopped on request, as shells count them.
+EXIT_CODES = {128 + signum: signum for signum in (signal.SIGINT, signal.SIGTERM)}
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ended because a signal asked for it, after saving.
+    """A run saved its state and stopped because of a signal.
 
     Attributes:
-      number: The signal's.
-      exit_code: What the process should exit with.
+      signum: The signal.
+      exit_code: Exit status for the process.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-        self.exit_code = 128 + number
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
-        return type(self), (self.number,)
+        return type(self), (self.signum,)
 
 
 @dataclass
 class StopRequest:
-    """Whether this process has been asked to stop, and by which signal (0: not yet)."""
+    """A request to stop this process.
 
-    number: int = 0
+    Attributes:
+      signum: The signal that requested it; 0: no request yet.
+    """
+
+    signum: int = 0
 
 
 @contextmanager
 def stop_requests(forward: Callable[[int], Any] | None = None) -> Iterator[StopRequest]:
-    """Inside, SIGTERM and SIGINT are noted instead of ending the process; a second SIGINT ends it at once.
+    """Record SIGTERM and SIGINT instead of exiting; a second SIGINT raises KeyboardInterrupt at once.
 
     Args:
-      forward: Called with the signal's number as well.
+      forward: Called with each signal.
     """
     request = StopRequest()
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if number == request.number == signal.SIGINT:
+    def record(signum: int, _frame: FrameType | None) -> None:
+        if signum == request.signum == signal.SIGINT:
             raise KeyboardInterrupt
-        request.number = number
+        request.signum = signum
         if forward is not None:
-            forward(number)
+            forward(signum)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {signum: signal.signal(signum, record) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
