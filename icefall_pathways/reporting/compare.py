@@ -1,4 +1,4 @@
-"""Whether one system is better than another, language by language and on average."""
+"""Comparison of two systems: word error rates and the significance of their difference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from icefall_pathways.reporting.results import newest_summary
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What to compare. Of each folder, the newest result is taken."""
+    """Options of the comparison. The newest result of each folder is used."""
 
     system_a: Path = Path("exp/dense")
     """Experiment folder of the first system."""
@@ -33,32 +33,33 @@ class CompareConfig:
     """Experiment folder of the second system."""
 
     method: str = "streaming/modified_beam_search"
-    """The folder of results inside each experiment."""
+    """Folder of the results inside each experiment."""
 
     split: str = "test"
-    """The decoded split."""
+    """Decoded split."""
 
     resample: Literal["utterance", "speaker"] = "utterance"
-    """What the bootstrap draws: utterances, or speakers with all theirs (wider intervals, for new speakers)."""
+    """Unit of the bootstrap: utterances, or speakers with all their utterances (wider intervals, which hold for new
+    speakers)."""
 
     rounds: int = 10000
-    """Test sets drawn by the bootstrap."""
+    """Bootstrap samples."""
 
     seed: int = 42
     """Seed of the bootstrap."""
 
     output: Path | None = None
-    """JSON file for the figures; None: only the table is shown."""
+    """JSON file for the results; None: only print the table."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on one language, or on the average of all.
+    """Comparison of two systems on one language, or on the average of all languages.
 
     Attributes:
-      wer: In percent, of both systems.
-      differences: Of the resampled test sets, word error rate of the second system less that of the first.
-      matched_pairs: p-value; None on average.
+      wer: Word error rates of both systems in percent.
+      differences: Word error rate of the second system minus that of the first, for each bootstrap sample.
+      matched_pairs: p-value of the matched-pairs test; None for the average.
       utterances: Number of utterances.
     """
 
@@ -68,7 +69,7 @@ class Comparison:
     utterances: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data."""
+        """Return the statistics as plain data."""
         a, b = self.wer
         return {
             "wer_a": a,
@@ -82,39 +83,42 @@ class Comparison:
 
 
 def compare(config: CompareConfig) -> str:
-    """Compare two systems; returns the table.
+    """Compare two systems; returns a table.
 
     Raises:
-      ValueError: A system was not decoded, or not on the same utterances.
+      ValueError: A system has not been decoded, or the systems were decoded on different utterances.
     """
     codes_a, corpus_a, suffix_a = _newest(config.system_a, config)
     codes_b, corpus_b, suffix_b = _newest(config.system_b, config)
     if codes_a != codes_b:
-        raise ValueError(f"{config.system_a} was decoded in {codes_a}, {config.system_b} in {codes_b}: decode the same")
+        raise ValueError(
+            f"{config.system_a} was decoded in {' '.join(codes_a)}, {config.system_b} in {' '.join(codes_b)}: decode "
+            "both in the same languages"
+        )
     compared = {}
-    for number, code in enumerate(codes_a):
+    for index, code in enumerate(codes_a):
         language = get_language(code).name
         test_set_a, test_set_b = (f"{corpus}-{language}-{config.split}" for corpus in (corpus_a, corpus_b))
         utterances_a = read_results(config.system_a / config.method, test_set_a, suffix_a)
         utterances_b = read_results(config.system_b / config.method, test_set_b, suffix_b)
-        compared[code] = compare_utterances(utterances_a, utterances_b, config, config.seed + number)
+        compared[code] = compare_utterances(utterances_a, utterances_b, config, config.seed + index)
     compared["average"] = Comparison(
         wer=_mean_wer(list(compared.values())),
-        differences=np.mean([one.differences for one in compared.values()], axis=0),
+        differences=np.mean([comparison.differences for comparison in compared.values()], axis=0),
         matched_pairs=None,
-        utterances=sum(one.utterances for one in compared.values()),
+        utterances=sum(comparison.utterances for comparison in compared.values()),
     )
-    figures = {code: one.as_dict() for code, one in compared.items()}
+    statistics = {code: comparison.as_dict() for code, comparison in compared.items()}
     if config.output:
-        write_json(config.output, {"system_a": config.system_a, "system_b": config.system_b, "languages": figures})
-    return _table(figures)
+        write_json(config.output, {"system_a": config.system_a, "system_b": config.system_b, "languages": statistics})
+    return _table(statistics)
 
 
 def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareConfig, seed: int) -> Comparison:
-    """Compare what two systems recognised of the same utterances.
+    """Compare the hypotheses of two systems for the same utterances.
 
     Raises:
-      ValueError: They are not the same utterances.
+      ValueError: The utterances differ.
     """
     by_id = {utterance.cut_id: utterance for utterance in b}
     if {utterance.cut_id: utterance.ref for utterance in a} != {cut_id: u.ref for cut_id, u in by_id.items()}:
@@ -125,13 +129,13 @@ def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareCo
     counts_a = score(a).word_counts()
     counts_b = score(by_id[utterance.cut_id] for utterance in a).word_counts()
     counts = np.column_stack([counts_a[:, 0], counts_b[:, 0], counts_a[:, 1]])
-    # Cut ids of MLS begin with the speaker: 4800_10003_000000.
+    # Cut ids of MLS start with the speaker: 4800_10003_000000.
     speakers = [u.cut_id.split("_")[0] for u in a] if config.resample == "speaker" else None
-    drawn = resample(counts, config.rounds, seed, speakers)
+    samples = resample(counts, config.rounds, seed, speakers)
     errors_a, errors_b, words = counts.sum(axis=0)
     return Comparison(
         wer=(float(error_rates(errors_a, words)), float(error_rates(errors_b, words))),
-        differences=error_rates(drawn[:, 1] - drawn[:, 0], drawn[:, 2]),
+        differences=error_rates(samples[:, 1] - samples[:, 0], samples[:, 2]),
         matched_pairs=matched_pairs_p_value(counts[:, 1] - counts[:, 0]),
         utterances=len(a),
     )
@@ -147,23 +151,23 @@ def _newest(exp_dir: Path, config: CompareConfig) -> tuple[list[str], str, str]:
 
 
 def _mean_wer(compared: list[Comparison]) -> tuple[float, float]:
-    a, b = np.mean([one.wer for one in compared], axis=0).tolist()
+    a, b = np.mean([comparison.wer for comparison in compared], axis=0).tolist()
     return a, b
 
 
-def _table(figures: dict[str, dict[str, Any]]) -> str:
+def _table(statistics: dict[str, dict[str, Any]]) -> str:
     rows = [
         [
             code if code == "average" else get_language(code).name,
-            f"{one['wer_a']:.2f}",
-            f"{one['wer_b']:.2f}",
-            f"{one['difference']:+.2f} ({one['interval'][0]:+.2f} to {one['interval'][1]:+.2f})",
-            f"{100 * one['difference'] / one['wer_a']:+.1f} %" if one["wer_a"] else "",
-            f"{one['bootstrap_p']:.4f}",
-            "" if one["matched_pairs_p"] is None else f"{one['matched_pairs_p']:.4f}",
-            one["utterances"],
+            f"{row['wer_a']:.2f}",
+            f"{row['wer_b']:.2f}",
+            f"{row['difference']:+.2f} ({row['interval'][0]:+.2f} to {row['interval'][1]:+.2f})",
+            f"{100 * row['difference'] / row['wer_a']:+.1f} %" if row["wer_a"] else "",
+            f"{row['bootstrap_p']:.4f}",
+            "" if row["matched_pairs_p"] is None else f"{row['matched_pairs_p']:.4f}",
+            row["utterances"],
         ]
-        for code, one in figures.items()
+        for code, row in statistics.items()
     ]
     header = ["language", "WER A", "WER B", "B - A (95 %)", "relative", "p bootstrap", "p matched pairs", "utterances"]
     return tabulate(rows, header, tablefmt="simple", stralign="right", disable_numparse=True)

@@ -1,4 +1,4 @@
-"""What experiments have left on disk, gathered for comparison."""
+"""Results of experiments, read from their folders and formatted as tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,15 +20,15 @@ class SystemResult:
     """One trained and decoded system.
 
     Attributes:
-      name: As it stands in the table.
+      name: Name in the table.
       wer: Word error rate in percent, by language code.
       average_wer: Mean over the languages.
       utterances: Number of decoded utterances, all languages together.
-      active_parameters: Number of parameters that a language runs through, by language code.
-      masks: None for a dense system.
-      metrics: The records of its metrics.jsonl.
-      layers: Densities and overlaps of its masks, by parameter; none for a dense system.
-      types: The same by type of module.
+      active_parameters: Number of parameters in the sub-network of each language, by language code.
+      masks: The masks; None for a dense system.
+      metrics: Records of metrics.jsonl.
+      layers: Densities and overlaps of the masks by parameter; empty for a dense system.
+      types: Densities and overlaps of the masks by module type; empty for a dense system.
     """
 
     name: str
@@ -43,17 +43,17 @@ class SystemResult:
 
     @property
     def sparsity(self) -> float:
-        """Mean share of pruned entries over the languages; 0 for a dense system."""
+        """Mean sparsity over the languages; 0 for a dense system."""
         if self.masks is None:
             return 0.0
         return sum(self.masks.sparsity(language) for language in self.wer) / len(self.wer)
 
 
 def newest_summary(name: str, folder: Path, split: str) -> Path:
-    """The figures of the system `name` that were decoded last.
+    """Return the newest result summary of the system `name`.
 
     Raises:
-      ValueError: There are none.
+      ValueError: The system has not been decoded.
     """
     pattern = layout.result_file(folder, "wer-summary", f"all-*-{split}", "*", ".json").name
     summaries = folder.glob(pattern)
@@ -67,15 +67,15 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
     """Read the newest result of `method` (such as "streaming/modified_beam_search") on `split` of an experiment.
 
     Raises:
-      ValueError: It has not been decoded so.
+      ValueError: The experiment has not been trained, or not decoded with this method on this split.
     """
     summary = read_json(newest_summary(name, exp_dir / method, split))
     masks_path = exp_dir / layout.MASKS_FILE
     masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
-    found = checkpoints.newest(exp_dir)
-    if found is None:
+    newest = checkpoints.newest(exp_dir)
+    if newest is None:
         raise ValueError(f"no checkpoint in {exp_dir}: train {name} first")
-    model = checkpoints.build(found[1])
+    model = checkpoints.build(newest[1])
     languages = summary["languages"]
     return SystemResult(
         name=name,
@@ -91,7 +91,7 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
 
 
 def comparison_rows(results: list[SystemResult]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison: WER per language and on average, sparsity, active parameters."""
+    """Return header and rows of the comparison: WER per language and on average, sparsity, active parameters."""
     languages = list(results[0].wer)
     header = ["system", *languages, "average WER (%)", "sparsity", "parameters active per language"]
     rows = [
@@ -108,20 +108,20 @@ def comparison_rows(results: list[SystemResult]) -> tuple[list[str], list[list[s
 
 
 def comparison_table(results: list[SystemResult]) -> str:
-    """The comparison as text for a terminal."""
+    """Format the comparison as text for a terminal."""
     header, rows = comparison_rows(results)
     return tabulate(rows, header, tablefmt="simple_outline", stralign="right", disable_numparse=True)
 
 
 def relative_changes(results: list[SystemResult]) -> str:
-    """By how many percent the average WER of the last system differs from that of each other; negative is better."""
+    """Format the relative change of the last system's average WER against each other system, in percent."""
     *others, last = results
     changes = (f"{100 * (last.average_wer / other.average_wer - 1):+.1f} % against {other.name}" for other in others)
     return f"Average WER of {last.name}: {', '.join(changes)}" if others else ""
 
 
 def masks_summary(masks: PathwayMasks) -> str:
-    """In a line: how the masks were found, how sparse they are, and what languages share."""
+    """Summarize masks in one line: method, sparsity and overlap."""
     header = masks.header
     sparsities = ", ".join(f"{language} {100 * masks.sparsity(language):.1f} %" for language in masks.languages)
     return (
@@ -132,7 +132,7 @@ def masks_summary(masks: PathwayMasks) -> str:
 
 
 def density_rows(rows: Sequence[DensityRow], first: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table of densities; the first column is called `first`."""
+    """Return header and rows of a table of densities; `first` is the title of the first column."""
     languages = list(rows[0].density) if rows else []
     header = [first, "entries", *languages, "any language", "one alone", "overlap of two", "specificity"]
     body = [
@@ -151,5 +151,5 @@ def density_rows(rows: Sequence[DensityRow], first: str) -> tuple[list[str], lis
 
 
 def _millions(active: dict[str, int]) -> str:
-    least, most = min(active.values()) / 1e6, max(active.values()) / 1e6
-    return f"{least:.2f} M" if f"{least:.2f}" == f"{most:.2f}" else f"{least:.2f} to {most:.2f} M"
+    low, high = min(active.values()) / 1e6, max(active.values()) / 1e6
+    return f"{low:.2f} M" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f} M"

@@ -1,7 +1,7 @@
-"""A study: systems at several sparsities, over several seeds, gathered from the folders that run_study.sh fills.
+"""Study over systems, sparsities and seeds: collects the results in the folders that run_study.sh writes.
 
-STUDY/seed-1/dense                               the dense model that everything of this seed starts from
-STUDY/seed-1/dense-continued                     it, trained as long as every other system
+STUDY/seed-1/dense                               the dense model that all systems with this seed start from
+STUDY/seed-1/dense-continued                     the dense model, trained as long as every other system
 STUDY/seed-1/sparsity-0.7/<system>               a system with masks
 STUDY/seed-1/sparsity-0.7/lsp/<language code>    language-specific pruning: one model per language
 """
@@ -17,7 +17,7 @@ from icefall_pathways.files import atomic_write, read_json
 from icefall_pathways.reporting import plots
 from icefall_pathways.reporting.results import newest_summary
 
-#: The rows of the tables: folder and name, in order.
+#: Folder and name of each row of the tables, in order.
 SYSTEMS = {
     "dense-continued": "dense",
     "lap": "LAP",
@@ -30,24 +30,24 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What to gather, and where it goes."""
+    """Options of the study report."""
 
     study_dir: Path = Path("exp/study")
-    """The folder of the study."""
+    """Folder of the study."""
 
     method: str = "streaming/modified_beam_search"
-    """The folder of results inside each experiment."""
+    """Folder of the results inside each experiment."""
 
     split: str = "test"
-    """The decoded split."""
+    """Decoded split."""
 
     output: Path = Path("exp/study/study.md")
-    """The tables, in Markdown; a plot of error rates over sparsities goes beside it."""
+    """Tables in Markdown; the plot of error rates over sparsity has the same name with .png."""
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """One system at one sparsity with one seed.
+    """Result of one system at one sparsity with one seed.
 
     Attributes:
       system: A key of `SYSTEMS`.
@@ -63,35 +63,35 @@ class StudyResult:
 
     @property
     def average(self) -> float:
-        """Mean over the languages."""
+        """Mean word error rate over the languages."""
         return fmean(self.wer.values())
 
 
 def gather(config: StudyConfig) -> list[StudyResult]:
-    """Read what has been decoded so far.
+    """Read all results that are available.
 
     Raises:
-      ValueError: Nothing has.
+      ValueError: There are none.
     """
-    found = []
+    results = []
     for seed, folder in _numbered(config.study_dir, "seed"):
-        found += list(_read(config, "dense-continued", 0.0, int(seed), folder / "dense-continued"))
+        results += list(_read(config, "dense-continued", 0.0, int(seed), folder / "dense-continued"))
         for sparsity, systems in _numbered(folder, "sparsity"):
             for system in list(SYSTEMS)[1:]:
-                found += list(_read(config, system, sparsity, int(seed), systems / system))
-    if not found:
+                results += list(_read(config, system, sparsity, int(seed), systems / system))
+    if not results:
         raise ValueError(f"nothing in {config.study_dir} has been decoded on {config.split}: run ./run_study.sh first")
-    return found
+    return results
 
 
-def _numbered(folder: Path, word: str) -> Iterator[tuple[float, Path]]:
-    """The folders word-<number>, in the order of their numbers."""
-    matches = [(re.fullmatch(rf"{word}-(\d+(?:\.\d+)?)", path.name), path) for path in folder.glob(f"{word}-*")]
+def _numbered(folder: Path, prefix: str) -> Iterator[tuple[float, Path]]:
+    """Yield the folders PREFIX-<number> with their numbers, in ascending order."""
+    matches = [(re.fullmatch(rf"{prefix}-(\d+(?:\.\d+)?)", path.name), path) for path in folder.glob(f"{prefix}-*")]
     yield from sorted((float(match[1]), path) for match, path in matches if match)
 
 
 def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: Path) -> Iterator[StudyResult]:
-    """The system's result if it is there; of several models, each for its languages, if all of them are."""
+    """Yield the result of a system if it is complete: LSP has one model per language."""
     models = sorted(path for path in folder.iterdir() if path.is_dir()) if system == "lsp" and folder.exists() else []
     wer: dict[str, float] = {}
     for model in models or [folder]:
@@ -104,7 +104,7 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
 
 
 def tables(results: list[StudyResult]) -> str:
-    """One Markdown table per sparsity: mean and standard deviation over its seeds, and changes paired by seed."""
+    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and changes paired by seed."""
     languages = list(results[0].wer)
     parts = []
     for sparsity in sorted({result.sparsity for result in results} - {0.0}):
@@ -138,13 +138,13 @@ def _row(
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """Mean, and sample standard deviation where there is more than one value."""
+    """Format the mean, with the sample standard deviation if there is more than one value."""
     mean = f"{fmean(values):{sign}.1f}"
     return f"{mean} ± {stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def _changes(runs: list[StudyResult], baseline: list[StudyResult]) -> str:
-    """Relative change of the average against the baseline of the same seed, in percent."""
+    """Format the relative change of the average against the baseline with the same seed, in percent."""
     averages = {result.seed: result.average for result in baseline}
     changes = [100 * (run.average / averages[run.seed] - 1) for run in runs if averages.get(run.seed)]
     same = any(run is other for run in runs for other in baseline)
@@ -163,12 +163,12 @@ def write_study(config: StudyConfig) -> str:
       ValueError: Nothing has been decoded.
     """
     results = gather(config)
-    told = tables(results)
+    text = tables(results)
     with atomic_write(config.output) as page:
-        page.write_text(f"{told}\n", encoding="utf-8")
-    with atomic_write(config.output.with_suffix(".png")) as picture:
+        page.write_text(f"{text}\n", encoding="utf-8")
+    with atomic_write(config.output.with_suffix(".png")) as image:
         curves: dict[str, dict[float, dict[int, float]]] = {}
         for result in results:
             curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, {})[result.seed] = result.average
-        plots.plot_sweep(curves, picture)
-    return told
+        plots.plot_sweep(curves, image)
+    return text

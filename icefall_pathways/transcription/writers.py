@@ -91,7 +91,7 @@ class JsonWriter(Writer):
 
 
 def _times(item: Segment | Word) -> dict[str, float]:
-    """Return the times for JSON; "begin" is the name of "start" in version 0.1, kept for its readers."""
+    """Return the times for JSON, the start also under its key of version 0.1."""
     return {"start": item.start, "begin": item.start, "end": item.end}
 
 

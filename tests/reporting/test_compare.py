@@ -1,3 +1,5 @@
+"""Comparison of two decoded systems."""
+
 import json
 import subprocess
 import sys
@@ -13,7 +15,7 @@ LANGUAGES = {"en": "english", "nl": "dutch"}
 
 
 def _decode(folder, wrong, suffix="iter-5-greedy_search", count=40):
-    """Results of a system in which every `wrong[code]`-th utterance has an error."""
+    """Write results of a system in which every `wrong[code]`-th utterance has an error."""
     scores = {}
     for code, every in wrong.items():
         utterances = [
@@ -28,7 +30,7 @@ def _config(folder, **options):
     return CompareConfig(system_a=folder / "a", system_b=folder / "b", method="greedy_search", rounds=2000, **options)
 
 
-def test_a_better_system_is_told(tmp_path):
+def test_better_system_is_significant(tmp_path):
     _decode(tmp_path / "a", {"en": 2, "nl": 5})
     _decode(tmp_path / "b", {"en": 20, "nl": 5}, suffix="iter-9-greedy_search")
     table = compare(_config(tmp_path, output=tmp_path / "figures.json"))
@@ -44,20 +46,20 @@ def test_a_better_system_is_told(tmp_path):
     assert figures["average"]["bootstrap_p"] < 0.01
 
 
-def test_the_order_of_the_systems_turns_the_sign(tmp_path):
+def test_swapping_the_systems_negates_the_difference(tmp_path):
     _decode(tmp_path / "a", {"en": 3})
     _decode(tmp_path / "b", {"en": 4})
-    there, back = tmp_path / "there.json", tmp_path / "back.json"
-    compare(_config(tmp_path, output=there))
-    swapped = CompareConfig(tmp_path / "b", tmp_path / "a", "greedy_search", rounds=2000, output=back)
+    forward, backward = tmp_path / "forward.json", tmp_path / "backward.json"
+    compare(_config(tmp_path, output=forward))
+    swapped = CompareConfig(tmp_path / "b", tmp_path / "a", "greedy_search", rounds=2000, output=backward)
     compare(swapped)
-    there, back = (json.loads(path.read_text())["languages"]["en"] for path in (there, back))
-    assert there["difference"] == -back["difference"]
-    assert there["interval"] == [-x for x in reversed(back["interval"])]
-    assert there["bootstrap_p"] == back["bootstrap_p"]
+    forward, backward = (json.loads(path.read_text())["languages"]["en"] for path in (forward, backward))
+    assert forward["difference"] == -backward["difference"]
+    assert forward["interval"] == [-x for x in reversed(backward["interval"])]
+    assert forward["bootstrap_p"] == backward["bootstrap_p"]
 
 
-def test_speakers_are_drawn_whole(tmp_path):
+def test_speaker_bootstrap_draws_whole_speakers(tmp_path):
     _decode(tmp_path / "a", {"en": 4})  # all errors are of speaker 4000
     _decode(tmp_path / "b", {"en": 50})
     output = tmp_path / "figures.json"
@@ -69,7 +71,7 @@ def test_speakers_are_drawn_whole(tmp_path):
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_what_cannot_be_compared(tmp_path):
+def test_systems_that_cannot_be_compared(tmp_path):
     _decode(tmp_path / "a", {"en": 3})
     with pytest.raises(ValueError, match=r"decode .*b first"):
         compare(_config(tmp_path))
@@ -77,7 +79,7 @@ def test_what_cannot_be_compared(tmp_path):
     with pytest.raises(ValueError, match="not decoded on the same utterances"):
         compare(_config(tmp_path))
     _decode(tmp_path / "b", {"nl": 3})
-    with pytest.raises(ValueError, match="decode the same"):
+    with pytest.raises(ValueError, match="decode both in the same languages"):
         compare(_config(tmp_path))
 
 

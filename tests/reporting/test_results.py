@@ -1,3 +1,5 @@
+"""Result tables and the HTML report."""
+
 from pathlib import Path
 
 import pytest
@@ -14,26 +16,26 @@ def system(name, wer):
     return SystemResult(name, {"en": wer, "fr": wer + 2}, wer + 1, 10, {"en": 900_000, "fr": 1_100_000}, None, [])
 
 
-def test_the_table_has_a_row_per_system_and_a_column_per_language():
+def test_comparison_has_one_row_per_system_and_one_column_per_language():
     header, rows = results.comparison_rows([system("dense", 9.0), system("pathways", 4.0)])
     assert header == ["system", "en", "fr", "average WER (%)", "sparsity", "parameters active per language"]
     assert rows[1] == ["pathways", "4.0", "6.0", "5.0", "0 %", "0.90 to 1.10 M"]
 
 
-def test_changes_are_relative_to_each_other_system():
-    told = results.relative_changes([system("dense", 9.0), system("LAP", 19.0), system("pathways", 4.0)])
-    assert told == "Average WER of pathways: -50.0 % against dense, -75.0 % against LAP"
+def test_relative_changes_are_against_each_other_system():
+    text = results.relative_changes([system("dense", 9.0), system("LAP", 19.0), system("pathways", 4.0)])
+    assert text == "Average WER of pathways: -50.0 % against dense, -75.0 % against LAP"
     assert results.relative_changes([system("dense", 9.0)]) == ""
 
 
-def test_densities_become_a_table():
+def test_density_rows():
     row = DensityRow("Linear", "Linear", 200, {"en": 0.3, "fr": 0.25}, 0.4, 0.5, 0.1, 0.625)
     header, rows = results.density_rows([row], "type of module")
     assert header[:4] == ["type of module", "entries", "en", "fr"]
     assert rows == [["Linear", "200", "30.0 %", "25.0 %", "40.0 %", "10.0 %", "0.50", "0.62"]]
 
 
-def test_masks_are_told_in_a_line():
+def test_masks_summary_is_one_line():
     masks = PathwayMasks(MasksHeader(("en", "fr"), "imp"), {"w": torch.tensor([3, 1, 2, 0], dtype=torch.uint8)})
     assert results.masks_summary(masks) == (
         "Found by imp, granularity element, layer-wise allocation. Sparsity: en 50.0 %, fr 50.0 %. "
@@ -41,7 +43,7 @@ def test_masks_are_told_in_a_line():
     )
 
 
-def test_a_system_that_was_not_decoded_is_named(tmp_path):
+def test_error_names_a_system_that_was_not_decoded(tmp_path):
     with pytest.raises(ValueError, match=r"no wer-summary-all-\*-test-\*\.json in .*: decode dense first"):
         write_report(ReportConfig(systems=f"dense={tmp_path}", output=tmp_path / "report.html"))
     with pytest.raises(ValueError, match="expected entries such as"):
@@ -50,12 +52,12 @@ def test_a_system_that_was_not_decoded_is_named(tmp_path):
         write_report(ReportConfig(systems="'dense=a"))
 
 
-def test_names_may_have_spaces():
-    found = ReportConfig(systems="'my dense=my exp/dense' LAP=exp/lap").experiments()
-    assert found == {"my dense": Path("my exp/dense"), "LAP": Path("exp/lap")}
+def test_system_names_may_contain_spaces():
+    experiments = ReportConfig(systems="'my dense=my exp/dense' LAP=exp/lap").experiments()
+    assert experiments == {"my dense": Path("my exp/dense"), "LAP": Path("exp/lap")}
 
 
-def test_systems_of_other_languages_are_not_compared(tmp_path, monkeypatch):
+def test_systems_with_different_languages_are_not_compared(tmp_path, monkeypatch):
     systems = iter([system("dense", 9.0), SystemResult("LAP", {"en": 5.0}, 5.0, 10, {"en": 9}, None, [])])
     monkeypatch.setattr(results, "collect", lambda *_: next(systems))
     with pytest.raises(ValueError, match="LAP was decoded in en, but dense was decoded in en fr: decode all systems"):

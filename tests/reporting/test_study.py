@@ -1,3 +1,5 @@
+"""Tables and plot of a study."""
+
 import json
 from pathlib import Path
 
@@ -30,19 +32,19 @@ def config(tmp_path: Path) -> StudyConfig:
     return StudyConfig(tmp_path, output=tmp_path / "study.md")
 
 
-def test_what_is_decoded_is_gathered(config: StudyConfig) -> None:
-    found = {(result.seed, result.sparsity, result.system): result for result in gather(config)}
-    assert len(found) == 7
-    assert found[1, 0.8, "lsp"].wer == {"en": 30, "fr": 40}
-    assert found[1, 0.8, "lsp"].average == 35
-    assert (1, 0.9, "lsp") not in found, "a language is missing"
+def test_gather_reads_all_decoded_systems(config: StudyConfig) -> None:
+    results = {(result.seed, result.sparsity, result.system): result for result in gather(config)}
+    assert len(results) == 7
+    assert results[1, 0.8, "lsp"].wer == {"en": 30, "fr": 40}
+    assert results[1, 0.8, "lsp"].average == 35
+    assert (1, 0.9, "lsp") not in results, "a language is missing"
 
 
-def test_tables_hold_mean_spread_and_changes_by_seed(config: StudyConfig) -> None:
-    told = write_study(config)
-    assert config.output.read_text() == told + "\n"
+def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> None:
+    text = write_study(config)
+    assert config.output.read_text() == text + "\n"
     assert config.output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    block = told.split("Sparsity ")[1].splitlines()
+    block = text.split("Sparsity ")[1].splitlines()
     assert block[0] == "70 %"
     assert block[2] == "| system | en | fr | average | against LAP | against dense | seeds |"
     dense, lap, imp = block[4:7]
@@ -50,22 +52,22 @@ def test_tables_hold_mean_spread_and_changes_by_seed(config: StudyConfig) -> Non
     assert dense == "| dense | 15.0 ± 7.1 | 17.0 ± 7.1 | 16.0 ± 7.1 | +32.5 ± 109.6 % |  | 2 |"
     assert lap.split(" | ")[-3:-1] == ["", "+14.7 ± 94.9 %"]
     assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
-    assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in told
-    block = told.split("Sparsity ")[2].splitlines()
+    assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in text
+    block = text.split("Sparsity ")[2].splitlines()
     assert block[4] == "| dense | 10.0 | 12.0 | 11.0 |  |  | 1 |", "the seeds of the block, no others"
 
 
-def test_an_empty_study_is_told(tmp_path: Path) -> None:
+def test_empty_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run \./run_study\.sh first"):
         gather(StudyConfig(tmp_path))
 
 
-def test_spread_of_one_value_is_the_value() -> None:
+def test_spread_of_a_single_value_is_the_value() -> None:
     assert spread([3.14]) == "3.1"
     assert spread([1.0, 3.0], "+") == "+2.0 ± 1.4"
 
 
-def test_lines_are_of_the_seeds_that_every_sparsity_has() -> None:
+def test_common_seeds_are_available_at_every_sparsity() -> None:
     lap = {0.5: {1: 9.0}, 0.7: {1: 9.0, 2: 9.0}}
     assert common_seeds({"dense": {0.0: {1: 9.0, 2: 9.0, 3: 9.0}}, "LAP": lap}) == {1}
     assert common_seeds({"dense": {0.0: {3: 9.0}}, "LAP": lap}) == {1, 2, 3}, "none in common"
