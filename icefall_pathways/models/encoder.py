@@ -1,8 +1,8 @@
-"""What the transducer asks of an encoder; every encoder type has a class that keeps it.
+"""The interface between the transducer and its encoder, which every type of encoder implements.
 
-All of them give frames of 40 ms: an utterance of T feature frames has ceil(T / 4), whether it is encoded whole or chunk
-by chunk. What lies behind its end is taken for silence, and the last frames look ahead into that: no last word is lost,
-and neither the other utterances of a batch nor its padding change anything.
+All encoders output frames of 40 ms: an utterance of T feature frames has ceil(T / 4), whether it is encoded whole or
+chunk by chunk. The features after its end count as silence, into which the last frames look ahead: the last word is
+complete, and the result does not depend on the other utterances of a batch and their padding.
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +14,13 @@ from icefall_pathways.constants import LOG_EPS, SUBSAMPLING_FACTOR
 
 
 class Encoder(nn.Module, ABC):
-    """From features to encoder frames. The front end, which belongs to the transducer, is handed to it."""
+    """From features to encoder frames.
 
-    #: Whether every parameter takes part in every call; distributed training must know.
+    The module that turns features into the encoder's input belongs to the transducer, so that parameters have icefall's
+    names (`encoder_embed` and `encoder`); methods receive it as an argument.
+    """
+
+    #: Whether every parameter takes part in every call; otherwise DDP has to search for unused ones.
     uses_all_parameters = True
 
     @property
@@ -27,7 +31,7 @@ class Encoder(nn.Module, ABC):
     @property
     @abstractmethod
     def chunk_shift(self) -> int:
-        """Feature frames that a stream advances by per chunk; a multiple of 4."""
+        """Feature frames by which a stream advances per chunk; a multiple of 4."""
 
     @property
     @abstractmethod
@@ -40,12 +44,12 @@ class Encoder(nn.Module, ABC):
         """The axis of the streams in each tensor of the state."""
 
     @abstractmethod
-    def encode(self, front_end: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
+    def encode(self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
         """Encode whole utterances.
 
         Args:
-          front_end: What makes the encoder's input of features.
-          x: Features (N, T, F); those beyond an utterance's length may be anything.
+          encoder_embed: The module that turns features into the encoder's input.
+          x: Features (N, T, F); those after an utterance's length may have any value.
           x_lens: Feature frames of each utterance (N,).
 
         Returns:
@@ -53,22 +57,22 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def new_streams(
-        self, front_end: nn.Module, batch_size: int, device: torch.device | str, dtype: torch.dtype
+    def init_states(
+        self, encoder_embed: nn.Module, batch_size: int, device: torch.device | str, dtype: torch.dtype
     ) -> list[Tensor]:
-        """The state of `batch_size` new streams."""
+        """Return the state of `batch_size` new streams."""
 
     @abstractmethod
-    def encode_chunk(
-        self, front_end: nn.Module, x: Tensor, x_lens: Tensor, states: list[Tensor]
+    def stream(
+        self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk of every stream.
 
         Args:
-          front_end: What makes the encoder's input of features.
-          x: Features (N, chunk_window, F); those beyond `x_lens` may be anything.
-          x_lens: Feature frames of each stream that are there (N,); fewer than `chunk_window` only where it ends.
-          states: See `new_streams`; not changed.
+          encoder_embed: The module that turns features into the encoder's input.
+          x: Features (N, chunk_window, F); those from `x_lens` on may have any value.
+          x_lens: Valid feature frames of each stream (N,); fewer than `chunk_window` only where it ends.
+          states: See `init_states`; not changed.
 
         Returns:
           Frames (N, chunk_shift / 4, D), and the new states.
@@ -76,12 +80,12 @@ class Encoder(nn.Module, ABC):
 
 
 def encoder_lens(x_lens: Tensor) -> Tensor:
-    """Encoder frames of utterances of so many feature frames."""
+    """Return the number of encoder frames of utterances of `x_lens` feature frames."""
     return torch.div(x_lens + SUBSAMPLING_FACTOR - 1, SUBSAMPLING_FACTOR, rounding_mode="floor")
 
 
 def pad_with_silence(x: Tensor, x_lens: Tensor, frames: int) -> Tensor:
-    """Features (N, T, F) as (N, frames, F), with those from `x_lens` (N,) on set to silence."""
+    """Pad features (N, T, F) to (N, frames, F), and set those from `x_lens` (N,) on to silence."""
     x = nn.functional.pad(x, (0, 0, 0, frames - x.size(1)))
-    beyond = torch.arange(frames, device=x.device) >= x_lens.unsqueeze(1)
-    return x.masked_fill(beyond.unsqueeze(-1), LOG_EPS)
+    padding = torch.arange(frames, device=x.device) >= x_lens.unsqueeze(1)
+    return x.masked_fill(padding.unsqueeze(-1), LOG_EPS)

@@ -9,15 +9,11 @@ from torch import Tensor, nn
 
 from icefall_pathways.constants import NUM_MEL_BINS
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.emformer.streaming_encoder import EmformerEncoder
-from icefall_pathways.models.emformer.subsampling import EmformerSubsampling
 from icefall_pathways.models.encoder import Encoder, encoder_lens
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
-from icefall_pathways.models.zipformer.streaming_encoder import ZipformerEncoder
-from icefall_pathways.models.zipformer.subsampling import ZipformerSubsampling
 
 #: The layers whose size is that of the vocabulary.
 VOCABULARY_LAYERS = ("decoder.embedding", "joiner.output_linear", "simple_am_proj", "simple_lm_proj", "ctc_output")
@@ -52,7 +48,7 @@ class Transducer(nn.Module):
 
     def __init__(
         self,
-        encoder_embed: EmformerSubsampling | ZipformerSubsampling,
+        encoder_embed: nn.Module,
         encoder: Encoder,
         decoder: Predictor,
         joiner: Joiner,
@@ -136,7 +132,7 @@ class Transducer(nn.Module):
 
     def init_states(self, batch_size: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """The state of `batch_size` new streams: a list of tensors, which the encoder's class describes."""
-        return self.encoder.new_streams(self.encoder_embed, batch_size, device, self.joiner.encoder_proj.weight.dtype)
+        return self.encoder.init_states(self.encoder_embed, batch_size, device, self.joiner.encoder_proj.weight.dtype)
 
     def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode one chunk of every stream; the streams may be of different ages.
@@ -150,7 +146,7 @@ class Transducer(nn.Module):
         Returns:
           Frames (N, chunk_shift / 4, D), how many of them each stream has (N,), and the new states.
         """
-        out, states = self.encoder.encode_chunk(self.encoder_embed, x, x_lens, states)
+        out, states = self.encoder.stream(self.encoder_embed, x, x_lens, states)
         return out, encoder_lens(x_lens).clamp(max=out.size(1)), states
 
     def stack_states(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
@@ -171,21 +167,12 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
       config: Its architecture.
       vocab_size: Tokens, the blank (0) included.
     """
-    encoder_embed, encoder = _build_encoder(config)
+    encoder_embed, encoder = config.encoder_spec.build(config.architecture.encoder, NUM_MEL_BINS)
     decoder_dim, joiner_dim = config.decoder_and_joiner_dim
     return Transducer(
         encoder_embed,
         encoder,
-        Predictor(vocab_size, decoder_dim, config.context_size, balanced=config.encoder_type == "zipformer"),
+        Predictor(vocab_size, decoder_dim, config.context_size, balanced=config.encoder_spec.balanced_predictor),
         Joiner(encoder.output_dim, decoder_dim, joiner_dim, vocab_size),
         ctc_head=config.ctc_head,
     )
-
-
-def _build_encoder(config: ModelConfig) -> tuple[EmformerSubsampling | ZipformerSubsampling, Encoder]:
-    if config.encoder_type == "zipformer":
-        architecture = config.zipformer_size.encoder
-        front_end = ZipformerSubsampling(NUM_MEL_BINS, architecture.encoder_dim[0], architecture.front_end_channels)
-        return front_end, ZipformerEncoder(architecture)
-    encoder = EmformerEncoder.build(config)
-    return EmformerSubsampling(NUM_MEL_BINS, encoder.output_dim, config.channels), encoder

@@ -6,17 +6,16 @@ from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters
 from icefall_pathways.optim.scaled_adam import ScaledAdam
-from icefall_pathways.training.config import ExperimentConfig, OptimizerName, TrainingConfig
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
-#: What --optimizer auto is with an encoder, and what --base-lr 0 is with an optimizer.
-OPTIMIZERS: dict[str, OptimizerName] = {"emformer": "adamw", "zipformer": "scaled-adam"}
+#: Base learning rate of --base-lr 0, by optimizer.
 BASE_LRS = {"adamw": 1.5e-3, "scaled-adam": 0.045}
 
 
 def with_optimizer(config: ExperimentConfig) -> ExperimentConfig:
     """The options with the optimizer and the base learning rate that go with the encoder, where they are left open."""
     training = config.training
-    optimizer = training.optimizer if training.optimizer != "auto" else OPTIMIZERS[config.model.encoder_type]
+    optimizer = training.optimizer if training.optimizer != "auto" else config.model.encoder_spec.optimizer
     base_lr = training.base_lr or BASE_LRS[optimizer]
     return replace(config, training=replace(training, optimizer=optimizer, base_lr=base_lr))
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from icefall_pathways.data.augmentation import AugmentationConfig
 from icefall_pathways.experiment.icefall_checkpoints import is_foreign
-from icefall_pathways.models.config import EmformerOptions
-from icefall_pathways.models.zipformer.config import ZipformerOptions
+from icefall_pathways.models.registry import ENCODERS
 from icefall_pathways.training.config import (
     ExperimentConfig,
     JointPruningConfig,
@@ -15,8 +14,6 @@ from icefall_pathways.training.config import (
     MaskShapeConfig,
 )
 
-_EMFORMERS = [field.name for field in fields(EmformerOptions)]
-_ZIPFORMERS = [field.name for field in fields(ZipformerOptions)]
 _PRUNING = [field.name for field in fields(JointPruningConfig) if field.name != "prune_method"]
 _SHAPE = [field.name for field in fields(MaskShapeConfig) if field.name != "sparsity"]
 _SPEC_AUG = [field.name for field in fields(AugmentationConfig) if field.name.startswith("spec_aug_")]
@@ -73,8 +70,9 @@ def _check_shared(config: ExperimentConfig) -> None:
     of_the_other = ["clipping_scale"] if training.optimizer == "adamw" else ["weight_decay", "clip_norm"]
     _refuse(training, of_the_other, f"with --optimizer {training.optimizer}")
     if training.init_from is None or is_foreign(training.init_from):  # else the architecture is not of the options
-        of_others = _ZIPFORMERS if model.encoder_type == "emformer" else _EMFORMERS
-        _refuse(model, of_others, f"with --encoder-type {model.encoder_type}")
+        effective = {field.name for field in fields(model.encoder_spec.options)}
+        others = [field.name for spec in ENCODERS.values() for field in fields(spec.options)]
+        _refuse(model, [name for name in others if name not in effective], f"with --encoder-type {model.encoder_type}")
     if not config.data.enable_spec_aug:
         _refuse(config.data, _SPEC_AUG, "with --enable-spec-aug 0")
     if not config.data.enable_musan:

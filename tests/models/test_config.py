@@ -36,5 +36,6 @@ def test_every_option_has_a_default_and_is_told_by_help(capsys):
     assert "kernel of the causal convolution" in " ".join(told.replace("│", " ").lower().split())
 
 
-def test_channels_are_numbers():
-    assert ModelConfig(subsampling_channels="8, 32").channels == (8, 32)
+def test_emformer_options_are_parsed_into_numbers():
+    config = ModelConfig(encoder_dim="64", subsampling_channels="8, 32").architecture.encoder
+    assert (config.num_encoder_layers, config.encoder_dim, config.subsampling_channels) == (12, 64, (8, 32))

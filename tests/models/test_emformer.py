@@ -126,11 +126,11 @@ def test_convolution_module_is_what_its_name_says():
 @torch.inference_mode()
 def test_stream_equals_torchaudio_infer(memory, left, right):
     ours, theirs = _both(_options(memory, left, right))
-    states, their_states = ours.init_states(2), None
+    states, their_states = ours.get_init_states(2), None
     x = torch.randn(2, 10 * SEGMENT + right, 16)
     for start in range(0, 10 * SEGMENT, SEGMENT):
         chunk = x[:, start : start + SEGMENT + right]
-        out, _, states = ours.stream(chunk, torch.full((2,), SEGMENT), states)
+        out, _, states = ours.streaming_forward(chunk, torch.full((2,), SEGMENT), states)
         expected, _, their_states = theirs.infer(chunk, torch.full((2,), SEGMENT + right), their_states)
         _close(out, expected)
 
@@ -139,11 +139,11 @@ def test_stream_equals_torchaudio_infer(memory, left, right):
 def _stream(encoder, x, length):
     """One utterance (1, length + R, D) chunk by chunk."""
     segment, window = encoder.segment_length, encoder.segment_length + encoder.right_context_length
-    states, pieces = encoder.init_states(1), []
+    states, pieces = encoder.get_init_states(1), []
     for start in range(0, length, segment):
         chunk = torch.nn.functional.pad(x[:, start : start + window], (0, 0, 0, window), value=9.0)[:, :window]
         lens = torch.tensor([min(segment, length - start)])
-        out, lens, states = encoder.stream(chunk, lens, states)
+        out, lens, states = encoder.streaming_forward(chunk, lens, states)
         pieces.append(out[:, : lens[0]])
     return torch.cat(pieces, dim=1)
 
@@ -181,7 +181,7 @@ def test_streams_of_all_ages_share_a_batch(kernel):
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=kernel).eval()
     x = torch.randn(4, 6 * SEGMENT + 2, 16)
     expected = encoder(x, torch.full((4,), 6 * SEGMENT))[0]
-    states = [encoder.init_states(1) for _ in range(4)]
+    states = [encoder.get_init_states(1) for _ in range(4)]
     found = [[] for _ in range(4)]
     for chunk in range(6 + 4):
         active = [i for i in range(4) if 0 <= chunk - i < 6]
@@ -190,7 +190,7 @@ def test_streams_of_all_ages_share_a_batch(kernel):
         starts = [SEGMENT * (chunk - i) for i in active]
         batch = torch.stack([x[i, start : start + SEGMENT + 2] for i, start in zip(active, starts, strict=True)])
         joined = [torch.cat(tensors) for tensors in zip(*(states[i] for i in active), strict=True)]
-        out, _, joined = encoder.stream(batch, torch.full((len(active),), SEGMENT), joined)
+        out, _, joined = encoder.streaming_forward(batch, torch.full((len(active),), SEGMENT), joined)
         for row, i in enumerate(active):
             states[i] = [tensor[row : row + 1] for tensor in joined]
             found[i].append(out[row])
@@ -210,15 +210,15 @@ def test_nothing_looks_further_ahead_than_the_right_context():
 @torch.inference_mode()
 def test_stream_leaves_the_state_it_is_given():
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
-    states = encoder.init_states(2)
-    encoder.stream(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
+    states = encoder.get_init_states(2)
+    encoder.streaming_forward(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
     assert all(tensor.abs().sum() == 0 for tensor in states)
 
 
 def test_a_chunk_of_another_size_is_refused():
     encoder = Emformer(**_options(0, 6, 2))
     with pytest.raises(ValueError, match="a chunk has 5 frames: expected 6, which are the segment's 4 and 2 of right"):
-        encoder.stream(torch.randn(1, 5, 16), torch.tensor([4]), encoder.init_states(1))
+        encoder.streaming_forward(torch.randn(1, 5, 16), torch.tensor([4]), encoder.get_init_states(1))
 
 
 def test_gradients_are_finite_with_padding_and_reach_every_parameter():

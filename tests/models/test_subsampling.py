@@ -1,17 +1,17 @@
 import torch
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
-from icefall_pathways.models.emformer.subsampling import OVERLAP, EmformerSubsampling
+from icefall_pathways.models.emformer.subsampling import LOOK_AHEAD, EmformerSubsampling
 
 
 def test_pieces_give_the_frames_of_the_whole():
     subsampling = EmformerSubsampling(80, 24, (4, 8))
-    x = torch.randn(2, 4 * 25 + OVERLAP, 80) * 3 - 8
+    x = torch.randn(2, 4 * 25 + LOOK_AHEAD, 80) * 3 - 8
     whole = subsampling(x)
     assert whole.shape == (2, 25, 24)
     for size in (1, 2, 5):
         pieces = [
-            subsampling(x[:, SUBSAMPLING_FACTOR * start : SUBSAMPLING_FACTOR * (start + size) + OVERLAP])
+            subsampling(x[:, SUBSAMPLING_FACTOR * start : SUBSAMPLING_FACTOR * (start + size) + LOOK_AHEAD])
             for start in range(0, 25, size)
         ]
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)

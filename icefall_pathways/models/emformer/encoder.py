@@ -9,7 +9,7 @@ How it is computed. An utterance is cut into S segments. Segment s and the R fra
 they are computed anew in every layer, so nothing looks further ahead than R frames however many layers there are. What
 comes before a window (keys and values of the left context, memory vectors, inputs of the convolution) is taken from the
 windows before it and, for the first one, from the state. So an utterance is a long chunk, a chunk is a short utterance,
-and `forward` and `stream` run the same code. Masks are comparisons of positions, made once for all layers.
+and `forward` and `streaming_forward` run the same code. Masks are comparisons of positions, made once for all layers.
 
 An utterance may end within a window. The right context then follows its last frame directly, and what comes later in
 the window is masked; padding a batch therefore changes nothing for the shorter utterances. (torchaudio leaves a gap
@@ -277,10 +277,10 @@ class Emformer(nn.Module):
         segments = max(1, math.ceil(frames / self.segment_length))
         x = F.pad(x, (0, 0, 0, segments * self.segment_length - frames))
         windows = x.unfold(1, self.segment_length + self.right_context_length, self.segment_length).transpose(2, 3)
-        out, _ = self._run(windows, lens, self.init_states(x.size(0), x.device, x.dtype))
+        out, _ = self._run(windows, lens, self.get_init_states(x.size(0), x.device, x.dtype))
         return out[:, :frames], lens
 
-    def init_states(
+    def get_init_states(
         self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> list[Tensor]:
         """The state of `batch_size` new streams."""
@@ -293,7 +293,7 @@ class Emformer(nn.Module):
         states = [torch.zeros(batch_size, layers, *size, device=device, dtype=dtype) for size in sizes]
         return [*states, torch.zeros(batch_size, dtype=torch.int64, device=device)]
 
-    def stream(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def streaming_forward(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode one chunk of every stream.
 
         Args:

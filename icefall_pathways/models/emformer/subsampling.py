@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from icefall_pathways.models.norm import LayerNorm
 
 #: Feature frames that a sequence of output frames reads in addition to 4 for each: an output frame reads 7.
-OVERLAP = 3
+LOOK_AHEAD = 3
 
 # About the mean and the inverse deviation of log mel energies of speech with samples in [-1, 1]. Constants, not
 # statistics of the data: they spare the first layer from learning a large offset, and a stream has none to wait for.

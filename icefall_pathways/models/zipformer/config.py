@@ -1,7 +1,9 @@
 """The architecture of a Zipformer: its options, its named sizes, and what they must satisfy."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
+
+from icefall_pathways.models.encoder_options import Architecture, EncoderOptions, parse_ints
 
 # With c the chunk size and L the left context, both in frames of 20 ms: everything, without limit.
 UNLIMITED = -1
@@ -146,7 +148,7 @@ class ZipformerConfig:
 
 
 @dataclass(frozen=True)
-class ZipformerOptions:
+class ZipformerOptions(EncoderOptions):
     """The Zipformer's own options, as typed: comma-separated lists with a number per stack, as icefall's.
 
     Empty ones are what `--zipformer` says. Three more options belong to both encoders (`ModelConfig`).
@@ -195,21 +197,13 @@ class ZipformerOptions:
     """Zipformer: frames of 20 ms before a chunk that it attends to, drawn likewise; -1 is all of them."""
 
 
-class Size(NamedTuple):
-    """A named size: of the encoder, the predictor and the joiner."""
-
-    encoder: ZipformerConfig
-    decoder_dim: int
-    joiner_dim: int
-
-
 def _size(
     layers: tuple[int, ...],
     dim: tuple[int, ...],
     unmasked: tuple[int, ...],
     feedforward: tuple[int, ...],
     other_dim: int,
-) -> Size:
+) -> Architecture[ZipformerConfig]:
     stacks = len(layers)
     encoder = ZipformerConfig(
         num_encoder_layers=layers,
@@ -224,11 +218,11 @@ def _size(
         pos_dim=48,
         cnn_module_kernel=(31, 31, 15, 15, 15, 31)[:stacks],
     )
-    return Size(encoder, other_dim, other_dim)
+    return Architecture(encoder, other_dim, other_dim)
 
 
 # For small corpora such as the demo's. The recipe's front end alone would take more than half of its parameters.
-_MICRO = Size(
+_MICRO = Architecture(
     ZipformerConfig(
         num_encoder_layers=(1,) * 4,
         downsampling_factor=(1, 2, 4, 2),
@@ -265,42 +259,23 @@ SIZES = {
 }
 
 
-def resolve(options: ZipformerOptions, **shared: str) -> Size:
-    """The architecture that the options describe.
-
-    Args:
-      options: The Zipformer's own.
-      shared: Those that it has in common with other encoders; empty ones are what the named size says.
+def resolve(options: ZipformerOptions) -> Architecture[ZipformerConfig]:
+    """Parse and validate the options; an empty one takes its value from the named size.
 
     Raises:
-      ValueError: They are no numbers, or do not fit together.
+      ValueError: An option is not a list of numbers, or the options do not fit together.
     """
     if options.zipformer not in SIZES:
         raise ValueError(f"zipformer is {options.zipformer!r}: expected one of {', '.join(SIZES)}")
     size = SIZES[options.zipformer]
-    typed = {
-        item.name: getattr(options, item.name) for item in fields(ZipformerOptions) if item.name != "zipformer"
-    } | shared
-    stacks = len(numbers("num_encoder_layers", typed["num_encoder_layers"]) or size.encoder.num_encoder_layers)
-    changes: dict[str, Any] = {"causal": typed.pop("causal")}
-    for name, words in typed.items():
-        values = numbers(name, words)
+    stacks = len(parse_ints("num_encoder_layers", options.num_encoder_layers) or size.encoder.num_encoder_layers)
+    changes: dict[str, Any] = {"causal": options.causal}
+    for name in (field.name for field in fields(ZipformerConfig) if field.name != "causal"):
+        values = parse_ints(name, getattr(options, name))
         if name == "pos_dim":
             _require(len(values) < 2, name, values, "one number")
             changes[name] = values[0] if values else size.encoder.pos_dim
             continue
         values = values or getattr(size.encoder, name)
         changes[name] = values[:1] * stacks if name in _PER_STACK and len(set(values)) == 1 else values
-    return size._replace(encoder=replace(size.encoder, **changes))
-
-
-def numbers(name: str, words: str) -> tuple[int, ...]:
-    """The numbers in a comma-separated list.
-
-    Raises:
-      ValueError: Something in it is no number; the message calls the list `name`.
-    """
-    try:
-        return tuple(int(word) for word in words.replace(",", " ").split())
-    except ValueError:
-        raise ValueError(f"{name} is {words!r}: expected numbers, such as 2,2,3,4,3,2") from None
+    return replace(size, encoder=replace(size.encoder, **changes))

@@ -83,9 +83,9 @@ class Stack(nn.Module):
         """Layers."""
         return len(self.layers)
 
-    def init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
+    def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
         """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
-        return [state for layer in self.layers for state in layer.init_states(like, batch_size, left)]
+        return [state for layer in self.layers for state in layer.get_init_states(like, batch_size, left)]
 
     def forward(
         self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
@@ -122,9 +122,9 @@ class DownsampledStack(nn.Module):
         """Layers."""
         return self.encoder.num_layers
 
-    def init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
+    def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
         """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
-        return self.encoder.init_states(like, batch_size, left // self.downsample.factor)
+        return self.encoder.get_init_states(like, batch_size, left // self.downsample.factor)
 
     def forward(
         self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
@@ -139,8 +139,8 @@ class DownsampledStack(nn.Module):
 class Zipformer(nn.Module):
     """The encoder, from frames of 20 ms to frames of 40 ms.
 
-    The state of N streams is a list: for every layer its six tensors (`ZipformerLayer.init_states`), and last, how many
-    frames each stream has had (N,), int32. A new stream's state is zero.
+    The state of N streams is a list: for every layer its six tensors (`ZipformerLayer.get_init_states`), and last, the
+    age of each stream in frames (N,), int32. The state of a new stream is zero.
 
     Args:
       config: The architecture.
@@ -178,18 +178,18 @@ class Zipformer(nn.Module):
             factor: plan_utterances(lens, x.size(1), factor, self.config.pos_dim, chunk_size, left_context_frames)
             for factor in set(self.config.downsampling_factor)
         }
-        states = self.init_states(x, x.size(0), 0)[:-1]
+        states = self.get_init_states(x, x.size(0), 0)[:-1]
         out, _ = self._run(x, states, plans)
         return out, _output_lens(lens)
 
-    def init_states(self, like: Tensor, batch_size: int, left_context_frames: int) -> list[Tensor]:
+    def get_init_states(self, like: Tensor, batch_size: int, left_context_frames: int) -> list[Tensor]:
         """The state of `batch_size` new streams, of the type and on the device of `like`."""
         states = [
-            state for stack in self.encoders for state in stack.init_states(like, batch_size, left_context_frames)
+            state for stack in self.encoders for state in stack.get_init_states(like, batch_size, left_context_frames)
         ]
         return [*states, torch.zeros(batch_size, dtype=torch.int32, device=like.device)]
 
-    def stream(
+    def streaming_forward(
         self, x: Tensor, lens: Tensor, states: list[Tensor], left_context_frames: int
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode one chunk of every stream.

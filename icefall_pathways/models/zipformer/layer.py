@@ -110,7 +110,7 @@ class ZipformerLayer(Scheduled):
         self.balancer2 = Balancer(0.45, 0.55, 0.1, 4.0)
         self.whiten = Whiten(1, Schedule((0, 4.0), (20000, 12.0)))
 
-    def init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
+    def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
         """The zero state of `batch_size` streams, of which the layer remembers `left` frames: in this order
 
         keys (left, N, H * q), what the non-linear attention attends to (1, N, left, 3 C // 4), values of both
@@ -126,7 +126,7 @@ class ZipformerLayer(Scheduled):
 
         Args:
           x: Frames (N, T, C).
-          states: See `init_states`.
+          states: See `get_init_states`.
           plan: See `AttentionPlan`.
 
         Returns:

@@ -115,16 +115,16 @@ class ZipformerSubsampling(Scheduled):
         """
         return self._finish(F.pad(self._convolve(x), (0, 0, 0, 0, CONTEXT, CONTEXT)))
 
-    def init_state(self, like: Tensor, batch_size: int) -> Tensor:
+    def get_init_states(self, like: Tensor, batch_size: int) -> Tensor:
         """The state of new streams (N, C, 3, bins): the last frames of the strided convolutions, zero for a start."""
         return like.new_zeros(batch_size, self.channels, CONTEXT, self.bins)
 
-    def stream(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def streaming_forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Subsample the next piece of each stream, or a whole utterance with what follows it.
 
         Args:
           x: Features (N, 2 T + 13, num_bins), of which the stream's next piece begins 2 T later.
-          state: See `init_state`; not changed.
+          state: See `get_init_states`; not changed.
 
         Returns:
           Frames (N, T, output_dim), and the new state.

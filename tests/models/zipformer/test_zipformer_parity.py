@@ -118,9 +118,11 @@ def test_one_step_from_random_states(reference):
     """Streams of different ages, one of which ends in this chunk: the public recipe ends it before the look-ahead."""
     numbers, model = reference.numbers["stream_random_state"], reference.model
     *caches, embed_state, ages = numbers["states_in"]
-    embedded, embed_state = model.encoder_embed.stream(numbers["x"], embed_state)
+    embedded, embed_state = model.encoder_embed.streaming_forward(numbers["x"], embed_state)
     lens = torch.div(numbers["x_lens"] - 7, 2, rounding_mode="floor") - 3
-    out, out_lens, (*caches, ages) = model.encoder.stream(embedded, lens, [*caches, ages], left_context_frames=64)
+    out, out_lens, (*caches, ages) = model.encoder.streaming_forward(
+        embedded, lens, [*caches, ages], left_context_frames=64
+    )
     _close(out, numbers["out"])
     assert torch.equal(out_lens, numbers["out_lens"])
     states_out = [*caches, embed_state, ages]

@@ -103,9 +103,11 @@ def test_masks_bite_on_every_kernel():
         parameter.masked_fill_(~inside, 9.0)
         kept = parameter.clone()
         parameter.add_(inside * 0.5)
-        assert not torch.equal(stream(), chunk), name
+        assert not torch.allclose(stream(), chunk, atol=1e-5, rtol=0), name
         parameter.copy_(kept)
-    assert torch.equal(encode(), whole) and torch.equal(stream(), chunk)
+    # Not bit for bit: on some CPUs sums depend on where tensors lie in memory.
+    torch.testing.assert_close(encode(), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(stream(), chunk, atol=1e-5, rtol=0)
 
 
 def test_gradients_of_training_stay_inside_the_mask():
@@ -201,7 +203,7 @@ def test_the_emformers_predictor_has_no_balancers():
 
 def test_layers_take_part_one_after_the_other():
     """Six stacks: 4000 / 7 batches for each, cut evenly among its layers, from 0.5 to 0.035 times the factor's root."""
-    config = ModelConfig(encoder_type="zipformer").zipformer_size.encoder
+    config = ModelConfig(encoder_type="zipformer").architecture.encoder
     first, second, third = _layer_skip_rates(config, 2)
     start, step = 4000 * 3 / 7, 4000 / 7 / 3
     for i, schedule in enumerate((first, second, third)):
@@ -219,12 +221,12 @@ def test_the_feature_mask_leaves_the_first_channels_and_halves_the_others():
 
 def test_training_draws_chunks_and_left_contexts():
     encoder = make().train().encoder
-    drawn = [encoder._context() for _ in range(2000)]
+    drawn = [encoder.sample_context() for _ in range(2000)]
     chunks = {chunk: [left for c, left in drawn if c == chunk] for chunk in (16, 32, 64, UNLIMITED)}
     assert sum(map(len, chunks.values())) == 2000 and all(400 < len(lefts) < 600 for lefts in chunks.values())
     for chunk, lefts in chunks.items():
         assert set(lefts) == ({UNLIMITED} if chunk == UNLIMITED else {64, 128, 256, UNLIMITED})
-    assert {encoder.eval()._context() for _ in range(20)} == {(16, 64)}
+    assert {encoder.eval().sample_context() for _ in range(20)} == {(16, 64)}
 
 
 def test_without_a_gradient_to_edit_training_differs_by_what_is_left_out_alone():
