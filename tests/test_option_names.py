@@ -51,6 +51,7 @@ def config_class_of(script: str) -> type:
 def options_of_dataclass(config_class: type) -> Table:
     """Return default and choices of every option; fields of nested dataclasses are options of their own."""
     hints = typing.get_type_hints(config_class)
+    annotated = typing.get_type_hints(config_class, include_extras=True)
     table: Table = {}
     for field in dataclasses.fields(config_class):
         hint = hints[field.name]
@@ -61,7 +62,9 @@ def options_of_dataclass(config_class: type) -> Table:
         entry: Entry = {"default": as_typed(default)}
         if typing.get_origin(hint) is typing.Literal:
             entry["choices"] = [as_typed(choice) for choice in typing.get_args(hint)]
-        table[f"--{field.name.replace('_', '-')}"] = entry
+        annotations = getattr(annotated[field.name], "__metadata__", ())
+        names = [annotation.name for annotation in annotations if getattr(annotation, "name", None)]
+        table[f"--{names[0] if names else field.name.replace('_', '-')}"] = entry
     return table
 
 
