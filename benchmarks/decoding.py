@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-r"""Measure how fast streams are decoded: ours, and torchaudio's RNNTBeamSearch on the same model.
+r"""Benchmark streaming decoding: the searches of this project, and torchaudio's RNNTBeamSearch on the same model.
 
 Usage:
 
   OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model zipformer-5M --streams "1 16"
 
-The model has random weights and the size of a published one; its blank is set so that it emits as many tokens a second
-as speech has. Features are given, audio is not read. Streams are encoded by the frozen graph of a chunk, and without it
-("plain"). One round decodes with every system in turn; the median of the rounds is told. The figures mean something on
-a machine that does nothing else.
+The model has the size of a published one and random weights; the bias of blank is set for the token rate of speech.
+Features are precomputed. Streams are encoded with the frozen graph of a chunk, and without it ("plain"). One round
+decodes with all systems in turn; the result is the median over the rounds. Run it on an otherwise idle machine.
 """
 
 import math
@@ -54,7 +53,7 @@ MODELS = {
 }
 GREEDY, BEAM = "greedy", f"modified beam {BEAM_SIZE}"
 # Real-time factors of icefall's streaming Zipformer of the same sizes, chunks and contexts, by model, search and number
-# of streams: encoder and search, features given, two threads of a two-core machine without GPU, torch 1.13.1.
+# of streams: encoder and search, precomputed features, two threads of a two-core machine without GPU, torch 1.13.1.
 ICEFALL = {
     ("zipformer-5M", GREEDY, 1): 0.062,
     ("zipformer-5M", GREEDY, 16): 0.0192,
@@ -69,35 +68,35 @@ ICEFALL = {
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure."""
+    """Options of the benchmark."""
 
     model: Literal["emformer-5M", "emformer-20M", "zipformer-5M", "zipformer-20M"] = "zipformer-5M"
     """Encoder and size of the model."""
 
     streams: str = "1 16"
-    """Numbers of streams that are decoded at the same time."""
+    """Numbers of streams that are decoded in parallel."""
 
     seconds: float = 20.0
-    """Length of each stream."""
+    """Duration of each stream in seconds."""
 
     rounds: int = 5
-    """Times that everything is measured."""
+    """Number of rounds; each measures all systems."""
 
     torchaudio: bool = True
-    """Also measure torchaudio's search, which takes one stream after the other."""
+    """Also measure torchaudio's search, which decodes one stream at a time."""
 
     output: Path | None = None
-    """JSON file for the figures; None: only the table is shown."""
+    """JSON file for the results; None only prints the table."""
 
     write: bool = False
-    """Put the model's table into benchmarks/decoding.md."""
+    """Write the model's table to benchmarks/decoding.md."""
 
 
 class TorchaudioModel(nn.Module):
-    """Our transducer with the interface that torchaudio's search expects of its own RNNT; blank becomes the last token.
+    """Adapter of our transducer to the RNNT interface of torchaudio's search, in which blank is the last token.
 
     Args:
-      model: Of which predictor and joiner are used; encoder outputs are given.
+      model: Its predictor and joiner are used; encoder outputs are precomputed.
     """
 
     def __init__(self, model: Transducer) -> None:
@@ -105,28 +104,28 @@ class TorchaudioModel(nn.Module):
         self.decoder, self.joiner = model.decoder, model.joiner
 
     def transcribe(self, frames: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Take encoder outputs (1, T, D) for features."""
+        """Project encoder outputs (1, T, D), which torchaudio passes in place of features."""
         return self.joiner.encoder_proj(frames), lens
 
     def predict(
         self, targets: Tensor, lens: Tensor, state: list[list[Tensor]] | None
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """Predict from tokens (M, 1); the state is the context before them (M, context_size - 1)."""
+        """Return predictor outputs for tokens (M, 1); the state is their context (M, context_size - 1)."""
         tokens = (targets + 1) % VOCAB_SIZE
-        before = torch.full_like(tokens, -1) if state is None else state[0][0]
-        context = torch.cat([before, tokens], dim=1)
+        previous = torch.full_like(tokens, -1) if state is None else state[0][0]
+        context = torch.cat([previous, tokens], dim=1)
         return self.joiner.decoder_proj(self.decoder(context, need_pad=False)), lens, [[context[:, 1:]]]
 
     def join(
         self, frames: Tensor, frame_lens: Tensor, predicted: Tensor, predicted_lens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (M, 1, 1, V) of a frame (1, 1, D) and predictor outputs (M, 1, D)."""
+        """Return the logits (M, 1, 1, V) of a frame (1, 1, D) and predictor outputs (M, 1, D)."""
         logits = self.joiner(frames[:, :, None], predicted[:, None], project_input=False)
         return logits.roll(-1, dims=-1), frame_lens, predicted_lens
 
 
 def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
-    """A model that emits tokens at the rate of speech, features (N, T, 80) and encoder outputs (N, T', D)."""
+    """Return a model with the token rate of speech, features (N, T, 80) and encoder outputs (N, T', D)."""
     torch.manual_seed(42)
     model = build_model(MODELS[config.model], VOCAB_SIZE).eval()
     num_streams = max(map(int, config.streams.split()))
@@ -135,7 +134,7 @@ def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
         encoder_out, _ = model.encode(features, torch.full((num_streams,), features.size(1)))
     low, high = -50.0, 50.0
     with torch.no_grad():
-        # Frames that differ and logits as far apart as a trained model's, so that hypotheses compete as in speech.
+        # Frames vary and logits spread as in a trained model, so that hypotheses compete as for speech.
         projection = model.joiner.encoder_proj
         deviation, mean = torch.std_mean(projection(encoder_out).flatten(0, 1), dim=0)
         projection.weight /= deviation.mean()
@@ -150,28 +149,28 @@ def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
 
 
 def _search_chunks(search: Search, encoder_out: Tensor, chunk: int = 8) -> int:
-    """Search encoder outputs (N, T, D) chunk by chunk; returns the number of tokens."""
+    """Search encoder outputs (N, T, D) in chunks, and return the number of tokens."""
     state = search.init(len(encoder_out))
     for piece in encoder_out.split(chunk, dim=1):
         state = search.advance(state, piece, torch.full((len(piece),), piece.size(1)))
-    return sum(len(found.tokens) for found in search.results(state))
+    return sum(len(result.tokens) for result in search.results(state))
 
 
 def _decode_streams(decoder: StreamingDecoder, features: Tensor) -> int:
-    """Decode features (N, T, 80) chunk by chunk, encoder and all; returns the number of tokens."""
+    """Encode and search features (N, T, 80) in chunks, and return the number of tokens."""
     pieces = [Source(i, x.split(decoder.model.chunk_shift)) for i, x in enumerate(features)]
-    return sum(len(found.tokens) for _, found in decoder.decode(pieces, len(features), from_features=True))
+    return sum(len(result.tokens) for _, result in decoder.decode(pieces, len(features), from_features=True))
 
 
 def _search_torchaudio(search: RNNTBeamSearch, encoder_out: Tensor) -> int:
-    """Search encoder outputs (N, T, D), one stream after the other, each at once; returns the number of tokens."""
-    # Not in chunks: its search would give the last token to the predictor again at the beginning of each.
+    """Search encoder outputs (N, T, D), one whole stream at a time, and return the number of tokens."""
+    # Not in chunks: this search repeats the last token as predictor input at the start of each chunk.
     with torch.inference_mode():
         return sum(len(search(x, torch.tensor([len(x)]), BEAM_SIZE)[0][0]) - 1 for x in encoder_out)
 
 
 def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
-    """Measure every system with every number of streams."""
+    """Return the results of all systems for all numbers of streams."""
     model, features, encoder_out = prepare(config)
     searches = {
         GREEDY: GreedySearch(model),
@@ -179,42 +178,43 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
         "fast beam": FastBeamSearch(model, beam=4.0, max_contexts=4, max_states=32),
     }
     runs: dict[tuple[str, str, int], Callable[[], int]] = {}
-    for number in map(int, config.streams.split()):
-        heard, seen = encoder_out[:number], features[:number]
+    for num_streams in map(int, config.streams.split()):
+        frames, inputs = encoder_out[:num_streams], features[:num_streams]
         for name, search in searches.items():
-            runs["search", name, number] = lambda search=search, heard=heard: _search_chunks(search, heard)
-            for what, graph_after in (("all", 0), ("plain", math.inf)):
+            runs["search", name, num_streams] = lambda search=search, frames=frames: _search_chunks(search, frames)
+            for part, graph_after in (("all", 0), ("plain", math.inf)):
                 decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=graph_after)
-                runs[what, name, number] = lambda decoder=decoder, seen=seen: _decode_streams(decoder, seen)
+                runs[part, name, num_streams] = lambda decoder=decoder, inputs=inputs: _decode_streams(decoder, inputs)
         if config.torchaudio:
-            # At most one token a frame, as in the other searches.
+            # At most one token per frame, as in the other searches.
             peer = RNNTBeamSearch(TorchaudioModel(model), VOCAB_SIZE - 1, step_max_tokens=1)
             name = f"torchaudio beam {BEAM_SIZE}"
-            runs["search", name, number] = lambda peer=peer, heard=heard: _search_torchaudio(peer, heard)
+            runs["search", name, num_streams] = lambda peer=peer, frames=frames: _search_torchaudio(peer, frames)
     seconds, tokens = {run: [] for run in runs}, {}
     for decode in runs.values():
-        decode()  # the first time is slow, and graphs are made
+        decode()  # warm-up: compiles the graphs
     for _ in tqdm(range(config.rounds), "measuring", unit="round"):
         for run, decode in runs.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             tokens[run] = decode()
-            seconds[run].append(time.perf_counter() - begin)
+            seconds[run].append(time.perf_counter() - start)
     return [
         {
-            "what": what,
+            "part": part,
             "system": system,
-            "streams": number,
-            "real_time_factor": statistics.median(seconds[what, system, number]) / (number * config.seconds),
-            "icefall": ICEFALL.get((config.model, system, number)) if what == "all" else None,
-            "tokens_per_second": tokens[what, system, number] / statistics.median(seconds[what, system, number]),
-            "tokens": tokens[what, system, number],
+            "streams": num_streams,
+            "real_time_factor": statistics.median(seconds[run]) / (num_streams * config.seconds),
+            "icefall": ICEFALL.get((config.model, system, num_streams)) if part == "all" else None,
+            "tokens_per_second": tokens[run] / statistics.median(seconds[run]),
+            "tokens": tokens[run],
         }
-        for what, system, number in runs
+        for run in runs
+        for part, system, num_streams in [run]
     ]
 
 
 def main() -> None:
-    """Read the options, measure, print the table."""
+    """Run the benchmark and print the table."""
     config = parse(BenchmarkConfig, __doc__)
     figures = measure(config)
     if config.output:
@@ -227,14 +227,14 @@ def main() -> None:
 
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the table of `figures`, as text."""
+    """Return the header and the rows of the table of `figures`, as text."""
     parts = {"search": "search alone", "all": "encoder and search", "plain": "the same without a graph"}
     rows = []
     for row in figures:
-        ours, peer = row["real_time_factor"], row["icefall"]
-        compared = ["", ""] if peer is None else [f"{peer:.4f}", f"{ours / peer:.2f}"]
-        name = [parts[row["what"]], row["system"], str(row["streams"])]
-        rows.append([*name, f"{ours:.5f}", *compared, f"{row['tokens_per_second']:.0f}"])
+        factor, peer = row["real_time_factor"], row["icefall"]
+        compared = ["", ""] if peer is None else [f"{peer:.4f}", f"{factor / peer:.2f}"]
+        name = [parts[row["part"]], row["system"], str(row["streams"])]
+        rows.append([*name, f"{factor:.5f}", *compared, f"{row['tokens_per_second']:.0f}"])
     header = ["measured", "system", "streams", "real-time factor", "icefall's", "of icefall's", "tokens per second"]
     return header, rows
 

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-r"""Measure how long masks of a large model take, and how much memory.
+r"""Benchmark time and memory of operations on masks of a large model.
 
 Usage:
 
   OMP_NUM_THREADS=1 benchmarks/masks.py --millions 100 --num-languages 8
 
-The model is a stack of transformer layers, of which only the shapes matter. Every operation runs in a process of its
-own; its memory is the most that the process had at any moment, above what it has without masks: the codes themselves
-are part of it. Seconds are those of the processor, whatever else runs on the machine. Pruning also holds weights and
-scores, as floats.
+The model is a stack of transformer layers of which only the shapes are used. Every operation runs in a separate
+process; its memory is the peak of the process minus its memory without masks, so the codes are included. Seconds are
+CPU time, which is independent of other jobs on the machine. Pruning also holds weights and scores, as floats.
 """
 
 import tempfile
@@ -38,25 +37,25 @@ _LAYER = {
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure."""
+    """Options of the benchmark."""
 
     millions: int = 100
-    """Prunable weights of the model, in millions, at least."""
+    """Minimum number of prunable weights, in millions."""
 
     num_languages: int = 8
-    """Languages with a random mask each."""
+    """Number of languages; each has a random mask."""
 
     density: float = 0.3
     """Share of the weights that each language uses."""
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Made-up tags."""
+        """Artificial language tags."""
         return tuple(f"l{i}" for i in range(self.num_languages))
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The parameters of the model."""
+        """The shapes of the model's parameters by name."""
         layers = -(-self.millions * 1_000_000 // sum(a * b for a, b in _LAYER.values()))
         return {f"layers.{i}.{name}.weight": shape for i in range(layers) for name, shape in _LAYER.items()}
 
@@ -65,7 +64,7 @@ _WARM_UP = BenchmarkConfig(millions=1)
 
 
 def build(config: BenchmarkConfig, languages: tuple[str, ...]) -> PathwayMasks:
-    """Masks with random entries, language by language."""
+    """Return masks with random entries."""
     codes = {name: torch.zeros(shape, dtype=code_type(len(languages))) for name, shape in config.shapes.items()}
     masks = PathwayMasks(MasksHeader(languages), codes)
     generator = torch.Generator().manual_seed(len(languages))
@@ -117,7 +116,7 @@ def _prune(allocation: str, granularity: str = "element") -> Callable[[Benchmark
     return prepare
 
 
-#: In this order: files that one writes are read by the next.
+#: In this order, because operations read the files of earlier ones.
 OPERATIONS: dict[str, Callable[[BenchmarkConfig, Path], Callable[[], object]]] = {
     "build all languages' masks": lambda config, folder: lambda: build(config, config.languages),
     "save": _save,
@@ -133,16 +132,16 @@ OPERATIONS: dict[str, Callable[[BenchmarkConfig, Path], Callable[[], object]]] =
 
 
 def _memory(field: str) -> int:
-    """VmRSS (memory now) or VmHWM (its peak) of this process in bytes."""
+    """Return VmRSS (current memory) or VmHWM (peak) of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def _measure(name: str, config: BenchmarkConfig, folder: Path, results: "Queue[tuple[float, int]]") -> None:
-    OPERATIONS[name](_WARM_UP, folder / "warm-up")()  # so that libraries are in memory before it is measured
+    OPERATIONS[name](_WARM_UP, folder / "warm-up")()  # loads libraries before the measurement
     before = _memory("VmRSS")
     run = OPERATIONS[name](config, folder)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.process_time()
     kept = run()
     seconds = time.process_time() - start
@@ -151,7 +150,7 @@ def _measure(name: str, config: BenchmarkConfig, folder: Path, results: "Queue[t
 
 
 def measure(config: BenchmarkConfig) -> list[dict[str, float | str]]:
-    """CPU seconds and peak memory of every operation; memory in bytes, and as a multiple of the codes' size."""
+    """Return CPU seconds and peak memory of all operations; memory in bytes, and relative to the size of the codes."""
     weights = sum(a * b for a, b in config.shapes.values())
     codes = weights * torch.iinfo(code_type(config.num_languages)).bits // 8
     context = get_context("fork")
@@ -164,14 +163,14 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | str]]:
             process.start()
             process.join()
             if process.exitcode:
-                raise RuntimeError(f"{name!r} ended with exit code {process.exitcode}: its error stands above")
+                raise RuntimeError(f"{name!r} failed with exit code {process.exitcode}: see its error above")
             seconds, peak = results.get()
             figures.append({"operation": name, "seconds": seconds, "peak": peak, "codes": codes, "ratio": peak / codes})
     return figures
 
 
 def main() -> None:
-    """Read the options, measure, print the table."""
+    """Run the benchmark and print the table."""
     config = parse(BenchmarkConfig, __doc__)
     figures = measure(config)
     rows = [[f["operation"], f["seconds"], float(f["peak"]) / 2**20, f["ratio"]] for f in figures]

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-r"""Measure how much memory a training holds, and how that grows with languages.
+r"""Benchmark the memory of training for different numbers of languages.
 
 Usage:
 
   OMP_NUM_THREADS=1 benchmarks/memory.py --size medium --num-languages "1 4 8 32" --write 1
 
-For each number of languages, in a process of its own: a Zipformer, random masks, the optimizer, the running average,
-and an update of every language, the first one on two utterances of 5 s, the others with random gradients. Sizes of
-objects are those of their tensors; the peak is the most that the process had resident, its libraries included.
+For each number of languages, a separate process creates a Zipformer, random masks, the optimizer and the running
+average, and runs an update of every language: the first on two utterances of 5 s, the others with random gradients. The
+size of an object is that of its tensors; the peak is that of the resident memory, including libraries.
 """
 
 import resource
@@ -38,7 +38,7 @@ REPORT = Path(__file__).with_suffix(".md")
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What to measure."""
+    """Options of the benchmark."""
 
     size: str = "medium"
     """Size of the Zipformer."""
@@ -47,11 +47,11 @@ class MemoryConfig:
     """Numbers of languages; each has a random mask of 70 % sparsity."""
 
     write: bool = False
-    """Put the figures into benchmarks/memory.md."""
+    """Write the results to benchmarks/memory.md."""
 
 
-def held(size: str, num_languages: int) -> dict[str, float]:
-    """Megabytes of each of `OBJECTS` in this process, after an update of every language, and "peak"."""
+def measure(size: str, num_languages: int) -> dict[str, float]:
+    """Return the megabytes of each of `OBJECTS` after an update of every language, and "peak", for this process."""
     torch.manual_seed(42)
     model = build_model(ModelConfig(encoder_type="zipformer", zipformer=size), VOCAB_SIZE).train()
     languages = [f"l{i}" for i in range(num_languages)]
@@ -72,7 +72,7 @@ def held(size: str, num_languages: int) -> dict[str, float]:
         optimizer.activate(masks, language)
         optimizer.step()
         average.update(model, i + 1)
-    # Views of the flat vectors that the optimizer computes with are counted once.
+    # Views of the flat buffers of the optimizer are counted once.
     states = [value for state in optimizer.state.values() for value in state.values()]
     tensors: dict[str, Iterable[Tensor]] = {
         "weights": model.parameters(),
@@ -86,46 +86,38 @@ def held(size: str, num_languages: int) -> dict[str, float]:
 
 
 def megabytes(tensors: Iterable[Tensor]) -> float:
-    """What tensors take together, in 10^6 bytes; those that share memory count once."""
+    """Return the size of all tensors in 10^6 bytes; tensors that share storage count once."""
     storages = {tensor.storage().data_ptr(): tensor.storage().nbytes() for tensor in tensors}
     return sum(storages.values()) / 1e6
 
 
-def _tell(queue: "Queue[dict[str, float]]", size: str, num_languages: int) -> None:
-    queue.put(held(size, num_languages))
+def _put_sizes(queue: "Queue[dict[str, float]]", size: str, num_languages: int) -> None:
+    queue.put(measure(size, num_languages))
 
 
-def measure(size: str, num_languages: int) -> dict[str, float]:
-    """`held` in a process of its own."""
+def measure_in_process(size: str, num_languages: int) -> dict[str, float]:
+    """Return the result of `measure` in a separate process."""
     context = get_context("spawn")
     queue: Queue[dict[str, float]] = context.Queue()
-    process = context.Process(target=_tell, args=(queue, size, num_languages))
+    process = context.Process(target=_put_sizes, args=(queue, size, num_languages))
     process.start()
-    found = queue.get()
+    sizes = queue.get()
     process.join()
-    return found
+    return sizes
 
 
 def main() -> None:
-    """Read the options, measure, print the table."""
+    """Run the benchmark and print the table."""
     config = parse(MemoryConfig, __doc__)
-    numbers = [int(number) for number in config.num_languages.split()]
-    found = {number: measure(config.size, number) for number in numbers}
-    header = ["languages", *OBJECTS, "together", "peak"]
-    rows = [
-        [
-            str(number),
-            *(f"{value:.0f}" for value in [*(sizes[name] for name in OBJECTS), _together(sizes), sizes["peak"]]),
-        ]
-        for number, sizes in found.items()
-    ]
+    header = ["languages", *OBJECTS, "total", "peak"]
+    rows = []
+    for count in map(int, config.num_languages.split()):
+        sizes = measure_in_process(config.size, count)
+        objects = [sizes[name] for name in OBJECTS]
+        rows.append([str(count), *(f"{value:.0f}" for value in [*objects, sum(objects), sizes["peak"]])])
     print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
     if config.write:
         put_table(REPORT, "languages", header, rows)
-
-
-def _together(sizes: dict[str, float]) -> float:
-    return sum(sizes[name] for name in OBJECTS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Masks to measure with where it does not matter which entries they keep."""
+"""Random masks for benchmarks."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from icefall_pathways.training.runs import PRUNE_SCOPES
 
 
 def random_masks(model: nn.Module, languages: Sequence[str], sparsity: float) -> PathwayMasks:
-    """Masks of encoder and predictor of a transducer, drawn from torch's random state."""
+    """Return random masks for the encoder and the predictor of a transducer, from torch's random generator."""
     masks = PathwayMasks.dense(model, languages, PRUNE_SCOPES["encoder-predictor"])
     for name, code in masks.codes.items():
         for language in languages:

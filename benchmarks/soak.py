@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-r"""Kill a training again and again, and see whether it ends as one that was left alone.
+r"""Soak test: kill and restart a training run repeatedly, and compare its result with an uninterrupted run.
 
 Usage, with any options of train.py after `--`:
 
   benchmarks/soak.py --exp-dir exp/soak --minutes 30 -- --manifest-dir data/fbank --num-updates 2000 --save-every-n 20
 
-The same training runs twice, side by side: once left alone, and once killed at random moments (SIGKILL to all of its
-processes, or SIGTERM, which lets it save), each time started again with the same command. What the last checkpoints
-hold (weights, averages, optimizer, masks, gradients) must be the same, bit for bit.
+The same training runs twice in parallel: once uninterrupted, and once killed at random times (SIGKILL to all of its
+processes, or SIGTERM, after which it saves a checkpoint) and restarted with the same command. Weights, averages,
+optimizer state, masks and gradients of the last checkpoints must be bitwise identical.
 """
 
 import math
@@ -27,7 +27,7 @@ import torch
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.options import parse, run_script
-from icefall_pathways.training import runs  # noqa: F401  (the second for the forks of this process)
+from icefall_pathways.training import runs  # noqa: F401  (imported for the forked runs)
 
 _PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
 TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pathways/train.py"
@@ -35,50 +35,50 @@ TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pat
 
 @dataclass(frozen=True)
 class SoakConfig:
-    """How long, and how rough."""
+    """Options of the soak test."""
 
     exp_dir: Path = Path("soak")
-    """Folder for both runs; empty or not there."""
+    """Folder for both runs; it must be empty or missing."""
 
     minutes: float = 30.0
-    """Kill the second run for so long, if it does not end before; then it may go on to its end."""
+    """Duration of the kills; afterwards the run continues to its end."""
 
     longest_life: float = 60.0
-    """Seconds after which a run is killed at the latest."""
+    """Maximum seconds from a start to the next kill."""
 
     sigterm_share: float = 0.2
     """Share of the kills that are SIGTERM."""
 
     seed: int = 0
-    """Seed of the moments."""
+    """Seed of the times and signals."""
 
     fork: bool = False
-    """Begin runs as forks of this process, which has imported everything: on a busy machine, lives are short else."""
+    """Start runs as forks of this process, without import time: otherwise short runs on a busy machine do little."""
 
 
 def soak(config: SoakConfig, options: list[str]) -> str:
-    """Run both; returns what happened.
+    """Run both, and return a summary.
 
     Raises:
-      ValueError: A run failed by itself, or they ended differently.
+      ValueError: The folder is not empty, a run failed, or the results differ.
     """
     if config.exp_dir.exists() and any(config.exp_dir.iterdir()):
-        raise ValueError(f"{config.exp_dir} is not empty: a run that is there already would go on; name another folder")
-    begin = time.monotonic()
-    calm, killed = config.exp_dir / "calm", config.exp_dir / "killed"
+        raise ValueError(f"{config.exp_dir} is not empty, and its run would be resumed: choose another folder")
+    start_time = time.monotonic()
+    uninterrupted, killed = config.exp_dir / "uninterrupted", config.exp_dir / "killed"
     start = partial(_fork if config.fork else _spawn, options=options)
-    left_alone = start(calm)
+    reference = start(uninterrupted)
     try:
         kills = _run_and_kill(config, partial(start, killed))
-        minutes = (time.monotonic() - begin) / 60
-        _end_well(left_alone)
+        minutes = (time.monotonic() - start_time) / 60
+        _wait_for_success(reference)
     finally:
-        left_alone.kill()
-    update, differing = _compare(calm, killed)
+        reference.kill()
+    update, differing = compare(uninterrupted, killed)
     if differing:
-        raise ValueError(f"after {kills} the runs differ in {', '.join(differing[:5])} and {len(differing)} in all")
-    told = ", ".join(f"{number} {name}" for name, number in kills.items())
-    return f"{told} in {minutes:.1f} minutes; after update {update} {', '.join(_PARTS)} are bit for bit the same"
+        raise ValueError(f"after {kills} the runs differ in {len(differing)} tensors: {', '.join(differing[:5])}, ...")
+    counts = ", ".join(f"{count} {name}" for name, count in kills.items())
+    return f"{counts} in {minutes:.1f} minutes; after update {update} {', '.join(_PARTS)} are bitwise identical"
 
 
 def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[str, int]:
@@ -89,7 +89,7 @@ def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[st
         process = start()
         life = rng.uniform(1.0, config.longest_life)
         if time.monotonic() + life > deadline:
-            _end_well(process)
+            _wait_for_success(process)
             return kills
         try:
             process.wait(life)
@@ -99,19 +99,23 @@ def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[st
             os.killpg(process.pid, signal.Signals[name])
             process.wait()
         else:
-            _end_well(process)
+            _wait_for_success(process)
             return kills
 
 
 class Fork:
-    """A fork of this process that trains; what `subprocess.Popen` has of what is needed here."""
+    """A forked training process, with the methods of `subprocess.Popen` that are used here."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def wait(self, timeout: float = math.inf) -> int:
-        """The exit status; `subprocess.TimeoutExpired` if it is still running after so many seconds."""
+        """Return the exit status.
+
+        Raises:
+          subprocess.TimeoutExpired: The process is still running after `timeout` seconds.
+        """
         end = time.monotonic() + timeout
         while self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -124,7 +128,7 @@ class Fork:
         return self.returncode
 
     def kill(self) -> None:
-        """End it and all of its processes, if it has not ended."""
+        """Kill the process group, unless the process has exited."""
         if self.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -159,14 +163,14 @@ def _spawn(exp_dir: Path, options: list[str]) -> Process:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def _end_well(process: Process) -> None:
+def _wait_for_success(process: Process) -> None:
     if status := process.wait():
-        raise ValueError(f"a run ended with status {status}: see the logs beside the runs' folders")
+        raise ValueError(f"a run failed with exit status {status}: see the logs next to the folders of the runs")
 
 
-def _compare(calm: Path, killed: Path) -> tuple[int, list[str]]:
-    """The last update of both runs, and the names of what differs."""
-    ends = [checkpoints.find(layout.batch_checkpoints(folder)[-1])[1] for folder in (calm, killed)]
+def compare(uninterrupted: Path, killed: Path) -> tuple[int, list[str]]:
+    """Return the last update, and the names of the tensors that differ between the last checkpoints of two folders."""
+    ends = [checkpoints.find(layout.batch_checkpoints(folder)[-1])[1] for folder in (uninterrupted, killed)]
     flat = [_flatten(end) for end in ends]
     names = flat[0].keys() | flat[1].keys()
     differing = [
@@ -187,9 +191,9 @@ def _flatten(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Read the options and soak."""
-    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    print(soak(parse(SoakConfig, __doc__, sys.argv[1:place]), sys.argv[place + 1 :]))
+    """Run the soak test."""
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    print(soak(parse(SoakConfig, __doc__, sys.argv[1:split]), sys.argv[split + 1 :]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of figures inside Markdown files, renewed by the benchmarks that measure them."""
+"""Update of result tables in Markdown files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,22 +7,24 @@ from tabulate import tabulate
 
 
 def put_table(path: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Replace what stands in a Markdown file between `<!-- NAME -->` and `<!-- end of NAME -->` by a table.
+    """Replace the text between `<!-- NAME -->` and `<!-- end of NAME -->` in a Markdown file by a table.
 
     Args:
       path: The file.
-      name: The table's name.
-      header: Its columns.
-      rows: Its rows, with numbers as text already.
+      name: The name of the table.
+      header: The column headers.
+      rows: The rows, with numbers already formatted as text.
 
     Raises:
-      ValueError: The file has no such place.
+      ValueError: The file lacks one of the markers.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = path.read_text()
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{path} has no place for the table {name}: expected a line {begin} and below it a line {end}")
+    before, start_marker, rest = text.partition(start)
+    _, end_marker, after = rest.partition(end)
+    if not (start_marker and end_marker):
+        raise ValueError(
+            f"{path} has no markers of the table {name}: expected a line {start} and below it a line {end}"
+        )
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
-    path.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+    path.write_text(f"{before}{start}\n{table}\n{end}{after}")

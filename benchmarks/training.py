@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-r"""Measure a training step of the Zipformer, part by part, dense and through a pathway.
+r"""Benchmark the parts of a Zipformer training step, dense and with masks.
 
 Usage:
 
   OMP_NUM_THREADS=2 benchmarks/training.py --sizes "small medium" --write 1
 
-A batch is 60 s of audio: 12 utterances of 5 s with 20 tokens each, vocabulary 500, features and tokens random. A step
-is what the trainer does: forward, backward, ScaledAdam with its clipping. Every round runs one step of every system in
-turn, from the same random numbers. Seconds mean something on a machine that does nothing else, where threads that wait
-for each other should spin, as they do unless OMP_WAIT_POLICY says otherwise. What the processor spent (its seconds,
-summed over threads, spinning included) and ratios of it suffer less from other jobs.
+A batch is 60 s of audio: 12 utterances of 5 s with 20 tokens each, vocabulary 500, with random features and tokens. A
+step consists of forward pass, backward pass, and ScaledAdam with its clipping, as in the trainer. Every round runs one
+step of each system, with the same random numbers. Run it on an otherwise idle machine, where waiting threads should
+spin, as they do unless OMP_WAIT_POLICY is PASSIVE. CPU seconds (summed over threads, including spinning) and their
+ratios depend less on other jobs.
 """
 
 import resource
@@ -32,7 +32,7 @@ from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import PathwayModule
 
 VOCAB_SIZE = 500
-AGE = 250  # updates of the optimizer before the first step
+PREVIOUS_UPDATES = 250  # of the optimizer, before the first step
 UTTERANCES, FRAMES, TOKENS = 12, 500, 20
 LANGUAGES = ("en", "fr", "it", "nl")
 PARTS = ("encoder forward", "loss", "loss backward", "encoder backward", "optimizer")
@@ -45,44 +45,44 @@ REPORT = Path(__file__).with_suffix(".md")
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to measure."""
+    """Options of the benchmark."""
 
     sizes: str = "small medium"
     """Sizes of the Zipformer."""
 
     rounds: int = 5
-    """Steps of every system that are measured, after one that is not."""
+    """Measured steps of each system, after one for warm-up."""
 
     sparsity: float = 0.7
-    """Of the pathways."""
+    """Sparsity of the random masks."""
 
     write: bool = False
-    """Put the figures into benchmarks/training.md."""
+    """Write the results to benchmarks/training.md."""
 
 
 class Stopwatch:
-    """What the clock and the processor say at the borders between the parts of steps."""
+    """Wall-clock and CPU time of the parts of a step."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
 
     def mark(self, *_: object) -> None:
-        """A part ends here. Any arguments are taken, so that this can be a hook."""
+        """End a part. Arguments are ignored, so that this method can be a hook."""
         self.marks.append((time.perf_counter(), time.process_time()))
 
     def parts(self) -> list[tuple[float, float]]:
-        """Seconds of the clock and of the processor between the marks, which are forgotten."""
-        found = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        """Return wall-clock and CPU seconds between the marks, and clear the marks."""
+        seconds = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(self.marks, self.marks[1:], strict=False)]
         self.marks = []
-        return found
+        return seconds
 
 
-class Trainee:
-    """A model in training, whose steps are watched.
+class TimedStep:
+    """A training step whose parts are timed.
 
     Args:
-      size: Of the Zipformer.
-      sparsity: Of each language's random mask; None trains the dense model.
+      size: Size of the Zipformer.
+      sparsity: Sparsity of each language's random mask; None trains the dense model.
     """
 
     def __init__(self, size: str, sparsity: float | None) -> None:
@@ -91,42 +91,42 @@ class Trainee:
         self.masks = None if sparsity is None else random_masks(model, LANGUAGES, sparsity)
         self.module = PathwayModule(model, self.masks)
         self.optimizer = ScaledAdam(model.named_parameters())
-        self._age()
-        self.watch = Stopwatch()
-        # Of all that the encoder's output goes to, this layer comes first, and its gradient is complete last.
-        model.decoder.register_forward_pre_hook(self.watch.mark)
-        model.simple_am_proj.register_forward_pre_hook(self._watch_gradient)
+        self._run_previous_updates()
+        self.stopwatch = Stopwatch()
+        # The first layer that reads the encoder output: its input gradient is complete last.
+        model.decoder.register_forward_pre_hook(self.stopwatch.mark)
+        model.simple_am_proj.register_forward_pre_hook(self._time_gradient)
 
-    def _age(self) -> None:
-        """Bring the optimizer to where most of a training is: beyond the corrections of young moments."""
+    def _run_previous_updates(self) -> None:
+        """Run updates with learning rate 0, after which the optimizer corrects the bias of its moments no longer."""
         group = self.optimizer.param_groups[0]
         lr, group["lr"] = group["lr"], 0.0
         for parameter in group["params"]:
             parameter.grad = 1e-3 * torch.randn_like(parameter)
         self.optimizer.activate(self.masks, LANGUAGES[0])
-        for _ in range(AGE):
+        for _ in range(PREVIOUS_UPDATES):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         group["lr"] = lr
 
-    def _watch_gradient(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _time_gradient(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].requires_grad:
-            inputs[0].register_hook(self.watch.mark)
+            inputs[0].register_hook(self.stopwatch.mark)
 
-    def step(self, seed: int) -> list[tuple[float, float]]:
-        """One step; returns seconds of the clock and of the processor for each of `PARTS`."""
+    def __call__(self, seed: int) -> list[tuple[float, float]]:
+        """Run a step, and return wall-clock and CPU seconds of each of `PARTS`."""
         x, x_lens, y, y_lens = _batch()
         torch.manual_seed(seed)
-        self.watch.mark()
+        self.stopwatch.mark()
         losses = self.module(LANGUAGES[0], x, x_lens, y, y_lens, prune_range=5)
-        self.watch.mark()
+        self.stopwatch.mark()
         ((0.5 * losses.simple + losses.pruned) / (UTTERANCES * TOKENS)).backward()
-        self.watch.mark()
+        self.stopwatch.mark()
         self.optimizer.activate(self.masks, LANGUAGES[0])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.watch.mark()
-        return self.watch.parts()
+        self.stopwatch.mark()
+        return self.stopwatch.parts()
 
 
 def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,25 +137,25 @@ def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def measure(size: str, config: BenchmarkConfig) -> dict[str, list[list[tuple[float, float]]]]:
-    """For both systems, what every round's step took, part by part."""
-    trainees = {"dense": Trainee(size, None), "pathways": Trainee(size, config.sparsity)}
-    found: dict[str, list[list[tuple[float, float]]]] = {system: [] for system in SYSTEMS}
+    """Return the times of all parts in every round, for both systems."""
+    steps = {"dense": TimedStep(size, None), "pathways": TimedStep(size, config.sparsity)}
+    times: dict[str, list[list[tuple[float, float]]]] = {system: [] for system in SYSTEMS}
     for round_ in tqdm(range(config.rounds + 1), f"measuring {size}", unit="round"):
-        for system, trainee in trainees.items():
-            parts = trainee.step(seed=round_)
-            if round_ > 0:  # the first one sets things up
-                found[system].append(parts)
-    return found
+        for system, step in steps.items():
+            parts = step(seed=round_)
+            if round_ > 0:  # the first step is for warm-up
+                times[system].append(parts)
+    return times
 
 
 def _medians(rounds: list[list[tuple[float, float]]], clock: int) -> list[float]:
-    """The median of every part and, last, of the whole step; clock 0 is the wall's, 1 the processor's."""
+    """Return the median of each part and, last, of the whole step; `clock` is 0 for wall-clock, 1 for CPU seconds."""
     steps = [[part[clock] for part in parts] for parts in rounds]
     return [statistics.median(values) for values in zip(*([*step, sum(step)] for step in steps), strict=True)]
 
 
 def rows_of(size: str, figures: dict[str, list[list[tuple[float, float]]]]) -> list[list[str]]:
-    """The rows of the table for one size."""
+    """Return the rows of the table for one size."""
 
     def row(name: str, values: tuple[float, ...] | list[float], peer: float | None) -> list[str]:
         ratio = "" if peer is None else f"{values[-1] / peer:.2f}"
@@ -168,7 +168,7 @@ def rows_of(size: str, figures: dict[str, list[list[tuple[float, float]]]]) -> l
 
 
 def overhead_row(size: str, figures: dict[str, list[list[tuple[float, float]]]]) -> list[str]:
-    """Pathways over dense: median of the rounds' ratios, by the clock and by the processor."""
+    """Return the median over rounds of the ratio of pathways to dense, for wall-clock and CPU seconds."""
     ratios = []
     for clock in (0, 1):
         steps = {system: [sum(part[clock] for part in parts) for parts in figures[system]] for system in SYSTEMS}
@@ -178,14 +178,14 @@ def overhead_row(size: str, figures: dict[str, list[list[tuple[float, float]]]])
 
 
 def main() -> None:
-    """Read the options, measure, print the tables."""
+    """Run the benchmark and print the tables."""
     config = parse(BenchmarkConfig, __doc__)
     figures = {size: measure(size, config) for size in config.sizes.split()}
-    steps = [row for size, found in figures.items() for row in rows_of(size, found)]
-    overhead = [overhead_row(size, found) for size, found in figures.items()]
+    steps = [row for size, times in figures.items() for row in rows_of(size, times)]
+    overhead = [overhead_row(size, times) for size, times in figures.items()]
     tables: list[tuple[str, list[str], list[list[str]]]] = [
         ("steps", ["", *PARTS, "step", "of icefall's"], steps),
-        ("overhead", ["", "by the clock", "by the processor"], overhead),
+        ("overhead", ["", "wall clock", "CPU seconds"], overhead),
     ]
     for name, header, rows in tables:
         print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True), end="\n\n")
