@@ -5,13 +5,15 @@ import ctypes
 import random
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-import espeakng_loader
 import numpy as np
 import torch
-import torchaudio
 
 from icefall_pathways.languages import Language
+
+if TYPE_CHECKING:
+    import torchaudio
 
 SAMPLE_RATE = 16000
 
@@ -98,6 +100,8 @@ class Synthesizer:
         Raises:
           SynthesisError: The synthesizer has no such voice or makes no sound of the text.
         """
+        import espeakng_loader  # not at import time: the command line does not need it
+
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         try:
             self._synthesize(library, text, voice, {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range})
@@ -110,6 +114,8 @@ class Synthesizer:
         return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
     def _synthesize(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
+        import espeakng_loader
+
         self._pieces.clear()
         data = espeakng_loader.get_data_path().encode()
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _RETURN_ERRORS) != _ESPEAK_RATE:
@@ -165,5 +171,7 @@ def _in_room(samples: np.ndarray, decay: float, wet: float, noise: np.random.Gen
 
 
 @cache
-def _resampler() -> torchaudio.transforms.Resample:
+def _resampler() -> "torchaudio.transforms.Resample":
+    import torchaudio
+
     return torchaudio.transforms.Resample(_ESPEAK_RATE, SAMPLE_RATE)

@@ -8,12 +8,6 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 
-from babel import Locale
-from babel.dates import format_date, format_time, format_timedelta, get_day_names, get_month_names
-from babel.lists import format_list
-from babel.units import format_unit
-from num2words import num2words
-
 from icefall_pathways.languages import Language
 
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
@@ -65,6 +59,8 @@ def _split_of(sentence: str, language: Language, seed: int) -> str:
 
 @cache
 def _number(number: int, code: str) -> str:
+    from num2words import num2words  # here and below: the command line does not need these packages
+
     return num2words(number, lang=code).replace("-", " ")
 
 
@@ -86,6 +82,9 @@ def _phrases(code: str, highest: int, rng: random.Random) -> str:
 
 
 def _quantities(code: str, highest: int, rng: random.Random) -> str:
+    from babel.lists import format_list
+    from babel.units import format_unit
+
     units = rng.sample(_names(code, "units"), rng.randint(1, 2))
     values = [rng.randint(2, max(2, highest)) for _ in units]
     return format_list(
@@ -95,21 +94,29 @@ def _quantities(code: str, highest: int, rng: random.Random) -> str:
 
 
 def _named(code: str, highest: int, rng: random.Random) -> str:
+    from babel.lists import format_list
+
     names = _names(code, rng.choice(("territories", "languages", "currencies")))
     return format_list(rng.sample(names, rng.randint(1, 3)), locale=code)
 
 
 def _date(code: str, highest: int, rng: random.Random) -> str:
+    from babel.dates import format_date
+
     date = datetime.date(1950, 1, 1) + datetime.timedelta(days=rng.randrange(36525))
     return format_date(date, rng.choice(("long", "full")), locale=code)
 
 
 def _time(code: str, highest: int, rng: random.Random) -> str:
+    from babel.dates import format_time
+
     day = rng.choice(_names(code, "days"))
     return f"{day} {format_time(datetime.time(rng.randrange(24), rng.randint(1, 59)), 'H:mm', locale=code)}"
 
 
 def _duration(code: str, highest: int, rng: random.Random) -> str:
+    from babel.dates import format_timedelta
+
     unit = rng.choice(("days", "hours", "minutes", "weeks"))
     span = datetime.timedelta(**{unit: rng.choice((-1, 1)) * rng.randint(1, max(1, highest))})
     return format_timedelta(span, threshold=1, add_direction=rng.random() < 0.5, locale=code)
@@ -130,6 +137,10 @@ CONTENTS: dict[str, Callable[[str, int, random.Random], str]] = {
 
 @cache
 def _names(code: str, kind: str) -> list[str]:
+    from babel import Locale
+    from babel.dates import get_day_names, get_month_names
+    from babel.units import format_unit
+
     if kind == "days":
         return [str(name) for name in get_day_names("wide", locale=code).values()]
     if kind == "months":

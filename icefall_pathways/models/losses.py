@@ -6,7 +6,6 @@ an addition, says which tokens matter at each frame; the joiner proper is run on
 
 from collections.abc import Callable
 
-import k2
 import torch
 from torch import Tensor
 
@@ -79,6 +78,8 @@ def simple_loss(
     """
     if prune_range < 2:
         raise ValueError(f"prune_range is {prune_range}: expected at least 2, or no token could be emitted")
+    import k2  # not at import time: the command line and decoding do not need it
+
     loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
         lm=lm.float(),
         am=am.float(),
@@ -107,6 +108,8 @@ def pruned_loss(
       ranges: See `simple_loss`.
       boundary: See `boundaries`.
     """
+    import k2
+
     logits = join(*k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges))
     loss: Tensor = k2.rnnt_loss_pruned(
         logits=logits.float(), symbols=y, ranges=ranges, termination_symbol=0, boundary=boundary, reduction="sum"

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import nn
 
 from icefall_pathways.pathways.analysis import DensityRow, density_per_parameter, overlap_matrix, rank_by_specificity
 from icefall_pathways.pathways.masks import PathwayMasks
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 __all__ = [
     "COLORS",
-    "Figure",
     "density_figure",
     "mask_figures",
     "new_figure",
@@ -28,17 +30,19 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of a size in inches; it needs no display."""
+    from matplotlib.figure import Figure  # not at import time: the command line does not need it
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def mask_figures(model: nn.Module, masks: PathwayMasks) -> dict[str, Figure]:
+def mask_figures(model: nn.Module, masks: PathwayMasks) -> "dict[str, Figure]":
     """Return the figures that show masks during training: density per layer, and overlap."""
     return {"density": density_figure(density_per_parameter(model, masks)), "overlap": overlap_figure(masks)}
 
 
-def density_figure(rows: Sequence[DensityRow]) -> Figure:
+def density_figure(rows: Sequence[DensityRow]) -> "Figure":
     """Return a figure with the density of each language, the union and the mean overlap, for every row.
 
     Args:
@@ -93,14 +97,14 @@ def plot_specificity(rows: Sequence[DensityRow], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _label_rows(axis: Axes, rows: Sequence[DensityRow]) -> None:
+def _label_rows(axis: "Axes", rows: Sequence[DensityRow]) -> None:
     axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=6)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
 
 
-def overlap_figure(masks: PathwayMasks) -> Figure:
+def overlap_figure(masks: PathwayMasks) -> "Figure":
     """Return the overlap matrix of all languages as a heat map with its values."""
     matrix = overlap_matrix(masks)
     figure = new_figure(4.5, 4)

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import k2
 import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState, TransducerHead
+
+if TYPE_CHECKING:
+    import k2  # imported where it is used: the other searches do not need it
 
 _LOG_ZERO = -1e10  # log-probability of impossible tokens; k2 does not accept -inf
 
@@ -33,11 +36,11 @@ class _Segment:
         the end of the segment.
     """
 
-    decoder: k2.RnntDecodingStreams
+    decoder: "k2.RnntDecodingStreams"
     flush_frames: list[tuple[int, ...]]
 
     @cached_property
-    def lattices(self) -> k2.Fsa:
+    def lattices(self) -> "k2.Fsa":
         """One lattice per stream over all its frames; blanks have label 0."""
         return self.decoder.format_output([frames[-1] + 1 for frames in self.flush_frames], allow_partial=True)
 
@@ -57,7 +60,7 @@ class FastBeamState(SearchState):
       segments: The last segment of each stream and the stream's index in it; None before the first frame.
     """
 
-    streams: list[k2.RnntDecodingStream]
+    streams: "list[k2.RnntDecodingStream]"
     flush_frames: list[tuple[int, ...]]
     segments: list[tuple[_Segment, int] | None]
 
@@ -97,6 +100,8 @@ class FastBeamSearch(Search[FastBeamState]):
         blank_penalty: float = 0.0,
         num_paths: int = 200,
     ) -> None:
+        import k2
+
         super().__init__(model, blank_penalty)
         for name, value in (("beam", beam), ("max_contexts", max_contexts), ("max_states", max_states)):
             if value <= 0:
@@ -113,12 +118,16 @@ class FastBeamSearch(Search[FastBeamState]):
 
     def init(self, batch_size: int) -> FastBeamState:
         """Return the initial state of `batch_size` streams: one empty hypothesis each."""
+        import k2
+
         streams = [k2.RnntDecodingStream(self._graph) for _ in range(batch_size)]
         return FastBeamState(streams, [()] * batch_size, [None] * batch_size)
 
     @torch.inference_mode()
     def advance(self, state: FastBeamState, encoder_out: Tensor, lens: Tensor) -> FastBeamState:
         """Process the next frames of every stream; see `Search.advance`. k2 modifies `state`: do not use it again."""
+        import k2
+
         frames = self.model.joiner.encoder_proj(encoder_out)
         lengths = lens.tolist()
         all_flush_frames, segments = list(state.flush_frames), list(state.segments)
@@ -153,7 +162,7 @@ class FastBeamSearch(Search[FastBeamState]):
         """Return an initial state: k2 starts every lattice without history."""
         return self.init(len(state.streams))
 
-    def _process(self, decoder: k2.RnntDecodingStreams, frames: Tensor) -> None:
+    def _process(self, decoder: "k2.RnntDecodingStreams", frames: Tensor) -> None:
         """Process projected frames (N, T, joiner_dim) and a flush frame."""
         for t in range(frames.size(1)):
             shape, contexts = decoder.get_contexts()
@@ -169,6 +178,8 @@ class FastBeamSearch(Search[FastBeamState]):
         decoder.terminate_and_flush_to_streams()
 
     def _n_best(self, segment: _Segment, row: int) -> list[Hypothesis]:
+        import k2
+
         lattice = k2.arc_sort(k2.create_fsa_vec([segment.lattices[row]]))
         paths = k2.random_paths(lattice, use_double_scores=True, num_paths=self.num_paths)
         labels = k2.ragged.index(lattice.labels.contiguous(), paths).remove_values_leq(0)
@@ -186,8 +197,10 @@ class FastBeamSearch(Search[FastBeamState]):
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.log_prob)
 
 
-def _best_paths(lattices: k2.Fsa, flush_frames: list[tuple[int, ...]]) -> list[Hypothesis]:
+def _best_paths(lattices: "k2.Fsa", flush_frames: list[tuple[int, ...]]) -> list[Hypothesis]:
     """Return the best path of each lattice; a path has one arc per frame, flush frames included, and a final arc."""
+    import k2
+
     paths = k2.shortest_path(lattices, use_double_scores=True)
     labels = k2.RaggedTensor(paths.arcs.shape().remove_axis(1), paths.labels.contiguous()).tolist()
     scores = paths.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()

@@ -10,17 +10,20 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
-from icefall_pathways.pathways.plots import Figure
 from icefall_pathways.training.launch.ranks import Rank
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from icefall_pathways.pathways.plots import Figure
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -110,11 +113,7 @@ class MetricsLog:
         if self._main:
             _drop_after(self._path, start_update)
         self._file = self._path.open("a", encoding="utf-8") if self._main else None
-        self._writer = (
-            SummaryWriter(str(exp_dir / layout.TENSORBOARD_DIR), purge_step=start_update + 1)  # it drops that one too
-            if self._main and tensorboard
-            else None
-        )
+        self._writer = _open_tensorboard(exp_dir, start_update) if self._main and tensorboard else None
         self._bar = tqdm(
             total=num_updates,
             initial=start_update,
@@ -157,7 +156,7 @@ class MetricsLog:
             self._shown["data wait"] = f"{100 * values['data_wait_share']:.1f}%"
         logger.info("%s, update %d, %s: %s", kind, update, language, _format(values))
 
-    def draw(self, update: int, figures: Callable[[], dict[str, Figure]]) -> None:
+    def draw(self, update: int, figures: Callable[[], "dict[str, Figure]"]) -> None:
         """Show figures in TensorBoard; they are not made where there is none."""
         if self._writer is not None:
             for name, figure in figures().items():
@@ -208,6 +207,13 @@ def _drop_after(path: Path, update: int) -> None:
 
 def _format(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _open_tensorboard(exp_dir: Path, start_update: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # not at import time: the command line does not need it
+
+    # Updates from `purge_step` on, that one included, are dropped from the files.
+    return SummaryWriter(str(exp_dir / layout.TENSORBOARD_DIR), purge_step=start_update + 1)
 
 
 def _open_log(exp_dir: Path, rank: Rank) -> logging.Handler:
