@@ -40,6 +40,17 @@ SCRIPTS = {
 RENAMED_COMMANDS = {"calibrate-language": "calibrate-language-id"}
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
 
+_EXTRA = "pip install 'icefall_pathways[{}]' installs it"
+# Packages that only some commands need, and how to install them.
+_OPTIONAL_PACKAGES = {
+    "k2": "install the build for your torch, see https://k2-fsa.github.io/k2/installation",
+    "kaldifeat": "build it for your torch with tools/kaldifeat/build.sh",
+    "sounddevice": _EXTRA.format("mic"),
+    **dict.fromkeys(
+        ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard", "torchaudio"), _EXTRA.format("train")
+    ),
+}
+
 _PROGRAM = "icefall-pathways"
 _USAGE = """
 usage: icefall-pathways COMMAND [OPTIONS]
@@ -101,7 +112,16 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
       prog: The program's name in usage and error messages; None: that of the running script.
     """
     words = sys.argv[1:] if argv is None else argv
-    options.run_script(lambda: load_command(name).run(read_config(name, words, prog)))
+
+    def run() -> None:
+        try:
+            load_command(name).run(read_config(name, words, prog))
+        except ModuleNotFoundError as error:
+            if error.name not in _OPTIONAL_PACKAGES:
+                raise
+            raise ValueError(f"{error.name} is not installed: {_OPTIONAL_PACKAGES[error.name]}") from error
+
+    options.run_script(run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,9 @@
 """The console command `icefall-pathways` and the recipe's scripts are the same commands."""
 
+import importlib
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,18 @@ def test_an_error_that_the_user_can_fix_has_no_traceback():
     assert completed.returncode == 1
     (line,) = completed.stderr.splitlines()
     assert line.startswith("error: ") and "/nowhere" in line
+
+
+def test_a_missing_optional_package_is_named_with_how_to_install_it(monkeypatch, capsys):
+    command = types.SimpleNamespace(Config=object, read=lambda *_arguments, **_options: None)
+    command.run = lambda _config: importlib.import_module("matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(cli, "load_command", lambda _name: command)
+    with pytest.raises(SystemExit):
+        cli.run_command("report", [])
+    assert capsys.readouterr().err == (
+        "error: matplotlib is not installed: pip install 'icefall_pathways[train]' installs it\n"
+    )
 
 
 def test_the_help_names_the_program_that_was_called(capsys, monkeypatch):
