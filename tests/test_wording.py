@@ -37,10 +37,8 @@ ALLOWED: dict[str, int] = {
     "icefall_pathways/models": 101,
     "icefall_pathways/optim": 21,
     "icefall_pathways/pathways": 115,
-    "icefall_pathways/reporting": 32,
     "icefall_pathways/searches": 61,
     "icefall_pathways/training": 168,
-    "icefall_pathways/transcription": 38,
     "tests": 22,
     "tests/corpora": 16,
     "tests/data": 19,
@@ -50,10 +48,8 @@ ALLOWED: dict[str, int] = {
     "tests/models": 58,
     "tests/optim": 21,
     "tests/pathways": 14,
-    "tests/reporting": 9,
     "tests/searches": 18,
     "tests/training": 89,
-    "tests/transcription": 17,
     "tools": 1,
 }
 
