@@ -26,14 +26,18 @@ from tables import put_table
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
+from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import codes_of
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse, run_script
+from icefall_pathways.training.callbacks import Callback, UpdateResult
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.objective import Objective
+from icefall_pathways.training.train_state import TrainState
 from icefall_pathways.training.trainer import Trainer
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -88,46 +92,81 @@ class DoneError(Exception):
     """The end of what is measured."""
 
 
-class WatchedTrainer(Trainer):
-    """A trainer that neither validates nor saves, and tells where its time goes."""
+class UpdateTimer(Callback):
+    """Time the parts of updates, and stop the training after some seconds.
 
-    def watch(self, warm_up: int, seconds: float) -> None:
-        """Train for so many updates, and then for so many seconds, which are watched."""
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._first, self._length = warm_up, seconds
-        self.objective = _Timed(self.objective, self.seconds, "forward")  # type: ignore[assignment]
-        self.optimizer.step = _timed(self.optimizer.step, self.seconds, "optimizer")  # type: ignore[assignment]
-        self._forward_backward = _timed(self._forward_backward, self.seconds, "both")  # type: ignore[method-assign]
-        with suppress(DoneError):
-            self.run()
+    Args:
+      trainer: Its callbacks are replaced by this one: it does not validate, log or save.
+      warm_up: Updates before the first that is timed.
+      seconds: Duration of the measurement.
 
-    def _between_updates(self, update: int, log: Any) -> None:
-        if update == self._first:
-            self.seconds.clear()
-            self.speed.flush(update, 0.0)
-            self._began = time.monotonic()
-        elif update > self._first and (elapsed := time.monotonic() - self._began) > self._length:
-            self.share_waited = self.speed.flush(update, 0.0)["data_wait_share"]
-            self.update_seconds = elapsed / (update - self._first)
-            self._share(elapsed)
+    Attributes:
+      shares: Share of the time spent on each of `PARTS`.
+      update_seconds: Mean duration of an update.
+    """
+
+    def __init__(self, trainer: Trainer, warm_up: int, seconds: float) -> None:
+        self.shares: dict[str, float] = {}
+        self.update_seconds = 0.0
+        self._warm_up = warm_up
+        self._length = seconds
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._start = self._update_start = 0.0
+        objective, optimizer = trainer.update_step.objective, trainer.state.optimizer
+        trainer.update_step.objective = _TimedObjective(objective, self._seconds)  # type: ignore[assignment]
+        optimizer.step = _timed(optimizer.step, self._seconds, "optimizer")  # type: ignore[method-assign]
+        trainer.callbacks[:] = [self]
+
+    def on_update_start(self, state: TrainState, batches: Sequence[Batch], wait_seconds: float) -> None:
+        """Add the time spent waiting for data."""
+        self._seconds["waiting for data"] += wait_seconds
+        self._update_start = time.monotonic()
+
+    def on_backward_end(self, state: TrainState) -> None:
+        """Add the time of the forward and backward passes."""
+        self._seconds["forward and backward"] += time.monotonic() - self._update_start
+
+    def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
+        """Start after the warm-up; stop when the time is over."""
+        if state.update == self._warm_up:
+            self._seconds.clear()
+            self._start = time.monotonic()
+        elif state.update > self._warm_up and (elapsed := time.monotonic() - self._start) > self._length:
+            self.update_seconds = elapsed / (state.update - self._warm_up)
+            parts = self._seconds
+            backward = parts["forward and backward"] - parts["forward"]
+            known = (parts["waiting for data"], parts["forward"], backward, parts["optimizer"])
+            shares = [seconds / elapsed for seconds in known]
+            self.shares = dict(zip(PARTS, [*shares, 1 - sum(shares)], strict=True))
             raise DoneError
 
-    def _share(self, elapsed: float) -> None:
-        forward, step = self.seconds["forward"], self.seconds["optimizer"]
-        parts = (forward, self.seconds["both"] - forward, step)
-        known = [self.share_waited, *(part / elapsed for part in parts)]
-        self.shares = dict(zip(PARTS, [*known, 1 - sum(known)], strict=True))
 
+class _TimedObjective:
+    """An objective whose time is measured."""
 
-class _Timed:
-    """An objective that counts the time that it takes."""
-
-    def __init__(self, objective: Any, seconds: dict[str, float], name: str) -> None:
+    def __init__(self, objective: Objective, seconds: dict[str, float]) -> None:
         self.autocast = objective.autocast
-        self._call = _timed(objective, seconds, name)
+        self._call = _timed(objective, seconds, "forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
+
+
+class UpdateProfiler(Callback):
+    """Profile some updates, and stop the training after them."""
+
+    def __init__(self, profiler: profile, first: int, num_updates: int) -> None:
+        self._profiler = profiler
+        self._first = first
+        self._end = first + num_updates
+
+    def on_update_start(self, state: TrainState, batches: Sequence[Batch], wait_seconds: float) -> None:
+        """Start and stop the profiler."""
+        if state.update == self._first:
+            self._profiler.start()
+        elif state.update == self._end:
+            self._profiler.stop()
+            raise DoneError
 
 
 def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
@@ -141,7 +180,7 @@ def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -
 
 
 @contextmanager
-def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[WatchedTrainer]:
+def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[Trainer]:
     """A trainer of the demo's data, with random masks, whose files do not stay."""
     model_config, seconds, options = CASES[case]
     with TemporaryDirectory() as folder:
@@ -164,7 +203,7 @@ def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[WatchedT
         model = build_model(model_config, tokenizer.vocab_size)
         masks = random_masks(model, codes_of(data.languages), SPARSITY)
         config = ExperimentConfig(replace(training, **options), data, model_config)
-        yield WatchedTrainer(config, model, SpeechDataModule(data, tokenizer), tokenizer, Rank(), masks)
+        yield Trainer(config, model, SpeechDataModule(data, tokenizer), tokenizer, Rank(), masks)
 
 
 def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]:
@@ -173,31 +212,24 @@ def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]
     for on_the_fly in (False, True):
         for workers in config.workers.split():
             with make_trainer(case, on_the_fly, int(workers)) as trainer:
-                trainer.watch(config.warm_up, config.seconds)
+                timer = UpdateTimer(trainer, config.warm_up, config.seconds)
+                with suppress(DoneError):
+                    trainer.run()
             kind = "on the fly" if on_the_fly else "stored"
-            rows.append([case, kind, workers, f"{trainer.update_seconds:.3f}", f"{100 * trainer.share_waited:.1f} %"])
+            waiting = 100 * timer.shares["waiting for data"]
+            rows.append([case, kind, workers, f"{timer.update_seconds:.3f}", f"{waiting:.1f} %"])
             print(*rows[-1], sep="\t", flush=True)
             if not on_the_fly:
-                parts = [case, *(f"{100 * trainer.shares[part]:.1f} %" for part in PARTS)]
+                parts = [case, *(f"{100 * timer.shares[part]:.1f} %" for part in PARTS)]
     return rows, parts
 
 
 def operators(case: str, config: RunningConfig) -> list[list[str]]:
     """Rows of the operators that take the most of an update, by torch's profiler."""
-    with make_trainer(case, False, 2) as trainer:
-        updates = 10
-        train_update, profiler = trainer._train_update, profile(activities=[ProfilerActivity.CPU])
-
-        def profiled(update: int, batches: Any) -> bool:
-            if update == config.warm_up + 1:
-                profiler.start()
-            if update == config.warm_up + 1 + updates:
-                profiler.stop()
-                raise DoneError
-            return train_update(update, batches)
-
-        trainer._train_update = profiled  # type: ignore[method-assign]
-        trainer.watch(config.warm_up, 1e9)
+    updates, profiler = 10, profile(activities=[ProfilerActivity.CPU])
+    with make_trainer(case, False, 2) as trainer, suppress(DoneError):
+        trainer.callbacks[:] = [UpdateProfiler(profiler, config.warm_up + 1, updates)]
+        trainer.run()
     found = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in found)
 

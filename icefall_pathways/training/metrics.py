@@ -5,11 +5,9 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +36,7 @@ class LossSums:
         self._sums = torch.zeros(len(languages), len(LOSSES) + 2, dtype=torch.float64, device=device)
         self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # their sum and number
 
-    def add(self, language: str, losses: dict[str, Tensor], tokens: int, seconds: float) -> None:
+    def add(self, language: str, losses: Mapping[str, Tensor], tokens: int, seconds: float) -> None:
         """Add one batch: the sums of its losses, its number of tokens and its seconds of audio."""
         row = self._sums[self._index[language]]
         for i, name in enumerate(LOSSES):
@@ -69,19 +67,16 @@ class LossSums:
 
 
 class Speed:
-    """How fast training goes, and how long it waits for data."""
+    """Throughput of the training, and the share of time spent waiting for data."""
 
     def __init__(self) -> None:
         self._update: int | None = None
         self._since = time.monotonic()
         self._waited = 0.0
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time inside is spent waiting for data."""
-        begin = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begin
+    def add_wait(self, seconds: float) -> None:
+        """Add time spent waiting for data."""
+        self._waited += seconds
 
     def flush(self, update: int, audio_seconds: float) -> dict[str, float]:
         """Figures since the last flush, validation and writing included: per second, the share of waiting, memory.
@@ -135,7 +130,7 @@ class MetricsLog:
         rate = self._audio * self._world_size / (time.monotonic() - self._started)
         self._bar.set_postfix({"language": language, "audio": f"{rate:.0f}s/s"} | self._shown, refresh=False)
 
-    def write(self, kind: str, update: int, language: str, values: dict[str, float]) -> None:
+    def write(self, kind: str, update: int, language: str, values: Mapping[str, float]) -> None:
         """Record figures of one language."""
         if self._file is None:
             return
@@ -144,7 +139,8 @@ class MetricsLog:
             "update": update,
             "language": language,
             "time": time.monotonic() - self._started,
-        } | values
+            **values,
+        }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -162,12 +158,8 @@ class MetricsLog:
             for name, figure in figures().items():
                 self._writer.add_figure(name, figure, update)
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """Close all files; log `error` if one ended the training."""
         if error is not None:
             logger.error("stopped by %s: %s", type(error).__name__, error)
         self._bar.close()
@@ -205,7 +197,7 @@ def _drop_after(path: Path, update: int) -> None:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
-def _format(values: dict[str, float]) -> str:
+def _format(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 

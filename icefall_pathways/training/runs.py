@@ -1,6 +1,7 @@
 """Whole runs: one training, and the search for masks, which is one training per language."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -20,6 +21,7 @@ from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.allocation import budget_groups
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import (
     ExperimentConfig,
     JointPruningConfig,
@@ -50,8 +52,12 @@ PRUNE_SCOPES = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("
 _FREE_IN_A_SEARCH = ("num_jobs", "extend_masks")
 
 
-def train(config: ExperimentConfig) -> None:
+def train(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> None:
     """Train as `config` says, from the newest checkpoint if there is one.
+
+    Args:
+      config: All options.
+      callbacks: Further callbacks of the training loop; with several ranks it must be possible to pickle them.
 
     Raises:
       ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
@@ -69,7 +75,7 @@ def train(config: ExperimentConfig) -> None:
             _check_vocabulary(config)
         _keep_masks(masks, config.training.exp_dir / _masks_to_begin_with(config))
     _write_start(config, comparison)
-    launch(_train_rank, config.training.world_size, config.training.master_port, config, None)
+    launch(train_rank, config.training.world_size, config.training.master_port, config, None, callbacks)
 
 
 def _keep_masks(masks: PathwayMasks, path: Path) -> None:
@@ -233,11 +239,13 @@ def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, 
     training = config.training
     store_model_files(training.exp_dir, training.tokenizer_path)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": wanted})
-    launch(_train_rank, training.world_size, training.master_port + place, config, pruning)
+    launch(train_rank, training.world_size, training.master_port + place, config, pruning)
 
 
-def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | None) -> None:
-    """One rank of a training, or of a mask search if `pruning` is given."""
+def train_rank(
+    rank: Rank, config: ExperimentConfig, pruning: PruningConfig | None = None, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Run one rank of a training, or of a mask search if `pruning` is given."""
     torch.manual_seed(config.training.seed)
     tokenizer = Tokenizer(config.training.tokenizer_path)
     data = SpeechDataModule(config.data, tokenizer)
@@ -245,15 +253,16 @@ def _train_rank(rank: Rank, config: ExperimentConfig, pruning: PruningConfig | N
     languages = [language.code for language in data.languages]
     if pruning is not None:
         masks = _dense_masks(model, languages, pruning)
-        trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages))
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages), callbacks)
     elif config.training.masks is not None or config.pruning.prune_method != "none":
         masks = _starting_masks(config, model, languages)
         num_updates = config.training.num_updates or config.training.num_epochs * data.updates_per_epoch(
             rank.world_size * config.training.accum_grad
         )
-        trainer = Trainer(config, model, data, tokenizer, rank, masks, joint_plan(config.pruning, masks, num_updates))
+        plan = joint_plan(config.pruning, masks, num_updates)
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, plan, callbacks)
     else:
-        trainer = Trainer(config, model, data, tokenizer, rank)
+        trainer = Trainer(config, model, data, tokenizer, rank, callbacks=callbacks)
     if trainer.run() and trainer.plan is not None and rank.is_main:
         _save_found(trainer, config, pruning or config.pruning)
 
@@ -278,8 +287,8 @@ def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list
 
 
 def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConfig | JointPruningConfig) -> None:
-    assert trainer.masks is not None and trainer.plan is not None
-    found = trainer.masks.to("cpu")
+    assert trainer.state.masks is not None and trainer.plan is not None
+    found = trainer.state.masks.to("cpu")
     init_from = config.training.init_from
     found.header = replace(
         found.header,

@@ -13,9 +13,12 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.searches import GreedySearch
+from icefall_pathways.training.callbacks import Callback, CallbackList, UpdateResult
+from icefall_pathways.training.config import TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, bar_position
 from icefall_pathways.training.objective import Objective, seconds_of
+from icefall_pathways.training.train_state import TrainState
 
 
 class Validator:
@@ -106,3 +109,24 @@ class Validator:
             if words and code in figures:
                 figures[code]["wer"] = 100 * wrong / words
         return figures
+
+
+class ValidationCallback(Callback):
+    """Validate regularly and after the last update, and call `on_validation_end` with the result.
+
+    Args:
+      validator: Computes the metrics.
+      options: The interval, and the warm-up of the losses.
+      callbacks: Are called with the metrics.
+    """
+
+    def __init__(self, validator: Validator, options: TrainingConfig, callbacks: CallbackList) -> None:
+        self._validator = validator
+        self._options = options
+        self._callbacks = callbacks
+
+    def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
+        """Validate if it is due."""
+        if state.update % self._options.valid_interval == 0 or state.is_last_update:
+            # With the scales that the losses have after the warm-up, so that all validations compare.
+            self._callbacks.on_validation_end(state, self._validator(self._options.warm_updates))

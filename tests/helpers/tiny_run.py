@@ -9,7 +9,8 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.training import runs, trainer
+from icefall_pathways.training import runs
+from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
 
 MODEL = ModelConfig(
@@ -62,20 +63,43 @@ def search(
     return MaskSearchConfig(pruning, base.training, base.data)
 
 
-def train_until(config: ExperimentConfig, update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, and be killed in the middle of an update."""
-    train_update = trainer.Trainer._train_update
-
-    def killed(self, number, batches):
-        if number == update:
-            raise KilledError
-        return train_update(self, number, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_train_update", killed)
-        with pytest.raises(KilledError):
-            runs.train(config)
+def train_until(config: ExperimentConfig, update: int) -> None:
+    """Train until the start of an update, and raise an error there as if the process were killed."""
+    with pytest.raises(KilledError):
+        runs.train(config, [KillAt(update)])
 
 
 class KilledError(Exception):
     """The end of a training that was killed."""
+
+
+class KillAt(Callback):
+    """Raise `KilledError` at the start of an update."""
+
+    def __init__(self, update: int) -> None:
+        self._update = update
+
+    def on_update_start(self, state, batches, wait_seconds):
+        if state.update == self._update:
+            raise KilledError
+
+
+class BatchRecorder(Callback):
+    """Record the language and the ids of the cuts of each batch, by update."""
+
+    def __init__(self) -> None:
+        self.batches = []
+
+    def on_update_start(self, state, batches, wait_seconds):
+        self.batches.append([(batch.language, batch.cut_ids) for batch in batches])
+
+
+class UpdateRecorder(Callback):
+    """Record what a function returns for the state after each update and its result, by update."""
+
+    def __init__(self, function) -> None:
+        self._function = function
+        self.values = {}
+
+    def on_update_end(self, state, result):
+        self.values[state.update] = self._function(state, result)

@@ -18,6 +18,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.training import nonfinite
+from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.launch.failures import RankError
 from icefall_pathways.training.launch.ranks import Rank, launch
 from icefall_pathways.training.nonfinite import BadBatchesError, read_batch
@@ -25,60 +26,61 @@ from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.trainer import Trainer
 
 
-def make_trainer(config, rank=None):
+def make_trainer(config, rank=None, **arguments):
     torch.manual_seed(config.training.seed)
     tokenizer = Tokenizer(config.training.bpe_model)
-    return Trainer(
-        config,
-        build_model(replace(config.model, ctc_head=True), 20),
-        SpeechDataModule(config.data, tokenizer),
-        tokenizer,
-        rank or Rank(),
-    )
+    model = build_model(replace(config.model, ctc_head=True), 20)
+    data = SpeechDataModule(config.data, tokenizer)
+    return Trainer(config, model, data, tokenizer, rank or Rank(), **arguments)
 
 
-def spoil(trainer, updates, how):
-    """Make the losses of some updates bad: `loss` makes them NaN, `gradient` their gradients alone."""
-    compute = trainer.objective
+class NonFiniteObjective(Objective):
+    """Make the losses of some updates NaN (`kind` "loss"), or their gradients infinite (`kind` "gradient")."""
 
-    def spoilt(batch, module, update):
-        losses = compute(batch, module, update)
-        if update in updates and module is trainer.parallel:
-            if how == "loss":
-                losses["loss"] = losses["loss"] * float("nan")
-            else:
-                losses["loss"].register_hook(lambda grad: grad * float("inf"))
+    def __init__(self, trainer, updates, kind):
+        super().__init__(trainer.config.training, trainer.rank.device)
+        self.updates = updates
+        self.kind = kind
+
+    def __call__(self, batch, module, update):
+        losses = super().__call__(batch, module, update)
+        if update in self.updates and self.kind == "loss":
+            losses["loss"] = losses["loss"] * float("nan")
+        elif update in self.updates:
+            losses["loss"].register_hook(lambda grad: grad * float("inf"))
         return losses
 
-    trainer.objective = spoilt
+
+class FailingObjective(Objective):
+    def __call__(self, batch, module, update):
+        raise ZeroDivisionError
 
 
-def state_of(trainer):
-    tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    for i, state in enumerate(trainer.optimizer.state.values()):
-        tensors |= {f"{i}/{key}": value.clone() for key, value in state.items()}
+def train_with_a_failing_objective(config):
+    trainer = make_trainer(config)
+    trainer.update_step.objective = FailingObjective(config.training, trainer.rank.device)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+
+
+def tensors_of(state, _):
+    tensors = {name: value.clone() for name, value in state.model.state_dict().items()}
+    for i, entries in enumerate(state.optimizer.state.values()):
+        tensors |= {f"{i}/{key}": value.clone() for key, value in entries.items()}
     return tensors
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-def test_a_bad_batch_is_skipped_told_and_saved(corpus, tmp_path, how, capsys):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
-    spoil(trainer, {3}, how)
-    states, cuts = {}, {}
-    train_update = trainer._train_update
-
-    def watched(update, batches):
-        cuts[update] = (batches[0].language, batches[0].cut_ids)
-        stopping = train_update(update, batches)
-        states[update] = state_of(trainer)
-        return stopping
-
-    trainer._train_update = watched
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_batch_is_skipped_reported_and_saved(corpus, tmp_path, kind, capsys):
+    batches, tensors = tiny_run.BatchRecorder(), tiny_run.UpdateRecorder(tensors_of)
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path), callbacks=[batches, tensors])
+    trainer.update_step.objective = NonFiniteObjective(trainer, {3}, kind)
     trainer.run()
+    states = tensors.values
     assert all(torch.equal(states[2][name], states[3][name]) for name in states[2])
     assert not all(torch.equal(states[3][name], states[4][name]) for name in states[3])
     assert all(value.isfinite().all() for value in states[8].values())
-    language, ids = cuts[3]
+    ((language, ids),) = batches.batches[2]
     assert f"update 3 skipped: the loss or its gradient is not finite. {language} cuts {', '.join(ids)}" in (
         capsys.readouterr().out
     )
@@ -90,37 +92,33 @@ def test_a_bad_batch_is_skipped_told_and_saved(corpus, tmp_path, how, capsys):
 
 def test_one_bad_batch_too_many_in_a_row_ends_the_run(corpus, tmp_path):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path, max_bad_batches=1))
-    spoil(trainer, {2, 4, 6, 7}, "loss")
+    trainer.update_step.objective = NonFiniteObjective(trainer, {2, 4, 6, 7}, "loss")
     with pytest.raises(BadBatchesError, match="2 updates in a row, up to update 7"):
         trainer.run()
     model = torch.load(tmp_path / "bad-model-0.pt", weights_only=True)["model"]
-    assert all(torch.equal(value, model[name]) for name, value in trainer.model.state_dict().items())
+    assert all(torch.equal(value, model[name]) for name, value in trainer.state.model.state_dict().items())
     assert len(list(tmp_path.glob("batch-*.pt"))) == 4
     assert checkpoints.newest(tmp_path)[0].name == "checkpoint-6.pt"
 
 
+class SpoilSecondCut(Callback):
+    """Make the first feature of the second cut of a batch NaN, if there is one."""
+
+    def on_update_start(self, state, batches, wait_seconds):
+        for batch in batches:
+            batch.inputs[1:2, 0, 0] = float("nan")
+
+
 def test_features_that_are_not_finite_are_named(corpus, tmp_path, capsys):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path, num_updates=1, max_bad_batches=0))
-    train_batches = trainer.data.train_batches
-
-    def spoilt(**options):
-        for batch in train_batches(**options | {"num_updates": 9}):
-            if len(batch) > 1:
-                batch.inputs[1, 0, 0] = float("nan")
-                yield batch
-
-    trainer.data.train_batches = spoilt
+    config = tiny_run.config(corpus, tmp_path, max_bad_batches=0)
+    trainer = make_trainer(config, callbacks=[SpoilSecondCut()])
     with pytest.raises(BadBatchesError):
-        trainer.guard._most_in_a_row = 0
         trainer.run()
     assert re.search(r"cuts ([\w-]+), ([\w-]+).*\(features not finite: \2\)", capsys.readouterr().out)
 
 
 def test_an_exception_leaves_the_batch_and_the_model(corpus, tmp_path):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
-    trainer.objective.__class__ = type("Failing", (Objective,), {"__call__": lambda *_: 1 / 0})
-    with pytest.raises(ZeroDivisionError):
-        trainer.run()
+    train_with_a_failing_objective(tiny_run.config(corpus, tmp_path))
     assert len(list(tmp_path.glob("batch-*.pt"))) == 1 and (tmp_path / "bad-model-0.pt").exists()
 
 
@@ -140,28 +138,24 @@ def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
         list(batches)
 
 
-@pytest.mark.parametrize("when", ["_train_update", "_between_updates"])
-def test_a_loader_process_that_dies_during_an_update_is_no_fault_of_the_batch(corpus, tmp_path, monkeypatch, when):
-    config = tiny_run.config(corpus, tmp_path)
-    trainer = make_trainer(replace(config, data=replace(config.data, num_workers=1)))
-
-    def killing(*_):
+@pytest.mark.parametrize("hook", ["on_update_start", "on_backward_end", "on_update_end"])
+def test_a_loader_process_that_dies_during_or_after_an_update_does_not_implicate_the_batch(corpus, tmp_path, hook):
+    def kill_workers(*_):
         for child in active_children():
             os.kill(child.pid, signal.SIGKILL)
-        time.sleep(60)  # which torch interrupts
+        time.sleep(60)  # torch interrupts it
 
-    monkeypatch.setattr(trainer, when, killing)
+    config = tiny_run.config(corpus, tmp_path)
+    callback = type("KillWorkers", (Callback,), {hook: kill_workers})()
+    trainer = make_trainer(replace(config, data=replace(config.data, num_workers=1)), callbacks=[callback])
     with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
         trainer.run()
     assert not list(tmp_path.glob("b*-*.pt"))
 
 
 def test_an_error_stays_the_one_that_is_told_if_nothing_can_be_saved(corpus, tmp_path, monkeypatch):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path))
-    trainer.objective.__class__ = type("Failing", (Objective,), {"__call__": lambda *_: 1 / 0})
     monkeypatch.setattr(nonfinite, "save_batch", lambda *_: Path("/dev/full").write_text("x"))
-    with pytest.raises(ZeroDivisionError):
-        trainer.run()
+    train_with_a_failing_objective(tiny_run.config(corpus, tmp_path))
     (log,) = (tmp_path / "log").iterdir()
     assert "cannot save the batch and the model: [Errno 28] No space left" in log.read_text()
 
@@ -170,7 +164,7 @@ def test_all_ranks_skip_the_update_that_is_bad_on_one(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path, num_updates=5)
     fork_ranks(_train_with_a_bad_batch, 2, tmp_path, config, tmp_path)
     found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
-    assert found[0]["skipped"] == found[1]["skipped"] == 1
+    assert found[0]["skipped"] == found[1]["skipped"] == [3]
     assert all(torch.equal(found[0]["model"][name], found[1]["model"][name]) for name in found[0]["model"])
     assert all(value.isfinite().all() for value in found[0]["model"].values())
     (saved,) = tmp_path.glob("batch-*.pt")
@@ -180,13 +174,16 @@ def test_all_ranks_skip_the_update_that_is_bad_on_one(corpus, tmp_path):
 
 
 def _train_with_a_bad_batch(rank, config, folder):
-    trainer = make_trainer(config, rank)
+    stepped = tiny_run.UpdateRecorder(lambda _, result: result.stepped)
+    trainer = make_trainer(config, rank, callbacks=[stepped])
     if rank.index == 1:
-        spoil(trainer, {3}, "loss")
+        trainer.update_step.objective = NonFiniteObjective(trainer, {3}, "loss")
     trainer.run()
-    torch.save(
-        {"model": trainer.model.state_dict(), "skipped": trainer.guard.skipped}, f"{folder}/rank-{rank.index}.pt"
-    )
+    result = {
+        "model": trainer.state.model.state_dict(),
+        "skipped": [u for u, done in stepped.values.items() if not done],
+    }
+    torch.save(result, f"{folder}/rank-{rank.index}.pt")
 
 
 def test_the_rank_that_fails_first_is_told_and_all_end(free_port, capfd):

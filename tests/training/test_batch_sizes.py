@@ -21,9 +21,9 @@ def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
     def loss_of(batch):
         if batch.inputs.shape[0] * batch.inputs.shape[1] > room:
             raise RuntimeError(error)
-        return trainer.objective(batch, trainer.pathways, 1)["loss"]
+        return trainer.update_step.objective(batch, trainer.update_step.ddp_model, 1)["loss"]
 
-    return scan_batch_sizes(trainer.model, loss_of, trainer.data, Rank(), tells=True)
+    return scan_batch_sizes(trainer.state.model, loss_of, trainer.data, Rank(), tells=True)
 
 
 def test_the_largest_batch_that_fits_is_found(trainer):
@@ -51,7 +51,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(trainer):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        scan_batch_sizes(trainer.model, loss_of, trainer.data, Rank())
+        scan_batch_sizes(trainer.state.model, loss_of, trainer.data, Rank())
 
 
 def test_a_run_that_scans_ends_as_one_that_does_not(corpus, tmp_path, capsys):
@@ -61,6 +61,6 @@ def test_a_run_that_scans_ends_as_one_that_does_not(corpus, tmp_path, capsys):
             tiny_run.config(corpus, tmp_path / str(scans), "en fr", num_updates=3, scan_batch_sizes=scans)
         )
         trainer.run()
-        ends.append(trainer.model.state_dict())
+        ends.append(trainer.state.model.state_dict())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     assert "--max-duration that fits" in capsys.readouterr().out

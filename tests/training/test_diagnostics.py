@@ -59,7 +59,7 @@ def test_diagnostics_are_the_root_mean_squares():
 
 def test_a_run_with_inf_check_stops_at_the_module(corpus, tmp_path):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path, inf_check=True))
-    trainer.model.joiner.output_linear.weight.data[0, 0] = float("nan")
+    trainer.state.model.joiner.output_linear.weight.data[0, 0] = float("nan")
     with pytest.raises(NotFiniteError, match=r"output of joiner\.output_linear is not finite"):
         trainer.run()
     assert list(tmp_path.glob("batch-*.pt"))

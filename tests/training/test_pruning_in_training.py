@@ -5,15 +5,18 @@ from dataclasses import replace
 import pytest
 import tiny_run
 import torch
+from test_bad_batches import make_trainer
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import runs, trainer
+from icefall_pathways.training import runs
+from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.launch.ranks import launch
+from icefall_pathways.training.pruning_callback import PruningCallback
 from icefall_pathways.training.pruning_plan import joint_plan
 
 LANGUAGES = ["en", "fr", "it"]
@@ -40,11 +43,11 @@ def assert_target(masks, sparsity=0.7):
             assert int(masks.mask(name, language).sum()) == num_kept(code.numel(), sparsity)
 
 
-def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
+def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path):
     calm = adaptive(corpus, tmp_path / "calm", prune_by="sensitivity", regrow="gradient")
     runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
-    tiny_run.train_until(killed, 6, monkeypatch)
+    tiny_run.train_until(killed, 6)
     runs.train(killed)
     a, b = checkpoint(tmp_path / "calm", 8), checkpoint(tmp_path / "killed", 8)
     for part in ("model", "model_avg", "masks"):
@@ -77,19 +80,17 @@ class Scaling:
         return {}
 
 
-def test_what_gradients_tell_does_not_depend_on_the_loss_scaler(corpus, tmp_path, monkeypatch):
+class UseScaler(Callback):
+    def on_train_start(self, state):
+        state.scaler = Scaling()
+
+
+def test_gradient_statistics_do_not_depend_on_the_loss_scaler(corpus, tmp_path):
     config = adaptive(corpus, tmp_path / "plain", prune_start=2)
     config = replace(config, training=replace(config.training, num_updates=6, save_every_n=1))
     runs.train(config)
     scaled = replace(config, training=replace(config.training, exp_dir=tmp_path / "scaled"))
-    init = trainer.Trainer.__init__
-
-    def with_scaler(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        self.scaler = Scaling()
-
-    monkeypatch.setattr(trainer.Trainer, "__init__", with_scaler)
-    runs.train(scaled)
+    runs.train(scaled, [UseScaler()])
     a, b = (checkpoint(tmp_path / name, 2)["gradients"] for name in ("plain", "scaled"))
     assert a and a.keys() == b.keys()
     for language, squares in a.items():
@@ -158,29 +159,48 @@ def test_pruning_after_the_last_update_is_refused():
         joint_plan(JointPruningConfig("adaptive", prune_end=9), masks, 8)
 
 
-def test_entries_that_return_begin_with_fresh_moments(corpus, tmp_path, monkeypatch):
-    """Those that no language has used have no momentum from back then; those that another has used go on."""
-    seen = []
-    prune = trainer.Pruner.after_update
+class BeforePruning(Callback):
+    """Copy the masks and the first moments before they change."""
 
-    def watched(self, update):
-        used = {name: code != 0 for name, code in self._masks.codes.items()}
-        moments = {n: self._optimizer.state[p]["exp_avg"].clone() for p, n in self._optimizer._names.items()}
-        prune(self, update)
-        for parameter, name in self._optimizer._names.items():
-            if name in used and (returned := (self._masks.codes[name] != 0) & ~used[name]).any():
-                state = self._optimizer.state[parameter]
-                others = ~returned
-                seen.append(int(returned.sum()))
-                assert all(not state[key][returned].any() for key in ("exp_avg", "exp_avg_sq", "step"))
-                assert torch.equal(state["exp_avg"][others], moments[name][others])
+    def on_update_end(self, state, result):
+        self.codes = {name: code.clone() for name, code in state.masks.codes.items()}
+        self.moments = {
+            name: state.optimizer.state[parameter]["exp_avg"].clone()
+            for name, parameter in state.model.named_parameters()
+        }
 
-    monkeypatch.setattr(trainer.Pruner, "after_update", watched)
-    config = adaptive(
-        corpus, tmp_path, sparsity=0.9, prune_ramp=1, prune_end=8, prune_by="magnitude", regrow="gradient"
-    )
-    runs.train(config)
-    assert sum(seen) > 10
+
+class AfterPruning(Callback):
+    """Check the optimizer state of entries that no language used before pruning and one uses after it."""
+
+    def __init__(self, before):
+        self.before = before
+        self.num_regrown = 0
+
+    def on_update_end(self, state, result):
+        for name, parameter in state.model.named_parameters():
+            if name not in state.masks.codes:
+                continue
+            regrown = (state.masks.codes[name] != 0) & (self.before.codes[name] == 0)
+            entries = state.optimizer.state[parameter]
+            self.num_regrown += int(regrown.sum())
+            if regrown.any():
+                assert all(not entries[key][regrown].any() for key in ("exp_avg", "exp_avg_sq", "step"))
+                assert torch.equal(entries["exp_avg"][~regrown], self.before.moments[name][~regrown])
+
+
+def test_the_optimizer_state_of_regrown_entries_is_reset_and_that_of_others_kept(corpus, tmp_path):
+    options = {"sparsity": 0.9, "prune_ramp": 1, "prune_end": 8, "prune_by": "magnitude", "regrow": "gradient"}
+    config = adaptive(corpus, tmp_path, **options)
+    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNE_SCOPES["encoder-predictor"])
+    masks.header = config.pruning.shape(masks.header)
+    trainer = make_trainer(config, masks=masks, plan=joint_plan(config.pruning, masks, 8))
+    before = BeforePruning()
+    after = AfterPruning(before)
+    position = next(i for i, callback in enumerate(trainer.callbacks) if isinstance(callback, PruningCallback))
+    trainer.callbacks[position : position + 1] = [before, trainer.callbacks[position], after]
+    trainer.run()
+    assert after.num_regrown > 10
 
 
 def test_two_ranks_come_to_the_same_masks(corpus, tmp_path, free_port):
@@ -195,27 +215,24 @@ def test_two_ranks_come_to_the_same_masks(corpus, tmp_path, free_port):
 
 
 def _record(rank, config, folder):
-    """Train, and write down the masks after every update and what this rank's batches alone say."""
-    seen, own = [], []
-    between = trainer.Trainer._between_updates
+    """Train, and save the final weights of this rank, and after each update the masks and its gradient statistics."""
+    recorder = RankRecorder()
+    runs.train_rank(rank, config, callbacks=[recorder])
+    result = {"masks": recorder.masks, "own": recorder.statistics, "model": recorder.model}
+    torch.save(result, f"{folder}/rank-{rank.index}.pt")
 
-    def recorded(self, update, log):
-        seen.append({name: code.clone() for name, code in self.masks.codes.items()})
-        own.extend(next(iter(squares.values())).clone() for squares in self.gradients.state_dict().values())
-        between(self, update, log)
 
-    trainer.Trainer._between_updates = recorded
-    run = {}
-    init = trainer.Trainer.__init__
+class RankRecorder(Callback):
+    def __init__(self):
+        self.masks, self.statistics = [], []
+        self.model = {}
 
-    def remembered(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        run["trainer"] = self
+    def on_update_end(self, state, result):  # before the checkpoint, which sums the statistics on rank 0
+        self.masks.append({name: code.clone() for name, code in state.masks.codes.items()})
+        self.statistics += [next(iter(squares.values())).clone() for squares in state.gradients.state_dict().values()]
 
-    trainer.Trainer.__init__ = remembered
-    runs._train_rank(rank, config, None)
-    model = run["trainer"].model.state_dict()
-    torch.save({"masks": seen, "own": own, "model": model}, f"{folder}/rank-{rank.index}.pt")
+    def on_train_end(self, state, error):
+        self.model = state.model.state_dict()
 
 
 @pytest.fixture(scope="module")

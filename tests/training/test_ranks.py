@@ -1,5 +1,6 @@
 """Several ranks do what one rank does with the same global batch."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
-from icefall_pathways.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,11 @@ def ends(corpus, tmp_path_factory):
 
 
 def _train(rank, config, folder):
-    trainer = make_trainer(config, rank)
-    seen = []
-    train_update = trainer._train_update
-
-    def watched(update, batches):
-        seen.append([(batch.language, batch.cut_ids) for batch in batches])
-        return train_update(update, batches)
-
-    trainer._train_update = watched
+    recorder = tiny_run.BatchRecorder()
+    trainer = make_trainer(config, rank, callbacks=[recorder])
     trainer.run()
-    end = {"seen": seen, "model": trainer.model.state_dict(), "average": trainer.average.state_dict()}
+    state = trainer.state
+    end = {"seen": recorder.batches, "model": state.model.state_dict(), "average": state.average.state_dict()}
     torch.save(end, folder / f"rank-{rank.index}-of-{rank.world_size}.pt")
 
 
@@ -85,19 +79,9 @@ def test_several_ranks_equal_one_that_accumulates(ends, world_size):
 
 
 def _train_until(rank, config, update):
-    """Train, and be killed in the middle of an update; to be run in a process of its own."""
-    train_update = Trainer._train_update
-
-    def killed(self, number, batches):
-        if number == update:
-            raise tiny_run.KilledError
-        return train_update(self, number, batches)
-
-    Trainer._train_update = killed
-    try:
-        runs._train_rank(rank, config, None)
-    except tiny_run.KilledError:
-        return
+    """Train until the start of an update; 0 trains to the end."""
+    with suppress(tiny_run.KilledError):
+        runs.train_rank(rank, config, callbacks=[tiny_run.KillAt(update)])
 
 
 def test_two_ranks_that_were_killed_end_as_two_that_were_not(corpus, tmp_path):

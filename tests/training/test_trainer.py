@@ -8,17 +8,23 @@ import tiny_run
 import torch
 from torch import nn
 
+from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.regularizers import Scheduled
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import runs, trainer
+from icefall_pathways.training import runs
 from icefall_pathways.training.config import ExperimentConfig, PruningConfig, TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.launch.ranks import Rank, launch
 from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.optimization import build_optimizer, with_optimizer
+from icefall_pathways.training.train_state import batch_seed
+from icefall_pathways.training.trainer import Trainer
+from icefall_pathways.training.update import regularizer_position
 
 LANGUAGES = ["en", "fr", "it"]
 
@@ -63,14 +69,14 @@ def random_masks(model, path):
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
-def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path, monkeypatch):
+def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path):
     """Its schedules, its random chunks, what its whiteners have found and its optimizer's statistics go on, too."""
     random_masks(build_model(ZIPFORMER, 20), tmp_path / "masks.safetensors")
     options = {"ref_duration": 0.01, "masks": tmp_path / "masks.safetensors", "valid_interval": 8}
     calm = replace(tiny_run.config(corpus, tmp_path / "calm", "en fr", **options), model=ZIPFORMER)
     runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
-    tiny_run.train_until(killed, 6, monkeypatch)
+    tiny_run.train_until(killed, 6)
     runs.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     (found,) = final(tmp_path / "calm")["regularizers"]
@@ -125,16 +131,14 @@ def test_resuming_with_another_optimizer_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    corpus, dense, masks_file, tmp_path, monkeypatch, masked, num_workers
-):
+def test_interrupted_and_resumed_equals_uninterrupted(corpus, dense, masks_file, tmp_path, masked, num_workers):
     training = {"init_from": dense, "masks": masks_file} if masked else {}
     calm = tiny_run.config(corpus, tmp_path / "calm", **training)
     calm = replace(calm, data=replace(calm.data, num_workers=num_workers))
     runs.train(calm)
     killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
     for update in (2, 4, 8):
-        tiny_run.train_until(killed, update, monkeypatch)
+        tiny_run.train_until(killed, update)
     runs.train(killed)
     assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
     records = [
@@ -144,14 +148,38 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert [r["update"] for r in records[0]] == [r["update"] for r in records[1]]
 
 
-def test_schedules_begin_anew_but_are_over_for_trained_weights(corpus, dense, tmp_path, monkeypatch):
-    """A mask search, or a training from a dense model, must not drop as much as the first updates of all."""
-    positions = []
-    monkeypatch.setattr(trainer, "set_position", lambda _, position: positions.append(position))
-    for name, init_from in (("new", None), ("trained", dense)):
-        config = tiny_run.config(corpus, tmp_path / name, init_from=init_from, num_updates=1, ref_duration=0.1)
-        runs.train(config)
-    assert positions[0] == 0.0 and positions[1] >= 50_000.0
+def test_checkpoints_with_the_british_key_of_regularizers_resume(corpus, tmp_path):
+    config = replace(tiny_run.config(corpus, tmp_path / "exp", "en", num_updates=4, ref_duration=0.01), model=ZIPFORMER)
+    tiny_run.train_until(config, 3)
+    old = shutil.copytree(tmp_path / "exp", tmp_path / "old")
+    saved = checkpoints.read(old / "checkpoint-2.pt")
+    saved["regularisers"] = saved.pop("regularizers")
+    saved.pop("plain")
+    checkpoints.save(saved, old / "checkpoint-2.pt")
+    runs.train(config)
+    runs.train(replace(config, training=replace(config.training, exp_dir=old)))
+    assert_same(final(tmp_path / "exp"), final(old))
+    assert final(tmp_path / "exp")["regularizers"] == final(old)["regularizers"]
+
+
+def test_regularizer_schedules_start_at_0_or_after_their_end_for_trained_weights(corpus, tmp_path):
+    """A mask search, or a training from a dense model, must not drop as much as the first updates do."""
+    config = replace(tiny_run.config(corpus, tmp_path / "new", num_updates=1, ref_duration=0.1), model=ZIPFORMER)
+
+    def positions(state, _):
+        return {module.position for module in state.model.modules() if isinstance(module, Scheduled)}
+
+    new, trained = tiny_run.UpdateRecorder(positions), tiny_run.UpdateRecorder(positions)
+    runs.train(config, [new])
+    training = replace(config.training, exp_dir=tmp_path / "trained", init_from=tmp_path / "new")
+    runs.train(replace(config, training=training), [trained])
+    assert new.values == {1: {0.0}}
+    assert all(position >= 50_000.0 for position in trained.values[1])
+
+
+def test_regularizer_schedules_move_with_the_audio_of_every_ten_updates(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path, ref_duration=3.0)  # batches of 6 s
+    assert [regularizer_position(config, 2, update) for update in (1, 10, 11, 21)] == [0, 0, 40, 80]
 
 
 def test_a_masked_update_leaves_what_the_language_does_not_use(corpus, dense, masks_file, tmp_path):
@@ -171,9 +199,6 @@ def test_a_masked_update_leaves_what_the_language_does_not_use(corpus, dense, ma
 
 
 def _languages(config):
-    from icefall_pathways.data.datamodule import SpeechDataModule
-    from icefall_pathways.data.tokenizer import Tokenizer
-
     data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
     return [batch.language for batch in data.train_batches(0, config.training.num_updates, config.training.seed)]
 
@@ -250,11 +275,9 @@ def test_a_missing_dev_set_is_told_before_training(corpus, tmp_path):
 
 @pytest.mark.parametrize("seed", [20240101, 2**62])
 def test_any_seed_will_do(seed):
-    assert trainer._seed(42, 1, 7) == (42 * 1_000_003 + 1) * 10_000_019 + 7
-    numbers = [
-        float(torch.rand((), generator=torch.Generator().manual_seed(trainer._seed(seed, 0, i)))) for i in (1, 2)
-    ]
-    torch.manual_seed(trainer._seed(seed, 1, 1))
+    assert batch_seed(42, 1, 7) == (42 * 1_000_003 + 1) * 10_000_019 + 7
+    numbers = [float(torch.rand((), generator=torch.Generator().manual_seed(batch_seed(seed, 0, i)))) for i in (1, 2)]
+    torch.manual_seed(batch_seed(seed, 1, 1))
     assert len({*numbers, float(torch.rand(()))}) == 3
 
 
@@ -347,8 +370,6 @@ def test_searching_in_parallel_finds_the_same_masks(corpus, dense, tmp_path):
 def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_path, free_port, optimizer):
     options = {"world_size": 2, "master_port": free_port, "num_updates": 6, "optimizer": optimizer}
     config = tiny_run.config(corpus, tmp_path / "two", **options)
-    from icefall_pathways.training.launch.ranks import launch
-
     runs.write_json(config.training.exp_dir / "config.json", {})
     launch(_record, 2, free_port, config, str(tmp_path))
     records = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -358,23 +379,17 @@ def test_two_ranks_take_the_same_language_and_keep_the_same_weights(corpus, tmp_
 
 
 def _record(rank: Rank, config, folder):
-    """Train, and write down what this rank saw and ended with."""
-    from icefall_pathways.data.datamodule import SpeechDataModule
-    from icefall_pathways.data.tokenizer import Tokenizer
-
-    seen = {"languages": [], "cuts": []}
+    """Train, and save the batches and the final weights of this rank."""
+    recorder = tiny_run.BatchRecorder()
     tokenizer = Tokenizer(config.training.bpe_model)
     torch.manual_seed(config.training.seed)
-    run = trainer.Trainer(
-        config, build_model(config.model, 20), SpeechDataModule(config.data, tokenizer), tokenizer, rank
-    )
-    train_update = run._train_update
-
-    def recorded(update, batches):
-        seen["languages"].append(batches[0].language)
-        seen["cuts"] += batches[0].cut_ids
-        return train_update(update, batches)
-
-    run._train_update = recorded
-    run.run()
-    torch.save(seen | {"model": run.model.state_dict()}, f"{folder}/rank-{rank.index}.pt")
+    model = build_model(config.model, 20)
+    data = SpeechDataModule(config.data, tokenizer)
+    Trainer(config, model, data, tokenizer, rank, callbacks=[recorder]).run()
+    first = [batches[0] for batches in recorder.batches]
+    result = {
+        "languages": [language for language, _ in first],
+        "cuts": [cut for _, cuts in first for cut in cuts],
+        "model": model.state_dict(),
+    }
+    torch.save(result, f"{folder}/rank-{rank.index}.pt")

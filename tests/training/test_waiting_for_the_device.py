@@ -2,7 +2,7 @@
 
 import traceback
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim import scaled_adam
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training import runs, trainer
+from icefall_pathways.training import runs
+from icefall_pathways.training.callbacks import Callback
 
 LIBRARY = str(Path(icefall_pathways.__file__).parent)
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
@@ -27,7 +28,8 @@ READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "rep
 # What reads values of tensors that are on the CPU whatever the model's device: (file, function).
 OF_THE_HOST = {
     ("regularizers.py", "sample"),  # a number drawn on the CPU, for every rank and device the same
-    ("streaming.py", "_draw"),  # so is this one
+    ("streaming_encoder.py", "_draw"),  # so is this one
+    ("batch.py", "total_tokens"),  # number of tokens of the batch, which the data loader gives
     ("objective.py", "seconds_of"),  # lengths of the batch, which the data loader gives
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
     ("scaled_adam.py", "_clip"),  # the number of the step, which its state keeps on the CPU
@@ -80,18 +82,22 @@ class Readings(TorchDispatchMode):
 
 @pytest.fixture
 def readings(monkeypatch):
-    """For every update of a run, after the first ones, in which the optimizer sets up its state: what it reads."""
-    found = {}
-    train_update = trainer.Trainer._train_update
+    return ReadingsOfUpdates(monkeypatch)
 
-    def watched(self, update, batches):
-        with Readings().watching(monkeypatch) as reading:
-            stopping = train_update(self, update, batches)
-        found[update] = reading.places
-        return stopping
 
-    monkeypatch.setattr(trainer.Trainer, "_train_update", watched)
-    return found
+class ReadingsOfUpdates(Callback):
+    """Count from the start of an update until its losses have been added to the metrics."""
+
+    def __init__(self, monkeypatch):
+        self.places = {}
+        self._monkeypatch = monkeypatch
+        self._stack = ExitStack()
+
+    def on_update_start(self, state, batches, wait_seconds):
+        self.places[state.update] = self._stack.enter_context(Readings().watching(self._monkeypatch)).places
+
+    def on_update_end(self, state, result):
+        self._stack.close()
 
 
 def waiting(places):
@@ -112,18 +118,22 @@ def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
     options = {"masks": tmp_path / "masks.safetensors"} if masked else {}
     if masked:
         make_masks(model, options["masks"])
-    config = tiny_run.config(corpus, tmp_path / "exp", "en fr", ref_duration=0.01, valid_interval=100, **options)
-    runs.train(replace(config, model=model))
-    assert len(readings) == 8
-    for update in range(4, 9):
-        assert waiting(readings[update]) == {("guard.py", "read_flags"): 1} | OF_K2, update
+    config = tiny_run.config(
+        corpus, tmp_path / "exp", "en fr", ref_duration=0.01, valid_interval=100, log_interval=100, **options
+    )
+    runs.train(replace(config, model=model), [readings])
+    assert len(readings.places) == 8
+    for update in range(4, 8):  # the optimizer sets up its state in the first updates, and the last one logs
+        assert waiting(readings.places[update]) == {("nonfinite.py", "read_flags"): 1} | OF_K2, update
 
 
 def test_more_batches_in_an_update_wait_no_longer(corpus, tmp_path, readings):
-    config = tiny_run.config(corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, num_updates=5)
-    runs.train(replace(config, model=ZIPFORMER))
+    config = tiny_run.config(
+        corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, log_interval=100, num_updates=6
+    )
+    runs.train(replace(config, model=ZIPFORMER), [readings])
     of_k2 = {place: 2 * number for place, number in OF_K2.items()}
-    assert waiting(readings[5]) == {("guard.py", "read_flags"): 1} | of_k2
+    assert waiting(readings.places[5]) == {("nonfinite.py", "read_flags"): 1} | of_k2
 
 
 def test_the_optimizer_reads_a_median_every_hundredth_time(monkeypatch):

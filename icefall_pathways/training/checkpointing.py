@@ -1,0 +1,132 @@
+"""Checkpoints of a training run: when they are written, which are kept, and how a run resumes from them."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.training.callbacks import Callback, UpdateResult, ValidationMetrics
+from icefall_pathways.training.config import TrainingConfig
+from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.launch.signals import Stopped
+from icefall_pathways.training.resume_check import check_same_run
+from icefall_pathways.training.train_state import TrainState
+
+logger = logging.getLogger("icefall_pathways")
+
+
+class CheckpointCallback(Callback):
+    """Write checkpoints regularly, at the ends of epochs, and at the lowest validation loss.
+
+    Args:
+      options: The folder, the intervals, and the number of checkpoints to keep.
+      description: Properties of the run that are stored with each checkpoint and compared when a run resumes.
+      rank: This process.
+    """
+
+    def __init__(self, options: TrainingConfig, description: Mapping[str, Any], rank: Rank) -> None:
+        self._options = options
+        self._description = dict(description)
+        self._rank = rank
+        self._saved_update = -1
+
+    def resume(self, state: TrainState) -> None:
+        """Restore the newest checkpoint, or the one that the options name; without any, leave `state` unchanged.
+
+        Raises:
+          CheckpointError: The checkpoint is unreadable, is of another run, or differs between the ranks.
+        """
+        checkpoint = self._find()
+        if checkpoint is not None:
+            self._check(state, checkpoint)
+            state.load_state_dict(checkpoint)
+            logger.info("resuming after update %d", state.update)
+        updates = self._rank.gather(state.update)
+        if len(set(updates)) > 1:
+            raise checkpoints.CheckpointError(
+                f"the ranks resume from different updates ({', '.join(map(str, updates))}): --exp-dir must be one "
+                "folder, the same on all machines"
+            )
+
+    def save(self, state: TrainState, path: Path) -> None:
+        """Write a checkpoint. All ranks must call this together."""
+        checkpoint = state.state_dict()
+        if self._rank.is_main:
+            checkpoints.save(checkpoint | self._description, path)
+
+    def save_update(self, state: TrainState) -> Path:
+        """Write the checkpoint of the current update, unless that has been done, and return its path."""
+        path = layout.batch_checkpoint(self._options.exp_dir, state.update)
+        if self._saved_update != state.update:
+            self.save(state, path)
+            self._saved_update = state.update
+        return path
+
+    def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
+        """Write the checkpoints that are due."""
+        if state.update % self._options.save_every_n == 0 or state.is_last_update:
+            self.save_update(state)
+            self._remove_old()
+        if state.update % state.updates_per_epoch == 0:
+            self.save(state, layout.epoch_checkpoint(self._options.exp_dir, state.epoch))
+
+    def on_validation_end(self, state: TrainState, metrics: ValidationMetrics) -> None:
+        """Write a checkpoint if the mean loss of the languages is the lowest so far."""
+        mean = sum(values["loss"] for values in metrics.values()) / len(metrics)
+        if mean < state.best_valid_loss:
+            state.best_valid_loss = mean
+            self.save(state, self._options.exp_dir / layout.BEST_CHECKPOINT_FILE)
+
+    def _find(self) -> checkpoints.Checkpoint | None:
+        options = self._options
+        if self._rank.is_main:
+            checkpoints.remove_temporary_files(options.exp_dir)
+        if options.start_batch:
+            return checkpoints.read(layout.batch_checkpoint(options.exp_dir, options.start_batch))
+        if options.start_epoch > 1:
+            return checkpoints.read(layout.epoch_checkpoint(options.exp_dir, options.start_epoch - 1))
+        newest = checkpoints.newest(options.exp_dir)
+        return None if newest is None else newest[1]
+
+    def _check(self, state: TrainState, checkpoint: checkpoints.Checkpoint) -> None:
+        weights = state.model.state_dict()
+        changed = check_same_run(self._description, checkpoint, weights, checkpoint["model"], self._options.exp_dir)
+        if changed and self._rank.is_main:
+            print(f"warning: resuming with different options or data: {', '.join(changed)}")
+
+    def _remove_old(self) -> None:
+        if self._rank.is_main:
+            initial = layout.batch_checkpoint(self._options.exp_dir, 0)  # rewinding needs it
+            for path in layout.batch_checkpoints(self._options.exp_dir)[: -self._options.keep_last_k]:
+                if path != initial:
+                    path.unlink()
+
+
+class StopCallback(Callback):
+    """Save a checkpoint and stop when a signal has asked any rank to stop.
+
+    Args:
+      checkpoint: Writes the checkpoint.
+      rank: This process.
+    """
+
+    def __init__(self, checkpoint: CheckpointCallback, rank: Rank) -> None:
+        self._checkpoint = checkpoint
+        self._rank = rank
+
+    def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
+        """Save and stop if it has been asked for.
+
+        Raises:
+          Stopped: A signal has asked this or another rank to stop.
+        """
+        if not result.stop_signal:
+            return
+        path = self._checkpoint.save_update(state)
+        self._rank.barrier()
+        if self._rank.is_main:
+            tqdm.write(f"stop requested: saved {path}")
+        raise Stopped(result.stop_signal)

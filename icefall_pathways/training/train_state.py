@@ -1,0 +1,146 @@
+"""The state of a training run: everything that a checkpoint restores."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.optim.averaging import ModelAverage
+from icefall_pathways.pathways.gradients import LanguageGradients
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.optimization import build_learning_rate, build_optimizer
+
+
+class TrainState:
+    """Model, optimizer, counters, and all other state that changes during training.
+
+    The random state is a function of the seed, the batch, and the update (`batch_seed`), so it needs no saving: a
+    resumed run repeats exactly what an uninterrupted run does.
+
+    Args:
+      config: The options of the run; the optimizer and the base learning rate must be resolved.
+      model: Moved to the device of the rank.
+      data: The source of the batches; its pass lengths are the position of the sampler.
+      rank: This process.
+      masks: The sub-network of each language, on the device of the rank; None trains the dense model.
+      track_gradients: Collect the gradient statistics of each language, as some pruning criteria need them.
+      restart_every: Updates after which the learning rate schedule restarts; 0 never restarts it.
+
+    Attributes:
+      gradients: The gradient statistics of each language, or None.
+      optimizer: A torch optimizer that updates the entries of the active sub-network.
+      scaler: The loss scaler; it is disabled unless the run uses float16 on CUDA.
+      average: The running average of the weights.
+      batches_per_update: Batches over all ranks that make one update.
+      updates_per_epoch: Updates that take as much audio as all languages have together.
+      num_updates: Updates of the whole run.
+      update: The current update, from 1; 0 before the first.
+      best_valid_loss: The lowest mean validation loss so far.
+      mask_changes: Changes of the masks by this process.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        model: Transducer,
+        data: SpeechDataModule,
+        rank: Rank,
+        masks: PathwayMasks | None = None,
+        track_gradients: bool = False,
+        restart_every: int = 0,
+    ) -> None:
+        options = config.training
+        self.model = model.to(rank.device)
+        self.masks = masks
+        self.gradients = LanguageGradients(all_reduce_sum=rank.sum) if track_gradients else None
+        self.optimizer = build_optimizer(self.model.named_parameters(), options)
+        self.scaler = torch.cuda.amp.GradScaler(enabled=options.use_fp16 and rank.device.type == "cuda")
+        self.average = ModelAverage(self.model, options.average_period)
+        self.batches_per_update = rank.world_size * options.accum_grad
+        self.updates_per_epoch = data.updates_per_epoch(self.batches_per_update)
+        self.num_updates = options.num_updates or options.num_epochs * self.updates_per_epoch
+        self.update = 0
+        self.best_valid_loss = float("inf")
+        self.mask_changes = 0
+        self._data = data
+        self._rank = rank
+        self._restart_every = restart_every
+        self._schedule = build_learning_rate(options, restart_every or self.num_updates)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the current update, from 1."""
+        return self._epoch_of(self.update)
+
+    @property
+    def is_last_update(self) -> bool:
+        """Whether the current update is the last one of the run."""
+        return self.update == self.num_updates
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the current update."""
+        update = self.update
+        if self._restart_every:
+            update = (update - 1) % self._restart_every + 1
+        return self._schedule(update, self._epoch_of(update) - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the content of a checkpoint, complete on rank 0. All ranks must call this together."""
+        if self.gradients is not None:
+            self.gradients.reduce(keep=self._rank.is_main)
+        return {
+            "model": self.model.state_dict(),
+            "model_avg": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
+            "regularizers": self._rank.gather(regularizer_state(self.model)),
+            "masks": self._mask_codes(),
+            "gradients": {} if self.gradients is None else self.gradients.state_dict(),
+            "update": self.update,
+            "epoch": self.epoch,
+            "best_valid_loss": self.best_valid_loss,
+            "pass_lengths": self._data.pass_lengths,
+        }
+
+    def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the content of a checkpoint, or the result of `state_dict`. All ranks must call this."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.average.load_state_dict(checkpoint["model_avg"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        # Checkpoints of version 1 have the British spelling.
+        regularizers = checkpoint["regularizers" if "regularizers" in checkpoint else "regularisers"]
+        load_regularizer_state(self.model, regularizers[self._rank.index])
+        for name, code in self._mask_codes().items():
+            code.copy_(checkpoint["masks"][name])
+        if self.gradients is not None:
+            self.gradients.load_state_dict(checkpoint["gradients"], self._rank.device, keep=self._rank.is_main)
+        self.update = checkpoint["update"]
+        self.best_valid_loss = checkpoint["best_valid_loss"]
+        self._data.pass_lengths = checkpoint.get("pass_lengths", {})
+
+    def _mask_codes(self) -> dict[str, Tensor]:
+        return {} if self.masks is None else self.masks.codes
+
+    def _epoch_of(self, update: int) -> int:
+        return (max(update, 1) - 1) // self.updates_per_epoch + 1
+
+
+def batch_seed(seed: int, batch: int, update: int) -> int:
+    """Return the seed of torch's generator for one batch of an update.
+
+    Seeds differ between all batches and updates of a run, and fit into the 64 bits that torch accepts.
+
+    Args:
+      seed: The seed of the run.
+      batch: Index of the batch among those of all ranks.
+      update: The update, from 1.
+    """
+    return ((seed * 1_000_003 + batch) * 10_000_019 + update) % 2**64

@@ -1,0 +1,132 @@
+"""One optimizer update: forward and backward passes, gradient synchronization, non-finite check, optimizer step."""
+
+import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.models.regularizers import set_position
+from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.training.callbacks import CallbackList, UpdateResult
+from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.nonfinite import BatchGuard, gradient_norm, poisoned, read_flags
+from icefall_pathways.training.objective import Objective
+from icefall_pathways.training.train_state import TrainState, batch_seed
+
+# Position of the schedules of the regularizers for weights that are trained already: after the end of all of them.
+_TRAINED_POSITION = 100_000.0
+
+
+class Update:
+    """Run one optimizer update on `accum_grad` batches of each rank.
+
+    Args:
+      config: The options of the run.
+      state: Changed by each update.
+      pathways: The model of `state` with its masks.
+      trainable: Masks of the entries that may change, all of the language's entries by default.
+      objective: Computes the losses.
+      guard: Decides whether an update is skipped because of a non-finite loss or gradient.
+      rank: This process.
+      callbacks: Their `on_backward_end` is called.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        state: TrainState,
+        pathways: PathwayModule,
+        trainable: PathwayMasks | None,
+        objective: Objective,
+        guard: BatchGuard,
+        rank: Rank,
+        callbacks: CallbackList,
+    ) -> None:
+        self.state = state
+        self.objective = objective
+        self.ddp_model = _data_parallel(pathways, state.model.encoder.uses_all_parameters, rank)
+        self._config = config
+        self._trainable = trainable
+        self._guard = guard
+        self._rank = rank
+        self._callbacks = callbacks
+
+    def __call__(self, batches: Sequence[Batch], stop_signal: int = 0) -> UpdateResult:
+        """Run update `state.update`.
+
+        Args:
+          batches: The batches of this rank, all of one language and with their tokens.
+          stop_signal: The signal that has asked this rank to stop; 0 if there was none. All ranks report a stop
+            request in the result of the same update.
+
+        Raises:
+          BadBatchesError: Too many updates in a row had a non-finite loss or gradient.
+        """
+        state, language = self.state, batches[0].language
+        set_position(state.model, regularizer_position(self._config, state.batches_per_update, state.update))
+        self.ddp_model.train()
+        for group in state.optimizer.param_groups:
+            group["lr"] = state.learning_rate
+        losses, num_stopping = self._forward_backward(batches, stop_signal > 0)
+        self._callbacks.on_backward_end(state)
+        state.scaler.unscale_(state.optimizer)
+        norm = gradient_norm(state.model)
+        finite, stopping = read_flags(state.model, torch.isfinite(norm), num_stopping > 0)
+        stepped = self._guard.passes(
+            state.update, batches, [loss["loss"] for loss in losses], finite, state.scaler.get_scale
+        )
+        if stepped:
+            state.optimizer.activate(self._trainable, language)
+            state.optimizer.step()
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.average.update(state.model, state.update)
+        return UpdateResult(batches, losses, norm, stepped, (stop_signal or signal.SIGTERM) if stopping else 0)
+
+    def _forward_backward(self, batches: Sequence[Batch], stop: bool) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Return the losses of the batches, and on the device the number of ranks that have been asked to stop."""
+        state, rank = self.state, self._rank
+        counts = torch.tensor([sum(batch.total_tokens for batch in batches), stop], dtype=torch.float64)
+        totals = rank.sum(counts.to(rank.device, non_blocking=True))
+        # Each rank divides by the mean number of tokens per rank, so that the averaged gradient is that of the mean
+        # loss per token of the whole update, however the utterances are distributed over the ranks.
+        tokens_per_rank = totals[0].float() / rank.world_size
+        if state.gradients is not None:
+            state.gradients.scale = state.scaler.scale(torch.ones((), device=rank.device))
+        losses = []
+        for i, batch in enumerate(batches):
+            # The index counts through the ranks, as the batches do: randomness does not depend on the rank of a batch.
+            torch.manual_seed(batch_seed(self._config.training.seed, i * rank.world_size + rank.index, state.update))
+            with self._grad_sync(is_last=i == len(batches) - 1):
+                losses.append(self.objective(batch, self.ddp_model, state.update))
+                state.scaler.scale(poisoned(losses[-1]["loss"]) / tokens_per_rank).backward()
+        return losses, totals[1]
+
+    def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
+        """Sum the gradients over the ranks in the backward pass of the last batch only."""
+        if is_last or not isinstance(self.ddp_model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        no_sync: AbstractContextManager[None] = self.ddp_model.no_sync()  # type: ignore[operator]
+        return no_sync
+
+
+def regularizer_position(config: ExperimentConfig, batches_per_update: int, update: int) -> float:
+    """Return the position of the schedules of the regularizers at an update, in batches of `ref_duration` seconds.
+
+    It moves every 10 updates. Training that starts from trained weights is after the end of all schedules.
+    """
+    num_previous = (update - 1) // 10 * 10
+    position = num_previous * config.data.max_duration * batches_per_update / config.training.ref_duration
+    return position + (_TRAINED_POSITION if config.training.init_from else 0.0)
+
+
+def _data_parallel(module: nn.Module, uses_all_parameters: bool, rank: Rank) -> nn.Module:
+    if rank.world_size == 1:
+        return module
+    # Without device_ids: with them, DDP moves to the device what is meant to stay on the CPU.
+    return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not uses_all_parameters)
