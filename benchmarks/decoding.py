@@ -228,14 +228,14 @@ def main() -> None:
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the table of `figures`, as text."""
-    parts = {"search": "search alone", "all": "encoder and search", "plain": "the same without a graph"}
+    parts = {"search": "search only", "all": "encoder and search", "plain": "encoder and search, no graph"}
     rows = []
     for row in figures:
         factor, peer = row["real_time_factor"], row["icefall"]
         compared = ["", ""] if peer is None else [f"{peer:.4f}", f"{factor / peer:.2f}"]
         name = [parts[row["part"]], row["system"], str(row["streams"])]
         rows.append([*name, f"{factor:.5f}", *compared, f"{row['tokens_per_second']:.0f}"])
-    header = ["measured", "system", "streams", "real-time factor", "icefall's", "of icefall's", "tokens per second"]
+    header = ["part", "system", "streams", "real-time factor", "icefall", "ratio to icefall", "tokens per second"]
     return header, rows
 
 

@@ -118,11 +118,11 @@ def _prune(allocation: str, granularity: str = "element") -> Callable[[Benchmark
 
 #: In this order, because operations read the files of earlier ones.
 OPERATIONS: dict[str, Callable[[BenchmarkConfig, Path], Callable[[], object]]] = {
-    "build all languages' masks": lambda config, folder: lambda: build(config, config.languages),
+    "build the masks of all languages": lambda config, folder: lambda: build(config, config.languages),
     "save": _save,
     "load": _load,
-    "save each language's alone": _save_parts,
-    "load and merge these": _merge,
+    "split by language and save each": _save_parts,
+    "load these and merge them": _merge,
     "overlap of all pairs": _overlap,
     "prune one language, layer-wise": _prune("layer-wise"),
     "prune one language, global": _prune("global"),

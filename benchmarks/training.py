@@ -184,7 +184,7 @@ def main() -> None:
     steps = [row for size, times in figures.items() for row in rows_of(size, times)]
     overhead = [overhead_row(size, times) for size, times in figures.items()]
     tables: list[tuple[str, list[str], list[list[str]]]] = [
-        ("steps", ["", *PARTS, "step", "of icefall's"], steps),
+        ("steps", ["", *PARTS, "step", "ratio to icefall"], steps),
         ("overhead", ["", "wall clock", "CPU seconds"], overhead),
     ]
     for name, header, rows in tables:
