@@ -31,7 +31,7 @@ class Step:
     Attributes:
       command: Program and arguments; empty if there is nothing to run.
       mark: File that is written when the command has succeeded; None: the command runs every time.
-      mark_text: Content of the mark, and of a mark that counts; None: any content counts.
+      mark_text: Content of the mark; a mark with other content does not count. None: any content counts.
       message: Printed before the command runs.
     """
 
@@ -128,12 +128,12 @@ def print_graph(jobs: Sequence[Job]) -> None:
 def run_jobs(jobs: Sequence[Job], at_once: int, environ: Mapping[str, str]) -> None:
     """Run jobs in their order, as soon as those they depend on have succeeded.
 
-    When a job fails, those that depend on it are not started; all others run. On SIGINT, SIGTERM and SIGHUP no other
-    job is started and the running ones receive the same signal: trainings save a checkpoint and exit.
+    When a job fails, those that depend on it are not started; all others run. After SIGINT, SIGTERM or SIGHUP no other
+    job is started and the running ones receive the signal (SIGTERM for SIGHUP): trainings save a checkpoint and exit.
 
     Args:
       jobs: The graph; a job is listed after those it depends on.
-      at_once: Maximum signum of parallel jobs.
+      at_once: Maximum number of parallel jobs.
       environ: Environment of the commands.
 
     Raises:
@@ -150,7 +150,6 @@ class _Runner:
     """State of one run of a graph."""
 
     def __init__(self, jobs: Sequence[Job], at_once: int, environ: Mapping[str, str]) -> None:
-        self._jobs = jobs
         self._at_once = at_once
         self._environ = environ
         self._waiting = list(jobs)
@@ -221,8 +220,8 @@ class _Runner:
                     if error:
                         break
                     step.set_done()
-        except OSError as problem:
-            error = str(problem)
+        except Exception as problem:  # reported: the main thread waits for the result of every job
+            error = f"failed: {problem}"
         _print_progress(f"{job.name}: {error or 'done'} ({time.monotonic() - start:.0f} s)")
         self._finished.put((slot, error))
 
@@ -251,7 +250,7 @@ class _Processes:
 
     @contextmanager
     def forward_signals(self) -> Iterator[None]:
-        """Inside, forward SIGINT, SIGTERM and SIGHUP to the running commands."""
+        """Forward SIGINT, SIGTERM and SIGHUP to the running commands inside the context."""
         handled = [
             signum
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -301,9 +300,9 @@ class _Processes:
             self.stopped_by = signum
             for process in self._running:
                 with suppress(ProcessLookupError):
-                    # As a terminal does, send Ctrl-C to the processes that the command started, too.
-                    send = os.killpg if signum == signal.SIGINT else os.kill
-                    send(process.pid, signum)
+                    # To the processes that the command started, too, as a terminal does. Commands save their state on
+                    # SIGTERM, not on SIGHUP.
+                    os.killpg(process.pid, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
 def _print_progress(text: str) -> None:

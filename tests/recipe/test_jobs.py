@@ -186,17 +186,14 @@ def test_a_signal_reaches_the_running_jobs_and_they_may_save(tmp_path, signum):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not all((tmp_path / f"started-{name}").exists() for name in "ab"):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
-    assert {path.name: path.read_text() for path in tmp_path.glob("saved-*")} == {
-        "saved-a": str(int(signum)),
-        "saved-b": str(int(signum)),
-    }
+    received = str(int(signal.SIGTERM if signum == signal.SIGHUP else signum))
+    assert {path.name: path.read_text() for path in tmp_path.glob("saved-*")} == dict.fromkeys(
+        ("saved-a", "saved-b"), received
+    )
     assert not (tmp_path / "started-c").exists() and not list(tmp_path.glob(".done-*"))
     assert "run the same command again" in err and "Traceback" not in err
     assert "a: stopped" in out
@@ -204,3 +201,47 @@ def test_a_signal_reaches_the_running_jobs_and_they_may_save(tmp_path, signum):
 
 def test_an_interrupted_run_has_the_exit_status_of_its_signal():
     assert JobsInterrupted(signal.SIGTERM).exit_code == 143
+
+
+WITH_WORKER = """
+import multiprocessing, pathlib, sys, time
+def work(folder):
+    (pathlib.Path(folder) / "pid").write_text(str(multiprocessing.current_process().pid))
+    time.sleep(60)
+if __name__ == "__main__":
+    process = multiprocessing.get_context("fork").Process(target=work, args=(sys.argv[1],))
+    process.start()
+    process.join()
+"""
+RUN_ONE = """
+import os, sys
+from icefall_pathways.options import run_script
+from icefall_pathways.recipe.jobs import Job, Step, run_jobs
+run_script(lambda: run_jobs([Job("features", (Step(tuple(sys.argv[1:])),))], 1, os.environ))
+"""
+
+
+def test_a_stopped_job_leaves_no_processes(tmp_path):
+    command = [sys.executable, "-c", RUN_ONE, *python(WITH_WORKER, tmp_path)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text())
+    worker = int(pid.read_text())
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    wait_until(lambda: not is_running(worker))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
