@@ -15,6 +15,7 @@ from torch import Tensor
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.streaming import AudioError
+from icefall_pathways.errors import first_line
 from icefall_pathways.transcription.pcm import PcmFormat, check_sample_rate, read_wav_header
 from icefall_pathways.transcription.resampling import StreamingResampler
 
@@ -57,7 +58,10 @@ def as_mono(samples: Any) -> Tensor:
     Raises:
       AudioError: There are several channels, or the type is not one of these.
     """
-    tensor = samples.detach().cpu() if isinstance(samples, Tensor) else torch.from_numpy(np.array(samples))
+    try:
+        tensor = samples.detach().cpu() if isinstance(samples, Tensor) else torch.from_numpy(np.array(samples))
+    except (TypeError, ValueError) as error:  # of texts, nested lists of different lengths, ...
+        raise AudioError(f"samples that are not numbers ({first_line(error)}): expected mono samples (n,)") from error
     if tensor.dim() > 2 or (tensor.dim() == 2 and 1 not in tensor.shape):
         raise AudioError(f"samples of shape {tuple(tensor.shape)}: expected mono (n,); average or select the channels")
     if tensor.dtype in (torch.int16, torch.int32):

@@ -186,6 +186,7 @@ def test_errors_name_the_cause_and_the_remedy(exp_dir, speech, tmp_path):
         (np.zeros((100, 2)), "expected mono"),
         (np.zeros(100, np.uint8), "expected floating point"),
         (np.full(100, 1e4), "expected numbers in"),
+        ([b"a", None], "not numbers"),
     ):
         with pytest.raises(AudioError, match=message):
             asr.transcribe(samples, "en")
