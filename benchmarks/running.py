@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-r"""Measure a training as it runs: what an update is spent on, and how long it waits for data.
+r"""Benchmark the updates of the trainer: time of each part, waiting time for data, operators.
 
-Usage, after `make demo` or at least its first stage has prepared the embedded corpus:
+Usage, after `make demo`, or after its first stage has prepared the embedded corpus:
 
   OMP_NUM_THREADS=2 benchmarks/running.py --write 1
 
-Real updates of the real trainer, through random masks of 70 % sparsity, on the demo's data: an Emformer of half a
-million parameters with batches of 15 s, and a Zipformer of 5 M with batches of 60 s. Each with stored features and with
-features computed on the fly, and with 0, 1 and 2 processes that load batches. Then some updates under torch's profiler.
+The trainer runs with random masks of 70 % sparsity on the demo's corpus: an Emformer with half a million parameters and
+batches of 15 s, and a Zipformer with 5 M parameters and batches of 60 s; each with stored and with on-the-fly features,
+and with 0, 1 and 2 worker processes. Then torch's profiler records some updates.
 """
 
 import os
@@ -43,8 +43,8 @@ from icefall_pathways.training.trainer import Trainer
 REPORT = Path(__file__).with_suffix(".md")
 RECIPE = Path(__file__).resolve().parents[1] / "egs/mls/ASR"
 SPARSITY = 0.7
-PARTS = ("waiting for data", "forward", "backward", "optimizer", "the rest")
-OPERATORS = 14  # that a profile names
+PARTS = ("waiting for data", "forward", "backward", "optimizer", "other")
+OPERATORS = 14  # rows of a profile
 
 _EMFORMER = ModelConfig(
     num_encoder_layers=6,
@@ -58,7 +58,7 @@ _EMFORMER = ModelConfig(
     left_context_length=64,
     dropout=0.0,
 )
-# The model, seconds of audio in a batch, and what else its training is told.
+# The model, seconds of audio per batch, and further training options.
 CASES: dict[str, tuple[ModelConfig, float, dict[str, Any]]] = {
     "0.5M": (_EMFORMER, 15.0, {"ctc_loss_scale": 1.0, "lr_schedule": "linear", "base_lr": 0.0015}),
     "5M": (ModelConfig(encoder_type="zipformer", zipformer="small"), 60.0, {}),
@@ -67,29 +67,29 @@ CASES: dict[str, tuple[ModelConfig, float, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class RunningConfig:
-    """What to measure."""
+    """Options of the benchmark."""
 
     cases: str = "0.5M 5M"
-    """The Emformer of half a million parameters, and the Zipformer of 5 M."""
+    """Models to measure: the Emformer with half a million parameters, and the Zipformer with 5 M."""
 
     recipe_dir: Path = RECIPE
-    """Where data/demo and download/mini are."""
+    """Folder that contains data/demo and download/mini."""
 
     seconds: float = 10.0
-    """How long each is measured."""
+    """Duration of each measurement."""
 
     warm_up: int = 10
-    """Updates before, which are not."""
+    """Updates before the measurement."""
 
     workers: str = "0 1 2"
-    """Processes that load batches."""
+    """Numbers of worker processes that load batches."""
 
     write: bool = False
-    """Put the figures into benchmarks/running.md."""
+    """Write the results to benchmarks/running.md."""
 
 
 class DoneError(Exception):
-    """The end of what is measured."""
+    """End of the measurement."""
 
 
 class UpdateTimer(Callback):
@@ -171,9 +171,9 @@ class UpdateProfiler(Callback):
 
 def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        begin = time.monotonic()
+        start = time.monotonic()
         result = function(*args, **kwargs)
-        seconds[name] += time.monotonic() - begin
+        seconds[name] += time.monotonic() - start
         return result
 
     return timed
@@ -181,7 +181,7 @@ def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -
 
 @contextmanager
 def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[Trainer]:
-    """A trainer of the demo's data, with random masks, whose files do not stay."""
+    """Create a trainer for the demo's corpus with random masks; its files are temporary."""
     model_config, seconds, options = CASES[case]
     with TemporaryDirectory() as folder:
         training = TrainingConfig(
@@ -207,7 +207,7 @@ def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[Trainer]
 
 
 def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]:
-    """Rows of the share of time that is spent waiting for data, and the parts of an update with stored features."""
+    """Return rows with the share of waiting time, and the shares of the parts of an update with stored features."""
     rows, parts = [], []
     for on_the_fly in (False, True):
         for workers in config.workers.split():
@@ -225,31 +225,31 @@ def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]
 
 
 def operators(case: str, config: RunningConfig) -> list[list[str]]:
-    """Rows of the operators that take the most of an update, by torch's profiler."""
+    """Return rows of the operators with the largest share of time in torch's profile."""
     updates, profiler = 10, profile(activities=[ProfilerActivity.CPU])
     with make_trainer(case, False, 2) as trainer, suppress(DoneError):
         trainer.callbacks[:] = [UpdateProfiler(profiler, config.warm_up + 1, updates)]
         trainer.run()
-    found = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in found)
+    events_by_time = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events_by_time)
 
     def row(name: str, events: Sequence[Any]) -> list[str]:
         share = sum(event.self_cpu_time_total for event in events) / total
         return [case, name, f"{100 * share:.1f} %", f"{sum(event.count for event in events) / updates:.0f}"]
 
-    first = [row(event.key.removeprefix("aten::"), [event]) for event in found[:OPERATORS]]
-    return [*first, row("all others", found[OPERATORS:])]
+    first = [row(event.key.removeprefix("aten::"), [event]) for event in events_by_time[:OPERATORS]]
+    return [*first, row("all others", events_by_time[OPERATORS:])]
 
 
 def main() -> None:
-    """Read the options, measure, print the tables."""
+    """Run the benchmark and print the tables."""
     config = parse(RunningConfig, __doc__)
     os.chdir(config.recipe_dir)
     measured = [waits(case, config) for case in config.cases.split()]
     tables: list[tuple[str, list[str], list[list[str]]]] = [
         (
             "waiting",
-            ["", "features", "processes", "s / update", "waiting"],
+            ["", "features", "workers", "s / update", "waiting"],
             [row for rows, _ in measured for row in rows],
         ),
         ("parts", ["", *PARTS], [parts for _, parts in measured]),

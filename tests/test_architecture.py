@@ -72,15 +72,15 @@ def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[tup
 
 
 def import_graph(root: Path, package: str) -> set[Import]:
-    """All imports of the package's modules, those of other packages included."""
+    """Return all imports of the package's modules, including those of other packages."""
     paths = {module_name(path, root): path for path in sorted((root / package).rglob("*.py"))}
-    found = set()
+    edges = set()
     for module, path in paths.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for base, name in imported_names(tree, module, path.name == "__init__.py"):
             submodule = f"{base}.{name}"
-            found.add(Import(module, submodule if submodule in paths else base))
-    return found
+            edges.add(Import(module, submodule if submodule in paths else base))
+    return edges
 
 
 def internal(imports: set[Import], package: str) -> set[Import]:
@@ -88,7 +88,7 @@ def internal(imports: set[Import], package: str) -> set[Import]:
 
 
 def find_cycle(imports: set[Import]) -> list[str]:
-    """The modules of one cycle, empty if there is none."""
+    """Return the modules of one cycle, or an empty list."""
     graph: dict[str, set[str]] = {}
     for importer, imported in imports:
         graph.setdefault(importer, set()).add(imported)
@@ -100,7 +100,7 @@ def find_cycle(imports: set[Import]) -> list[str]:
 
 
 def component(module: str) -> str:
-    """The part of the package that a module belongs to, such as "models"."""
+    """Return the part of the package that a module belongs to, such as "models"."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -113,8 +113,7 @@ def layer(module: str) -> int:
 
 
 def is_upward(edge: Import) -> bool:
-    ours, theirs = component(edge.importer), component(edge.imported)
-    return ours != theirs and layer(edge.imported) >= layer(edge.importer)
+    return component(edge.importer) != component(edge.imported) and layer(edge.imported) >= layer(edge.importer)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +133,9 @@ def test_no_import_points_upward(imports):
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_component_imports_only_what_its_task_needs(imports, name):
-    theirs = {edge for edge in internal(imports, PACKAGE) if component(edge.importer) == name}
-    assert theirs, f"{PACKAGE}.{name} has no imports: is it still there?"
-    others = sorted(str(edge) for edge in theirs if component(edge.imported) not in ALLOWED[name] | {name})
+    edges = {edge for edge in internal(imports, PACKAGE) if component(edge.importer) == name}
+    assert edges, f"{PACKAGE}.{name} has no imports: does it still exist?"
+    others = sorted(str(edge) for edge in edges if component(edge.imported) not in ALLOWED[name] | {name})
     assert not others, f"{PACKAGE}.{name} may import {sorted(ALLOWED[name])} only: {others}"
 
 

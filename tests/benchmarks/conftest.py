@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny_run
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -24,3 +25,11 @@ def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
             return module
 
         yield load
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny corpus."""
+    folder = tmp_path_factory.mktemp("corpus") / "data"
+    tiny_run.make_corpus(folder)
+    return folder

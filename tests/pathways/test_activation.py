@@ -10,7 +10,7 @@ from icefall_pathways.pathways.masks import MasksError
 
 
 def entry(mask, value):
-    """The index of the first entry of `mask` that is `value`."""
+    """Return the index of the first entry of `mask` that is `value`."""
     return tuple(torch.nonzero(mask == value)[0].tolist())
 
 
