@@ -1,8 +1,8 @@
-"""Whole runs: one training, and the search for masks, which is one training per language."""
+"""Complete runs: trainings and mask searches. A mask search runs one training per language."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,10 +31,10 @@ from icefall_pathways.training.config import (
     TrainingConfig,
 )
 from icefall_pathways.training.initialization import (
-    Comparison,
-    as_plain_data,
-    source_file,
-    starting_model,
+    InitialCheckpoint,
+    WeightComparison,
+    build_initial_model,
+    read_initial_checkpoint,
     with_architecture,
 )
 from icefall_pathways.training.launch.jobs import run_in_parallel
@@ -44,47 +44,50 @@ from icefall_pathways.training.option_checks import check_search_options, check_
 from icefall_pathways.training.pruning_plan import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
 
-#: The transducer's submodules that each --prune-scope covers.
+#: The submodules of the transducer that each --prune-scope covers.
 PRUNE_SCOPES = {"encoder": ("encoder_embed", "encoder"), "encoder-predictor": ("encoder_embed", "encoder", "decoder")}
 
 
-# Options of a mask search that change nothing in what it finds for a language.
-_FREE_IN_A_SEARCH = ("num_jobs", "extend_masks")
+# Options of a mask search that do not change the mask of a language.
+_NOT_IN_FINGERPRINT = ("num_jobs", "extend_masks")
 
 
 def train(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> None:
-    """Train as `config` says, from the newest checkpoint if there is one.
+    """Run a training; resume from its newest checkpoint if there is one.
 
     Args:
       config: All options.
-      callbacks: Further callbacks of the training loop; with several ranks it must be possible to pickle them.
+      callbacks: Additional callbacks of the training loop; with several ranks they must be picklable.
 
     Raises:
-      ValueError: Options, masks, checkpoints or data that do not fit together; the message says what to do.
+      ValueError: Options, masks, checkpoints or data are missing or incompatible; the message says what to do.
     """
-    config = with_optimizer(with_architecture(replace(config, training=_with_tokenizer(config.training))))
-    check_training_options(config)
+    config = replace(config, training=_with_tokenizer(config.training))
+    initial = read_initial_checkpoint(config.training)
+    config = with_optimizer(with_architecture(config, initial))
+    check_training_options(config, initial)
     languages = codes_of(config.data.languages)
-    model, comparison = starting_model(config)
+    model, comparison = build_initial_model(config, initial)
     if config.training.masks is not None:
-        masks = PathwayMasks.load(config.training.masks).restrict(_frozen(config.training, languages) + languages)
+        frozen = _frozen_languages(config.training, languages)
+        masks = PathwayMasks.load(config.training.masks).restrict(frozen + languages)
         masks.check(model)
         if config.pruning.prune_method != "none":
             parse_granularity(masks.header.granularity).check_sparsity(config.pruning.sparsity)
         if config.training.freeze_languages:
             _check_vocabulary(config)
-        _keep_masks(masks, config.training.exp_dir / _masks_to_begin_with(config))
-    _write_start(config, comparison)
-    launch(train_rank, config.training.world_size, config.training.master_port, config, None, callbacks)
+        _pin_initial_masks(masks, config.training.exp_dir / _initial_masks_file(config))
+    _write_run_files(config, comparison)
+    launch(train_rank, config.training.world_size, config.training.master_port, config, None, initial, callbacks)
 
 
-def _keep_masks(masks: PathwayMasks, path: Path) -> None:
-    """Write the masks that a training begins with; one that goes on must have been given the same."""
+def _pin_initial_masks(masks: PathwayMasks, path: Path) -> None:
+    """Write the initial masks of a training, or check that a resumed training gets the same masks."""
     if not layout.has_checkpoints(path.parent):
         masks.save(path)
     elif not path.exists() or not masks.equals(PathwayMasks.load(path)):
         raise ValueError(
-            f"{path.parent} holds a training that did not begin with these masks ({path.name}): use the same --masks "
+            f"{path.parent} holds a training that did not start with these masks ({path.name}): use the same --masks "
             "and --languages, in the same order, or another --exp-dir"
         )
 
@@ -94,79 +97,85 @@ def _with_tokenizer(training: TrainingConfig) -> TrainingConfig:
     return replace(training, bpe_model=training.tokenizer_path)
 
 
-def _frozen(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
-    """The languages to freeze while `languages` are trained."""
+def _frozen_languages(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
+    """Return the languages of --freeze-languages; check that none of them is trained."""
     frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
-    if both := [code for code in frozen if code in languages]:
-        raise ValueError(f"{', '.join(both)} in both --languages and --freeze-languages: either train it or freeze it")
+    if overlap := [code for code in frozen if code in languages]:
+        raise ValueError(
+            f"{', '.join(overlap)} in both --languages and --freeze-languages: either train it or freeze it"
+        )
     return frozen
 
 
 def find_masks(config: MaskSearchConfig) -> None:
-    """Find masks as `config` says and write them to the experiment's folder; finished languages are skipped.
+    """Find masks and write them to the experiment folder; finished languages are skipped.
 
     Raises:
-      ValueError: Options, checkpoints or data that do not fit together; the message says what to do.
+      ValueError: Options, masks, checkpoints or data are missing or incompatible; the message says what to do.
     """
-    if config.training.init_from is None:
-        raise ValueError("a mask search starts from a trained dense model: name it with --init-from")
     config = replace(config, training=_with_tokenizer(config.training))
+    initial = read_initial_checkpoint(config.training)
+    if initial is None:
+        raise ValueError("a mask search starts from a trained dense model: specify it with --init-from")
     languages = codes_of(config.data.languages)
-    extended = [] if config.pruning.extend_masks is None else [_masks_to_extend(config, config.pruning.extend_masks)]
-    shared = config.pruning.prune_for == "all-languages"
-    searches = [_search_config(config, group) for group in ([languages] if shared else [[code] for code in languages])]
-    check_search_options(config, searches[0])
-    model, comparison = starting_model(searches[0])
+    groups = [languages] if config.pruning.prune_for == "all-languages" else [[code] for code in languages]
+    searches = [_search_config(config, group, initial) for group in groups]
+    check_search_options(config, searches[0], initial)
+    model, comparison = build_initial_model(searches[0], initial)
+    extended = []
+    if config.pruning.extend_masks is not None:
+        extended.append(_load_masks_to_extend(config, config.pruning.extend_masks, model))
+        _check_vocabulary(_search_config(config, languages, initial))
     _check_rewinding(config, model)
-    _dense_masks(model, languages, config.pruning)  # finds out what is wrong with the options before hours
-    wanted = _what_is_sought(config)
+    _dense_masks(model, languages, config.pruning)  # checks the mask options
+    fingerprint = search_fingerprint(config.pruning, initial)
     for search in searches:
-        _check_same_search(search.training.exp_dir, wanted)
-    output = config.training.exp_dir / layout.MASKS_FILE
-    _write_start(replace(config, model=searches[0].model), comparison)
+        _check_fingerprint(search.training.exp_dir, fingerprint)
+    _write_run_files(replace(config, model=searches[0].model), comparison)
     if config.training.print_diagnostics:
-        _search(searches[0], config.pruning, wanted)
+        _run_search(searches[0], config.pruning, initial, fingerprint)
         return
-    _run_searches(searches, config.pruning, wanted)
-    found = (PathwayMasks.load(search.training.exp_dir / layout.MASKS_FILE) for search in searches)
-    masks = PathwayMasks.merge(chain(extended, found))
+    _run_searches(searches, config.pruning, initial, fingerprint)
+    results = (PathwayMasks.load(search.training.exp_dir / layout.MASKS_FILE) for search in searches)
+    masks = PathwayMasks.merge(chain(extended, results))
+    output = config.training.exp_dir / layout.MASKS_FILE
     masks.save(output)
-    told = ", ".join(f"{code} {100 * masks.sparsity(code):.1f} %" for code in masks.languages)
-    print(f"Masks: {output} (sparsity: {told}; entries used by any language: {100 * masks.union_density():.1f} %)")
+    sparsity = ", ".join(f"{code} {100 * masks.sparsity(code):.1f} %" for code in masks.languages)
+    print(f"Masks: {output} (sparsity: {sparsity}; entries used by any language: {100 * masks.union_density():.1f} %)")
 
 
-def _write_start(config: ExperimentConfig | MaskSearchConfig, comparison: Comparison | None) -> None:
-    """Keep the options, and say how the weights of --init-from fit the model."""
+def _write_run_files(config: ExperimentConfig | MaskSearchConfig, comparison: WeightComparison | None) -> None:
+    """Write the tokenizer, the options and the comparison with --init-from to the experiment folder."""
     store_model_files(config.training.exp_dir, config.training.tokenizer_path)
     write_json(config.training.exp_dir / layout.CONFIG_FILE, to_dict(config))
     if comparison is not None:
         print(f"Starting from {comparison}")
-        write_json(config.training.exp_dir / layout.INIT_FROM_FILE, as_plain_data(comparison))
+        write_json(config.training.exp_dir / layout.INIT_FROM_FILE, asdict(comparison))
 
 
 def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
-    """Find out before the first round whether its weights can go back to those of --rewind-to."""
+    """Check before the first round that the weights of --rewind-to fit the model."""
     rewind_to = config.pruning.rewind_to
     if rewind_to is None:
         return
     if config.pruning.prune_method != "lth":
         raise ValueError(
-            f"--rewind-to is for --prune-method lth; {config.pruning.prune_method} goes on from its weights"
+            f"--rewind-to is for --prune-method lth; {config.pruning.prune_method} does not rewind its weights"
         )
-    start, goal = model.state_dict(), checkpoints.read(rewind_to)["model"]
-    if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in goal.items()}:
+    initial, rewound = model.state_dict(), checkpoints.read(rewind_to)["model"]
+    if {name: value.shape for name, value in initial.items()} != {name: v.shape for name, v in rewound.items()}:
         raise ValueError(
-            f"--rewind-to {rewind_to} is of another model than --init-from {config.training.init_from}: name an "
+            f"--rewind-to {rewind_to} is of another model than --init-from {config.training.init_from}: use an "
             "earlier checkpoint of the same training"
         )
 
 
-def _masks_to_extend(config: MaskSearchConfig, path: Path) -> PathwayMasks:
-    """The masks to add languages to, checked before hours are spent on a search."""
+def _load_masks_to_extend(config: MaskSearchConfig, path: Path, model: Transducer) -> PathwayMasks:
+    """Load the masks that languages are added to; check them before a search takes hours."""
     masks = PathwayMasks.load(path)
     languages = codes_of(config.data.languages)
-    if known := [code for code in languages if code in masks.languages]:
-        raise ValueError(f"{path} has masks of {', '.join(known)} already: name new languages with --languages")
+    if existing := [code for code in languages if code in masks.languages]:
+        raise ValueError(f"{path} has masks of {', '.join(existing)} already: list only new languages with --languages")
     roots = PRUNE_SCOPES[config.pruning.prune_scope]
     if masks.header.roots != roots:
         raise ValueError(
@@ -178,84 +187,104 @@ def _masks_to_extend(config: MaskSearchConfig, path: Path) -> PathwayMasks:
             f"{path} has granularity {masks.header.granularity}, the search {config.pruning.granularity}: use "
             f"--granularity {masks.header.granularity}"
         )
-    search = _search_config(config, languages)
-    masks.check(starting_model(search)[0])
-    _check_vocabulary(search)
+    masks.check(model)
     return masks
 
 
 def _check_vocabulary(config: ExperimentConfig) -> None:
-    """Check that the tokens, which were made for other languages, can write those of `config`."""
+    """Check that the tokenizer, which was trained on other languages, covers the languages of `config`."""
     tokenizer = Tokenizer(config.training.tokenizer_path)
     SpeechDataModule(config.data, tokenizer).check_vocabulary()
 
 
-def _search_config(config: MaskSearchConfig, languages: list[LanguageCode]) -> ExperimentConfig:
-    """The training that finds the mask which `languages` share."""
+def _search_config(
+    config: MaskSearchConfig, languages: list[LanguageCode], initial: InitialCheckpoint
+) -> ExperimentConfig:
+    """Return the options of the training that finds one mask for `languages`."""
     training = replace(
         config.training,
         exp_dir=config.training.exp_dir / "-".join(languages),
         num_updates=search_schedule(config.pruning).num_updates,
     )
     data = replace(config.data, languages=" ".join(languages))
-    return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model)))
+    return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model), initial))
 
 
-def _what_is_sought(config: MaskSearchConfig) -> dict[str, Any]:
-    """What decides, beside the data and the training, which masks a search finds: plain data."""
-    assert config.training.init_from is not None
-    options = {name: value for name, value in to_dict(config.pruning).items() if name not in _FREE_IN_A_SEARCH}
-    return options | {"hash of --init-from": checkpoints.file_hash(source_file(config.training.init_from))}
+def search_fingerprint(pruning: PruningConfig, initial: InitialCheckpoint) -> dict[str, Any]:
+    """Return what determines the masks of a search, besides its data and training options, as plain data."""
+    options = {name: value for name, value in to_dict(pruning).items() if name not in _NOT_IN_FINGERPRINT}
+    return options | {"hash of --init-from": initial.file_hash}
 
 
-def _check_same_search(exp_dir: Path, wanted: dict[str, Any]) -> None:
-    """Masks that a search with other options has found, or begun to find, are no substitute."""
+def _check_fingerprint(exp_dir: Path, fingerprint: dict[str, Any]) -> None:
+    """Check that the masks or checkpoints in a folder are those of a search with the same fingerprint."""
     path = exp_dir / layout.CONFIG_FILE
     if not path.exists() or not (layout.has_checkpoints(exp_dir) or (exp_dir / layout.MASKS_FILE).exists()):
         return
-    found = read_json(path).get("search", {})
-    for name, value in wanted.items():
-        if found.get(name, value) != value:
+    stored = read_json(path).get("search", {})
+    for name, value in fingerprint.items():
+        if stored.get(name, value) != value:
             raise ValueError(
-                f"{exp_dir} holds a search with {name}={found[name]}, this one has {name}={value}: use the same "
+                f"{exp_dir} holds a search with {name}={stored[name]}, this one has {name}={value}: use the same "
                 "options, or another --exp-dir"
             )
 
 
-def _run_searches(searches: list[ExperimentConfig], pruning: PruningConfig, wanted: dict[str, Any]) -> None:
+def _run_searches(
+    searches: list[ExperimentConfig], pruning: PruningConfig, initial: InitialCheckpoint, fingerprint: dict[str, Any]
+) -> None:
     if pruning.num_jobs > 1 and "RANK" in os.environ:
         raise ValueError("--num-jobs is for one machine: with torchrun all processes search one language at a time")
     waiting = [search for search in searches if not (search.training.exp_dir / layout.MASKS_FILE).exists()]
-    if pruning.num_jobs == 1 or len(waiting) < 2:
+    jobs = [partial(_run_search, search, pruning, initial, fingerprint, i) for i, search in enumerate(waiting)]
+    if pruning.num_jobs > 1 and len(jobs) > 1:
+        run_in_parallel(jobs, pruning.num_jobs)
+    else:
         for search in waiting:
-            _search(search, pruning, wanted)
-        return
-    jobs = [partial(_search, search, pruning, wanted, i) for i, search in enumerate(waiting)]
-    run_in_parallel(jobs, pruning.num_jobs)
+            _run_search(search, pruning, initial, fingerprint)
 
 
-def _search(config: ExperimentConfig, pruning: PruningConfig, wanted: dict[str, Any], place: int = 0) -> None:
-    os.environ["TQDM_POSITION"] = str(place)  # a line of its own for each search that runs at the same time
+def _run_search(
+    config: ExperimentConfig,
+    pruning: PruningConfig,
+    initial: InitialCheckpoint,
+    fingerprint: dict[str, Any],
+    index: int = 0,
+) -> None:
+    os.environ["TQDM_POSITION"] = str(index)  # a progress bar of its own for each parallel search
     training = config.training
     store_model_files(training.exp_dir, training.tokenizer_path)
-    write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": wanted})
-    launch(train_rank, training.world_size, training.master_port + place, config, pruning)
+    write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": fingerprint})
+    launch(train_rank, training.world_size, training.master_port + index, config, pruning, initial)
 
 
 def train_rank(
-    rank: Rank, config: ExperimentConfig, pruning: PruningConfig | None = None, callbacks: Sequence[Callback] = ()
+    rank: Rank,
+    config: ExperimentConfig,
+    pruning: PruningConfig | None = None,
+    initial: InitialCheckpoint | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Run one rank of a training, or of a mask search if `pruning` is given."""
+    """Run one rank of a training, or of a mask search if `pruning` is given.
+
+    Args:
+      rank: This rank.
+      config: All options, with the resolved architecture, optimizer and tokenizer.
+      pruning: The options of the mask search.
+      initial: The checkpoint of --init-from; None reads it if `config` has one.
+      callbacks: Additional callbacks of the training loop.
+    """
     torch.manual_seed(config.training.seed)
     tokenizer = Tokenizer(config.training.tokenizer_path)
     data = SpeechDataModule(config.data, tokenizer)
-    model, _ = starting_model(config)
+    initial = initial or read_initial_checkpoint(config.training)
+    model, _ = build_initial_model(config, initial)
     languages = [language.code for language in data.languages]
     if pruning is not None:
         masks = _dense_masks(model, languages, pruning)
         trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages), callbacks)
     elif config.training.masks is not None or config.pruning.prune_method != "none":
-        masks = _starting_masks(config, model, languages)
+        masks = _initial_masks(config, model, languages)
         num_updates = config.training.num_updates or config.training.num_epochs * data.updates_per_epoch(
             rank.world_size * config.training.accum_grad
         )
@@ -264,36 +293,40 @@ def train_rank(
     else:
         trainer = Trainer(config, model, data, tokenizer, rank, callbacks=callbacks)
     if trainer.run() and trainer.plan is not None and rank.is_main:
-        _save_found(trainer, config, pruning or config.pruning)
+        _save_masks(trainer, config, pruning or config.pruning, initial)
 
 
 def _dense_masks(model: Transducer, languages: list[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
-    """Masks of all entries, which pruning will give the shape that the options ask for."""
+    """Return masks that keep all entries, with the shape options for pruning them; check that these fit the model."""
     masks = PathwayMasks.dense(model, languages, PRUNE_SCOPES[shape.prune_scope])
     masks.header = shape.shape(masks.header)
     budget_groups(masks.header, {name: code.numel() for name, code in masks.codes.items()}, shape.sparsity)
     return masks
 
 
-def _masks_to_begin_with(config: ExperimentConfig) -> str:
+def _initial_masks_file(config: ExperimentConfig) -> str:
     return layout.MASKS_FILE if config.pruning.prune_method == "none" else layout.INITIAL_MASKS_FILE
 
 
-def _starting_masks(config: ExperimentConfig, model: Transducer, languages: list[LanguageCode]) -> PathwayMasks:
-    """Those of --masks; without, every language begins with all entries."""
+def _initial_masks(config: ExperimentConfig, model: Transducer, languages: list[LanguageCode]) -> PathwayMasks:
+    """Return the masks of --masks, or masks that keep all entries."""
     if config.training.masks is None:
         return _dense_masks(model, languages, config.pruning)
-    return PathwayMasks.load(config.training.exp_dir / _masks_to_begin_with(config))
+    return PathwayMasks.load(config.training.exp_dir / _initial_masks_file(config))
 
 
-def _save_found(trainer: Trainer, config: ExperimentConfig, pruning: PruningConfig | JointPruningConfig) -> None:
+def _save_masks(
+    trainer: Trainer,
+    config: ExperimentConfig,
+    pruning: PruningConfig | JointPruningConfig,
+    initial: InitialCheckpoint | None,
+) -> None:
     assert trainer.state.masks is not None and trainer.plan is not None
-    found = trainer.state.masks.to("cpu")
-    init_from = config.training.init_from
-    found.header = replace(
-        found.header,
+    masks = trainer.state.masks.to("cpu")
+    masks.header = replace(
+        masks.header,
         method=trainer.plan.schedule.method,
         target_sparsity=pruning.sparsity,
-        source=checkpoints.file_hash(source_file(init_from)) if init_from is not None else "",
+        source=initial.file_hash if initial is not None else "",
     )
-    found.save(config.training.exp_dir / layout.MASKS_FILE)
+    masks.save(config.training.exp_dir / layout.MASKS_FILE)

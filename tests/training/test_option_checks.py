@@ -1,4 +1,4 @@
-"""Options that would do nothing."""
+"""Options without an effect are rejected."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def train(corpus, exp_dir, data=None, pruning=None, model=tiny_run.MODEL, **trai
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"reinit_vocab": True}, "--reinit-vocab has no effect without --init-from: leave it out"),
         ({"init_avg": 1}, "--init-avg has no effect without --init-from"),
@@ -55,14 +55,14 @@ def train(corpus, exp_dir, data=None, pruning=None, model=tiny_run.MODEL, **trai
         ({"data": {"enable_spec_aug": False, "spec_aug_num_frame_masks": 2}}, "no effect with --enable-spec-aug 0"),
     ],
 )
-def test_they_are_refused_before_a_training(corpus, tmp_path, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_without_effect_are_rejected_before_training(corpus, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         train(corpus, tmp_path / "exp", **options)
     assert not (tmp_path / "exp").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"init_key": "model_avg", "init_avg": 1}, "--init-key has no effect with --init-avg"),
         ({"ctc_loss_scale": 0.3}, "--ctc-loss-scale needs a CTC head, and the model of --init-from .* has none"),
@@ -70,21 +70,25 @@ def test_they_are_refused_before_a_training(corpus, tmp_path, options, told):
         ({"model": ModelConfig(encoder_type="zipformer")}, "--encoder-type is zipformer, and .* has emformer"),
     ],
 )
-def test_what_a_model_to_start_from_settles_is_refused(corpus, dense, tmp_path, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_that_contradict_the_initial_checkpoint_are_rejected(corpus, dense, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         train(corpus, tmp_path / "exp", init_from=dense, **{"ctc_loss_scale": 0.0} | options)
     assert not (tmp_path / "exp").exists()
 
 
-def test_what_agrees_with_the_model_to_start_from_is_not(corpus, dense, tmp_path):
+def test_options_that_agree_with_the_initial_checkpoint_are_accepted(corpus, dense, tmp_path):
     train(corpus, tmp_path / "exp", init_from=dense, ctc_loss_scale=0.0, model=ModelConfig(encoder_dim="16"))
 
 
 @pytest.mark.parametrize(
-    ("training", "pruning", "told"),
+    ("training", "pruning", "message"),
     [
         ({"num_updates": 5}, {}, "--num-updates has no effect in a mask search: use --updates-per-round"),
-        ({"masks": "some.safetensors"}, {}, "--masks has no effect in a mask search.*: --extend-masks adds"),
+        (
+            {"masks": "some.safetensors"},
+            {},
+            "--masks has no effect in a mask search.*: to add languages .* use --extend-masks",
+        ),
         (
             {},
             {"prune_method": "one-shot", "prune_rounds": 3},
@@ -93,11 +97,11 @@ def test_what_agrees_with_the_model_to_start_from_is_not(corpus, dense, tmp_path
         ({}, {"prune_rounds": 3, "prune_drop": 0.5}, "--prune-drop has no effect with --prune-rounds"),
     ],
 )
-def test_they_are_refused_before_a_search(corpus, dense, tmp_path, training, pruning, told):
+def test_options_without_effect_are_rejected_before_a_mask_search(corpus, dense, tmp_path, training, pruning, message):
     search = tiny_run.search(
         corpus, tmp_path / "search", PruningConfig(**pruning), "en", init_from=dense, ctc_loss_scale=0.0
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         runs.find_masks(replace(search, training=replace(search.training, **training)))
     assert not (tmp_path / "search").exists()
 
@@ -105,12 +109,12 @@ def test_they_are_refused_before_a_search(corpus, dense, tmp_path, training, pru
 @pytest.mark.parametrize(
     "options", [{"world_size": 0}, {"keep_last_k": 0}, {"prune_range": 1}, {"lr_batches": 0}, {"lr_warmup": -1}]
 )
-def test_values_that_cannot_be_are_refused(options):
+def test_invalid_values_are_rejected(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is"):
         TrainingConfig(**options)
 
 
-def test_no_search_at_all_is_refused():
+def test_mask_search_with_zero_jobs_is_rejected():
     with pytest.raises(ValueError, match="--num-jobs is 0: expected at least 1"):
         PruningConfig(num_jobs=0)

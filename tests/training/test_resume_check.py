@@ -59,7 +59,7 @@ def test_languages_with_masks_keep_their_order(pathways, languages):
     """In another order each would go on with the mask of another one."""
     masks = pathways.training.exp_dir / "masks.safetensors"
     before = masks.read_bytes()
-    with pytest.raises(ValueError, match="did not begin with these masks"):
+    with pytest.raises(ValueError, match="did not start with these masks"):
         runs.train(changed(pathways, data={"languages": languages}))
     assert masks.read_bytes() == before
 
@@ -75,7 +75,7 @@ def test_other_masks_are_refused(pathways, tmp_path):
     other = make_masks(tmp_path / "masks.safetensors", ["en", "fr"], 2)
     masks = pathways.training.exp_dir / "masks.safetensors"
     before = masks.read_bytes()
-    with pytest.raises(ValueError, match="did not begin with these masks"):
+    with pytest.raises(ValueError, match="did not start with these masks"):
         runs.train(changed(pathways, masks=other))
     assert masks.read_bytes() == before
 

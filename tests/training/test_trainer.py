@@ -296,7 +296,7 @@ def test_resuming_another_run_is_refused(corpus, dense, masks_file, tmp_path):
     config = tiny_run.config(corpus, tmp_path / "exp", num_updates=2)
     runs.train(config)
     masked = replace(config, training=replace(config.training, init_from=dense, masks=masks_file))
-    with pytest.raises(ValueError, match=r"did not begin with these masks \(masks\.safetensors\)"):
+    with pytest.raises(ValueError, match=r"did not start with these masks \(masks\.safetensors\)"):
         runs.train(masked)
     assert not (tmp_path / "exp" / "masks.safetensors").exists()  # which decoding would take for those of the dense run
 
