@@ -46,19 +46,19 @@ def test_a_global_search_with_denser_ends(corpus, dense, tmp_path):
     assert len(others) > 3
 
 
-def test_finished_languages_are_skipped_and_the_rest_is_searched(corpus, dense, tmp_path, monkeypatch):
-    searched = []
-    run = runs._search
+def times_of_masks(exp_dir):
+    return {path.parent.name: path.stat().st_mtime_ns for path in exp_dir.glob("*/masks.safetensors")}
 
-    def recorded(config, *rest):
-        searched.append(config.data.languages)
-        run(config, *rest)
 
-    monkeypatch.setattr(runs, "_search", recorded)
-    first = search(corpus, dense, tmp_path / "search", "en")
-    both = search(corpus, dense, tmp_path / "search", "en fr")
-    search(corpus, dense, tmp_path / "search", "en fr")
-    assert searched == ["en", "fr"]
+def test_finished_languages_are_skipped_and_the_others_are_searched(corpus, dense, tmp_path):
+    exp_dir = tmp_path / "search"
+    first = search(corpus, dense, exp_dir, "en")
+    times = times_of_masks(exp_dir)
+    both = search(corpus, dense, exp_dir, "en fr")
+    times_of_both = times_of_masks(exp_dir)
+    assert list(times) == ["en"] and times_of_both == times | {"fr": times_of_both["fr"]}
+    search(corpus, dense, exp_dir, "en fr")
+    assert times_of_masks(exp_dir) == times_of_both
     assert both.languages == ("en", "fr")
     assert all((both.mask(name, "en") == first.mask(name, "en")).all() for name in first.names)
 
