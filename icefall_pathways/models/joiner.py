@@ -1,17 +1,17 @@
-"""The joiner: from an encoder frame and a predictor output to the scores of the tokens."""
+"""The joiner: token logits from an encoder frame and a predictor output."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Joiner(nn.Module):
-    """Projects both, adds them, tanh, and a linear layer onto the tokens. Never pruned.
+    """Projections of both inputs, their sum, tanh, and a linear layer onto the tokens. Never pruned.
 
     Args:
       encoder_dim: Width of the encoder's output.
       decoder_dim: Width of the predictor's output.
-      joiner_dim: Width in which they are added.
-      vocab_size: Tokens, the blank included.
+      joiner_dim: Width of the sum.
+      vocab_size: Tokens, including blank.
     """
 
     prunable = False
@@ -23,12 +23,12 @@ class Joiner(nn.Module):
         self.output_linear = nn.Linear(joiner_dim, vocab_size)
 
     def forward(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = True) -> Tensor:
-        """Score the tokens.
+        """Compute the logits of the tokens.
 
         Args:
-          encoder_out: (..., encoder_dim), or (..., joiner_dim) if it went through `encoder_proj`.
-          decoder_out: (..., decoder_dim), or (..., joiner_dim) if it went through `decoder_proj`; its other axes
-            broadcast against those of `encoder_out`.
+          encoder_out: (..., encoder_dim), or (..., joiner_dim) after `encoder_proj`.
+          decoder_out: (..., decoder_dim), or (..., joiner_dim) after `decoder_proj`; its other axes broadcast against
+            those of `encoder_out`.
           project_input: Whether to apply the projections.
 
         Returns:

@@ -1,7 +1,7 @@
 """The pruned RNN-T loss.
 
 "Pruned RNN-T for fast, memory-efficient ASR training" (Kuang et al., arXiv 2206.13236): a simple loss, whose joiner is
-an addition, says which tokens matter at each frame; the joiner proper is run on those alone.
+an addition, selects a few tokens per frame; the full joiner computes the loss on those.
 """
 
 from collections.abc import Callable
@@ -9,32 +9,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# While it warms up, the pruned loss counts this much: its pruning follows a simple loss that knows little yet.
-_FIRST_PRUNED_SCALE = 0.1
+# Initial scale of the pruned loss: its pruning depends on a simple loss that is not yet trained.
+_INITIAL_PRUNED_SCALE = 0.1
 
 
 def loss_scales(update: int, warm_updates: int, simple_loss_scale: float) -> tuple[float, float]:
-    """How much the simple and the pruned loss count.
+    """Return the scales of the simple and the pruned loss.
 
-    From 1 and 0.1 they go linearly to `simple_loss_scale` and 1.
+    During warm-up they change linearly from 1 and 0.1 to `simple_loss_scale` and 1.
 
     Args:
-      update: Number of the update, from 1 on.
-      warm_updates: Updates that this takes; 0 gives the final scales at once.
-      simple_loss_scale: The simple loss's final scale.
-
-    Returns:
-      The scales of the simple and of the pruned loss.
+      update: Index of the update, starting at 1.
+      warm_updates: Updates of warm-up; 0 disables it.
+      simple_loss_scale: Final scale of the simple loss.
     """
-    warmth = min(update / warm_updates, 1.0) if warm_updates > 0 else 1.0
-    return 1.0 - (1.0 - simple_loss_scale) * warmth, _FIRST_PRUNED_SCALE + (1.0 - _FIRST_PRUNED_SCALE) * warmth
+    progress = min(update / warm_updates, 1.0) if warm_updates > 0 else 1.0
+    return 1.0 - (1.0 - simple_loss_scale) * progress, _INITIAL_PRUNED_SCALE + (1.0 - _INITIAL_PRUNED_SCALE) * progress
 
 
 def boundaries(frame_lens: Tensor, y_lens: Tensor) -> Tensor:
-    """Where each utterance begins and ends, as k2 wants it: rows of (0, 0, tokens, frames).
+    """Return the start and end of each utterance as k2 expects them: rows of (0, 0, tokens, frames).
 
     Args:
-      frame_lens: Encoder frames of each utterance (N,), on the CPU: a look at them must not wait for another device.
+      frame_lens: Encoder frames of each utterance (N,), on the CPU, to avoid synchronization with another device.
       y_lens: Tokens of each utterance (N,), on the CPU.
 
     Returns:
@@ -59,25 +56,25 @@ def boundaries(frame_lens: Tensor, y_lens: Tensor) -> Tensor:
 def simple_loss(
     am: Tensor, lm: Tensor, y: Tensor, boundary: Tensor, prune_range: int, am_scale: float, lm_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The smoothed simple loss and where to prune.
+    """Compute the smoothed simple loss and the pruning ranges.
 
     Args:
-      am: Scores of the tokens from the encoder alone (N, T, V).
-      lm: Scores of the tokens from the predictor alone (N, S + 1, V).
+      am: Token scores of the encoder alone (N, T, V).
+      lm: Token scores of the predictor alone (N, S + 1, V).
       y: Tokens (N, S), int64.
       boundary: See `boundaries`.
-      prune_range: Predictor outputs R to keep for each frame, at least 2; at most S + 1 are kept.
-      am_scale: Share of the encoder-only scores in the loss.
-      lm_scale: Share of the predictor-only scores in the loss.
+      prune_range: Predictor outputs R to keep per frame, at least 2; at most S + 1 are kept.
+      am_scale: Weight of the encoder-only scores in the loss.
+      lm_scale: Weight of the predictor-only scores in the loss.
 
     Returns:
-      The loss, summed over the batch, and the ranges (N, T, R): the predictor outputs that are kept.
+      The loss, summed over the batch, and the indices of the kept predictor outputs (N, T, R).
 
     Raises:
-      ValueError: `prune_range` is less than 2, which leaves no way to emit a token.
+      ValueError: `prune_range` is less than 2, with which no token can be emitted.
     """
     if prune_range < 2:
-        raise ValueError(f"prune_range is {prune_range}: expected at least 2, or no token could be emitted")
+        raise ValueError(f"prune_range is {prune_range}: expected at least 2; with fewer no token can be emitted")
     import k2  # not at import time: the command line and decoding do not need it
 
     loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
@@ -98,10 +95,10 @@ def simple_loss(
 def pruned_loss(
     join: Callable[[Tensor, Tensor], Tensor], am: Tensor, lm: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor
 ) -> Tensor:
-    """The pruned loss, summed over the batch.
+    """Return the pruned loss, summed over the batch.
 
     Args:
-      join: From encoder frames and predictor outputs (N, T, R, J) to logits (N, T, R, V).
+      join: Computes logits (N, T, R, V) from encoder frames and predictor outputs (N, T, R, J).
       am: Projected encoder frames (N, T, J).
       lm: Projected predictor outputs (N, S + 1, J).
       y: Tokens (N, S), int64.
@@ -118,11 +115,11 @@ def pruned_loss(
 
 
 def ctc_loss(logits: Tensor, frame_lens: Tensor, y: Tensor, y_lens: Tensor) -> Tensor:
-    """The CTC loss, summed over the batch; an utterance that CTC cannot align counts nothing.
+    """Return the CTC loss, summed over the batch; an utterance that CTC cannot align contributes 0.
 
     Args:
-      logits: (N, T, V), the blank first.
-      frame_lens: Encoder frames of each utterance (N,), on the CPU, where torch wants them.
+      logits: (N, T, V), blank first.
+      frame_lens: Encoder frames of each utterance (N,), on the CPU, as torch requires.
       y: Tokens (N, S).
       y_lens: Tokens of each utterance (N,), on the CPU.
     """

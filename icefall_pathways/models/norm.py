@@ -1,14 +1,14 @@
-"""Layer normalisation that runs under autocast on every device."""
+"""Layer normalization that runs under autocast on every device."""
 
 from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`, computed in its weights' type.
+    """`torch.nn.LayerNorm`, computed in the type of its weights.
 
-    Autocast does so on CUDA; on the CPU older versions of torch refuse an input of another type instead.
+    Autocast does this on CUDA; on the CPU, older versions of torch reject an input of another type.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (..., D)."""
+        """Normalize (..., D)."""
         return super().forward(x.to(self.weight.dtype))

@@ -1,4 +1,4 @@
-"""The predictor: what the tokens so far say about the next one."""
+"""The stateless predictor (called decoder in icefall)."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ class Predictor(nn.Module):
     "RNN-Transducer with Stateless Prediction Network" (Ghodsi et al., 2020), with the convolution in groups.
 
     Args:
-      vocab_size: Tokens, the blank included.
+      vocab_size: Tokens, including blank.
       decoder_dim: Width; a multiple of 4.
-      context_size: Tokens it sees; 1 has no convolution.
-      blank_id: The token that begins every sequence.
-      balanced: Whether balancers keep the embedding and the output in range, as the Zipformer's recipe has it.
+      context_size: Tokens of context; 1 has no convolution.
+      blank_id: The token that starts every sequence.
+      balanced: Whether balancers keep the embedding and the output in range, as in icefall's Zipformer recipe.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Predictor(nn.Module):
         self.out_balancer = _balancer() if balanced else nn.Identity()
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        """Predict.
+        """Predict from each token and its context.
 
         Args:
-          y: Tokens (N, U); a negative one stands for "nothing yet" and embeds to zero.
-          need_pad: Begin with `context_size - 1` times "nothing yet", so that every token has an output. Without it
-            the first `context_size - 1` tokens are context alone.
+          y: Tokens (N, U); negative ones are padding, which embeds to zero.
+          need_pad: Whether to prepend `context_size - 1` padding tokens, so that every token has an output; otherwise
+            the first `context_size - 1` tokens are context only.
 
         Returns:
           (N, U, decoder_dim), or (N, U - context_size + 1, decoder_dim) without `need_pad`.
@@ -51,16 +51,16 @@ class Predictor(nn.Module):
         if self.context_size == 1:
             return embedded
         if not need_pad and y.size(1) == self.context_size:
-            return self._step(embedded)
+            return self._predict_next(embedded)
         if need_pad:
             embedded = F.pad(embedded, (0, 0, self.context_size - 1, 0))
         out: Tensor = self.out_balancer(torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2)))
         return out
 
-    def _step(self, embedded: Tensor) -> Tensor:
-        """The one output (N, 1, decoder_dim) of one context (N, context_size, decoder_dim).
+    def _predict_next(self, embedded: Tensor) -> Tensor:
+        """Return the output (N, 1, decoder_dim) of a single context (N, context_size, decoder_dim).
 
-        The same sum as the convolution's, which takes twice as long to begin with so little.
+        It is the convolution as a product, which is twice as fast for one output.
         """
         grouped = embedded.unflatten(2, (-1, _CHANNELS_PER_GROUP))
         weight = self.conv.weight.unflatten(0, (-1, _CHANNELS_PER_GROUP))

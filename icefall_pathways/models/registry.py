@@ -18,7 +18,7 @@ from icefall_pathways.models.zipformer.streaming_encoder import build_zipformer
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How to configure and build one type of encoder.
+    """Configuration and construction of one type of encoder.
 
     Attributes:
       options: Dataclass of its options, which become options of the command line and of `ModelConfig`. Two encoders

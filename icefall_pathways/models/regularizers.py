@@ -1,8 +1,8 @@
-"""What acts in training alone: schedules, dropout by sequences, and edits of gradients.
+"""Regularizers of training: schedules, dropout per sequence, and modifications of gradients.
 
-Balancers, whiteners and limits leave the values as they are and change the gradient that passes, so that activations
-and parameters stay within ranges (Yao et al., "Zipformer", arXiv 2310.11230, and the public recipe's settings). All
-randomness comes from torch's global generator. Nothing here has parameters or buffers.
+Balancers, whiteners and limits are the identity in the forward pass and modify the gradient in the backward pass, so
+that activations and parameters stay within ranges (Yao et al., "Zipformer", arXiv 2310.11230; settings are icefall's).
+All randomness comes from torch's global generator. No regularizer has parameters or buffers.
 """
 
 import math
@@ -18,19 +18,22 @@ _FLOOR = 1e-20
 
 
 class Schedule:
-    """A number that depends on the position in training: linear between points and constant outside them.
+    """A piecewise linear function of the position in training, constant before the first and after the last point.
 
     Args:
-      points: (position, value), positions rising.
+      points: (position, value), with increasing positions.
+
+    Raises:
+      ValueError: There is no point, or positions do not increase.
     """
 
     def __init__(self, *points: tuple[float, float]) -> None:
         if not points or any(a[0] >= b[0] for a, b in pairwise(points)):
-            raise ValueError(f"a schedule has the points {points}: expected at least one, with rising positions")
+            raise ValueError(f"a schedule has the points {points}: expected at least one, with increasing positions")
         self.points = points
 
     def __call__(self, position: float) -> float:
-        """The value at `position`."""
+        """Return the value at `position`."""
         if position <= self.points[0][0]:
             return self.points[0][1]
         for (x0, y0), (x1, y1) in pairwise(self.points):
@@ -42,34 +45,34 @@ class Schedule:
         return f"Schedule{self.points}"
 
 
-Scheduling = float | Schedule
+ScheduledFloat = float | Schedule
 
 
 class Scheduled(nn.Module):
-    """A module with numbers that depend on the position in training, which `set_position` tells it."""
+    """A module with values that depend on the position in training, which `set_position` sets."""
 
     position: float = 0.0
 
-    def value_at(self, value: Scheduling) -> float:
-        """What `value` is now."""
+    def value_at(self, value: ScheduledFloat) -> float:
+        """Return the current value."""
         return value(self.position) if isinstance(value, Schedule) else value
 
-    def rate(self, value: Scheduling) -> float:
-        """What `value` is now, in training; else 0."""
+    def rate(self, value: ScheduledFloat) -> float:
+        """Return the current value in training, and 0 in eval mode."""
         return self.value_at(value) if self.training else 0.0
 
-    def sample(self, probability: Scheduling) -> bool:
-        """Whether something sample in this call; never outside training."""
+    def sample(self, probability: ScheduledFloat) -> bool:
+        """Draw whether an event of this probability occurs; it never does in eval mode."""
         rate = self.rate(probability)
         return rate > 0.0 and bool(torch.rand(()) < rate)
 
 
 def set_position(model: nn.Module, position: float) -> None:
-    """Tell all scheduled parts of `model` how far training has come.
+    """Set the position in training of all scheduled modules of `model`.
 
     Args:
       model: Any module.
-      position: Batches so far, counted in batches of 600 s of audio.
+      position: Batches so far, in units of batches of 600 s of audio.
     """
     for module in model.modules():
         if isinstance(module, Scheduled):
@@ -77,15 +80,12 @@ def set_position(model: nn.Module, position: float) -> None:
 
 
 def regularizer_state(model: nn.Module) -> dict[str, float]:
-    """What regularizers have learnt of `model` beside its weights: plain data, by module names.
-
-    A run that is resumed with it goes on exactly as it would have.
-    """
+    """Return the state of the regularizers of `model`, by module name, which a resumed run needs to be identical."""
     return {name: module.probability for name, module in model.named_modules() if isinstance(module, Whiten)}
 
 
 def load_regularizer_state(model: nn.Module, state: dict[str, float]) -> None:
-    """Take over what `regularizer_state` gave."""
+    """Restore the result of `regularizer_state`."""
     for name, probability in state.items():
         module = model.get_submodule(name)
         assert isinstance(module, Whiten)
@@ -93,52 +93,52 @@ def load_regularizer_state(model: nn.Module, state: dict[str, float]) -> None:
 
 
 def pending_whiteners(model: nn.Module) -> "dict[Whiten, Tensor]":
-    """What those have found that have not learnt from it yet: their `was_active`."""
+    """Return `was_active` of all whiteners whose probability has not been updated with it."""
     return {m: m.was_active for m in model.modules() if isinstance(m, Whiten) and m.was_active is not None}
 
 
 def drop_sequences(x: Tensor, rate: float) -> Tensor:
-    """Set a share of the sequences of (N, ...) to zero; the others are not scaled up."""
+    """Set a fraction `rate` of the sequences of (N, ...) to zero, without scaling the others."""
     return x * keep_sequences(x, rate) if rate > 0.0 else x
 
 
 def keep_sequences(x: Tensor, rate: float) -> Tensor:
-    """Ones, and zeros for a share of the sequences: (N, 1, ..., 1) for x of (N, ...)."""
+    """Return zeros for a fraction `rate` of the sequences and ones for the others: (N, 1, ..., 1) for x of (N, ...)."""
     shape = (x.size(0), *(1,) * (x.dim() - 1))
     return (torch.rand(shape, device=x.device) >= rate).to(x.dtype)
 
 
 def drop_channels(x: Tensor, rate: float) -> Tensor:
-    """Dropout of (N, T, C) whose mask is the same for all frames of a sequence."""
+    """Apply dropout to (N, T, C) with the same mask for all frames of a sequence."""
     if rate == 0.0:
         return x
     return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), rate)
 
 
 class Balancer(Scheduled):
-    """Keeps the channels of its input (..., C) within a range of means and sizes.
+    """Keep the mean and the root mean square of each channel of the input (..., C) within limits.
 
-    The limits of a channel's mean, in units of its deviation, are those of a Gaussian that is positive in a share of
-    `min_positive` to `max_positive` of the cases; those of its root mean square are what a Gaussian of mean absolute
-    value `min_abs` to `max_abs` has. Outside them, gradients that would make it worse are made a little smaller, and
-    those that make it better a little larger.
+    The limits of the mean, in units of the standard deviation, are those of a Gaussian that is positive with a
+    probability of `min_positive` to `max_positive`; those of the root mean square are those of a Gaussian whose mean
+    absolute value is `min_abs` to `max_abs`. Outside the limits, gradients that increase the violation are made a
+    little smaller, and those that decrease it a little larger.
 
     Args:
       min_positive: Lower limit, 0 for none.
       max_positive: Upper limit, 1 for none.
       min_abs: Lower limit.
       max_abs: Upper limit.
-      probability: Of acting in a call.
-      grad_scale: How much gradients change.
+      probability: Probability of being active in a call.
+      grad_scale: Relative size of the change of the gradient.
     """
 
     def __init__(
         self,
-        min_positive: Scheduling,
-        max_positive: Scheduling,
-        min_abs: Scheduling,
-        max_abs: Scheduling,
-        probability: Scheduling | None = None,
+        min_positive: ScheduledFloat,
+        max_positive: ScheduledFloat,
+        min_abs: ScheduledFloat,
+        max_abs: ScheduledFloat,
+        probability: ScheduledFloat | None = None,
         grad_scale: float = 0.04,
     ) -> None:
         super().__init__()
@@ -148,60 +148,60 @@ class Balancer(Scheduled):
         self.grad_scale = grad_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, with an edit of its gradient."""
+        """Return `x`, with a modified gradient."""
         limits = self.draw(x)
         return x if limits is None else balance(x, limits, self.grad_scale)
 
     def draw(self, x: Tensor) -> tuple[float, float, float, float] | None:
-        """The limits of mean / deviation and of root mean square if it acts on `x` in this call, else None."""
+        """Draw whether to be active on `x`; return the limits of mean / deviation and root mean square, or None."""
         if not (x.requires_grad and self.sample(self.probability)):
             return None
-        low, high = (_mean_limit(self.value_at(share)) for share in self.positive)
-        small, large = (math.sqrt(math.pi / 2) * self.value_at(size) for size in self.abs)
-        return low, high, small, large
+        min_mean, max_mean = (_mean_limit(self.value_at(probability)) for probability in self.positive)
+        min_rms, max_rms = (math.sqrt(math.pi / 2) * self.value_at(limit) for limit in self.abs)
+        return min_mean, max_mean, min_rms, max_rms
 
 
-def _mean_limit(share: float) -> float:
-    """About the mean of a Gaussian of deviation 1 that is positive in this share of the cases."""
-    y = 2.0 * share - 1.0
+def _mean_limit(probability: float) -> float:
+    """Approximate the mean of a Gaussian of standard deviation 1 that is positive with this probability."""
+    y = 2.0 * probability - 1.0
     return 0.8139535143 * 0.5 * (math.log(1.0 + y + 1e-10) - math.log(1.0 - y + 1e-10))
 
 
 def balancing_coefficients(
     mean: Tensor, mean_square: Tensor, limits: tuple[float, float, float, float], grad_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The balancer's edit: a gradient g of x becomes g + |g| (a + b x).
+    """Return the coefficients of a balancer, which replaces a gradient g of x by g + |g| (a + b x).
 
-    Its auxiliary loss is a function of each channel's mean m and mean square s alone, so its derivative by x is
-    A + B x, and everything is known from m and s: the mean square of that is A^2 + 2 A B m + B^2 s.
+    Its auxiliary loss depends on each channel's mean m and mean square s alone, so its derivative with respect to x is
+    A + B x, whose mean square is A^2 + 2 A B m + B^2 s.
 
     Args:
       mean: Of each channel (C,).
       mean_square: Of each channel (C,).
       limits: See `Balancer.draw`.
-      grad_scale: Size of the edit.
+      grad_scale: Relative size of the change.
 
     Returns:
       a and b (C,), in the type of `mean`.
     """
-    low, high, small, large = limits
+    min_mean, max_mean, min_rms, max_rms = limits
     m, s = mean.double(), mean_square.double()
     variance = s - m * m
     deviation = variance.clamp(min=_FLOOR).sqrt()
-    size = s.clamp(min=_FLOOR).sqrt()
+    rms = s.clamp(min=_FLOOR).sqrt()
     ratio = m / deviation
-    too_far = (ratio > high).double() - (ratio < low).double()
-    too_large = (size > large).double() - (size < small).double()
-    # At a floor, a channel that is the same everywhere, or zero, the deviation or the size is a constant.
-    varies, there = (variance > _FLOOR).double(), (s > _FLOOR).double()
-    by_mean = too_far * (1.0 / deviation + varies * m * m / deviation**3)
-    by_x = there * too_large / size**2 - varies * too_far * m / deviation**3
-    length = (by_mean**2 + 2 * by_mean * by_x * m + by_x**2 * s).clamp(min=0).sqrt().clamp(min=_FLOOR)
-    return (grad_scale * by_mean / length).to(mean.dtype), (grad_scale * by_x / length).to(mean.dtype)
+    mean_violation = (ratio > max_mean).double() - (ratio < min_mean).double()
+    rms_violation = (rms > max_rms).double() - (rms < min_rms).double()
+    # At the floor, for a channel that is constant or zero, the deviation or the root mean square has no gradient.
+    is_varying, is_nonzero = (variance > _FLOOR).double(), (s > _FLOOR).double()
+    a = mean_violation * (1.0 / deviation + is_varying * m * m / deviation**3)
+    b = is_nonzero * rms_violation / rms**2 - is_varying * mean_violation * m / deviation**3
+    norm = (a**2 + 2 * a * b * m + b**2 * s).clamp(min=0).sqrt().clamp(min=_FLOOR)
+    return (grad_scale * a / norm).to(mean.dtype), (grad_scale * b / norm).to(mean.dtype)
 
 
 def balance(x: Tensor, limits: tuple[float, float, float, float], grad_scale: float) -> Tensor:
-    """`x` (..., C), with a balancer's edit of its gradient; see `Balancer.draw` and `balancing_coefficients`."""
+    """Return `x` (..., C), with a balanced gradient; see `Balancer.draw` and `balancing_coefficients`."""
     balanced: Tensor = _Balance.apply(x, limits, grad_scale)
     return balanced
 
@@ -219,62 +219,63 @@ class _Balance(torch.autograd.Function):
         x = ctx.saved_tensors[0].float()
         axes = tuple(range(x.dim() - 1))
         a, b = balancing_coefficients(x.mean(axes), x.square().mean(axes), ctx.limits, ctx.grad_scale)
-        edit = torch.addcmul(a, x, b).mul_(grad.abs()).add_(grad)
-        return edit.to(grad.dtype), None, None
+        balanced = torch.addcmul(a, x, b).mul_(grad.abs()).add_(grad)
+        return balanced.to(grad.dtype), None, None
 
 
 class Whiten(Scheduled):
-    """Keeps the covariance of its input (..., C) from being dominated by few directions.
+    """Keep the covariance of the input (..., C) from being dominated by few directions.
 
-    The metric is the mean square of the covariance's eigenvalues over the square of their mean, 1 where all are equal.
-    Above the limit, gradients are pushed to lower it, and the module acts more often; else less: as soon as it is told
-    what it has found, see `update_probability`.
+    The metric is the mean square of the covariance's eigenvalues over the square of their mean, which is 1 if all are
+    equal. Above the limit, a penalty on the metric is added to the gradient, and the module computes the metric in more
+    calls; see `update_probability`.
 
     Args:
-      num_groups: Groups of channels with a covariance each.
+      num_groups: Groups of channels, with one covariance per group.
       limit: Of the metric.
-      grad_scale: Size of the push, as a share of the gradient's norm.
+      grad_scale: Norm of the penalty's gradient, relative to that of the gradient.
 
     Attributes:
-      probability: Of acting in a call.
-      was_active: Whether the last gradient was pushed, a 0-dim bool on the gradient's device; None once that is learnt.
+      probability: Probability of computing the metric in a call.
+      was_active: Whether the metric was above the limit in the last call that computed it, a 0-dim bool on the device
+        of the gradient; None after `update_probability`.
     """
 
-    _OFTEN, _SELDOM = 0.25, 0.025
+    _HIGH_PROBABILITY, _LOW_PROBABILITY = 0.25, 0.025
 
-    def __init__(self, num_groups: int, limit: Scheduling, grad_scale: float = 0.01) -> None:
+    def __init__(self, num_groups: int, limit: ScheduledFloat, grad_scale: float = 0.01) -> None:
         super().__init__()
         self.num_groups = num_groups
         self.limit = limit
         self.grad_scale = grad_scale
-        self.probability = self._OFTEN
+        self.probability = self._HIGH_PROBABILITY
         self.was_active: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, with an edit of its gradient."""
+        """Return `x`, with a modified gradient."""
         if not (x.requires_grad and self.sample(self.probability)):
             return x
         whitened: Tensor = _Whitening.apply(x, self)
         return whitened
 
     def update_probability(self, was_active: bool) -> None:
-        """Act often or seldom from now on. Apart from `edit`, where reading `was_active` would wait for the device."""
-        self.probability = self._OFTEN if was_active else self._SELDOM
+        """Set the probability after a call; separate from `modify_gradient`, which must not wait for the device."""
+        self.probability = self._HIGH_PROBABILITY if was_active else self._LOW_PROBABILITY
         self.was_active = None
 
-    def edit(self, x: Tensor, grad: Tensor) -> Tensor:
-        """The gradient that leaves for `grad` arriving at x, both (..., C)."""
+    def modify_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return the gradient of the input `x` for that of the output, both (..., C)."""
         groups = x.float().reshape(-1, self.num_groups, x.size(-1) // self.num_groups).transpose(0, 1)
         groups = groups - groups.mean(dim=1, keepdim=True)
         covariance = torch.matmul(groups.transpose(1, 2), groups)
         mean_diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
         metric = covariance.square().sum() / x.size(-1) / (mean_diagonal.square() + _FLOOR)
         self.was_active = (metric < self.value_at(self.limit)).logical_not()
-        # The derivative by x, up to a factor, which its norm divides out.
-        push = torch.matmul(groups, covariance).sub_(groups.mul_(metric * mean_diagonal))
-        push = push.transpose(0, 1).reshape(x.shape)
-        size = self.grad_scale * grad.float().norm() / (push.norm() + _FLOOR)
-        return torch.where(self.was_active, grad + (push * size).to(grad.dtype), grad)
+        # The derivative of the metric with respect to x, up to a factor, which the division by its norm removes.
+        penalty = torch.matmul(groups, covariance).sub_(groups.mul_(metric * mean_diagonal))
+        penalty = penalty.transpose(0, 1).reshape(x.shape)
+        scale = self.grad_scale * grad.float().norm() / (penalty.norm() + _FLOOR)
+        return torch.where(self.was_active, grad + (penalty * scale).to(grad.dtype), grad)
 
 
 class _Whitening(torch.autograd.Function):
@@ -287,11 +288,11 @@ class _Whitening(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.module.edit(ctx.saved_tensors[0], grad), None
+        return ctx.module.modify_gradient(ctx.saved_tensors[0], grad), None
 
 
 def limit_gradient(x: Tensor, low: float, high: float) -> Tensor:
-    """`x`; gradients that would push an entry further out of [low, high] change their sign."""
+    """Return `x`; gradients that would move an entry further out of [low, high] change their sign."""
     limited: Tensor = _Limit.apply(x, low, high)
     return limited
 
@@ -307,17 +308,17 @@ class _Limit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        outwards = ((grad > 0) & (x < ctx.low)) | ((grad < 0) & (x > ctx.high))
-        return torch.where(outwards, -grad, grad), None, None
+        outward = ((grad > 0) & (x < ctx.low)) | ((grad < 0) & (x > ctx.high))
+        return torch.where(outward, -grad, grad), None, None
 
 
 def penalize_large_scores(x: Tensor, limit: float, penalty: float) -> Tensor:
-    """`x`; the gradient of entries beyond `limit` in absolute value is raised by `penalty`, in their direction."""
-    penalised: Tensor = _Penalise.apply(x, limit, penalty)
-    return penalised
+    """Return `x`; entries above `limit` in absolute value have `penalty` times their sign added to the gradient."""
+    penalized: Tensor = _Penalize.apply(x, limit, penalty)
+    return penalized
 
 
-class _Penalise(torch.autograd.Function):
+class _Penalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, limit: float, penalty: float) -> Tensor:
         ctx.save_for_backward((x > limit).to(torch.int8) - (x < -limit).to(torch.int8))
@@ -332,7 +333,7 @@ class _Penalise(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """`x`, with its gradient multiplied by `scale`."""
+    """Return `x`, with its gradient multiplied by `scale`."""
     scaled: Tensor = _ScaleGradient.apply(x, scale)
     return scaled
 

@@ -1,8 +1,8 @@
-"""The next chunk of streams by a frozen graph: for inference on CPUs, where a chunk is a thousand small steps.
+"""Streaming by a frozen TorchScript graph, for inference on CPUs, where a chunk is a thousand small operations.
 
-The graph is `Transducer.stream` itself, traced once with fixed weights. Whatever depends on these alone becomes a
-constant: position keys, transposed weights, the kernels of convolutions; and no Python runs between two steps. Modules
-with a quicker equivalent for fixed weights are replaced by it before (`Foldable`).
+The graph is a trace of `Transducer.stream` with fixed weights. Everything that depends on the weights alone becomes a
+constant (position keys, transposed weights, kernels of convolutions), and no Python runs between operations. Before the
+trace, modules with a faster equivalent for fixed weights are replaced by it (`Foldable`).
 """
 
 import copy
@@ -19,42 +19,42 @@ from icefall_pathways.models.transducer import Transducer
 #: As `Transducer.stream`.
 Step = Callable[[Tensor, Tensor, list[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]
 
-_TRACED_STREAMS = 3  # of the example; any number can be given later, but 1 would be taken for a constant
+_TRACED_STREAMS = 3  # batch size of the trace, which becomes a variable; a trace makes 1 a constant
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A module that has a quicker equivalent where weights are fixed."""
+    """A module that has a faster equivalent for fixed weights."""
 
     def folded(self) -> nn.Module:
-        """The equivalent, which is called in the same way; it shares the weights."""
+        """Return the equivalent, which has the same signature and shares the weights."""
 
 
 class StreamGraph:
-    """`model.stream` of fixed weights and chunks, as a frozen graph; equal up to rounding.
+    """`model.stream` with fixed weights and chunk size, as a frozen graph; equal to it up to rounding.
 
-    Later changes of the model, its weights or its chunks are not seen.
+    Later changes of the model, its weights or its chunk size have no effect.
 
     Args:
       model: In eval mode, on a CPU.
-      weights: What to compute with in place of parameters of these names, such as the products with a mask.
+      weights: Replacements of parameters, by name, such as masked weights.
     """
 
     def __init__(self, model: Transducer, weights: Mapping[str, Tensor]) -> None:
         folded = _fold(_with_weights(model, weights))
-        self._graph = _trace(_Step(folded.stream), folded)
+        self._graph = _trace(_StreamModule(folded.stream), folded)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """See `Transducer.stream`."""
-        # Torch's own optimisations compile for seconds, again for every number of streams, and gain nothing.
+        """Encode one chunk of every stream; see `Transducer.stream`."""
+        # torch's optimizations compile for seconds, again for every batch size, and are not faster.
         with torch.jit.optimized_execution(False):
             out, lens, new_states = self._graph(x, x_lens, states)
         return out, lens, new_states
 
 
-class _Step(nn.Module):
-    """A function as a module without parameters: what it computes with becomes constant in a trace."""
+class _StreamModule(nn.Module):
+    """A function as a module without parameters, so that a trace contains the weights as constants."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Step(nn.Module):
 
 
 def _with_weights(model: Transducer, weights: Mapping[str, Tensor]) -> Transducer:
-    """A copy of the model that computes with `weights`, and shares all tensors."""
+    """Return a copy of the model with `weights` that shares all other tensors."""
     memo = {
         id(parameter): nn.Parameter(weights.get(name, parameter).detach(), requires_grad=False)
         for name, parameter in model.named_parameters()
@@ -74,11 +74,11 @@ def _with_weights(model: Transducer, weights: Mapping[str, Tensor]) -> Transduce
 
 
 def _fold(model: Transducer) -> Transducer:
-    """Replace modules of `model` by their quicker equivalents."""
+    """Replace modules of `model` by their faster equivalents, in place."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Linear):
-                # Transposed in memory, in which order it is read faster.
+                # Transposed in memory, the order in which it is read faster.
                 module.weight = nn.Parameter(module.weight.t().contiguous().t(), requires_grad=False)
             elif isinstance(module, Foldable):
                 setattr(parent, name, module.folded())
@@ -86,11 +86,13 @@ def _fold(model: Transducer) -> Transducer:
 
 
 @torch.no_grad()
-def _trace(step: _Step, model: Transducer) -> torch.jit.ScriptModule:
+def _trace(step: _StreamModule, model: Transducer) -> torch.jit.ScriptModule:
     states = model.init_states(_TRACED_STREAMS)
     x = torch.zeros(_TRACED_STREAMS, model.chunk_window, NUM_MEL_BINS, dtype=model.joiner.encoder_proj.weight.dtype)
     x_lens = torch.full((_TRACED_STREAMS,), model.chunk_window)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes, which are fixed but for the streams
+        warnings.simplefilter(
+            "ignore", torch.jit.TracerWarning
+        )  # about shapes, which are fixed except for the batch size
         traced = torch.jit.trace(step.eval(), (x, x_lens, states), check_trace=False)
     return torch.jit.freeze(traced)

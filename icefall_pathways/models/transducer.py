@@ -36,10 +36,10 @@ class TransducerLoss(NamedTuple):
 
 
 class Transducer(nn.Module):
-    """A streaming transducer. Its parts have icefall's names: `decoder` is the predictor.
+    """A streaming transducer. Submodules have icefall's names: `decoder` is the predictor.
 
     Args:
-      encoder_embed: The encoder's front end, from features to its input.
+      encoder_embed: Turns features into the encoder's input.
       encoder: The encoder.
       decoder: The predictor.
       joiner: The joiner.
@@ -76,23 +76,23 @@ class Transducer(nn.Module):
         am_scale: float = 0.0,
         lm_scale: float = 0.25,
     ) -> TransducerLoss:
-        """The losses of a batch; computed in float32, under autocast too.
+        """Compute the losses of a batch, in float32 even under autocast.
 
         Args:
           x: Features (N, T, 80).
           x_lens: Feature frames of each utterance (N,), on the CPU.
           y: Tokens (N, S), int64, padded with 0.
           y_lens: Tokens of each utterance (N,), on the CPU.
-          prune_range: Predictor outputs to keep for each frame in the pruned loss.
-          am_scale: Share of the encoder-only scores in the simple loss.
-          lm_scale: Share of the predictor-only scores in the simple loss.
+          prune_range: Predictor outputs to keep per frame in the pruned loss.
+          am_scale: Weight of the encoder-only scores in the simple loss.
+          lm_scale: Weight of the predictor-only scores in the simple loss.
 
         Raises:
           ValueError: An utterance has more tokens than encoder frames.
         """
-        y = F.pad(y, (0, max(0, 1 - y.size(1))))  # k2 wants room for a token, even where no utterance has one
+        y = F.pad(y, (0, max(0, 1 - y.size(1))))  # k2 requires one column even if no utterance has a token
         lens = encoder_lens(x_lens)
-        boundary = boundaries(lens, y_lens).to(x.device, non_blocking=True)  # before the work, which would be lost
+        boundary = boundaries(lens, y_lens).to(x.device, non_blocking=True)  # first: it raises
         encoder_out, _ = self.encode(x, x_lens.to(x.device, non_blocking=True))
         decoder_out = self.decoder(F.pad(y, (1, 0), value=self.decoder.blank_id))
         am, lm = self.simple_am_proj(encoder_out), self.simple_lm_proj(decoder_out)
@@ -109,20 +109,20 @@ class Transducer(nn.Module):
         return logits
 
     def encode(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode whole utterances, as `stream` does over their chunks.
+        """Encode whole utterances; equal to `stream` over their chunks.
 
         Args:
-          x: Features (N, T, 80). Those beyond an utterance's length are taken for silence, whatever they are.
+          x: Features (N, T, 80). Those after an utterance's length are replaced by silence.
           x_lens: Feature frames of each utterance (N,).
 
         Returns:
-          Frames (N, T', D) with T' = ceil(T / 4), and how many of them each utterance has (N,), ceil(x_lens / 4).
+          Frames (N, T', D) with T' = ceil(T / 4), and the valid frames of each utterance (N,), ceil(x_lens / 4).
         """
         return self.encoder.encode(self.encoder_embed, x, x_lens), encoder_lens(x_lens)
 
     @property
     def chunk_shift(self) -> int:
-        """Feature frames that a stream advances by per chunk."""
+        """Feature frames by which a stream advances per chunk."""
         return self.encoder.chunk_shift
 
     @property
@@ -131,41 +131,41 @@ class Transducer(nn.Module):
         return self.encoder.chunk_window
 
     def init_states(self, batch_size: int, device: torch.device | str = "cpu") -> list[Tensor]:
-        """The state of `batch_size` new streams: a list of tensors, which the encoder's class describes."""
+        """Return the state of `batch_size` new streams: a list of tensors, documented by the encoder's class."""
         return self.encoder.init_states(self.encoder_embed, batch_size, device, self.joiner.encoder_proj.weight.dtype)
 
     def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode one chunk of every stream; the streams may be of different ages.
+        """Encode one chunk of every stream; the streams may have different ages.
 
         Args:
-          x: Features (N, chunk_window, 80), of which a stream's next chunk begins `chunk_shift` later. Those beyond
-            `x_lens` are taken for silence, whatever they are.
-          x_lens: Feature frames of each stream that are there (N,); fewer than `chunk_window` only where it ends.
+          x: Features (N, chunk_window, 80); the next chunk of a stream starts `chunk_shift` later. Those from `x_lens`
+            on are replaced by silence.
+          x_lens: Valid feature frames of each stream (N,); fewer than `chunk_window` only where it ends.
           states: See `init_states`; not changed.
 
         Returns:
-          Frames (N, chunk_shift / 4, D), how many of them each stream has (N,), and the new states.
+          Frames (N, chunk_shift / 4, D), the valid frames of each stream (N,), and the new states.
         """
         out, states = self.encoder.stream(self.encoder_embed, x, x_lens, states)
         return out, encoder_lens(x_lens).clamp(max=out.size(1)), states
 
     def stack_states(self, states: Sequence[list[Tensor]]) -> list[Tensor]:
-        """Join the states of streams, or of batches of them, into one batch; `unstack_states` undoes it."""
-        together = zip(zip(*states, strict=True), self.encoder.state_axes, strict=True)
-        return [torch.cat(tensors, dim=axis) for tensors, axis in together]
+        """Concatenate the states of streams, or of batches of streams, into one batch."""
+        grouped = zip(zip(*states, strict=True), self.encoder.state_axes, strict=True)
+        return [torch.cat(tensors, dim=axis) for tensors, axis in grouped]
 
     def unstack_states(self, states: list[Tensor]) -> list[list[Tensor]]:
-        """Take a batch apart: for each stream its state, a batch of one."""
+        """Split the state of a batch into the state of each stream, as a batch of one."""
         pieces = (tensor.split(1, dim=axis) for tensor, axis in zip(states, self.encoder.state_axes, strict=True))
         return [list(tensors) for tensors in zip(*pieces, strict=True)]
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
-    """Make a model with new weights.
+    """Create a model with initial weights.
 
     Args:
-      config: Its architecture.
-      vocab_size: Tokens, the blank (0) included.
+      config: The architecture.
+      vocab_size: Tokens, including blank (0).
     """
     encoder_embed, encoder = config.encoder_spec.build(config.architecture.encoder, NUM_MEL_BINS)
     decoder_dim, joiner_dim = config.decoder_and_joiner_dim

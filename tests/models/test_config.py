@@ -7,7 +7,7 @@ from icefall_pathways.options import parse
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"segment_length": 30}, "segment_length is 30: expected a multiple of 4"),
         ({"left_context_length": 2}, "left_context_length is 2: expected a multiple of 4"),
@@ -21,19 +21,19 @@ from icefall_pathways.options import parse
         ({"subsampling_channels": "8,-1"}, "expected two positive numbers"),
     ],
 )
-def test_options_out_of_range_are_named(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_error_names_the_option_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
         ModelConfig(**options)
 
 
-def test_every_option_has_a_default_and_is_told_by_help(capsys):
+def test_every_option_has_a_default_and_a_help_text(capsys):
     with pytest.raises(SystemExit):
         parse(ModelConfig, "A model.", ["--help"])
-    told = capsys.readouterr().out
+    help_text = capsys.readouterr().out
     for field in dataclasses.fields(ModelConfig):
         assert field.default is not dataclasses.MISSING
-        assert "--" + field.name.replace("_", "-") in told
-    assert "kernel of the causal convolution" in " ".join(told.replace("│", " ").lower().split())
+        assert "--" + field.name.replace("_", "-") in help_text
+    assert "kernel of the causal convolution" in " ".join(help_text.replace("│", " ").lower().split())
 
 
 def test_emformer_options_are_parsed_into_numbers():

@@ -1,4 +1,4 @@
-"""The Emformer against torchaudio's, and its streams against its forward."""
+"""The Emformer equals torchaudio's, and its streams equal its forward."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
 SEGMENT = 4
 LENGTHS = (1, 3, 4, 17, 24)
 
-# Memory bank, left context, right context: with and without each, and a left context that cuts segments.
+# Memory bank, left context, right context: with and without each, and a left context that splits segments.
 CONTEXTS = list(itertools.product((0, 3), (0, 6, 8), (0, 2)))
 contexts = pytest.mark.parametrize(("memory", "left", "right"), CONTEXTS)
 
@@ -30,10 +30,10 @@ def _options(memory, left, right):
     }
 
 
-def _both(options):
-    ours, theirs = Emformer(**options).eval(), torchaudio.models.Emformer(**options).eval()
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+def _encoder_and_reference(options):
+    encoder, reference = Emformer(**options).eval(), torchaudio.models.Emformer(**options).eval()
+    reference.load_state_dict(encoder.state_dict())
+    return encoder, reference
 
 
 def _close(actual, expected):
@@ -43,51 +43,51 @@ def _close(actual, expected):
 @contexts
 @torch.inference_mode()
 def test_forward_equals_torchaudio(memory, left, right):
-    ours, theirs = _both(_options(memory, left, right))
+    encoder, reference = _encoder_and_reference(_options(memory, left, right))
     for length in LENGTHS:
         x, lens = torch.randn(2, length + right, 16), torch.full((2,), length)
-        _close(ours(x, lens)[0], theirs(x, lens)[0])
+        _close(encoder(x, lens)[0], reference(x, lens)[0])
 
 
 @contexts
 @torch.inference_mode()
 def test_forward_equals_torchaudio_in_a_padded_batch(memory, left, right):
-    ours, theirs = _both(_options(memory, left, right))
+    encoder, reference = _encoder_and_reference(_options(memory, left, right))
     x, lens = torch.randn(3, 22 + right, 16), torch.tensor([22, 8, 16])
-    out, expected = ours(x, lens)[0], theirs(x, lens)[0]
+    out, expected = encoder(x, lens)[0], reference(x, lens)[0]
     for i, length in enumerate(lens):
         _close(out[i, :length], expected[i, :length])
 
 
 @pytest.mark.parametrize("options", [{"tanh_on_mem": True}, {"activation": "gelu"}, {"activation": "silu"}])
 @torch.inference_mode()
-def test_options_mean_what_they_mean_to_torchaudio(options):
-    ours, theirs = _both(_options(3, 8, 2) | options)
+def test_options_equal_torchaudio(options):
+    encoder, reference = _encoder_and_reference(_options(3, 8, 2) | options)
     x, lens = torch.randn(2, 22, 16) * 3, torch.full((2,), 20)
-    _close(ours(x, lens)[0], theirs(x, lens)[0])
+    _close(encoder(x, lens)[0], reference(x, lens)[0])
 
 
 @torch.inference_mode()
-def test_memory_is_clamped_as_torchaudio_does():
-    ours, theirs = _both(_options(3, 8, 2))
-    for layer in ours.emformer_layers:
+def test_memory_is_clamped_as_in_torchaudio():
+    encoder, reference = _encoder_and_reference(_options(3, 8, 2))
+    for layer in encoder.emformer_layers:
         layer.attention.out_proj.weight.mul_(100)
-    theirs.load_state_dict(ours.state_dict())
+    reference.load_state_dict(encoder.state_dict())
     x, lens = torch.randn(2, 22, 16), torch.full((2,), 20)
-    _close(ours(x, lens)[0], theirs(x, lens)[0])
+    _close(encoder(x, lens)[0], reference(x, lens)[0])
 
 
 @pytest.mark.parametrize("strategy", ["depthwise", "constant", None])
-def test_initial_projections_are_as_large_as_torchaudios(strategy):
+def test_initial_projections_have_the_range_of_torchaudio(strategy):
     options = _options(0, 8, 2) | {"input_dim": 128, "weight_init_scale_strategy": strategy}
-    theirs = torchaudio.models.Emformer(**options).state_dict()
+    reference = torchaudio.models.Emformer(**options).state_dict()
     for name, weights in Emformer(**options).state_dict().items():
         if name.endswith(("key_value.weight", "query.weight")):
-            torch.testing.assert_close(weights.abs().max(), theirs[name].abs().max(), rtol=0.01, atol=0)
+            torch.testing.assert_close(weights.abs().max(), reference[name].abs().max(), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize(("kernel", "largest"), [(0, 1.0), (5, 0.1)])
-def test_branches_begin_small_with_a_convolution_module(kernel, largest):
+def test_initial_branches_are_small_with_a_convolution_module(kernel, largest):
     options = _options(0, 8, 2) | {"input_dim": 64, "ffn_dim": 64, "cnn_module_kernel": kernel}
     layer = Emformer(**options).emformer_layers[0]
     ends = [layer.attention.out_proj, layer.pos_ff[4]] + ([layer.conv_module.pointwise_out] if kernel else [])
@@ -95,12 +95,12 @@ def test_branches_begin_small_with_a_convolution_module(kernel, largest):
         torch.testing.assert_close(end.weight.abs().max().item(), largest / 8, rtol=0.01, atol=0)
 
 
-def test_an_unknown_strategy_is_refused():
+def test_unknown_initialization_strategy_is_rejected():
     with pytest.raises(ValueError, match="weight_init_scale_strategy is 'none': expected 'depthwise', 'constant' or"):
         Emformer(**_options(0, 8, 2), weight_init_scale_strategy="none")
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_is_disabled_in_eval_mode():
     encoder = Emformer(**_options(3, 8, 2), dropout=0.5, cnn_module_kernel=5)
     x, lens = torch.randn(2, 22, 16), torch.full((2,), 20)
     assert not torch.equal(encoder(x, lens)[0], encoder(x, lens)[0])
@@ -108,11 +108,11 @@ def test_dropout_acts_in_training_alone():
     torch.testing.assert_close(encoder(x, lens)[0], encoder(x, lens)[0], rtol=0, atol=0)
 
 
-def test_convolution_module_is_what_its_name_says():
-    """Over one window it is the module written down with torch's layers and zeros before the first frame."""
+def test_convolution_module_equals_torch_layers():
+    """For a single window, with zeros before the first frame."""
     module, length, kernel = CausalConvolution(16, 5, dropout=0.0), 9, 5
-    reach = WindowIndex.make(1, length, length, kernel - 1, True, torch.device("cpu"))
-    plan = WindowPlan(length, None, reach, reach, torch.zeros(1, dtype=torch.bool))
+    index = WindowIndex.make(1, length, length, kernel - 1, True, torch.device("cpu"))
+    plan = WindowPlan(length, None, index, index, torch.zeros(1, dtype=torch.bool))
     x = torch.randn(2, length, 16)
     out, past = module(x, torch.zeros(2, kernel - 1, 16), plan)
     gated = torch.nn.functional.glu(module.pointwise_in(module.layer_norm(x)), dim=-1)
@@ -125,19 +125,19 @@ def test_convolution_module_is_what_its_name_says():
 @contexts
 @torch.inference_mode()
 def test_stream_equals_torchaudio_infer(memory, left, right):
-    ours, theirs = _both(_options(memory, left, right))
-    states, their_states = ours.get_init_states(2), None
+    encoder, reference = _encoder_and_reference(_options(memory, left, right))
+    states, reference_states = encoder.get_init_states(2), None
     x = torch.randn(2, 10 * SEGMENT + right, 16)
     for start in range(0, 10 * SEGMENT, SEGMENT):
         chunk = x[:, start : start + SEGMENT + right]
-        out, _, states = ours.streaming_forward(chunk, torch.full((2,), SEGMENT), states)
-        expected, _, their_states = theirs.infer(chunk, torch.full((2,), SEGMENT + right), their_states)
+        out, _, states = encoder.streaming_forward(chunk, torch.full((2,), SEGMENT), states)
+        expected, _, reference_states = reference.infer(chunk, torch.full((2,), SEGMENT + right), reference_states)
         _close(out, expected)
 
 
 @torch.inference_mode()
 def _stream(encoder, x, length):
-    """One utterance (1, length + R, D) chunk by chunk."""
+    """Encode an utterance (1, length + R, D) chunk by chunk."""
     segment, window = encoder.segment_length, encoder.segment_length + encoder.right_context_length
     states, pieces = encoder.get_init_states(1), []
     for start in range(0, length, segment):
@@ -163,7 +163,7 @@ def test_stream_equals_forward(memory, left, right, segment, kernel):
 @pytest.mark.parametrize("kernel", [0, 5])
 @contexts
 @torch.inference_mode()
-def test_padding_changes_nothing(memory, left, right, kernel):
+def test_padding_has_no_effect(memory, left, right, kernel):
     encoder = Emformer(**_options(memory, left, right), cnn_module_kernel=kernel).eval()
     lens = torch.tensor([21, 3, 10, 16])
     x = torch.randn(4, 21 + right, 16)
@@ -176,13 +176,13 @@ def test_padding_changes_nothing(memory, left, right, kernel):
 
 @pytest.mark.parametrize("kernel", [0, 5])
 @torch.inference_mode()
-def test_streams_of_all_ages_share_a_batch(kernel):
-    """Stream i joins at chunk i; each gets what it would get alone."""
+def test_streams_of_different_ages_share_a_batch(kernel):
+    """Stream i joins the batch at chunk i; the result equals that of single streams."""
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=kernel).eval()
     x = torch.randn(4, 6 * SEGMENT + 2, 16)
     expected = encoder(x, torch.full((4,), 6 * SEGMENT))[0]
     states = [encoder.get_init_states(1) for _ in range(4)]
-    found = [[] for _ in range(4)]
+    outputs = [[] for _ in range(4)]
     for chunk in range(6 + 4):
         active = [i for i in range(4) if 0 <= chunk - i < 6]
         if not active:
@@ -193,35 +193,35 @@ def test_streams_of_all_ages_share_a_batch(kernel):
         out, _, joined = encoder.streaming_forward(batch, torch.full((len(active),), SEGMENT), joined)
         for row, i in enumerate(active):
             states[i] = [tensor[row : row + 1] for tensor in joined]
-            found[i].append(out[row])
+            outputs[i].append(out[row])
     for i in range(4):
-        _close(torch.cat(found[i]), expected[i])
+        _close(torch.cat(outputs[i]), expected[i])
 
 
-def test_nothing_looks_further_ahead_than_the_right_context():
+def test_look_ahead_is_the_right_context():
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
     x = torch.randn(1, 26, 16, requires_grad=True)
     encoder(x, torch.tensor([24]))[0][0, 9, 3].backward()  # a frame of the third segment, 8 to 11
-    seen = x.grad[0].abs().sum(dim=1)
-    assert seen[13] > 0
-    assert seen[14:].abs().sum() == 0
+    sensitivity = x.grad[0].abs().sum(dim=1)
+    assert sensitivity[13] > 0
+    assert sensitivity[14:].abs().sum() == 0
 
 
 @torch.inference_mode()
-def test_stream_leaves_the_state_it_is_given():
+def test_streaming_does_not_change_its_input_states():
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
     states = encoder.get_init_states(2)
     encoder.streaming_forward(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
     assert all(tensor.abs().sum() == 0 for tensor in states)
 
 
-def test_a_chunk_of_another_size_is_refused():
+def test_chunk_of_another_size_is_rejected():
     encoder = Emformer(**_options(0, 6, 2))
     with pytest.raises(ValueError, match="a chunk has 5 frames: expected 6, which are the segment's 4 and 2 of right"):
         encoder.streaming_forward(torch.randn(1, 5, 16), torch.tensor([4]), encoder.get_init_states(1))
 
 
-def test_gradients_are_finite_with_padding_and_reach_every_parameter():
+def test_gradients_of_all_parameters_are_finite_with_padding():
     encoder = Emformer(**_options(3, 6, 0), cnn_module_kernel=5)
     lens = torch.tensor([24, 1])
     out, _ = encoder(torch.randn(2, 24, 16), lens)

@@ -47,7 +47,7 @@ def test_losses_equal_icefall(reference, case):
         lm_scale=float(expected["lm_scale"]),
     )
     am, lm = head.joiner.encoder_proj(encoder_out), head.joiner.decoder_proj(decoder_out)
-    # The posteriors of these numbers are peaked: which range is best hangs on rounding, so theirs is used.
+    # The posteriors of this reference are peaked: the best range depends on rounding, so take the reference's.
     pruned = pruned_loss(head.join, am, lm, y, expected["ranges"], boundary)
 
     assert ranges.shape == expected["ranges"].shape
@@ -59,7 +59,7 @@ def test_losses_equal_icefall(reference, case):
         torch.testing.assert_close(head.get_parameter(name).grad, gradient, atol=1e-3, rtol=1e-4)
 
 
-def test_ranges_equal_k2s():
+def test_ranges_equal_k2():
     numbers = load_numbers("rnnt")
     for case in numbers["cases"]:
         loss, ranges = simple_loss(
@@ -75,7 +75,7 @@ def test_ranges_equal_k2s():
         assert torch.equal(ranges, case["ranges"])
 
 
-def test_without_pruning_the_loss_is_torchaudios():
+def test_unpruned_loss_equals_torchaudio():
     y, y_lens, lens = torch.randint(1, 12, (3, 6)), torch.tensor([6, 2, 4]), torch.tensor([15, 9, 4])
     y = y * (torch.arange(6) < y_lens[:, None])
     am = torch.randn(3, 15, 8, requires_grad=True)
@@ -88,38 +88,38 @@ def test_without_pruning_the_loss_is_torchaudios():
     boundary = boundaries(lens, y_lens)
     _, ranges = simple_loss(torch.randn(3, 15, 12), torch.randn(3, 7, 12), y, boundary, 100, 0.0, 0.25)
     assert ranges.shape == (3, 15, 7)
-    ours = pruned_loss(join, am, lm, y, ranges, boundary)
-    ours_grads = torch.autograd.grad(ours, [am, lm])
-    theirs = torchaudio.functional.rnnt_loss(
+    actual = pruned_loss(join, am, lm, y, ranges, boundary)
+    actual_grads = torch.autograd.grad(actual, [am, lm])
+    expected = torchaudio.functional.rnnt_loss(
         join(am[:, :, None], lm[:, None]), y.int(), lens.int(), y_lens.int(), blank=0, reduction="sum"
     )
-    theirs_grads = torch.autograd.grad(theirs, [am, lm])
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-    for ours_grad, theirs_grad in zip(ours_grads, theirs_grads, strict=True):
-        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-5, rtol=1e-4)
+    expected_grads = torch.autograd.grad(expected, [am, lm])
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
+    for actual_grad, expected_grad in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(actual_grad, expected_grad, atol=1e-5, rtol=1e-4)
 
 
-def test_too_few_frames_are_told_with_the_utterance():
+def test_error_names_the_utterances_with_too_few_frames():
     with pytest.raises(ValueError, match="utterance 1 has 3 for 4 tokens, utterance 2 has 0 for 0 tokens"):
         boundaries(torch.tensor([4, 3, 0]), torch.tensor([4, 4, 0]))
 
 
-def test_a_prune_range_of_one_is_refused():
+def test_prune_range_below_two_is_rejected():
     boundary = boundaries(torch.tensor([4]), torch.tensor([2]))
     with pytest.raises(ValueError, match="prune_range is 1: expected at least 2"):
         simple_loss(torch.randn(1, 4, 5), torch.randn(1, 3, 5), torch.tensor([[1, 2]]), boundary, 1, 0.0, 0.25)
 
 
-def test_ctc_counts_nothing_for_what_it_cannot_align():
+def test_ctc_loss_of_an_utterance_without_alignment_is_zero():
     logits = torch.randn(2, 4, 6, requires_grad=True)
-    y, y_lens = torch.tensor([[1, 2, 3], [1, 1, 1]]), torch.tensor([3, 3])  # three equal ones need five frames
+    y, y_lens = torch.tensor([[1, 2, 3], [1, 1, 1]]), torch.tensor([3, 3])  # three equal tokens need five frames
     loss = ctc_loss(logits, torch.tensor([4, 4]), y, y_lens)
     torch.testing.assert_close(loss, ctc_loss(logits[:1], torch.tensor([4]), y[:1], y_lens[:1]))
     loss.backward()
     assert logits.grad[1].abs().sum() == 0
 
 
-def test_scales_warm_up():
+def test_loss_scales_during_warm_up():
     assert loss_scales(0, 2000, 0.5) == (1.0, 0.1)
     assert loss_scales(1000, 2000, 0.5) == pytest.approx((0.75, 0.55))
     assert loss_scales(2000, 2000, 0.5) == loss_scales(9000, 2000, 0.5) == (0.5, 1.0)

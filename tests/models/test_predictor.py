@@ -39,7 +39,7 @@ def test_joiner_equals_icefall(reference):
     torch.testing.assert_close(projected, out)
 
 
-def test_padding_is_no_token_at_all():
+def test_padding_embeds_to_zero():
     predictor = Predictor(10, 8, context_size=3)
     y = torch.tensor([[0, 4, 5]])
     padded = predictor(torch.tensor([[-1, -1, 0, 4, 5]]), need_pad=False)
@@ -47,7 +47,7 @@ def test_padding_is_no_token_at_all():
     assert not torch.allclose(padded, predictor(torch.tensor([[0, 0, 0, 4, 5]]), need_pad=False))
 
 
-def test_a_context_of_one_token_is_a_table():
+def test_predictor_with_context_one_is_an_embedding():
     predictor = Predictor(10, 8, context_size=1)
     assert not hasattr(predictor, "conv")
     torch.testing.assert_close(predictor(torch.tensor([[3, -1]]))[0, 0], predictor.embedding.weight[3])
@@ -55,7 +55,7 @@ def test_a_context_of_one_token_is_a_table():
 
 
 @pytest.mark.parametrize("context_size", [2, 3])
-def test_token_by_token_equals_all_at_once(context_size):
+def test_single_steps_equal_the_whole_sequence(context_size):
     predictor = Predictor(9, 8, context_size)
     y = torch.randint(0, 9, (5, 7))
     padded = torch.nn.functional.pad(y, (context_size - 1, 0), value=-1)

@@ -1,4 +1,4 @@
-"""Regularisers against the public implementation's numbers."""
+"""Regularizers against the public implementation's numbers."""
 
 import math
 
@@ -29,8 +29,8 @@ def numbers():
     return load_numbers("regularizers")
 
 
-def _edited(function, x, grad):
-    """The gradient that leaves `function` at x, which must not change x."""
+def _input_gradient(function, x, grad):
+    """Return the gradient of the input x for that of the output, and check that the output is x."""
     x = x.clone().requires_grad_()
     y = function(x)
     assert torch.equal(y, x)
@@ -38,8 +38,8 @@ def _edited(function, x, grad):
     return x.grad
 
 
-def _close(found, expected, rtol=1e-5):
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
+def _close(actual, expected, rtol=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 def _balancer(case):
@@ -49,37 +49,37 @@ def _balancer(case):
 
 def test_balancers(numbers):
     for case in numbers["balancer"]:
-        found = _edited(_balancer(case), case["x"], case["gy"])
-        assert not torch.equal(found, case["gy"])
-        _close(found, case["gx"])
+        actual = _input_gradient(_balancer(case), case["x"], case["gy"])
+        assert not torch.equal(actual, case["gy"])
+        _close(actual, case["gx"])
     case = numbers["balancer_channel_dim1"]
-    found = _edited(_balancer(case), case["x"].transpose(1, 2), case["gy"].transpose(1, 2))
-    _close(found.transpose(1, 2), case["gx"])
+    actual = _input_gradient(_balancer(case), case["x"].transpose(1, 2), case["gy"].transpose(1, 2))
+    _close(actual.transpose(1, 2), case["gx"])
 
 
 def test_whiteners(numbers):
-    acted = []
+    active = []
     for case in numbers["whiten"]:
         module = Whiten(int(case["num_groups"]), float(case["limit"]), float(case["grad_scale"]))
         module.probability = 1.0
-        found = _edited(module, case["x"], case["gy"])
-        _close(found, case["gx"])
-        acted.append(not torch.equal(found, case["gy"]))
-        assert module.probability == 1.0 and bool(module.was_active) == acted[-1]
-        module.update_probability(acted[-1])
-        assert module.probability == (0.25 if acted[-1] else 0.025)
-    assert sorted(acted) == [False, True, True]
+        actual = _input_gradient(module, case["x"], case["gy"])
+        _close(actual, case["gx"])
+        active.append(not torch.equal(actual, case["gy"]))
+        assert module.probability == 1.0 and bool(module.was_active) == active[-1]
+        module.update_probability(active[-1])
+        assert module.probability == (0.25 if active[-1] else 0.025)
+    assert sorted(active) == [False, True, True]
 
 
 def test_limits(numbers):
     case = numbers["limit_param_value"]
-    found = _edited(lambda x: limit_gradient(x, float(case["min"]), float(case["max"])), case["p"], case["gy"])
-    _close(found, case["gx"])
+    actual = _input_gradient(lambda x: limit_gradient(x, float(case["min"]), float(case["max"])), case["p"], case["gy"])
+    _close(actual, case["gx"])
     case = numbers["penalize_abs_values_gt"]
-    found = _edited(
+    actual = _input_gradient(
         lambda x: penalize_large_scores(x, float(case["limit"]), float(case["penalty"])), case["x"], case["gy"]
     )
-    _close(found, case["gx"])
+    _close(actual, case["gx"])
 
 
 def test_schedules(numbers):
@@ -89,18 +89,18 @@ def test_schedules(numbers):
             assert schedule(position) == pytest.approx(value, rel=1e-6)
 
 
-def test_points_of_a_schedule_must_rise():
-    with pytest.raises(ValueError, match="rising"):
+def test_positions_of_a_schedule_must_increase():
+    with pytest.raises(ValueError, match="increasing"):
         Schedule((0, 1.0), (0, 2.0))
 
 
-class Rated(Scheduled):
+class ScheduledRate(Scheduled):
     def forward(self):
         return self.rate(Schedule((0, 0.4), (100, 0.2)))
 
 
-def test_rates_follow_the_position_and_are_zero_outside_training():
-    model = nn.ModuleList([Rated()])
+def test_rates_depend_on_the_position_and_are_zero_in_eval_mode():
+    model = nn.ModuleList([ScheduledRate()])
     assert model[0]() == 0.4
     set_position(model, 50.0)
     assert model[0]() == pytest.approx(0.3)
@@ -108,28 +108,28 @@ def test_rates_follow_the_position_and_are_zero_outside_training():
 
 
 @pytest.mark.parametrize("module", [Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0), Whiten(1, 1.5)])
-def test_nothing_acts_in_eval_mode(module):
+def test_gradients_are_unmodified_in_eval_mode(module):
     x, grad = torch.randn(50, 4) * 9 + 3, torch.randn(50, 4)
-    assert torch.equal(_edited(module.eval(), x, grad), grad)
+    assert torch.equal(_input_gradient(module.eval(), x, grad), grad)
 
 
-def test_balancers_act_as_often_as_they_should():
+def test_activity_of_balancers_has_the_scheduled_probability():
     balancer = Balancer(0.4, 0.6, 1.0, 2.0)
     x, grad = torch.randn(50, 4) * 9 + 3, torch.ones(50, 4)
-    acted = sum(not torch.equal(_edited(balancer, x, grad), grad) for _ in range(400)) / 400
-    assert 0.42 < acted < 0.58
+    frequency = sum(not torch.equal(_input_gradient(balancer, x, grad), grad) for _ in range(400)) / 400
+    assert 0.42 < frequency < 0.58
     balancer.position = 8000
-    acted = sum(not torch.equal(_edited(balancer, x, grad), grad) for _ in range(400)) / 400
-    assert 0.07 < acted < 0.19
+    frequency = sum(not torch.equal(_input_gradient(balancer, x, grad), grad) for _ in range(400)) / 400
+    assert 0.07 < frequency < 0.19
 
 
-def test_a_whitener_that_is_not_needed_acts_seldom_and_its_state_survives():
+def test_whitener_below_its_limit_lowers_its_probability_which_is_saved():
     model = nn.Sequential(Whiten(1, 1e9), Whiten(2, 1.0))
     x = torch.randn(30, 4).requires_grad_()
     for _ in range(40):
         model(x).sum().backward()
-        for whitener, acted in pending_whiteners(model).items():
-            whitener.update_probability(bool(acted))
+        for whitener, was_active in pending_whiteners(model).items():
+            whitener.update_probability(bool(was_active))
     assert not pending_whiteners(model)
     assert regularizer_state(model) == {"0": 0.025, "1": 0.25}
     other = nn.Sequential(Whiten(1, 1e9), Whiten(2, 1.0))
@@ -137,44 +137,46 @@ def test_a_whitener_that_is_not_needed_acts_seldom_and_its_state_survives():
     assert other[0].probability == 0.025
 
 
-def test_dropped_sequences_are_dropped_whole_and_others_not_scaled():
+def test_drop_sequences_zeroes_whole_sequences_without_scaling():
     dropped = drop_sequences(torch.ones(2000, 3, 2), 0.3)
     assert set(dropped.sum((1, 2)).tolist()) == {0.0, 6.0}
     assert dropped.mean() == pytest.approx(0.7, abs=0.04)
     assert drop_sequences(dropped, 0.0) is dropped
 
 
-def test_dropped_channels_are_dropped_in_all_frames_and_others_scaled():
+def test_drop_channels_uses_one_scaled_mask_for_all_frames():
     dropped = drop_channels(torch.ones(20, 5, 100), 0.25)
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert torch.equal(dropped.amin(1), dropped.amax(1))
 
 
-def test_scaled_gradients():
-    assert torch.equal(_edited(lambda x: scale_gradient(x, 0.2), torch.ones(3), torch.ones(3)), torch.full((3,), 0.2))
+def test_scale_gradient():
+    assert torch.equal(
+        _input_gradient(lambda x: scale_gradient(x, 0.2), torch.ones(3), torch.ones(3)), torch.full((3,), 0.2)
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
-def test_channels_that_are_the_same_everywhere_are_no_trouble(value):
-    """A whole batch may lose a channel to the feature mask."""
+def test_gradients_of_constant_channels_are_finite(value):
+    """The feature mask may cover a channel in the whole batch."""
     grad = torch.ones(10, 2)
-    edited = _edited(Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0), torch.full((10, 2), value), grad)
-    assert (edited - grad).abs().max() <= 0.05
-    assert edited.isfinite().all()
-    assert _edited(Whiten(1, 1.0), torch.full((10, 2), value), grad).isfinite().all()
+    actual = _input_gradient(Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0), torch.full((10, 2), value), grad)
+    assert (actual - grad).abs().max() <= 0.05
+    assert actual.isfinite().all()
+    assert _input_gradient(Whiten(1, 1.0), torch.full((10, 2), value), grad).isfinite().all()
 
 
-def test_a_balancer_knows_its_loss():
-    """Its edit is that of a loss derived by autograd."""
+def test_balancer_gradient_equals_that_of_its_loss():
+    """The derivative of the auxiliary loss is computed by autograd."""
     x = (
         torch.randn(200, 3, dtype=torch.float64) * torch.tensor([0.1, 1.0, 9.0]) + torch.tensor([0.1, 0.0, -4.0])
     ).requires_grad_()
-    mean, size = x.mean(0), x.square().mean(0).sqrt()
-    ratio = mean / (size**2 - mean**2).sqrt()
+    mean, rms = x.mean(0), x.square().mean(0).sqrt()
+    ratio = mean / (rms**2 - mean**2).sqrt()
     limit = 0.8139535143 * math.atanh(0.2)
-    large = math.sqrt(math.pi / 2) * 2.0
-    loss = (ratio - ratio.clamp(-limit, limit)).abs() + (size.clamp(large / 2, large) / size).log().abs()
+    max_rms = math.sqrt(math.pi / 2) * 2.0
+    loss = (ratio - ratio.clamp(-limit, limit)).abs() + (rms.clamp(max_rms / 2, max_rms) / rms).log().abs()
     loss.sum().backward()
     expected = 1.0 + 0.04 * x.grad / x.grad.square().mean(0).sqrt().clamp(min=1e-20)
     balancer = Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0)
-    _close(_edited(balancer, x.detach().float(), torch.ones(200, 3)), expected.float(), rtol=1e-4)
+    _close(_input_gradient(balancer, x.detach().float(), torch.ones(200, 3)), expected.float(), rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The frozen graph of a chunk against the model itself."""
+"""The frozen graph of a chunk equals the model."""
 
 import copy
 
@@ -33,7 +33,7 @@ def model(request):
     if request.param != "zipformer-deep":
         return make_model(request.param)
     model = build_model(DEEP, 20).eval()
-    with torch.no_grad():  # of which nothing is to be seen in a new model
+    with torch.no_grad():  # parameters that have no effect at their initial values
         for name, parameter in model.named_parameters():
             if name.endswith(("chunkwise_conv_scale", "downsample.bias", "out_proj.weight")):
                 parameter.normal_(std=0.3)
@@ -41,37 +41,37 @@ def model(request):
 
 
 def _chunk(model, streams):
-    """Features of a chunk, and of how many of them each stream has."""
+    """Return the features of a chunk and the valid ones of each stream."""
     x_lens = torch.randint(1, model.chunk_window + 1, (streams,))
     x_lens[0] = model.chunk_window
     return torch.randn(streams, model.chunk_window, 80) * 2 - 8, x_lens
 
 
-def _close(found, expected):
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+def _close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
-def test_any_number_of_streams_of_any_age(model):
+def test_graph_equals_model_for_any_number_and_age_of_streams(model):
     graph = StreamGraph(model, {})
     states = model.init_states(1)
     for streams in (1, 1, 4, 4, 2):
         joined = model.unstack_states(states)[:streams]
         joined += [model.init_states(1) for _ in range(streams - len(joined))]
-        given = model.stack_states(joined)
-        before = copy.deepcopy(given)
+        batch_states = model.stack_states(joined)
+        before = copy.deepcopy(batch_states)
         x, x_lens = _chunk(model, streams)
-        expected_out, expected_lens, expected_states = model.stream(x, x_lens, given)
-        out, lens, states = graph(x, x_lens, given)
+        expected_out, expected_lens, expected_states = model.stream(x, x_lens, batch_states)
+        out, lens, states = graph(x, x_lens, batch_states)
         _close(out, expected_out)
         assert torch.equal(lens, expected_lens)
         assert [state.dtype for state in states] == [state.dtype for state in expected_states]
         _close(states, expected_states)
-        assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+        assert all(torch.equal(state, copied) for state, copied in zip(batch_states, before, strict=True))
 
 
 @torch.inference_mode()
-def test_the_pathway_of_a_language(model):
+def test_graph_of_a_pathway_equals_masked_model(model):
     masks = PathwayMasks.dense(model, ["en", "fr"])
     for name in masks.names:
         masks.set_mask(name, "fr", torch.rand(masks.codes[name].shape) < 0.5)
@@ -88,7 +88,7 @@ def test_the_pathway_of_a_language(model):
 
 
 @torch.inference_mode()
-def test_nothing_that_depends_on_weights_alone_is_computed_anew(model):
-    """There is no code of positions, no mean's share and no norm's scale left in the graph, nor a parameter."""
+def test_graph_contains_no_operation_on_weights_alone(model):
+    """Positional encodings, weights of means, scales of norms and parameters are constants."""
     nodes = {node.kind() for node in StreamGraph(model, {})._graph.graph.nodes()}
     assert not nodes & {"prim::GetAttr", "prim::CallMethod", "aten::atan", "aten::exp", "aten::repeat_interleave"}

@@ -4,7 +4,7 @@ from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.emformer.subsampling import LOOK_AHEAD, EmformerSubsampling
 
 
-def test_pieces_give_the_frames_of_the_whole():
+def test_chunks_give_the_frames_of_the_utterance():
     subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(2, 4 * 25 + LOOK_AHEAD, 80) * 3 - 8
     whole = subsampling(x)
@@ -17,7 +17,7 @@ def test_pieces_give_the_frames_of_the_whole():
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
 
 
-def test_a_frame_sees_seven_frames():
+def test_receptive_field_is_seven_frames():
     subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(1, 43, 80, requires_grad=True)
     subsampling(x)[0, 5, 3].backward()

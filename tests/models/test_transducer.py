@@ -55,7 +55,7 @@ ZIPFORMERS = [
 
 
 def _chunks(model, x):
-    """The chunks of one utterance (T, 80) and how many frames of each are there; what lies behind them is rubbish."""
+    """Yield the chunks of an utterance (T, 80) and their numbers of valid frames; other frames are garbage."""
     for start in range(0, x.size(0), model.chunk_shift):
         chunk = x[start : start + model.chunk_window]
         window = torch.full((model.chunk_window, 80), 5.0)
@@ -65,8 +65,8 @@ def _chunks(model, x):
 
 @pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 @torch.inference_mode()
-def test_streams_of_all_ages_equal_encode(options):
-    """Streams join one after the other and leave as they end; each gives what `encode` gives for the padded batch."""
+def test_streams_of_different_ages_equal_encode(options):
+    """Streams join the batch one after the other and leave it when they end; `encode` receives the padded batch."""
     model = build_model(_config(**options), 20).eval()
     lengths = torch.tensor([131, 7, 64, 33, 99, 1])
     x = torch.randn(6, 131, 80) * 2 - 8
@@ -75,7 +75,7 @@ def test_streams_of_all_ages_equal_encode(options):
     assert expected.size(1) == 33
 
     waiting = [(i, _chunks(model, x[i, : lengths[i]])) for i in range(6)]
-    active, states, found = [], {}, {i: [] for i in range(6)}
+    active, states, outputs = [], {}, {i: [] for i in range(6)}
     while waiting or active:
         if waiting:
             active.append(waiting.pop(0))
@@ -88,27 +88,27 @@ def test_streams_of_all_ages_equal_encode(options):
         out, out_lens, joined = model.stream(windows, sizes, model.stack_states([states[i] for i, _ in active]))
         for row, state in enumerate(model.unstack_states(joined)):
             states[active[row][0]] = state
-            found[active[row][0]].append(out[row, : out_lens[row]])
+            outputs[active[row][0]].append(out[row, : out_lens[row]])
     for i in range(6):
-        torch.testing.assert_close(torch.cat(found[i]), expected[i, : lens[i]], atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.cat(outputs[i]), expected[i, : lens[i]], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 @torch.inference_mode()
-def test_what_lies_behind_an_utterance_does_not_matter(options):
+def test_padding_does_not_affect_encode(options):
     model = build_model(_config(**options), 20).eval()
     x, x_lens, _, _ = _batch()
     expected, lens = model.encode(x, x_lens)
-    rubbish = torch.where((torch.arange(100) < x_lens[:, None])[..., None], x, torch.tensor(99.0))
-    torch.testing.assert_close(model.encode(rubbish, x_lens)[0], expected, atol=1e-5, rtol=0)
+    garbage = torch.where((torch.arange(100) < x_lens[:, None])[..., None], x, torch.tensor(99.0))
+    torch.testing.assert_close(model.encode(garbage, x_lens)[0], expected, atol=1e-5, rtol=0)
     for i, length in enumerate(x_lens):
         alone, _ = model.encode(x[i : i + 1, :length], x_lens[i : i + 1])
         torch.testing.assert_close(alone[0], expected[i, : lens[i]], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
-def test_a_batch_costs_what_its_utterances_cost(options):
-    """am_scale 0 and lm_scale 0: nothing is averaged over the batch then."""
+def test_loss_of_a_batch_is_the_sum_over_its_utterances(options):
+    """With am_scale and lm_scale 0, with which nothing is averaged over the batch."""
     model = build_model(_config(ctc_head=True, **options), 20).eval()
     x, x_lens, y, y_lens = _batch()
     scales = {"prune_range": 6, "am_scale": 0.0, "lm_scale": 0.0}
@@ -121,13 +121,13 @@ def test_a_batch_costs_what_its_utterances_cost(options):
         torch.testing.assert_close(loss, torch.stack(losses).sum(), rtol=1e-4, atol=0)
 
 
-def test_gradients_reach_every_parameter():
+def test_every_parameter_has_a_gradient():
     model = build_model(_config(ctc_head=True, cnn_module_kernel=5, memory_size=2), 20)
     losses = model(*_batch())
     sum(losses).backward()
-    # The last layer's memory is for nobody, but its parameters serve the frames too.
-    without = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
-    assert without == []
+    # The memory vectors of the last layer are unused, but their parameters process frames too.
+    without_gradient = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
+    assert without_gradient == []
 
 
 def test_losses_are_float32_under_autocast():
@@ -146,15 +146,17 @@ def _batch_of_seed(seed):
 
 
 def test_the_joiner_runs_in_float32_under_autocast():
-    model, found = build_model(_config(), 20), []
-    model.joiner.output_linear.register_forward_hook(lambda module, args, out: found.append((args[0].dtype, out.dtype)))
+    model, dtypes = build_model(_config(), 20), []
+    model.joiner.output_linear.register_forward_hook(
+        lambda module, args, out: dtypes.append((args[0].dtype, out.dtype))
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(*_batch())
-    assert found == [(torch.float32, torch.float32)]
+    assert dtypes == [(torch.float32, torch.float32)]
 
 
-def test_options_reach_the_model():
-    """The encoder counts frames of 40 ms, the options feature frames of 10 ms."""
+def test_model_has_the_options_of_its_config():
+    """Lengths of the encoder are in frames of 40 ms, options in feature frames of 10 ms."""
     model = build_model(_config(left_context_length=40, memory_size=3, dropout=0.25, cnn_module_kernel=5), 20)
     encoder = model.encoder
     assert (encoder.segment_length, encoder.left_context_length, encoder.right_context_length) == (8, 10, 2)
@@ -164,46 +166,46 @@ def test_options_reach_the_model():
     assert {layer.attention.dropout for layer in encoder.emformer_layers} == {0.25}
 
 
-def test_the_predictor_begins_with_the_blank():
-    model, seen = build_model(_config(), 20), []
-    model.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+def test_predictor_input_starts_with_blank():
+    model, inputs = build_model(_config(), 20), []
+    model.decoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     x, x_lens, y, y_lens = _batch()
     model(x, x_lens, y, y_lens)
-    assert torch.equal(seen[0], torch.nn.functional.pad(y, (1, 0)))
+    assert torch.equal(inputs[0], torch.nn.functional.pad(y, (1, 0)))
 
 
-def test_a_chunk_gives_no_more_frames_than_its_segment():
+def test_chunk_has_at_most_the_frames_of_its_segment():
     model = build_model(_config(), 20).eval()
     x_lens = torch.tensor([model.chunk_window, 33, 32, 5, 1])
     _, lens, _ = model.stream(torch.randn(5, model.chunk_window, 80), x_lens, model.init_states(5))
     assert lens.tolist() == [8, 8, 8, 2, 1]
 
 
-def test_there_is_no_ctc_loss_without_a_ctc_head():
+def test_ctc_loss_is_none_without_a_ctc_head():
     model = build_model(_config(), 20)
     assert model(*_batch()).ctc is None
     assert model.ctc_output is None
 
 
-def test_more_tokens_than_frames_are_told():
+def test_more_tokens_than_frames_is_an_error():
     model = build_model(_config(), 20)
     with pytest.raises(ValueError, match="utterance 0 has 1 for 2 tokens"):
         model(torch.randn(1, 4, 80), torch.tensor([4]), torch.tensor([[3, 4]]), torch.tensor([2]))
 
 
-def test_projections_begin_small():
+def test_initial_projections_are_small():
     model = build_model(ModelConfig(num_encoder_layers=1), 20)
     for projection in (model.joiner.encoder_proj, model.joiner.decoder_proj, model.simple_am_proj):
         assert projection.weight.abs().max() <= 0.25 / math.sqrt(512)
         assert projection.bias.abs().max() <= 0.025
 
 
-def test_chunks_count_feature_frames():
+def test_chunk_lengths_are_in_feature_frames():
     model = build_model(_config(segment_length=32, right_context_length=8), 20)
     assert (model.chunk_shift, model.chunk_window) == (32, 32 + 8 + 3)
 
 
-def test_it_learns():
+def test_training_decreases_the_loss():
     torch.manual_seed(0)
     config = _config(encoder_dim=48, nhead=4, dim_feedforward=96, decoder_dim=48, joiner_dim=48, cnn_module_kernel=7)
     model = build_model(config, 20)

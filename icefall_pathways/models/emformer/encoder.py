@@ -1,19 +1,19 @@
-"""The streaming Emformer encoder, for streams of different ages in one batch.
+"""The streaming Emformer encoder; the streams of a batch may have different ages.
 
 "Emformer: Efficient Memory Transformer Based Acoustic Model for Low Latency Streaming Speech Recognition" (Shi et al.,
 arXiv 2010.10759). Parameters have the names and shapes of `torchaudio.models.Emformer`, and without the convolution
 module the outputs are the same.
 
-How it is computed. An utterance is cut into S segments. Segment s and the R frames of right context after it are a
-*window* of W = segment + R frames; everything is (N, S, W, D). The right-context frames of a window belong to it alone:
-they are computed anew in every layer, so nothing looks further ahead than R frames however many layers there are. What
-comes before a window (keys and values of the left context, memory vectors, inputs of the convolution) is taken from the
-windows before it and, for the first one, from the state. So an utterance is a long chunk, a chunk is a short utterance,
-and `forward` and `streaming_forward` run the same code. Masks are comparisons of positions, made once for all layers.
+An utterance is split into S segments. A segment and the R frames of right context after it are a *window* of
+W = segment + R frames; all tensors are (N, S, W, D). Every window has its own copy of its right-context frames, so the
+look-ahead is R frames for any number of layers. The past of a window (keys and values of the left context, memory
+vectors, inputs of the convolution) comes from earlier windows and, for the first one, from the state. Thus an utterance
+is one long chunk, and `forward` and `streaming_forward` run the same code. Masks are comparisons of positions, computed
+once for all layers.
 
-An utterance may end within a window. The right context then follows its last frame directly, and what comes later in
-the window is masked; padding a batch therefore changes nothing for the shorter utterances. (torchaudio leaves a gap
-there: it equals this encoder for an utterance alone, or whose length is the longest or a multiple of the segment.)
+An utterance may end within a window. The right context then follows its last frame directly, and later frames of the
+window are masked, so padding does not affect the shorter utterances of a batch. (torchaudio leaves a gap there: it
+equals this encoder for a single utterance, and for lengths that are the longest or a multiple of the segment.)
 """
 
 import math
@@ -29,12 +29,12 @@ from icefall_pathways.models.norm import LayerNorm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
-# Far below any score, and finite: a query that sees nothing gets numbers that nobody reads, and not NaN.
-_MASKED = -1e8
+# Score of masked sources: far below any other, and finite, so that a query without sources is not NaN (it is unused).
+_MASKED_SCORE = -1e8
 
-# Of each branch's last weights in layers with a convolution module. Branches that begin small leave the plateau on
-# which every model starts, where tokens are guessed without hearing them, in far fewer updates. Layers without the
-# module begin as torchaudio's do.
+# Initial scale of the last layer of each branch, in layers with a convolution module. Small branches leave the initial
+# plateau of training, where predictions ignore the audio, in far fewer updates. Layers without the module are
+# initialized as torchaudio's.
 _BRANCH_SCALE = 0.1
 
 
@@ -44,9 +44,9 @@ class EmformerAttention(nn.Module):
     Args:
       input_dim: Width.
       num_heads: Attention heads.
-      dropout: Dropout of the attention weights.
-      weight_init_gain: Gain of the initial projections of queries, keys and values; None leaves them to torch.
-      tanh_on_mem: Bound the memory vectors by tanh; else they are clamped to [-10, 10].
+      dropout: Dropout rate of the attention weights.
+      weight_init_gain: Gain of the initial projections of queries, keys and values; None keeps torch's initialization.
+      tanh_on_mem: Limit memory vectors by tanh; otherwise they are clamped to [-10, 10].
     """
 
     def __init__(
@@ -72,42 +72,42 @@ class EmformerAttention(nn.Module):
         """Attend.
 
         Args:
-          x: Windows (N * S, W, D), layer-normalised.
-          memory: One vector for each segment (N * S, 1, D); None without a memory bank.
+          x: Windows (N * S, W, D), layer-normalized.
+          memory: One vector per segment (N * S, 1, D); None without a memory bank.
           past_memory: Keys and values (N, M, 2D) of the M memory vectors before the first segment.
           past: Keys and values (N, L, 2D) of the L frames before the first segment.
-          plan: What is reached and seen.
+          plan: Indices and mask.
 
         Returns:
-          The outcome (N * S, W, D), the memory vectors for the next layer, and the new `past_memory` and `past`.
+          The output (N * S, W, D), the memory vectors for the next layer, and the new `past_memory` and `past`.
         """
         sources, past = plan.context.gather(self.emb_to_key_value(x), past)
         if memory is None or plan.memory is None:
-            return self.out_proj(self._attend(self.emb_to_query(x), sources, plan.blocked)), None, past_memory, past
+            return self.out_proj(self._attend(self.emb_to_query(x), sources, plan.attn_mask)), None, past_memory, past
         earlier, past_memory = plan.memory.gather(self.emb_to_key_value(memory), past_memory)
-        queries = torch.cat([x, x[:, : plan.segment].mean(dim=1, keepdim=True)], dim=1)
-        attended = self._attend(self.emb_to_query(queries), torch.cat([earlier, sources], dim=1), plan.blocked)
+        queries = torch.cat([x, x[:, : plan.segment_length].mean(dim=1, keepdim=True)], dim=1)
+        attended = self._attend(self.emb_to_query(queries), torch.cat([earlier, sources], dim=1), plan.attn_mask)
         out, summary = self.out_proj(attended).split([x.size(1), 1], dim=1)
         memory = summary.tanh() if self.tanh_on_mem else summary.clamp(-10, 10)
         return out, memory, past_memory, past
 
-    def _attend(self, query: Tensor, key_value: Tensor, blocked: Tensor) -> Tensor:
-        """Queries (N * S, Q, D) to keys and values (N * S, K, 2D): (N * S, Q, D)."""
+    def _attend(self, query: Tensor, key_value: Tensor, attn_mask: Tensor) -> Tensor:
+        """Attend with queries (N * S, Q, D) to keys and values (N * S, K, 2D); return (N * S, Q, D)."""
         query_heads = (query * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         heads = key_value.unflatten(-1, (2, self.num_heads, -1))
         key, value = heads.permute(2, 0, 3, 1, 4)  # each (N * S, H, K, D / H)
-        scores = torch.matmul(query_heads, key.transpose(2, 3)).float().masked_fill(blocked, _MASKED)
+        scores = torch.matmul(query_heads, key.transpose(2, 3)).float().masked_fill(attn_mask, _MASKED_SCORE)
         weights = F.dropout(scores.softmax(dim=-1).type_as(value), self.dropout, self.training)
         return torch.matmul(weights, value).transpose(1, 2).flatten(2)
 
 
 class CausalConvolution(nn.Module):
-    """A convolution module that sees the past alone: layer norm, pointwise, GLU, depthwise, SiLU, pointwise, dropout.
+    """Causal convolution module: layer norm, pointwise, GLU, depthwise, SiLU, pointwise, dropout.
 
     Args:
       dim: Width.
-      kernel: Frames that the depthwise convolution sees: a frame and the `kernel - 1` before it.
-      dropout: Dropout of the outcome.
+      kernel: Kernel size of the depthwise convolution, over a frame and the `kernel - 1` before it.
+      dropout: Dropout rate of the output.
     """
 
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
@@ -123,24 +123,24 @@ class CausalConvolution(nn.Module):
 
         Args:
           x: Windows (N * S, W, D).
-          past: What the depthwise convolution saw last (N, kernel - 1, D).
-          plan: What is reached.
+          past: The last inputs of the depthwise convolution (N, kernel - 1, D).
+          plan: Indices.
 
         Returns:
-          The outcome, without the residual (N * S, W, D), and the new `past`.
+          The output without the residual (N * S, W, D), and the new `past`.
         """
         gated = F.glu(self.pointwise_in(self.layer_norm(x)), dim=-1)
         sources, past = plan.convolution.gather(gated, past)
         kernels = self.depthwise.weight.unsqueeze(3)
         convolved = depthwise_conv2d(sources.unsqueeze(2), kernels, self.depthwise.bias, padding=(0, 0)).squeeze(2)
-        convolved = convolved.contiguous()  # or the next one is slow
+        convolved = convolved.contiguous()  # otherwise the next operation is slow
         return self.dropout(self.pointwise_out(F.silu(convolved))), past
 
 
 class EmformerLayer(nn.Module):
-    """Attention, the convolution module if there is one, and the feed-forward module; each with a residual.
+    """Attention, an optional convolution module and a feed-forward module, each with a residual.
 
-    Args are those of `Emformer`; `weight_init_gain` is that of `EmformerAttention`.
+    The arguments are those of `Emformer` and, for `weight_init_gain`, of `EmformerAttention`.
     """
 
     def __init__(
@@ -180,12 +180,12 @@ class EmformerLayer(nn.Module):
 
         Args:
           x: Windows (N * S, W, D).
-          memory: One vector for each segment (N * S, 1, D); None without a memory bank.
+          memory: One vector per segment (N * S, 1, D); None without a memory bank.
           past: This layer's part of the state: of memory, left context and convolution.
-          plan: What is reached and seen.
+          plan: Indices and mask.
 
         Returns:
-          Windows (N * S, W, D), memory for the next layer, and the new `past`.
+          Windows (N * S, W, D), the memory vectors for the next layer, and the new `past`.
         """
         past_memory, past_left, past_conv = past
         attended, memory, past_memory, past_left = self.attention(
@@ -200,12 +200,11 @@ class EmformerLayer(nn.Module):
 
 
 class Emformer(nn.Module):
-    """The encoder. All lengths are in its own frames.
+    """The encoder. All lengths are in encoder frames.
 
-    The state of N streams is four tensors, streams first:
-    keys and values of the memory bank (N, layers, max_memory_size, 2D), of the left context
-    (N, layers, left_context_length, 2D), the convolutions' last inputs (N, layers, kernel - 1, D), and the age of each
-    stream in frames (N,), int64. A new stream's state is zero.
+    The state of N streams is four tensors: keys and values of the memory bank (N, layers, max_memory_size, 2D) and of
+    the left context (N, layers, left_context_length, 2D), the last inputs of the convolutions
+    (N, layers, kernel - 1, D), and the age of each stream in frames (N,), int64. The state of a new stream is zero.
 
     Args:
       input_dim: Width D.
@@ -213,15 +212,15 @@ class Emformer(nn.Module):
       ffn_dim: Hidden width of the feed-forward modules.
       num_layers: Layers.
       segment_length: Frames of a segment.
-      dropout: Dropout everywhere.
-      activation: Of the feed-forward modules: relu, gelu or silu.
+      dropout: Dropout rate of all modules.
+      activation: Activation of the feed-forward modules: relu, gelu or silu.
       left_context_length: Frames before a segment that it attends to.
       right_context_length: Frames R after a segment that it attends to.
-      max_memory_size: Memory vectors (one for each earlier segment) that a segment attends to; 0 has no memory bank.
-      tanh_on_mem: Bound memory vectors by tanh; else they are clamped to [-10, 10].
-      cnn_module_kernel: Kernel of the convolution module in every layer; 0 has none.
-      weight_init_scale_strategy: How the initial projections of queries, keys and values are scaled: "depthwise", less
-        with every layer; "constant"; or None, not at all.
+      max_memory_size: Memory vectors (one per earlier segment) that a segment attends to; 0 disables the memory bank.
+      tanh_on_mem: Limit memory vectors by tanh; otherwise they are clamped to [-10, 10].
+      cnn_module_kernel: Kernel of the convolution module in every layer; 0 disables it.
+      weight_init_scale_strategy: Scale of the initial projections of queries, keys and values: "depthwise" decreases
+        it with depth, "constant" does not, None keeps torch's initialization.
     """
 
     def __init__(
@@ -267,15 +266,15 @@ class Emformer(nn.Module):
         """Encode whole utterances.
 
         Args:
-          x: Frames (N, T + R, D): R frames of right context follow each utterance's last frame, whatever its length.
+          x: Frames (N, T + R, D): R frames of right context follow each utterance's last frame.
           lens: Frames of each utterance without right context (N,), at most T.
 
         Returns:
-          Frames (N, T, D), of which those from `lens` on mean nothing; and `lens`.
+          Frames (N, T, D), where those from `lens` on are undefined; and `lens`.
         """
         frames = x.size(1) - self.right_context_length
-        segments = max(1, math.ceil(frames / self.segment_length))
-        x = F.pad(x, (0, 0, 0, segments * self.segment_length - frames))
+        num_segments = max(1, math.ceil(frames / self.segment_length))
+        x = F.pad(x, (0, 0, 0, num_segments * self.segment_length - frames))
         windows = x.unfold(1, self.segment_length + self.right_context_length, self.segment_length).transpose(2, 3)
         out, _ = self._run(windows, lens, self.get_init_states(x.size(0), x.device, x.dtype))
         return out[:, :frames], lens
@@ -283,7 +282,7 @@ class Emformer(nn.Module):
     def get_init_states(
         self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> list[Tensor]:
-        """The state of `batch_size` new streams."""
+        """Return the state of `batch_size` new streams."""
         layers, dim = len(self.emformer_layers), self.input_dim
         sizes = (
             (self.max_memory_size, 2 * dim),
@@ -298,15 +297,15 @@ class Emformer(nn.Module):
 
         Args:
           x: Frames (N, segment_length + R, D): R frames of right context follow each stream's `lens` frames.
-          lens: Frames without right context (N,), at most `segment_length`. Fewer end a stream: what would come
-            after them is not defined.
-          states: The streams' state, of whatever ages; see the class. It is not changed.
+          lens: Frames without right context (N,), at most `segment_length`. Fewer end a stream: its new state is
+            undefined.
+          states: The state of the streams, which may have different ages; see the class. It is not changed.
 
         Returns:
-          Frames (N, segment_length, D), of which those from `lens` on mean nothing; `lens`; and the new state.
+          Frames (N, segment_length, D), where those from `lens` on are undefined; `lens`; and the new state.
 
         Raises:
-          ValueError: The chunk has another number of frames.
+          ValueError: The chunk has another number of frames than a window.
         """
         window = self.segment_length + self.right_context_length
         if x.size(1) != window:
@@ -318,60 +317,62 @@ class Emformer(nn.Module):
         return out, lens, states
 
     def _run(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Windows (N, S, W, D) to frames (N, S * segment, D) and the new state."""
+        """Encode windows (N, S, W, D); return frames (N, S * segment_length, D) and the new state."""
         *pasts, ages = states
-        batch_size, segments = x.shape[:2]
-        plan = self._plan(segments, lens, ages)
+        batch_size, num_segments = x.shape[:2]
+        plan = self._plan(num_segments, lens, ages)
         x = x.flatten(0, 1)
-        memory = x[:, : plan.segment].mean(dim=1, keepdim=True) if plan.memory else None
+        memory = x[:, : plan.segment_length].mean(dim=1, keepdim=True) if plan.memory else None
         new_pasts = []
         for i, layer in enumerate(self.emformer_layers):
             x, memory, past = layer(x, memory, tuple(tensor[:, i] for tensor in pasts), plan)
             new_pasts.append(past)
-        out = x[:, : plan.segment].reshape(batch_size, -1, x.size(2))
+        out = x[:, : plan.segment_length].reshape(batch_size, -1, x.size(2))
         new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
         return out, [*new_states, ages + out.size(1)]
 
-    def _plan(self, segments: int, lens: Tensor, ages: Tensor) -> WindowPlan:
-        segment, window = self.segment_length, self.segment_length + self.right_context_length
-        convolved = max(self.cnn_module_kernel - 1, 0)
-        memory = (
-            WindowIndex.make(segments, 1, 1, self.max_memory_size, False, lens.device) if self.max_memory_size else None
-        )
+    def _plan(self, num_segments: int, lens: Tensor, ages: Tensor) -> WindowPlan:
+        segment_length, device = self.segment_length, lens.device
+        window_length, past_inputs = segment_length + self.right_context_length, max(self.cnn_module_kernel - 1, 0)
+        memory = None
+        if self.max_memory_size:
+            memory = WindowIndex.make(num_segments, 1, 1, self.max_memory_size, False, device)
         return WindowPlan(
-            segment,
+            segment_length,
             memory,
-            context=WindowIndex.make(segments, segment, window, self.left_context_length, True, lens.device),
-            convolution=WindowIndex.make(segments, segment, window, convolved, True, lens.device),
-            blocked=self._blocked(segments, lens, ages),
+            context=WindowIndex.make(
+                num_segments, segment_length, window_length, self.left_context_length, True, device
+            ),
+            convolution=WindowIndex.make(num_segments, segment_length, window_length, past_inputs, True, device),
+            attn_mask=self._attn_mask(num_segments, lens, ages),
         )
 
-    def _blocked(self, segments: int, lens: Tensor, ages: Tensor) -> Tensor:
-        """What the queries of each window may not see; see `WindowPlan`.
+    def _attn_mask(self, num_segments: int, lens: Tensor, ages: Tensor) -> Tensor:
+        """Return the attention mask of each window; see `WindowPlan`.
 
-        Sources are the memory bank and the left context, oldest first and as far as they lie after the stream's
-        beginning, then the window's frames as far as the utterance and its right context go.
+        Sources are the memory bank and the left context, oldest first, masked before the start of the stream; and the
+        frames of the window, masked after the end of the utterance and its right context.
         """
-        segment, device = self.segment_length, lens.device
-        starts = torch.arange(segments, device=device) * segment
+        segment_length, device = self.segment_length, lens.device
+        starts = torch.arange(num_segments, device=device) * segment_length
         before = (ages.unsqueeze(1) + starts)[..., None]  # frames of the stream before each segment (N, S, 1)
-        valid = (lens.unsqueeze(1) - starts).clamp(0, segment)[..., None] + self.right_context_length
+        valid = (lens.unsqueeze(1) - starts).clamp(0, segment_length)[..., None] + self.right_context_length
         distance_memory = torch.arange(self.max_memory_size, 0, -1, device=device)
         distance_left = torch.arange(self.left_context_length, 0, -1, device=device)
-        positions = torch.arange(segment + self.right_context_length, device=device)
-        blocked = torch.cat(
-            [distance_memory * segment > before, distance_left > before, positions >= valid], dim=-1
+        positions = torch.arange(segment_length + self.right_context_length, device=device)
+        attn_mask = torch.cat(
+            [distance_memory * segment_length > before, distance_left > before, positions >= valid], dim=-1
         ).flatten(0, 1)[:, None, None]
         if self.max_memory_size:
-            # The summary, the last query, makes this segment's memory vector and sees no earlier one.
-            hidden = torch.zeros(positions.numel() + 1, blocked.size(-1), dtype=torch.bool, device=device)
-            hidden[-1, : self.max_memory_size] = True
-            blocked = blocked | hidden
-        return blocked
+            # The last query computes this segment's memory vector, and does not attend to earlier ones.
+            summary_mask = torch.zeros(positions.numel() + 1, attn_mask.size(-1), dtype=torch.bool, device=device)
+            summary_mask[-1, : self.max_memory_size] = True
+            attn_mask = attn_mask | summary_mask
+        return attn_mask
 
 
 def _weight_init_gains(strategy: str | None, num_layers: int) -> list[float | None]:
-    """The gain of each layer; see `Emformer`."""
+    """Return the gain of each layer; see `Emformer`."""
     if strategy is None:
         return [None] * num_layers
     if strategy == "constant":

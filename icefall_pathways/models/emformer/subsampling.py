@@ -1,23 +1,23 @@
-"""From feature frames of 10 ms to encoder frames of 40 ms."""
+"""Convolutional subsampling from feature frames of 10 ms to encoder frames of 40 ms."""
 
 from torch import Tensor, nn
 
 from icefall_pathways.models.norm import LayerNorm
 
-#: Feature frames that a sequence of output frames reads in addition to 4 for each: an output frame reads 7.
+#: Feature frames that T output frames read in addition to 4 T: an output frame reads 7.
 LOOK_AHEAD = 3
 
-# About the mean and the inverse deviation of log mel energies of speech with samples in [-1, 1]. Constants, not
-# statistics of the data: they spare the first layer from learning a large offset, and a stream has none to wait for.
+# Approximate mean and inverse standard deviation of log-mel energies of speech with samples in [-1, 1]. They are
+# constants, not statistics of the data: the first layer has no large offset to learn, and a stream needs no estimate.
 _FEATURE_MEAN = -8.0
 _FEATURE_SCALE = 0.25
 
 
 class EmformerSubsampling(nn.Module):
-    """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and a layer norm.
+    """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and layer normalization.
 
-    Nothing is padded in time: output frame j is a function of input frames 4j to 4j + 6 and of no other, so pieces of
-    an utterance give the same frames as the whole.
+    Nothing is padded in time: output frame j depends on input frames 4j to 4j + 6 alone, so that pieces of an utterance
+    give the same frames as the whole.
 
     Args:
       num_bins: Features per frame, at least 7.

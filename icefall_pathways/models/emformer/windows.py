@@ -1,4 +1,4 @@
-"""Which frames the windows of a streaming encoder reach; see `emformer` for what windows are."""
+"""Index tensors and masks for the windows of the Emformer; `encoder` defines windows."""
 
 from dataclasses import dataclass
 
@@ -8,47 +8,69 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowIndex:
-    """Where the frames before each segment, and its window, lie in "P frames of the past, then S windows".
+    """Indices of the frames that each window reads, in the sequence "P past frames, then S windows of W frames".
 
     Attributes:
-      sources: The P frames before each segment and then the W of its window (S * (P + W),), or without the window.
-      past: The last P frames of the segments: the past of what follows (P,).
+      sources: For each segment, the P frames before it and then the W of its window (S * (P + W),), or the P alone.
+      new_past: The last P frames of the segments, which are the past of the next chunk (P,).
     """
 
     sources: Tensor
-    past: Tensor
+    new_past: Tensor
 
     @staticmethod
-    def make(segments: int, segment: int, window: int, past: int, own: bool, device: torch.device) -> "WindowIndex":
-        """Args are S, the frames of a segment, W, P, and whether `sources` has the windows' own frames."""
-        starts = torch.arange(segments + 1, device=device).unsqueeze(1)
-        before = starts * segment + torch.arange(-past, 0, device=device)  # negative ones are of the past
-        in_windows = torch.div(before, segment, rounding_mode="floor") * window + before % segment
-        before = past + torch.where(before < 0, before, in_windows)
-        frames = past + starts * window + torch.arange(window if own else 0, device=device)
-        return WindowIndex(torch.cat([before, frames], dim=1)[:-1].flatten(), before[-1])
+    def make(
+        num_segments: int,
+        segment_length: int,
+        window_length: int,
+        past_length: int,
+        include_windows: bool,
+        device: torch.device,
+    ) -> "WindowIndex":
+        """Compute the indices.
+
+        Args:
+          num_segments: S.
+          segment_length: Frames of a segment.
+          window_length: Frames W of a window.
+          past_length: Frames P before each segment.
+          include_windows: Whether `sources` contains the windows' own frames.
+          device: Of the indices.
+        """
+        starts = torch.arange(num_segments + 1, device=device).unsqueeze(1)
+        frames = starts * segment_length + torch.arange(-past_length, 0, device=device)  # negative: of the past
+        segments = torch.div(frames, segment_length, rounding_mode="floor")
+        in_windows = segments * window_length + frames % segment_length
+        before = past_length + torch.where(frames < 0, frames, in_windows)
+        own = past_length + starts * window_length + torch.arange(window_length * include_windows, device=device)
+        return WindowIndex(torch.cat([before, own], dim=1)[:-1].flatten(), before[-1])
 
     def gather(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """From windows (N * S, W, C) and past (N, P, C) to what they reach (N * S, P + W, C) and the new past."""
+        """Gather from windows (N * S, W, C) and past (N, P, C).
+
+        Returns:
+          The frames that each window reads (N * S, P + W, C), and the new past (N, P, C).
+        """
         joined = torch.cat([past, x.reshape(past.size(0), -1, past.size(2))], dim=1)
         sources = joined.index_select(1, self.sources).reshape(x.size(0), -1, x.size(2))
-        return sources, joined.index_select(1, self.past)
+        return sources, joined.index_select(1, self.new_past)
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What all layers share: the segment's length, what each window reaches, and what its queries may not see.
+    """Indices and mask that all layers share in one call.
 
     Attributes:
-      segment: Frames of a segment, the first ones of its window.
-      memory: WindowIndex into the memory bank, where a segment is one vector; None without a memory bank.
-      context: WindowIndex of attention.
-      convolution: WindowIndex of the convolution.
-      blocked: (N * S, 1, Q or 1, M + L + W), for Q = W frames and, with a memory bank, one summary.
+      segment_length: Frames of a segment, which are the first of its window.
+      memory: Index into the memory bank, where a segment is one vector; None without a memory bank.
+      context: Index of the keys and values of attention.
+      convolution: Index of the inputs of the convolution.
+      attn_mask: True where a query does not attend to a source (N * S, 1, Q or 1, M + L + W), for Q = W frames and,
+        with a memory bank, one summary query.
     """
 
-    segment: int
+    segment_length: int
     memory: WindowIndex | None
     context: WindowIndex
     convolution: WindowIndex
-    blocked: Tensor
+    attn_mask: Tensor

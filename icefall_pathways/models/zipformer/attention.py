@@ -1,4 +1,4 @@
-"""Attention weights, and the modules that use them: self-attention and non-linear attention."""
+"""Attention weights, and the modules that apply them: self-attention and nonlinear attention."""
 
 import torch
 import torch.nn.functional as F
@@ -8,32 +8,33 @@ from icefall_pathways.models.initialization import scaled_linear
 from icefall_pathways.models.regularizers import Balancer, Schedule, Scheduled, Whiten, penalize_large_scores
 from icefall_pathways.models.zipformer.attention_plan import AttentionPlan
 
-# What a source that may not be seen scores. Low enough, and within the range of float16.
-_BLOCKED = -1000.0
+# Score of masked sources: low enough, and within the range of float16.
+_MASKED_SCORE = -1000.0
 
-# How often, in training, positions are left out of a call, entries of their code dropped, and large scores penalised.
-_NO_POSITIONS = Schedule((0, 0.5), (4000, 0.0))
+# Probabilities in training: of skipping the position scores, of dropping an entry of the positional encoding, and of
+# penalizing large scores.
+_POSITION_SKIP_RATE = Schedule((0, 0.5), (4000, 0.0))
 _POSITION_DROPOUT = 0.15
-_PENALISING = 0.1
+_SCORE_PENALTY_PROBABILITY = 0.1
 
 
 class PositionProjection(nn.Linear):
-    """Keys of the position code. It belongs to the positional parts, which no mask prunes."""
+    """Projection of the positional encoding to keys; never pruned."""
 
     prunable = False
 
 
 class AttentionWeights(Scheduled):
-    """Multi-head attention weights, which a layer computes once and uses thrice.
+    """Multi-head attention weights, which a layer computes once and applies three times.
 
-    A score is query times key, plus position query times the projected code of the distance. There is no 1/sqrt(d).
+    A score is query times key, plus position query times the projected encoding of the distance, without 1/sqrt(d).
 
     Args:
       dim: Width of the input.
-      pos_dim: Width of the position code.
+      pos_dim: Width of the positional encoding.
       num_heads: Heads H.
-      query_head_dim: Width of a head's queries and keys.
-      pos_head_dim: Width of a head's position queries.
+      query_head_dim: Width of queries and keys per head.
+      pos_head_dim: Width of position queries per head.
     """
 
     def __init__(self, dim: int, pos_dim: int, num_heads: int, query_head_dim: int, pos_head_dim: int) -> None:
@@ -43,44 +44,44 @@ class AttentionWeights(Scheduled):
         self.in_proj = scaled_linear(dim, sum(self.sizes), scale=query_head_dim**-0.25)
         self.balance_keys = Balancer(0.4, 0.6, 0.0, 100.0, probability=0.025)
         self.whiten_keys = Whiten(num_heads, Schedule((0, 3.0), (20000, 6.0)), grad_scale=0.025)
-        self.linear_pos = scaled_linear(pos_dim, self.sizes[2], scale=0.05, bias=False, kind=PositionProjection)
+        self.linear_pos = scaled_linear(pos_dim, self.sizes[2], scale=0.05, bias=False, layer_class=PositionProjection)
 
     def forward(self, x: Tensor, cached_key: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
-        """Weigh the sources.
+        """Compute the attention weights.
 
         Args:
           x: Frames (N, T, C).
-          cached_key: Keys of the frames before them (left, N, H * q).
-          plan: See `AttentionPlan`.
+          cached_key: Keys of the preceding frames (left, N, H * q).
+          plan: Masks and positional encoding.
 
         Returns:
           Weights (N, H, T, S), and the new `cached_key`.
         """
         query, key, position_query = self.in_proj(x).split(self.sizes, dim=-1)
         key = self.whiten_keys(self.balance_keys(key))
-        key, cached_key = remember(key, cached_key, plan.left)
+        key, cached_key = extend_cache(key, cached_key, plan.left)
         query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         scores = torch.matmul(query, key.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 3, 0))
-        if not self.sample(_NO_POSITIONS):
+        if not self.sample(_POSITION_SKIP_RATE):
             scores = scores + self._position_scores(position_query, plan.positions)
-        if scores.requires_grad and self.sample(_PENALISING):
+        if scores.requires_grad and self.sample(_SCORE_PENALTY_PROBABILITY):
             scores = penalize_large_scores(scores, limit=25.0, penalty=1e-4)
-        return scores.masked_fill(plan.blocked, _BLOCKED).softmax(dim=-1), cached_key
+        return scores.masked_fill(plan.attn_mask, _MASKED_SCORE).softmax(dim=-1), cached_key
 
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
-        """Position queries (N, T, H * p) times the code (R, D): (N, H, T, S)."""
+        """Return position queries (N, T, H * p) times the projected encoding (R, D): (N, H, T, S)."""
         batch_size, frames = query.shape[:2]
-        code = F.dropout(positions.to(query.dtype), _POSITION_DROPOUT, self.training)
-        key = self.linear_pos(code).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        encoding = F.dropout(positions.to(query.dtype), _POSITION_DROPOUT, self.training)
+        key = self.linear_pos(encoding).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         heads = query.unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
-        return shift(torch.bmm(heads, key).unflatten(1, (batch_size, frames))).transpose(0, 1)
+        return relative_shift(torch.bmm(heads, key).unflatten(1, (batch_size, frames))).transpose(0, 1)
 
 
-def shift(scores: Tensor) -> Tensor:
-    """From scores by distance to scores by source.
+def relative_shift(scores: Tensor) -> Tensor:
+    """Convert scores by distance to scores by source.
 
     Args:
-      scores: (..., T, S + T); column r is of distance r - S + 1, source minus frame, as `position_code` has them.
+      scores: (..., T, S + T); column r is of distance r - S + 1, source minus frame, as in `positional_encoding`.
 
     Returns:
       (..., T, S), a view: row i is that row of `scores` from column T - 1 - i on.
@@ -91,12 +92,12 @@ def shift(scores: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Values, averaged by given weights.
+    """Values, averaged with given attention weights.
 
     Args:
       dim: Width.
       num_heads: Heads H.
-      value_head_dim: Width of a head's values.
+      value_head_dim: Width of values per head.
     """
 
     def __init__(self, dim: int, num_heads: int, value_head_dim: int) -> None:
@@ -112,13 +113,13 @@ class SelfAttention(nn.Module):
         Args:
           x: Frames (N, T, C).
           weights: (N, H, T, S).
-          cached_val: Values of the `left` frames before them (left, N, H * v).
+          cached_val: Values of the `left` preceding frames (left, N, H * v).
           left: See `AttentionPlan`.
 
         Returns:
           The branch (N, T, C), and the new `cached_val`.
         """
-        value, cached_val = remember(self.in_proj(x), cached_val, left)
+        value, cached_val = extend_cache(self.in_proj(x), cached_val, left)
         heads = value.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
         attended = torch.matmul(weights, heads).transpose(1, 2).flatten(2)
         return self.whiten(self.out_proj(attended)), cached_val
@@ -151,7 +152,7 @@ class NonlinAttention(nn.Module):
         Args:
           x: Frames (N, T, C).
           weights: Of the first head (N, T, S).
-          cached: What was attended to in the `left` frames before them (1, N, left, hidden).
+          cached: Gated values of the `left` preceding frames (1, N, left, hidden).
           left: See `AttentionPlan`.
 
         Returns:
@@ -165,10 +166,10 @@ class NonlinAttention(nn.Module):
         return self.whiten2(self.out_proj(torch.matmul(weights, gated) * gate_out)), cached
 
 
-def remember(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
-    """Frames (N, T, C) after the cached ones (left, N, C): both as (left + T, N, C), and the new cache.
+def extend_cache(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
+    """Append frames (N, T, C) to cached ones (left, N, C); return both (left + T, N, C), and the new cache.
 
-    With time first, no head's part of it has to be copied for a product.
+    With time as the first axis, matrix products per head need no copy.
     """
     if left == 0:
         return x.transpose(0, 1), cached

@@ -1,4 +1,4 @@
-"""What the frames of a stack see: chunks, left context, padding and the code of their distances."""
+"""Masks and positional encodings of a stack of the Zipformer: chunks, left context and padding."""
 
 import math
 from dataclasses import dataclass
@@ -13,91 +13,90 @@ from icefall_pathways.models.zipformer.config import UNLIMITED
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What all layers of a stack share in one run. Frames are the stack's own.
+    """Masks and positional encoding that all layers of a stack share in one call. Frames are at the stack's rate.
 
-    A run is over T frames, after `left` frames that the state remembers; together they are the S = left + T sources.
+    A call encodes T frames, which follow `left` frames of the state; together they are the S = left + T sources.
 
     Attributes:
-      blocked: Sources that a frame may not attend to (N, 1, T or 1, S), bool.
-      padding: Frames that are padding (N, T, 1), bool.
-      positions: `position_code` of `left` and T.
-      chunk: Frames of a chunk; T where the run is one chunk.
-      left: Frames that the state remembers.
+      attn_mask: True where a frame does not attend to a source (N, 1, T or 1, S).
+      padding_mask: True in padding (N, T, 1).
+      positions: `positional_encoding` of `left` and T.
+      chunk: Frames of a chunk; T if the call encodes one chunk.
+      left: Frames of the state.
     """
 
-    blocked: Tensor
-    padding: Tensor
+    attn_mask: Tensor
+    padding_mask: Tensor
     positions: Tensor
     chunk: int
     left: int
 
 
 def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
-    """The plan of a stack for whole utterances.
+    """Compute the plan of a stack for whole utterances.
 
     Args:
       lens: Frames of each utterance (N,), at the encoder's rate.
       frames: Frames of the longest one, at the encoder's rate.
-      factor: How many of them the stack takes as one.
-      pos_dim: Width of the position code.
+      factor: Downsampling factor of the stack.
+      pos_dim: Width of the positional encoding.
       chunk: Frames of a chunk at the encoder's rate, a multiple of `factor`; -1 is the whole utterance.
-      left: Frames before its chunk that a frame sees; -1 is all of them.
+      left: Frames before its chunk that a frame attends to; -1 is all of them.
     """
     times = torch.arange(0, frames, factor, device=lens.device)
-    beyond = times >= lens.unsqueeze(1)
-    blocked = beyond[:, None, None]
+    padding_mask = times >= lens.unsqueeze(1)
+    attn_mask = padding_mask[:, None, None]
     if chunk != UNLIMITED:
         index = torch.div(times, chunk, rounding_mode="floor")
-        behind = index.unsqueeze(1) - index
-        hidden = behind < 0
+        distance = index.unsqueeze(1) - index  # in chunks
+        chunk_mask = distance < 0
         if left != UNLIMITED:
-            hidden = hidden | (behind > max(1, left // chunk))
-        blocked = blocked | hidden
-    own_chunk = times.numel() if chunk == UNLIMITED else min(chunk // factor, times.numel())
-    return AttentionPlan(
-        blocked, beyond.unsqueeze(-1), position_code(0, times.numel(), pos_dim, lens.device), own_chunk, 0
-    )
+            chunk_mask = chunk_mask | (distance > max(1, left // chunk))
+        attn_mask = attn_mask | chunk_mask
+    stack_chunk = times.numel() if chunk == UNLIMITED else min(chunk // factor, times.numel())
+    positions = positional_encoding(0, times.numel(), pos_dim, lens.device)
+    return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, stack_chunk, left=0)
 
 
 def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
-    """The plan of a stack for the next chunk of streams.
+    """Compute the plan of a stack for the next chunk of streams.
 
     Args:
       lens: Frames of each chunk (N,), at the encoder's rate.
-      ages: Frames that came before it in each stream (N,).
-      factor: How many of them the stack takes as one.
-      pos_dim: Width of the position code.
+      ages: Frames of each stream before the chunk (N,).
+      factor: Downsampling factor of the stack.
+      pos_dim: Width of the positional encoding.
       chunk: Frames of a chunk at the encoder's rate.
-      left: Frames before a chunk that the state remembers, at the encoder's rate.
+      left: Frames of the state, at the encoder's rate.
     """
-    beyond = torch.arange(0, chunk, factor, device=lens.device) >= lens.unsqueeze(1)
-    not_yet = torch.arange(left - 1, -1, -factor, device=lens.device) >= ages.unsqueeze(1)
-    positions = position_code(left // factor, chunk // factor, pos_dim, lens.device)
-    blocked = torch.cat([not_yet, beyond], dim=1)[:, None, None]
-    return AttentionPlan(blocked, beyond.unsqueeze(-1), positions, chunk // factor, left // factor)
+    padding_mask = torch.arange(0, chunk, factor, device=lens.device) >= lens.unsqueeze(1)
+    before_start = torch.arange(left - 1, -1, -factor, device=lens.device) >= ages.unsqueeze(1)
+    positions = positional_encoding(left // factor, chunk // factor, pos_dim, lens.device)
+    attn_mask = torch.cat([before_start, padding_mask], dim=1)[:, None, None]
+    return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, chunk // factor, left // factor)
 
 
 @lru_cache(maxsize=64)
-def position_code(left: int, frames: int, dim: int, device: torch.device) -> Tensor:
-    """The code of every distance between a frame and its sources.
+def positional_encoding(left: int, frames: int, dim: int, device: torch.device) -> Tensor:
+    """Compute the encoding of every distance between a frame and its sources.
 
-    Distances are compressed by a logarithm, so that near ones are told apart best.
+    Distances are compressed by a logarithm, so that the resolution is highest for short ones.
 
     Args:
-      left: Frames before the first one that are sources too.
+      left: Sources before the first frame.
       frames: Frames.
       dim: Width, even.
-      device: Where it is needed.
+      device: Of the result.
 
     Returns:
-      (left + 2 * frames, dim), float32. Row r is of distance r - left - frames + 1, which is source minus frame; the
-      last row, of a distance that does not occur, is there for `attention.shift`.
+      (left + 2 * frames, dim), float32. Row r encodes the distance r - left - frames + 1, source minus frame; the last
+      row, of a distance that does not occur, is needed by `attention.relative_shift`.
     """
-    with torch.inference_mode(False):  # it is kept, for training too
+    with torch.inference_mode(False):  # the cached result serves training too
         distance = torch.arange(1 - left - frames, frames + 1, dtype=torch.float32, device=device)
         width = math.sqrt(dim)
         compressed = width * distance.sign() * ((distance.abs() + width).log() - math.log(width))
         angle = (compressed * (2.0 * math.pi / dim)).atan()
         angles = angle.unsqueeze(1) * torch.arange(1, dim // 2 + 1, device=device)
-        code = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
-        return F.pad(code[:, :-1], (0, 1), value=1.0)
+        encoding = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
+        return F.pad(encoding[:, :-1], (0, 1), value=1.0)

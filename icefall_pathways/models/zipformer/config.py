@@ -1,11 +1,11 @@
-"""The architecture of a Zipformer: its options, its named sizes, and what they must satisfy."""
+"""Options, named sizes and validated architecture of the Zipformer."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from icefall_pathways.models.encoder_options import Architecture, EncoderOptions, parse_ints
 
-# With c the chunk size and L the left context, both in frames of 20 ms: everything, without limit.
+#: The chunk size of whole utterances, and the left context that includes everything before a chunk.
 UNLIMITED = -1
 
 _PER_STACK = (
@@ -22,9 +22,9 @@ _PER_STACK = (
 )
 
 
-def _require(holds: bool, name: str, found: tuple[int, ...], expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {_joined(found)}: expected {expected}")
+def _require(condition: bool, name: str, values: tuple[int, ...], expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {_joined(values)}: expected {expected}")
 
 
 def _joined(values: tuple[int, ...]) -> str:
@@ -33,24 +33,29 @@ def _joined(values: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class ZipformerConfig:
-    """The architecture, checked. Tuples have a number per stack, under the names of icefall's options.
+    """A validated architecture of the Zipformer, with the names of icefall's options. Tuples have a number per stack.
 
     Attributes:
       num_encoder_layers: Layers.
-      downsampling_factor: How many frames of 20 ms a stack takes as one.
+      downsampling_factor: Factor by which a stack downsamples frames of 20 ms.
       encoder_dim: Width.
       encoder_unmasked_dim: Channels that the feature mask of training never covers.
-      feedforward_dim: Hidden width of the middle one of a layer's three feed-forward modules.
+      feedforward_dim: Hidden width of the second of a layer's three feed-forward modules.
       num_heads: Attention heads.
-      query_head_dim: Width of a head's queries and keys.
-      value_head_dim: Width of a head's values.
-      pos_head_dim: Width of a head's position queries.
-      pos_dim: Width of the position code, which all stacks share.
-      cnn_module_kernel: Kernel of the convolution modules; odd.
+      query_head_dim: Width of queries and keys per head.
+      value_head_dim: Width of values per head.
+      pos_head_dim: Width of position queries per head.
+      pos_dim: Width of the positional encoding, the same for all stacks.
+      cnn_module_kernel: Kernel size of the convolution modules; odd.
       causal: Whether convolutions see no later chunk, so that the encoder can stream.
-      chunk_size: Frames of 20 ms of a chunk; training draws one of them for every batch. -1 is the whole utterance.
-      left_context_frames: Frames of 20 ms before a chunk that it attends to; drawn likewise. -1 is all of them.
-      front_end_channels: Channels after each of the three convolutions of the front end; the recipe's unless said.
+      chunk_size: Chunk sizes in frames of 20 ms, one of which training draws for every batch; -1 is the whole
+        utterance.
+      left_context_frames: Frames of 20 ms before a chunk that it attends to, one of which training draws for every
+        batch; -1 is all of them.
+      front_end_channels: Output channels of the three convolutions of the subsampling.
+
+    Raises:
+      ValueError: A value is out of range, or the values do not fit together; the message names the option.
     """
 
     num_encoder_layers: tuple[int, ...]
@@ -96,10 +101,10 @@ class ZipformerConfig:
                     self.check_context(chunk, left)
 
     def check_context(self, chunk_size: int, left_context_frames: int) -> None:
-        """Check that this encoder can run with such chunks.
+        """Check that this encoder supports a chunk size and left context, in frames of 20 ms.
 
         Raises:
-          ValueError: It cannot; the message says what was expected.
+          ValueError: It does not; the message names the option and its allowed values.
         """
         if chunk_size == UNLIMITED:
             return
@@ -107,7 +112,7 @@ class ZipformerConfig:
             self.causal,
             "chunk_size",
             (chunk_size,),
-            f"{UNLIMITED}, for the encoder was built with --causal 0 and needs whole utterances",
+            f"{UNLIMITED}, because the encoder was built with --causal 0 and needs whole utterances",
         )
         factors = f"a multiple of every downsampling_factor ({_joined(self.downsampling_factor)})"
         _require(
@@ -121,10 +126,10 @@ class ZipformerConfig:
         _require(
             left_context_frames > 0, "left_context_frames", (left_context_frames,), f"{UNLIMITED} or a positive number"
         )
-        seen = chunk_size * max(1, left_context_frames // chunk_size)
+        past_frames = chunk_size * max(1, left_context_frames // chunk_size)
         for kernel, factor in zip(self.cnn_module_kernel, self.downsampling_factor, strict=True):
             _require(
-                seen >= kernel // 2 * factor,
+                past_frames >= kernel // 2 * factor,
                 "left_context_frames",
                 (left_context_frames,),
                 f"at least {kernel // 2 * factor} at chunk_size {chunk_size}, for the kernel {kernel} "
@@ -132,10 +137,10 @@ class ZipformerConfig:
             )
 
     def check_streaming(self, chunk_size: int, left_context_frames: int) -> None:
-        """Check that this encoder can stream with such chunks, and then gives what it gives for whole utterances.
+        """Check that this encoder can stream with a chunk size and left context, in frames of 20 ms.
 
         Raises:
-          ValueError: It cannot; the message says what was expected.
+          ValueError: It cannot; the message names the option and its allowed values.
         """
         _require(chunk_size > 0, "chunk_size", (chunk_size,), "a positive number for streaming, such as 16")
         self.check_context(chunk_size, left_context_frames)
@@ -149,18 +154,18 @@ class ZipformerConfig:
 
 @dataclass(frozen=True)
 class ZipformerOptions(EncoderOptions):
-    """The Zipformer's own options, as typed: comma-separated lists with a number per stack, as icefall's.
+    """Options of the Zipformer, as typed: comma-separated lists with a number per stack, as in icefall.
 
-    Empty ones are what `--zipformer` says. Three more options belong to both encoders (`ModelConfig`).
+    The value of an empty one is that of the size `--zipformer`.
     """
 
     zipformer: str = "default"
     """Size of the Zipformer: default (66 M parameters, icefall's streaming recipe), medium (20 M), small (5 M), mini
-    (2.6 M), micro (0.5 M, with fewer channels in the front end) or tiny (for tests). The options of the architecture
-    below change it one by one."""
+    (2.6 M), micro (0.5 M, with fewer channels in the front end) or tiny (for tests). The options below override single
+    values of it."""
 
     downsampling_factor: str = ""
-    """Zipformer: frames of 20 ms that each stack takes as one, such as 1,2,4,8,4,2."""
+    """Zipformer: factor by which each stack downsamples frames of 20 ms, such as 1,2,4,8,4,2."""
 
     encoder_unmasked_dim: str = ""
     """Zipformer: channels of each stack that the feature mask of training never covers."""
@@ -181,20 +186,21 @@ class ZipformerOptions(EncoderOptions):
     """Zipformer: width of position queries per head; one number serves all stacks."""
 
     pos_dim: str = ""
-    """Zipformer: width of the position code."""
+    """Zipformer: width of the positional encoding."""
 
     front_end_channels: str = ""
     """Zipformer: output channels of the front end's three convolutions; 8,32,128 in icefall and in most sizes."""
 
     causal: bool = True
-    """Zipformer: whether it can stream. 0 sees whole utterances, for offline recognition alone."""
+    """Zipformer: whether it can stream; 0 needs whole utterances and is for offline recognition only."""
 
     chunk_size: str = "16,32,64,-1"
-    """Zipformer: frames of 20 ms of a chunk, of which training draws one for every batch; -1 is the whole utterance.
-    Decoding takes the first unless told otherwise."""
+    """Zipformer: chunk sizes in frames of 20 ms, one of which training draws for every batch; -1 is the whole
+    utterance. Decoding uses the first by default."""
 
     left_context_frames: str = "64,128,256,-1"
-    """Zipformer: frames of 20 ms before a chunk that it attends to, drawn likewise; -1 is all of them."""
+    """Zipformer: frames of 20 ms before a chunk that it attends to, one of which training draws for every batch; -1 is
+    all of them."""
 
 
 def _size(
@@ -221,7 +227,7 @@ def _size(
     return Architecture(encoder, other_dim, other_dim)
 
 
-# For small corpora such as the demo's. The recipe's front end alone would take more than half of its parameters.
+# For small corpora such as the demo's. icefall's subsampling would have more than half of the parameters.
 _MICRO = Architecture(
     ZipformerConfig(
         num_encoder_layers=(1,) * 4,

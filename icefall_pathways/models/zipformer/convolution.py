@@ -1,4 +1,4 @@
-"""Convolution modules: gated, depthwise over time, causal by chunks or over whole utterances."""
+"""Gated depthwise convolution modules: chunk-causal for streaming, or symmetric over whole utterances."""
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,13 @@ from icefall_pathways.models.zipformer.functions import swoosh_r
 
 
 class ChunkCausalConvolution(nn.Module):
-    """A depthwise convolution that sees the past, and beside it its own chunk in both directions.
+    """The sum of a causal depthwise convolution and one that is restricted to the chunk of the frame.
 
-    The two are added; the one within the chunk is scaled by a learnt factor for each frame near the chunk's edges.
+    The latter is scaled by a learned factor per frame near the edges of the chunk.
 
     Args:
       dim: Channels C.
-      kernel: Frames k that the one within the chunk sees; the causal one sees k // 2 + 1. Odd.
+      kernel: Kernel size k of the convolution within the chunk, odd; that of the causal one is k // 2 + 1.
     """
 
     def __init__(self, dim: int, kernel: int) -> None:
@@ -35,7 +35,7 @@ class ChunkCausalConvolution(nn.Module):
 
         Args:
           x: Frames (N, T, C).
-          cached: The last k // 2 frames before them (N, C, k // 2).
+          cached: The k // 2 preceding frames (N, C, k // 2).
           chunk: Frames of a chunk.
 
         Returns:
@@ -43,31 +43,31 @@ class ChunkCausalConvolution(nn.Module):
         """
         frames = x.size(1)
         joined = torch.cat([cached.transpose(1, 2), x], dim=1)
-        causal = _depthwise(joined.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
+        causal = _depthwise_conv1d(joined.unsqueeze(1), self.causal_conv, padding=0).squeeze(1)
         chunks = F.pad(x, (0, 0, 0, -frames % chunk)).unflatten(1, (-1, chunk))
-        within = _depthwise(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self.scale(chunk)
+        within = _depthwise_conv1d(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self.scale(chunk)
         return causal + within.flatten(1, 2)[:, :frames], joined[:, frames:].transpose(1, 2)
 
     def folded(self) -> "FoldedChunkConvolution":
-        """For chunks of streams and fixed weights."""
+        """Return an equivalent for chunks of streams and fixed weights."""
         return FoldedChunkConvolution(self)
 
     def scale(self, chunk: int) -> Tensor:
-        """The factor of each frame of a chunk (chunk, C)."""
+        """Return the factor of each frame of a chunk (chunk, C)."""
         left, right = self.chunkwise_conv_scale
-        room = chunk - self.kernel
-        if room < 0:
+        missing = chunk - self.kernel
+        if missing < 0:
             return 1.0 + (left[:, :chunk] + right[:, -chunk:]).t()
-        return 1.0 + (F.pad(left, (0, room)) + F.pad(right, (room, 0))).t()
+        return 1.0 + (F.pad(left, (0, missing)) + F.pad(right, (missing, 0))).t()
 
 
 class FoldedChunkConvolution(nn.Module):
-    """A `ChunkCausalConvolution` of one chunk as a product: of each channel's frames with a matrix of its own.
+    """A `ChunkCausalConvolution` of one chunk, as a product of each channel's frames with a matrix.
 
-    Quick if the matrices, which depend on the weights alone, are made once (`stream_graph`).
+    It is fast if the matrices, which depend on the weights alone, are computed once (`stream_graph`).
 
     Args:
-      conv: Whose weights to use.
+      conv: The convolution.
     """
 
     def __init__(self, conv: ChunkCausalConvolution) -> None:
@@ -81,41 +81,40 @@ class FoldedChunkConvolution(nn.Module):
         return torch.bmm(joined.transpose(0, 1), matrices).permute(1, 2, 0) + bias, joined[:, :, chunk:]
 
     def _matrices(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """From k // 2 + chunk frames to a chunk (C, k // 2 + chunk, chunk), and the bias (chunk, C).
+        """Return the matrices (C, k // 2 + chunk, chunk) and the bias (chunk, C).
 
-        Columns are what the convolution makes of frames of which a single one is 1.
+        A matrix consists of the impulse responses of the convolution.
         """
         conv, past = self.conv, self.conv.kernel // 2
-        ones = (
+        impulses = (
             torch.eye(past + chunk, dtype=conv.chunkwise_conv_scale.dtype)
             .unsqueeze(2)
             .expand(-1, -1, conv.causal_conv.in_channels)
         )
-        zero = torch.zeros_like(ones[:1])
-        both = torch.cat([zero, ones])
-        out, _ = conv(both[:, past:], both[:, :past].transpose(1, 2), chunk)
+        inputs = torch.cat([torch.zeros_like(impulses[:1]), impulses])
+        out, _ = conv(inputs[:, past:], inputs[:, :past].transpose(1, 2), chunk)
         bias = out[0]
         return (out[1:] - bias).permute(2, 0, 1).contiguous(), bias
 
 
 class SymmetricConvolution(nn.Conv1d):
-    """A depthwise convolution that sees as much of the future as of the past, over whole utterances.
+    """A noncausal depthwise convolution over whole utterances.
 
     Args:
       dim: Channels C.
-      kernel: Frames that it sees; odd.
+      kernel: Kernel size, odd.
     """
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__(dim, dim, kernel, groups=dim, padding=kernel // 2)
 
     def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Convolve frames (N, T, C); `cached` and `chunk` are there for likeness to `ChunkCausalConvolution`."""
-        return _depthwise(x.unsqueeze(1), self, padding=self.kernel_size[0] // 2).squeeze(1), cached
+        """Convolve frames (N, T, C); `cached` and `chunk` are unused, as in `ChunkCausalConvolution`'s signature."""
+        return _depthwise_conv1d(x.unsqueeze(1), self, padding=self.kernel_size[0] // 2).squeeze(1), cached
 
 
-def _depthwise(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """Convolve rows of frames (N, rows, T, C) over T: as images, many times faster than torch's conv1d."""
+def _depthwise_conv1d(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
+    """Convolve rows of frames (N, rows, T, C) over T, as images: many times faster than torch's conv1d."""
     return depthwise_conv2d(x, conv.weight.unsqueeze(2), conv.bias, (0, padding))
 
 
@@ -125,7 +124,7 @@ class ConvolutionModule(nn.Module):
     Args:
       dim: Width.
       kernel: Kernel of the depthwise convolution.
-      causal: Whether it may see later chunks.
+      causal: Whether the convolution sees no frame of a later chunk, so that the module can stream.
     """
 
     def __init__(self, dim: int, kernel: int, causal: bool) -> None:
@@ -152,13 +151,13 @@ class ConvolutionModule(nn.Module):
 
         Args:
           x: Frames (N, T, C).
-          cached: What the depthwise convolution saw last (N, C, kernel // 2).
-          plan: See `AttentionPlan`.
+          cached: The last inputs of the depthwise convolution (N, C, kernel // 2).
+          plan: Masks and chunk size.
 
         Returns:
           The branch (N, T, C), and the new `cached`.
         """
         value, gate = self.in_proj(x).chunk(2, dim=-1)
-        gated = (value * self.gate_balancer(gate).sigmoid()).masked_fill_(plan.padding, 0.0)
+        gated = (value * self.gate_balancer(gate).sigmoid()).masked_fill_(plan.padding_mask, 0.0)
         convolved, cached = self.depthwise_conv(gated, cached, plan.chunk)
         return self.out_proj(swoosh_r(self.whiten(self.balancer(convolved)))), cached

@@ -3,9 +3,9 @@
 "Zipformer: A faster and better encoder for automatic speech recognition" (Yao et al., arXiv 2310.11230). Parameters
 have the names and shapes of icefall's recipe `zipformer`, and weights trained there give the same outputs here.
 
-The encoder's own frames are of 20 ms; a stack takes `downsampling_factor` of them as one; the output frames are of
-40 ms. Everything is (N, T, C). A chunk of a stream and a whole utterance run the same code: an utterance begins from
-zero states and sees earlier chunks through masks, a chunk sees them through the state.
+Input frames are 20 ms long; a stack downsamples them by its `downsampling_factor`; output frames are 40 ms long. All
+tensors are (N, T, C). Chunks of streams and whole utterances run the same code: an utterance starts from zero states
+and attends to earlier chunks through masks, a chunk through the state.
 """
 
 import math
@@ -26,12 +26,13 @@ from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR
 #: Frames of the stacks per output frame.
 OUTPUT_FACTOR = SUBSAMPLING_FACTOR // CONV_FACTOR
 
-# How often a sequence loses its masked channels, and how often, if it does not, the second half of them.
-_FEATURE_MASK = 0.125
+# Probability, per sequence, that the feature mask covers both halves of the maskable channels, and otherwise that it
+# covers the second half.
+_FEATURE_MASK_RATE = 0.125
 
 
 class Downsample(nn.Module):
-    """Weighted means of groups of frames; the weights are learnt and the same for all channels.
+    """Weighted means of groups of frames; the learned weights are the same for all channels.
 
     Args:
       factor: Frames of a group.
@@ -43,7 +44,7 @@ class Downsample(nn.Module):
         self.bias = nn.Parameter(torch.zeros(factor))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Frames (N, T, C) to (N, ceil(T / factor), C); the last group is filled with its last frame."""
+        """Downsample frames (N, T, C) to (N, ceil(T / factor), C); the last frame is repeated to complete a group."""
         missing = -x.size(1) % self.factor
         if missing:
             x = torch.cat([x, x[:, -1:].expand(-1, missing, -1)], dim=1)
@@ -56,12 +57,12 @@ class Stack(nn.Module):
 
     Args:
       config: The encoder's architecture.
-      index: Which stack of it this is.
+      index: Index of the stack.
     """
 
     def __init__(self, config: ZipformerConfig, index: int) -> None:
         super().__init__()
-        skip_rates = _layer_skip_rates(config, index)
+        skip_rates = layer_skip_rates(config, index)
         self.layers = nn.ModuleList(
             ZipformerLayer(
                 dim=config.encoder_dim[index],
@@ -80,19 +81,32 @@ class Stack(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Layers."""
+        """Number of layers."""
         return len(self.layers)
 
     def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
-        """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
+        """Return the initial states of the layers, with the type and device of `like`.
+
+        Args:
+          like: Any tensor.
+          batch_size: Streams.
+          left: Frames of left context, at the stack's rate.
+        """
         return [state for layer in self.layers for state in layer.get_init_states(like, batch_size, left)]
 
     def forward(
         self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers over frames (N, T, C); returns frames and the new states.
+        """Run the layers.
 
-        `feature_mask` (N, 1, C), zeros and ones, is applied to what comes in and to what every layer gives.
+        Args:
+          x: Frames (N, T, C).
+          states: See `get_init_states`.
+          plan: Masks and positional encoding.
+          feature_mask: Zeros and ones (N, 1, C), applied to the input and to the output of every layer.
+
+        Returns:
+          Frames (N, T, C), and the new states.
         """
         new_states = []
         x = x if feature_mask is None else x * feature_mask
@@ -104,11 +118,11 @@ class Stack(nn.Module):
 
 
 class DownsampledStack(nn.Module):
-    """A stack at a lower frame rate, whose outcome is mixed into what came in.
+    """A stack at a lower frame rate, whose upsampled output is combined with its input.
 
     Args:
       config: The encoder's architecture.
-      index: Which stack of it this is.
+      index: Index of the stack.
     """
 
     def __init__(self, config: ZipformerConfig, index: int) -> None:
@@ -119,19 +133,19 @@ class DownsampledStack(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Layers."""
+        """Number of layers."""
         return self.encoder.num_layers
 
     def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
-        """The zero states of the layers, of the type and on the device of `like`; `left` is at the encoder's rate."""
+        """Return the initial states of the layers, see `Stack`; `left` is at the encoder's rate."""
         return self.encoder.get_init_states(like, batch_size, left // self.downsample.factor)
 
     def forward(
         self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers over frames (N, T, C), see `Stack`; returns frames and the new states."""
+        """Run the layers over frames (N, T, C); see `Stack`."""
         inner, states = self.encoder(self.downsample(x), states, plan, feature_mask)
-        # Twice as fast as repeat_interleave, which also waits for the device.
+        # Twice as fast as repeat_interleave, which also synchronizes with the device.
         repeated = inner.unsqueeze(2).expand(-1, -1, self.downsample.factor, -1).flatten(1, 2)[:, : x.size(1)]
         return self.out_combiner(x, repeated), states
 
@@ -168,11 +182,11 @@ class Zipformer(nn.Module):
         Args:
           x: Frames (N, T, D).
           lens: Frames of each utterance (N,).
-          chunk_size: Frames of a chunk, beyond whose end nothing is seen; -1 sees the whole utterance.
-          left_context_frames: Frames before a chunk that are seen; -1 is all of them.
+          chunk_size: Frames of a chunk, whose frames see no later chunk; -1 is the whole utterance.
+          left_context_frames: Frames before a chunk that it attends to; -1 is all of them.
 
         Returns:
-          Frames (N, ceil(T / 2), output_dim), of which those beyond the lengths mean nothing; and the lengths (N,).
+          Frames (N, ceil(T / 2), output_dim), undefined after the lengths; and the lengths (N,).
         """
         plans = {
             factor: plan_utterances(lens, x.size(1), factor, self.config.pos_dim, chunk_size, left_context_frames)
@@ -183,7 +197,7 @@ class Zipformer(nn.Module):
         return out, _output_lens(lens)
 
     def get_init_states(self, like: Tensor, batch_size: int, left_context_frames: int) -> list[Tensor]:
-        """The state of `batch_size` new streams, of the type and on the device of `like`."""
+        """Return the state of `batch_size` new streams, with the type and device of `like`."""
         states = [
             state for stack in self.encoders for state in stack.get_init_states(like, batch_size, left_context_frames)
         ]
@@ -196,15 +210,15 @@ class Zipformer(nn.Module):
 
         Args:
           x: Frames (N, chunk, D).
-          lens: Frames of each stream that are no padding (N,).
-          states: The streams' state, of whatever ages; it is not changed.
-          left_context_frames: Frames that the state remembers.
+          lens: Valid frames of each stream (N,).
+          states: The state of the streams, which may have different ages; it is not changed.
+          left_context_frames: Frames of left context in the state.
 
         Returns:
-          Frames (N, chunk / 2, output_dim), how many of them each stream has (N,), and the new state.
+          Frames (N, chunk / 2, output_dim), the valid ones of each stream (N,), and the new state.
         """
         *caches, ages = states
-        chunk, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant where this is traced
+        chunk, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in traces
         plans = {
             factor: plan_chunk(lens, ages, factor, pos_dim, chunk, left_context_frames)
             for factor in set(self.config.downsampling_factor)
@@ -215,50 +229,57 @@ class Zipformer(nn.Module):
     def _run(self, x: Tensor, states: list[Tensor], plans: dict[int, AttentionPlan]) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
         new_states: list[Tensor] = []
-        keep = _draw_feature_masks(x) if self.training else None
+        kept_halves = _sample_kept_halves(x) if self.training else None
         config = self.config
         for stack, factor, dim, unmasked in zip(
             self.encoders, config.downsampling_factor, config.encoder_dim, config.encoder_unmasked_dim, strict=True
         ):
-            mine, states = states[: stack.num_layers * STATES_PER_LAYER], states[stack.num_layers * STATES_PER_LAYER :]
-            mask = None if keep is None else _feature_mask(keep, dim, unmasked)
-            x, mine = stack(_fit(x, dim), mine, plans[factor], mask)
+            num_states = stack.num_layers * STATES_PER_LAYER
+            stack_states, states = states[:num_states], states[num_states:]
+            mask = None if kept_halves is None else feature_mask(kept_halves, dim, unmasked)
+            x, stack_states = stack(_resize_channels(x, dim), stack_states, plans[factor], mask)
             outputs.append(x)
-            new_states += mine
-        return self.downsample_output(_widest(outputs)), new_states
+            new_states += stack_states
+        return self.downsample_output(_join_channels(outputs)), new_states
 
 
-def _layer_skip_rates(config: ZipformerConfig, index: int) -> list[Schedule]:
-    """How often each layer of a stack is left out in training: one layer after the other begins to take part."""
+def layer_skip_rates(config: ZipformerConfig, index: int) -> list[Schedule]:
+    """Return the skip rate of each layer of a stack in training: it decreases in one layer after the other."""
     layers, step = config.num_encoder_layers[index], 4000 / (len(config.num_encoder_layers) + 1)
     last = 0.035 * math.sqrt(config.downsampling_factor[index])
     starts = [step * (index + 1 + i / layers) for i in range(layers + 1)]
-    return [Schedule((begin, 0.5), (end, last)) for begin, end in pairwise(starts)]
+    return [Schedule((start, 0.5), (end, last)) for start, end in pairwise(starts)]
 
 
-def _draw_feature_masks(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which sequences of x (N, ...) keep the first, and which the second, half of their masked channels (N, 1, 1)."""
-    first = keep_sequences(x, _FEATURE_MASK)
-    return first, first * keep_sequences(x, _FEATURE_MASK)
+def _sample_kept_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw which sequences of x (N, ...) keep the first, and the second, half of their maskable channels (N, 1, 1)."""
+    first = keep_sequences(x, _FEATURE_MASK_RATE)
+    return first, first * keep_sequences(x, _FEATURE_MASK_RATE)
 
 
-def _feature_mask(keep: tuple[Tensor, Tensor], dim: int, unmasked: int) -> Tensor:
-    """The mask (N, 1, dim), of which the first `unmasked` channels are 1."""
-    first, second = keep
+def feature_mask(kept_halves: tuple[Tensor, Tensor], dim: int, unmasked: int) -> Tensor:
+    """Return the mask (N, 1, dim) of a stack.
+
+    Args:
+      kept_halves: 1 where the first, and the second, half of the maskable channels is kept, each (N, 1, 1).
+      dim: Channels of the stack.
+      unmasked: Channels that the mask never covers, the first ones.
+    """
+    first, second = kept_halves
     half = (dim - unmasked) // 2
     pieces = [torch.ones_like(first).expand(-1, -1, unmasked), first.expand(-1, -1, half)]
     return torch.cat([*pieces, second.expand(-1, -1, dim - unmasked - half)], dim=-1)
 
 
-def _fit(x: Tensor, dim: int) -> Tensor:
-    """Frames (N, T, C) with the last channels dropped, or with channels of zeros after them."""
+def _resize_channels(x: Tensor, dim: int) -> Tensor:
+    """Drop the last channels of frames (N, T, C), or append channels of zeros."""
     if x.size(-1) == dim:
         return x
     return x[..., :dim] if x.size(-1) > dim else F.pad(x, (0, dim - x.size(-1)))
 
 
-def _widest(outputs: list[Tensor]) -> Tensor:
-    """The last stack's output, and the channels that it does not have from the latest stack that has them."""
+def _join_channels(outputs: list[Tensor]) -> Tensor:
+    """Return the last stack's output, extended by channels from the latest stack that has them."""
     pieces, width = [outputs[-1]], outputs[-1].size(-1)
     for output in reversed(outputs[:-1]):
         if output.size(-1) > width:

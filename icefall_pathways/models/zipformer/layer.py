@@ -8,7 +8,7 @@ from icefall_pathways.models.regularizers import (
     Balancer,
     Schedule,
     Scheduled,
-    Scheduling,
+    ScheduledFloat,
     Whiten,
     drop_channels,
     drop_sequences,
@@ -25,10 +25,10 @@ STATES_PER_LAYER = 6
 STATE_AXES = (1, 1, 1, 1, 0, 0)
 
 
-# How often branches are left out in training, sequence by sequence, and how often the non-linear attention averages.
-_SKIP = Schedule((0, 0.2), (4000, 0.05), (16000, 0.0))
-_SKIP_FEED_FORWARD = Schedule((0, 0.1), (4000, 0.01), (50000, 0.0))
-_AVERAGE = Schedule((0, 0.25), (4000, 0.025))
+# Probabilities in training: of skipping a branch, per sequence, and of uniform weights in the nonlinear attention.
+_SKIP_RATE = Schedule((0, 0.2), (4000, 0.05), (16000, 0.0))
+_FEED_FORWARD_SKIP_RATE = Schedule((0, 0.1), (4000, 0.01), (50000, 0.0))
+_UNIFORM_WEIGHTS_RATE = Schedule((0, 0.25), (4000, 0.025))
 
 _DROPOUT = Schedule((0, 0.3), (20000, 0.1))
 
@@ -49,26 +49,27 @@ class FeedForward(Scheduled):
         self.out_whiten = Whiten(1, Schedule((0, 7.5), (20000, 15.0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch of frames (N, T, C)."""
+        """Return the branch of frames (N, T, C), without the residual."""
         hidden = drop_channels(swoosh_l(self.hidden_balancer(self.in_proj(x))), self.rate(_DROPOUT))
         out: Tensor = self.out_whiten(self.out_proj(hidden))
         return out
 
 
 class ZipformerLayer(Scheduled):
-    """One layer: three feed-forward, two self-attention, two convolution modules and one of non-linear attention.
+    """One layer: three feed-forward, two self-attention, two convolution modules and one nonlinear attention.
 
     Args:
       dim: Width C.
-      pos_dim: Width of the position code.
+      pos_dim: Width of the positional encoding.
       num_heads: Attention heads H.
-      query_head_dim: Width q of a head's queries and keys.
-      pos_head_dim: Width of a head's position queries.
-      value_head_dim: Width v of a head's values.
-      feedforward_dim: Hidden width of the second feed-forward module; a quarter less in the first, more in the third.
-      kernel: Kernel k of the convolutions.
+      query_head_dim: Width q of queries and keys per head.
+      pos_head_dim: Width of position queries per head.
+      value_head_dim: Width v of values per head.
+      feedforward_dim: Hidden width of the second feed-forward module; three quarters of it in the first, five quarters
+        in the third.
+      kernel: Kernel size k of the convolutions.
       causal: Whether convolutions see no later chunk.
-      skip_rate: How often the layer is left out in training, sequence by sequence.
+      skip_rate: Probability of skipping the layer in training, per sequence.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class ZipformerLayer(Scheduled):
         feedforward_dim: int,
         kernel: int,
         causal: bool,
-        skip_rate: Scheduling = 0.0,
+        skip_rate: ScheduledFloat = 0.0,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.kernel = kernel
         self.key_dim = num_heads * query_head_dim
         self.value_dim = num_heads * value_head_dim
-        # Used by nothing; there because checkpoints of the public recipe have it.
+        # Unused; checkpoints of icefall contain it.
         self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))
         self.bypass = Bypass(dim, skip_rate)
         self.bypass_mid = Bypass(dim)
@@ -111,14 +112,14 @@ class ZipformerLayer(Scheduled):
         self.whiten = Whiten(1, Schedule((0, 4.0), (20000, 12.0)))
 
     def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
-        """The zero state of `batch_size` streams, of which the layer remembers `left` frames: in this order
+        """Return the state of `batch_size` new streams, zeros, with a left context of `left` frames.
 
-        keys (left, N, H * q), what the non-linear attention attends to (1, N, left, 3 C // 4), values of both
-        self-attentions (left, N, H * v), inputs of both convolutions (N, C, k // 2).
+        In this order: keys (left, N, H * q), gated values of the nonlinear attention (1, N, left, 3 C // 4), values of
+        both self-attentions (left, N, H * v), inputs of both convolutions (N, C, k // 2).
         """
-        value, convolved = (left, batch_size, self.value_dim), (batch_size, self.dim, self.kernel // 2)
+        value, conv = (left, batch_size, self.value_dim), (batch_size, self.dim, self.kernel // 2)
         nonlin = (1, batch_size, left, self.nonlin_attention.hidden_dim)
-        shapes = [(left, batch_size, self.key_dim), nonlin, value, value, convolved, convolved]
+        shapes = [(left, batch_size, self.key_dim), nonlin, value, value, conv, conv]
         return [like.new_zeros(shape) for shape in shapes]
 
     def forward(self, x: Tensor, states: list[Tensor], plan: AttentionPlan) -> tuple[Tensor, list[Tensor]]:
@@ -127,42 +128,42 @@ class ZipformerLayer(Scheduled):
         Args:
           x: Frames (N, T, C).
           states: See `get_init_states`.
-          plan: See `AttentionPlan`.
+          plan: Masks and positional encoding.
 
         Returns:
           Frames (N, T, C), and the new states.
         """
-        key, nonlin, value1, value2, convolved1, convolved2 = states
+        key, nonlin, value1, value2, conv1, conv2 = states
         start, left = x, plan.left
-        attending = None  # which sequences use attention in this call
-        if skip := self.rate(_SKIP):
-            attending = keep_sequences(x, skip)
+        attention_mask = None  # 1 for sequences that use attention in this call
+        if skip := self.rate(_SKIP_RATE):
+            attention_mask = keep_sequences(x, skip)
         weights, key = self.self_attn_weights(x, key, plan)
         x = x + self.feed_forward1(x)
-        branch, nonlin = self.nonlin_attention(x, self._first_head(weights, plan), nonlin, left)
-        x = _add(x, self.balancer_na(branch), attending)
+        branch, nonlin = self.nonlin_attention(x, self._nonlin_weights(weights, plan), nonlin, left)
+        x = _add(x, self.balancer_na(branch), attention_mask)
         branch, value1 = self.self_attn1(x, weights, value1, left)
-        x = _add(x, branch, attending)
-        branch, convolved1 = self.conv_module1(x, convolved1, plan)
+        x = _add(x, branch, attention_mask)
+        branch, conv1 = self.conv_module1(x, conv1, plan)
         x = x + drop_sequences(branch, skip)
-        x = x + drop_sequences(self.balancer_ff2(self.feed_forward2(x)), self.rate(_SKIP_FEED_FORWARD))
+        x = x + drop_sequences(self.balancer_ff2(self.feed_forward2(x)), self.rate(_FEED_FORWARD_SKIP_RATE))
         x = self.bypass_mid(start, x)
         branch, value2 = self.self_attn2(x, weights, value2, left)
-        x = _add(x, branch, attending)
-        branch, convolved2 = self.conv_module2(x, convolved2, plan)
+        x = _add(x, branch, attention_mask)
+        branch, conv2 = self.conv_module2(x, conv2, plan)
         x = x + drop_sequences(branch, skip)
-        x = x + drop_sequences(self.balancer_ff3(self.feed_forward3(x)), self.rate(_SKIP_FEED_FORWARD))
+        x = x + drop_sequences(self.balancer_ff3(self.feed_forward3(x)), self.rate(_FEED_FORWARD_SKIP_RATE))
         x = self.bypass(start, self.norm(self.balancer1(x)))
-        return self.whiten(self.balancer2(x)), [key, nonlin, value1, value2, convolved1, convolved2]
+        return self.whiten(self.balancer2(x)), [key, nonlin, value1, value2, conv1, conv2]
 
-    def _first_head(self, weights: Tensor, plan: AttentionPlan) -> Tensor:
-        """The weights (N, T, S) of the non-linear attention: at times, in training, a mean of all that may be seen."""
-        if not self.sample(_AVERAGE):
+    def _nonlin_weights(self, weights: Tensor, plan: AttentionPlan) -> Tensor:
+        """Return the weights (N, T, S) of the nonlinear attention: the first head's or, at random, uniform."""
+        if not self.sample(_UNIFORM_WEIGHTS_RATE):
             return weights[:, 0]
-        seen = (~plan.blocked[:, 0]).to(weights.dtype).expand_as(weights[:, 0])
-        return seen / seen.sum(dim=-1, keepdim=True).clamp(min=1.0)
+        attended = (~plan.attn_mask[:, 0]).to(weights.dtype).expand_as(weights[:, 0])
+        return attended / attended.sum(dim=-1, keepdim=True).clamp(min=1.0)
 
 
-def _add(x: Tensor, branch: Tensor, which: Tensor | None) -> Tensor:
-    """x plus a branch, in those sequences for which `which` (N, 1, 1) is 1; None is all of them."""
-    return x + branch if which is None else x + branch * which
+def _add(x: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
+    """Add a branch in the sequences where `mask` (N, 1, 1) is 1; None adds it in all of them."""
+    return x + branch if mask is None else x + branch * mask

@@ -1,4 +1,4 @@
-"""The Zipformer's front end: from feature frames of 10 ms to frames of 20 ms."""
+"""Convolutional subsampling from feature frames of 10 ms to the Zipformer's frames of 20 ms."""
 
 from collections.abc import Sequence
 
@@ -22,19 +22,19 @@ from icefall_pathways.models.zipformer.norm import BiasNorm
 
 #: Feature frames per frame of the stacks: 20 ms.
 CONV_FACTOR = 2
-#: Frames before and after its own that the ConvNeXt block sees.
+#: Frames of context of the ConvNeXt block, on either side.
 CONTEXT = 3
-#: Feature frames that T frames need beyond 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
+#: Feature frames that T frames read in addition to 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
 LOOK_AHEAD = 7 + CONV_FACTOR * CONTEXT
 
-# Channels of the ConvNeXt block between its pointwise convolutions, for each of its own.
+# Hidden channels of the ConvNeXt block per channel.
 _EXPANSION = 3
 
-_SKIP = Schedule((0, 0.2), (20000, 0.015))
+_SKIP_RATE = Schedule((0, 0.2), (20000, 0.015))
 _DROPOUT = Schedule((0, 0.3), (20000, 0.1))
 
-# The gradient of the first convolution is that small, because it gathers what comes from all frames and bins.
-_FIRST_GRADIENT = 0.2
+# Scale of the gradient of the first convolution, which sums over all frames and bins.
+_FIRST_GRADIENT_SCALE = 0.2
 
 
 class ConvNeXt(Scheduled):
@@ -57,7 +57,7 @@ class ConvNeXt(Scheduled):
         scale_initial_values(self.pointwise_conv2, 0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From maps (N, T + 6, bins, C), with 3 frames of context on both sides, to (N, T, bins, C)."""
+        """Convolve maps (N, T + 6, bins, C), with 3 frames of context on both sides; return (N, T, bins, C)."""
         conv, first, second = self.depthwise_conv, self.pointwise_conv1, self.pointwise_conv2
         convolved = depthwise_conv2d(x, conv.weight, conv.bias, padding=(0, CONTEXT))
         branch = swoosh_l_block(
@@ -69,15 +69,15 @@ class ConvNeXt(Scheduled):
             self.hidden_balancer.draw(convolved),
             self.hidden_balancer.grad_scale,
         )
-        out = x[:, CONTEXT:-CONTEXT] + drop_sequences(branch, self.rate(_SKIP))
+        out = x[:, CONTEXT:-CONTEXT] + drop_sequences(branch, self.rate(_SKIP_RATE))
         return self.out_whiten(self.out_balancer(out))
 
 
 class ZipformerSubsampling(Scheduled):
     """Three 3x3 convolutions, a ConvNeXt block, a linear layer and a norm.
 
-    Frame j of the strided convolutions is a function of feature frames 2j to 2j + 8. The ConvNeXt block sees 3 of those
-    frames on either side of its own. Maps are (N, T, bins, C), as they are in memory.
+    Frame j of the strided convolutions depends on feature frames 2j to 2j + 8, and the ConvNeXt block on 3 of those
+    frames on either side. Maps are (N, T, bins, C), as they are in memory.
 
     Args:
       num_bins: Features per frame.
@@ -90,7 +90,7 @@ class ZipformerSubsampling(Scheduled):
         first, second, third = channels
         self.channels = third
         self.bins = ((num_bins - 1) // 2 - 1) // 2
-        # The numbers are those of the public recipe, which counts what has no weights too.
+        # The keys are icefall's, where modules without weights are counted too.
         self.conv = nn.ModuleDict(
             {
                 "0": nn.Conv2d(1, first, 3, padding=(0, 1)),
@@ -105,7 +105,7 @@ class ZipformerSubsampling(Scheduled):
         self.out_norm = BiasNorm(output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample, as if there were nothing before and after the features.
+        """Subsample whole utterances, with zeros around the strided convolutions' output.
 
         Args:
           x: Features (N, T, num_bins), T at least 9.
@@ -113,17 +113,17 @@ class ZipformerSubsampling(Scheduled):
         Returns:
           Frames (N, (T - 7) // 2, output_dim).
         """
-        return self._finish(F.pad(self._convolve(x), (0, 0, 0, 0, CONTEXT, CONTEXT)))
+        return self._project(F.pad(self._convolve(x), (0, 0, 0, 0, CONTEXT, CONTEXT)))
 
     def get_init_states(self, like: Tensor, batch_size: int) -> Tensor:
-        """The state of new streams (N, C, 3, bins): the last frames of the strided convolutions, zero for a start."""
+        """Return the state of new streams (N, C, 3, bins), zeros: the last frames of the strided convolutions."""
         return like.new_zeros(batch_size, self.channels, CONTEXT, self.bins)
 
     def streaming_forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Subsample the next piece of each stream, or a whole utterance with what follows it.
+        """Subsample the next chunk of each stream, or a whole utterance with its look-ahead.
 
         Args:
-          x: Features (N, 2 T + 13, num_bins), of which the stream's next piece begins 2 T later.
+          x: Features (N, 2 T + 13, num_bins); the next chunk starts 2 T later.
           state: See `get_init_states`; not changed.
 
         Returns:
@@ -131,21 +131,21 @@ class ZipformerSubsampling(Scheduled):
         """
         maps = self._convolve(x)
         frames = maps.size(1) - CONTEXT
-        out = self._finish(torch.cat([state.permute(0, 2, 3, 1), maps], dim=1))
+        out = self._project(torch.cat([state.permute(0, 2, 3, 1), maps], dim=1))
         return out, maps[:, frames - CONTEXT : frames].permute(0, 3, 1, 2)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Features (N, T, num_bins) to maps (N, (T - 7) // 2, bins, C)."""
+        """Apply the strided convolutions to features (N, T, num_bins); return maps (N, (T - 7) // 2, bins, C)."""
         maps = x.unsqueeze(-1)
         for i, (conv, balancer) in enumerate(zip(self.conv.values(), self.balancers, strict=True)):
             weight = conv.weight.contiguous(memory_format=torch.channels_last)
             maps = F.conv2d(maps.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, conv.padding).permute(0, 2, 3, 1)
             if i == 0 and self.training:
-                maps = scale_gradient(maps, _FIRST_GRADIENT)
+                maps = scale_gradient(maps, _FIRST_GRADIENT_SCALE)
             maps = swoosh_r(balancer(maps))
         return maps
 
-    def _finish(self, maps: Tensor) -> Tensor:
-        """Maps with 3 frames of context on both sides to frames (N, T, output_dim)."""
+    def _project(self, maps: Tensor) -> Tensor:
+        """Convert maps with 3 frames of context on both sides to frames (N, T, output_dim)."""
         frames = self.out(self.convnext(maps).transpose(2, 3).flatten(2))
         return drop_channels(self.out_norm(self.out_whiten(frames)), self.rate(_DROPOUT))

@@ -7,13 +7,13 @@ from public_numbers import parameter_shapes
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.losses import boundaries, pruned_loss, simple_loss
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.models.zipformer.attention_plan import position_code
+from icefall_pathways.models.zipformer.attention_plan import positional_encoding
 
 ROWS = "encoder.encoders.0.layers.0.self_attn_weights.rows_0_17_40"
 
 
-def _close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(found.double(), expected.double(), atol=tolerance, rtol=0)
+def _close(actual, expected, tolerance=1e-4):
+    torch.testing.assert_close(actual.double(), expected.double(), atol=tolerance, rtol=0)
 
 
 def _compare_inner_outputs(reference, captured, embedded, step):
@@ -65,7 +65,7 @@ def test_inner_outputs_of_a_noncausal_layer(noncausal_layer, captured):
 def test_positional_encoding(reference, noncausal_layer):
     for numbers in (reference.numbers, noncausal_layer.numbers):
         expected = numbers["inner"]["encoder.encoders.0.encoder_pos"][0]
-        code = position_code(0, (len(expected) + 1) // 2, expected.size(1), torch.device("cpu"))
+        code = positional_encoding(0, (len(expected) + 1) // 2, expected.size(1), torch.device("cpu"))
         _close(code[:-1], expected, 1e-5)
 
 

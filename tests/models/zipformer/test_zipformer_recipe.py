@@ -1,4 +1,4 @@
-"""What the public recipe does beside its formulas: sizes, initial values, settings of training, what a mask prunes."""
+"""Sizes, initialization, training settings and prunable parameters of the Zipformer, as in icefall's recipe."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.regularizers import Balancer, Schedule, Whiten, set_position
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.models.zipformer.config import UNLIMITED
-from icefall_pathways.models.zipformer.encoder import _feature_mask, _layer_skip_rates
+from icefall_pathways.models.zipformer.encoder import feature_mask, layer_skip_rates
 from icefall_pathways.pathways.activation import activate
 from icefall_pathways.pathways.masks import PathwayMasks, prunable_parameters
 
@@ -26,18 +26,18 @@ def make(size="tiny", vocab_size=20, **options):
 @pytest.mark.parametrize(
     ("size", "parameters"), [("small", 5_255_905), ("medium", 19_728_623), ("default", 66_110_931)]
 )
-def test_named_sizes_have_the_public_numbers_of_parameters(size, parameters):
+def test_named_sizes_have_icefalls_numbers_of_parameters(size, parameters):
     assert sum(parameter.numel() for parameter in make(size, 500).parameters()) == parameters
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("micro", 470_651), ("mini", 2_584_309)])
-def test_sizes_for_small_corpora(size, parameters):
+def test_sizes_for_small_corpora_have_their_numbers_of_parameters(size, parameters):
     model = make(size, 100, ctc_head=True)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-def test_channels_of_the_front_end_are_an_option():
-    """Names stay the recipe's; the ConvNeXt block is three times as wide inside as outside."""
+def test_front_end_channels_set_the_shapes_of_the_subsampling():
+    """Names are icefall's; the ConvNeXt block has three hidden channels per channel."""
     model = make("micro", front_end_channels="4,6,8")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.encoder_embed.named_parameters()}
     assert shapes.keys() == dict(make("small").encoder_embed.named_parameters()).keys()
@@ -47,14 +47,14 @@ def test_channels_of_the_front_end_are_an_option():
         make("micro", front_end_channels="4,6")
 
 
-def kind(name):
-    """A parameter's name without the stack and the layer that it is of."""
+def generic_name(name):
+    """Return a parameter's name without the indices of its stack and layer."""
     return re.sub(r"^encoder\.encoders\.\d+\.(encoder\.)?layers\.\d+\.", "layer.", name)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_mask_prunes_the_kernels_and_nothing_else(causal):
-    """The front end, the stacks and the predictor; no gates, norms, positional parts, tables or output layers."""
+def test_prunable_parameters_are_kernels_only(causal):
+    """Those of the subsampling, stacks and predictor; no gates, norms, positional parts, embeddings, output layers."""
     masked, modules = {"layer.self_attn_weights.in_proj"}, ("in_proj", "out_proj")
     masked |= {f"layer.{module}.{part}" for module in ("self_attn1", "self_attn2") for part in modules}
     masked |= {f"layer.feed_forward{i}.{part}" for i in (1, 2, 3) for part in modules}
@@ -62,13 +62,19 @@ def test_a_mask_prunes_the_kernels_and_nothing_else(causal):
     masked |= {f"layer.conv_module{i}.{part}" for i in (1, 2) for part in modules}
     kernels = ("depthwise_conv.causal_conv", "depthwise_conv.chunkwise_conv") if causal else ("depthwise_conv",)
     masked |= {f"layer.conv_module{i}.{kernel}" for i in (1, 2) for kernel in kernels}
-    front_end = ("conv.0", "conv.4", "conv.7", "convnext.depthwise_conv", "out")
-    masked |= {f"encoder_embed.{part}" for part in (*front_end, "convnext.pointwise_conv1", "convnext.pointwise_conv2")}
+    subsampling = ("conv.0", "conv.4", "conv.7", "convnext.depthwise_conv", "out")
+    masked |= {
+        f"encoder_embed.{part}" for part in (*subsampling, "convnext.pointwise_conv1", "convnext.pointwise_conv2")
+    }
     masked.add("decoder.conv")
     model = make(causal=causal)
-    found = {kind(name) for name in prunable_parameters(model, ["encoder_embed", "encoder", "decoder"])}
-    assert found == {f"{name}.weight" for name in masked}
-    others = {kind(name) for name, _ in model.named_parameters() if kind(name) not in found and "bias" not in name}
+    actual = {generic_name(name) for name in prunable_parameters(model, ["encoder_embed", "encoder", "decoder"])}
+    assert actual == {f"{name}.weight" for name in masked}
+    others = {
+        generic_name(name)
+        for name, _ in model.named_parameters()
+        if generic_name(name) not in actual and "bias" not in name
+    }
     assert "layer.self_attn_weights.linear_pos.weight" in others and "layer.bypass_scale" in others
     assert ("layer.conv_module1.depthwise_conv.chunkwise_conv_scale" in others) == causal
 
@@ -82,8 +88,8 @@ def halved_masks(model):
 
 
 @torch.no_grad()
-def test_masks_bite_on_every_kernel():
-    """Entries outside the mask change nothing, in whole utterances and in chunks; those inside do."""
+def test_entries_outside_the_mask_have_no_effect():
+    """In whole utterances and in chunks; entries inside the mask of every kernel have an effect."""
     model = make(chunk_size="16", left_context_frames="32").eval()
     masks = halved_masks(model)
     x, lens = torch.randn(1, 45, 80), torch.tensor([45])
@@ -110,10 +116,10 @@ def test_masks_bite_on_every_kernel():
     torch.testing.assert_close(stream(), chunk, atol=1e-5, rtol=0)
 
 
-def test_gradients_of_training_stay_inside_the_mask():
-    """With all that training does to gradients."""
+def test_gradients_outside_the_mask_are_zero_in_training():
+    """With all modifications of gradients by regularizers."""
     model = make().train()
-    set_position(model, 1e5)  # where few layers are left out
+    set_position(model, 1e5)  # where few layers are skipped
     masks = halved_masks(model)
     y, y_lens = torch.randint(3, 20, (4, 4)), torch.tensor([4, 3, 2, 1])
     with activate(model, masks, "en"):
@@ -124,87 +130,99 @@ def test_gradients_of_training_stay_inside_the_mask():
         assert (gradient[~inside] == 0).all() and gradient[inside].any(), name
 
 
-def value(scheduling):
-    return tuple(scheduling.points) if isinstance(scheduling, Schedule) else scheduling
+def value(scheduled):
+    return tuple(scheduled.points) if isinstance(scheduled, Schedule) else scheduled
 
 
-OFTEN = ((0, 0.5), (8000, 0.125))
+DEFAULT = ((0, 0.5), (8000, 0.125))
 BALANCERS = {
-    "encoder_embed.balancers.0": (0.05, 0.95, 0.2, 1.0, OFTEN),
-    "encoder_embed.balancers.1": (0.05, 0.95, 0.2, 4.0, OFTEN),
-    "encoder_embed.balancers.2": (0.05, 0.95, 0.2, 4.0, OFTEN),
-    "encoder_embed.convnext.hidden_balancer": (0.3, 1.0, 0.75, 5.0, OFTEN),
-    "encoder_embed.convnext.out_balancer": (0.4, 0.6, 1.0, 6.0, OFTEN),
+    "encoder_embed.balancers.0": (0.05, 0.95, 0.2, 1.0, DEFAULT),
+    "encoder_embed.balancers.1": (0.05, 0.95, 0.2, 4.0, DEFAULT),
+    "encoder_embed.balancers.2": (0.05, 0.95, 0.2, 4.0, DEFAULT),
+    "encoder_embed.convnext.hidden_balancer": (0.3, 1.0, 0.75, 5.0, DEFAULT),
+    "encoder_embed.convnext.out_balancer": (0.4, 0.6, 1.0, 6.0, DEFAULT),
     "layer.self_attn_weights.balance_keys": (0.4, 0.6, 0.0, 100.0, 0.025),
-    "layer.nonlin_attention.balancer": (((0, 0.25), (20000, 0.05)), ((0, 0.75), (20000, 0.95)), 0.5, 5.0, OFTEN),
+    "layer.nonlin_attention.balancer": (
+        ((0, 0.25), (20000, 0.05)),
+        ((0, 0.75), (20000, 0.95)),
+        0.5,
+        5.0,
+        DEFAULT,
+    ),
     "layer.balancer_na": (0.3, 0.7, ((0, 0.004), (4000, 0.02)), 100.0, 0.05),
     "layer.balancer_ff2": (0.3, 0.7, ((0, 0.0), (4000, 0.1)), 2.0, 0.05),
     "layer.balancer_ff3": (0.3, 0.7, ((0, 0.0), (4000, 0.2)), 4.0, 0.05),
-    "layer.balancer1": (0.45, 0.55, 0.2, 4.0, OFTEN),
-    "layer.balancer2": (0.45, 0.55, 0.1, 4.0, OFTEN),
+    "layer.balancer1": (0.45, 0.55, 0.2, 4.0, DEFAULT),
+    "layer.balancer2": (0.45, 0.55, 0.1, 4.0, DEFAULT),
     "decoder.embedding_balancer": (0.0, 1.0, 0.5, 1.0, 0.05),
     "decoder.out_balancer": (0.0, 1.0, 0.5, 1.0, 0.05),
-    **{f"layer.feed_forward{i}.hidden_balancer": (0.3, 1.0, 0.75, 5.0, OFTEN) for i in (1, 2, 3)},
+    **{f"layer.feed_forward{i}.hidden_balancer": (0.3, 1.0, 0.75, 5.0, DEFAULT) for i in (1, 2, 3)},
     **{
         f"layer.conv_module{i}.gate_balancer": (
             ((0, 0.05), (8000, 0.025)),
             1.0,
             1.5,
             ((0, 5.0), (8000, 10.0)),
-            OFTEN,
+            DEFAULT,
         )
         for i in (1, 2)
     },
     **{
-        f"layer.conv_module{i}.balancer": (((0, 0.1), (8000, 0.05)), 1.0, ((0, 0.2), (20000, 0.5)), 10.0, OFTEN)
+        f"layer.conv_module{i}.balancer": (
+            ((0, 0.1), (8000, 0.05)),
+            1.0,
+            ((0, 0.2), (20000, 0.5)),
+            10.0,
+            DEFAULT,
+        )
         for i in (1, 2)
     },
 }
 
 
-def rising(start, end):
+def increasing(start, end):
     return ((0, start), (20000, end))
 
 
 WHITENERS = {
     "encoder_embed.convnext.out_whiten": (1, 5.0, 0.01),
-    "encoder_embed.out_whiten": (1, rising(4.0, 8.0), 0.02),
-    "layer.self_attn_weights.whiten_keys": (4, rising(3.0, 6.0), 0.025),
-    "layer.self_attn1.whiten": (1, rising(7.5, 22.5), 0.01),
-    "layer.self_attn2.whiten": (1, rising(7.5, 22.5), 0.01),
-    "layer.nonlin_attention.whiten1": (1, rising(5.0, 10.0), 0.01),
-    "layer.nonlin_attention.whiten2": (1, rising(5.0, 15.0), 0.01),
-    "layer.whiten": (1, rising(4.0, 12.0), 0.01),
-    **{f"layer.feed_forward{i}.out_whiten": (1, rising(7.5, 15.0), 0.01) for i in (1, 2, 3)},
-    **{f"layer.conv_module{i}.whiten": (1, rising(7.5, 15.0), 0.01) for i in (1, 2)},
+    "encoder_embed.out_whiten": (1, increasing(4.0, 8.0), 0.02),
+    "layer.self_attn_weights.whiten_keys": (4, increasing(3.0, 6.0), 0.025),
+    "layer.self_attn1.whiten": (1, increasing(7.5, 22.5), 0.01),
+    "layer.self_attn2.whiten": (1, increasing(7.5, 22.5), 0.01),
+    "layer.nonlin_attention.whiten1": (1, increasing(5.0, 10.0), 0.01),
+    "layer.nonlin_attention.whiten2": (1, increasing(5.0, 15.0), 0.01),
+    "layer.whiten": (1, increasing(4.0, 12.0), 0.01),
+    **{f"layer.feed_forward{i}.out_whiten": (1, increasing(7.5, 15.0), 0.01) for i in (1, 2, 3)},
+    **{f"layer.conv_module{i}.whiten": (1, increasing(7.5, 15.0), 0.01) for i in (1, 2)},
 }
 
 
-def test_balancers_and_whiteners_are_set_as_in_the_recipe():
+def test_settings_of_balancers_and_whiteners_are_icefalls():
     model = make()
-    found = {
-        kind(name): tuple(map(value, (*module.positive, *module.abs, module.probability)))
+    actual = {
+        generic_name(name): tuple(map(value, (*module.positive, *module.abs, module.probability)))
         for name, module in model.named_modules()
         if isinstance(module, Balancer)
     }
-    assert found == BALANCERS
-    found = {
-        kind(name): (module.num_groups, value(module.limit), module.grad_scale)
+    assert actual == BALANCERS
+    actual = {
+        generic_name(name): (module.num_groups, value(module.limit), module.grad_scale)
         for name, module in model.named_modules()
         if isinstance(module, Whiten)
     }
-    assert found == WHITENERS
+    assert actual == WHITENERS
 
 
-def test_the_emformers_predictor_has_no_balancers():
+def test_predictor_of_the_emformer_has_no_balancers():
     model = build_model(ModelConfig(num_encoder_layers=1, encoder_dim=16, nhead=2), 20)
     assert not any(isinstance(module, Balancer) for module in model.modules())
 
 
-def test_layers_take_part_one_after_the_other():
-    """Six stacks: 4000 / 7 batches for each, cut evenly among its layers, from 0.5 to 0.035 times the factor's root."""
+def test_skip_rates_decrease_in_one_layer_after_the_other():
+    """With six stacks: in 4000 / 7 batches per stack, from 0.5 to 0.035 times the root of the downsampling factor."""
     config = ModelConfig(encoder_type="zipformer").architecture.encoder
-    first, second, third = _layer_skip_rates(config, 2)
+    first, second, third = layer_skip_rates(config, 2)
     start, step = 4000 * 3 / 7, 4000 / 7 / 3
     for i, schedule in enumerate((first, second, third)):
         assert schedule(0) == schedule(start + i * step) == 0.5
@@ -213,13 +231,13 @@ def test_layers_take_part_one_after_the_other():
         assert schedule(1e9) == pytest.approx(0.07)
 
 
-def test_the_feature_mask_leaves_the_first_channels_and_halves_the_others():
+def test_feature_mask_covers_halves_of_the_maskable_channels():
     first, second = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1), torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
-    mask = _feature_mask((first, second), dim=9, unmasked=4).squeeze(1)
+    mask = feature_mask((first, second), dim=9, unmasked=4).squeeze(1)
     assert mask.tolist() == [[1.0] * 9, [1.0] * 6 + [0.0] * 3, [1.0] * 4 + [0.0] * 5]
 
 
-def test_training_draws_chunks_and_left_contexts():
+def test_training_samples_chunk_sizes_and_left_contexts():
     encoder = make().train().encoder
     drawn = [encoder.sample_context() for _ in range(2000)]
     chunks = {chunk: [left for c, left in drawn if c == chunk] for chunk in (16, 32, 64, UNLIMITED)}
@@ -229,8 +247,8 @@ def test_training_draws_chunks_and_left_contexts():
     assert {encoder.eval().sample_context() for _ in range(20)} == {(16, 64)}
 
 
-def test_without_a_gradient_to_edit_training_differs_by_what_is_left_out_alone():
-    """Late in training, what is drawn leaves most calls nearly as they are; in eval mode nothing is drawn."""
+def test_random_numbers_are_drawn_in_training_only():
+    """Without gradients too, and late in training."""
     model = make().eval()
     x, lens = torch.randn(2, 60, 80), torch.tensor([60, 50])
     state = torch.get_rng_state()
@@ -243,7 +261,7 @@ def test_without_a_gradient_to_edit_training_differs_by_what_is_left_out_alone()
 
 
 def test_initial_values():
-    """Uniform within s / sqrt(fan in), biases within 0.1 s; s is 1 and the bias torch's own where nothing is said."""
+    """Uniform within s / sqrt(fan in), biases within 0.1 s; where s is 1, biases have torch's initialization."""
     scales = {"self_attn_weights.in_proj": 32**-0.25, "self_attn_weights.linear_pos": 0.05}
     scales |= {f"{module}.out_proj": 0.05 for module in ("self_attn1", "nonlin_attention", "conv_module2")}
     scales |= {"feed_forward1.out_proj": 0.1, "feed_forward3.in_proj": 1.0, "conv_module1.in_proj": 1.0}
@@ -271,8 +289,8 @@ def test_initial_values():
     assert float(layer.norm.log_scale) == 1 and 0 < float(layer.norm.bias.abs().max()) < 1e-3
 
 
-class Step(nn.Module):
-    """One step of streams, as a function of tensors alone."""
+class StreamModule(nn.Module):
+    """`Transducer.stream` as a function of tensors only."""
 
     def __init__(self, model):
         super().__init__()
@@ -284,8 +302,8 @@ class Step(nn.Module):
 
 
 @torch.no_grad()
-def test_a_step_is_a_graph_that_no_value_changes():
-    """Traced with streams of some ages and lengths, it is right for other ones, and for other numbers of them."""
+def test_trace_is_valid_for_other_ages_lengths_and_numbers_of_streams():
+    """No Python control flow depends on values of tensors."""
     model = make().eval()
 
     def arguments(streams):
@@ -297,10 +315,12 @@ def test_a_step_is_a_graph_that_no_value_changes():
         return (torch.randn(streams, model.chunk_window, 80), lens, *states)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes, which are what a trace is for
-        traced = torch.jit.trace(Step(model), arguments(3), check_trace=False)
+        warnings.simplefilter(
+            "ignore", torch.jit.TracerWarning
+        )  # about shapes, which are fixed except for the batch size
+        traced = torch.jit.trace(StreamModule(model), arguments(3), check_trace=False)
     with torch.jit.optimized_execution(False):
         for streams in (3, 2):
-            given = arguments(streams)
-            for found, expected in zip(traced(*given), Step(model)(*given), strict=True):
-                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            inputs = arguments(streams)
+            for actual, expected in zip(traced(*inputs), StreamModule(model)(*inputs), strict=True):
+                torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
