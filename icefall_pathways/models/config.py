@@ -32,7 +32,7 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
     """Tokens that the predictor sees; 1 makes a bigram."""
 
     ctc_head: bool = False
-    """Whether the model has an output layer for an auxiliary CTC loss."""
+    """Add an output layer for an auxiliary CTC loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

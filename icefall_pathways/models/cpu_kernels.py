@@ -129,7 +129,7 @@ def tiled_swoosh_block(
 def _tiled_swoosh_block(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float, tile: int
 ) -> Tensor:
-    """As `_swoosh_tile`, with less to compute: the first layer returns `s`, and constants move into the biases."""
+    """Run `tiled_swoosh_block`; the first layer computes `s` of `_swoosh_tile`, and constants move into the biases."""
     constant = shift + offset
     bias1 = (bias1 - constant).unsqueeze(0)
     bias2 = bias2 - 0.08 * constant * weight2.sum(dim=1)

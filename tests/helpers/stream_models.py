@@ -29,10 +29,10 @@ MODELS = {
 
 
 def make_model(kind: str, vocab_size: int = 20) -> Transducer:
-    """One of `MODELS`, whose outcome depends on what it hears."""
+    """Return one of `MODELS`, with larger weights, so that its output depends on the audio."""
     model = build_model(ModelConfig(**MODELS[kind]), vocab_size).eval()
     with torch.no_grad():
-        model.joiner.encoder_proj.weight *= 8  # random weights hear little of the audio otherwise
+        model.joiner.encoder_proj.weight *= 8  # the output of small random weights hardly depends on the audio
         model.joiner.output_linear.weight *= 8
-        model.decoder.embedding.weight[0].normal_()  # so that a pathway matters before the first token too
+        model.decoder.embedding.weight[0].normal_()  # so that a pathway has an effect before the first token too
     return model

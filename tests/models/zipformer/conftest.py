@@ -12,13 +12,13 @@ def reference():
 
 @pytest.fixture(scope="session")
 def exact_reference():
-    """In float64. (Positional encodings are computed in float32, in the public implementation too.)"""
+    """Load the reference in float64. (Positional encodings are computed in float32, in the public implementation too.)"""
     return load("causal", torch.float64)
 
 
 @pytest.fixture(scope="session")
 def noncausal_layer():
-    """A model whose first layer alone has the public implementation's weights."""
+    """Load a model whose first layer alone has the public implementation's weights."""
     return load("noncausal_layer", torch.float32)
 
 
