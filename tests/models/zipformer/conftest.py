@@ -12,7 +12,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def exact_reference():
-    """Load the reference in float64. (Positional encodings are computed in float32, in the public implementation too.)"""
+    """Load the reference in float64. (Both implementations compute positional encodings in float32.)"""
     return load("causal", torch.float64)
 
 
