@@ -1,4 +1,4 @@
-"""The largest batch of each language that fits into memory, found before training."""
+"""Search for the largest batch of each language that fits into memory, before training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,102 +14,108 @@ from icefall_pathways.models.regularizers import load_regularizer_state, regular
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.objective import seconds_of
 
-_STEP = 1.25  # between two sizes that are tried
-_MOST = 4.0  # times the wanted size at which the search ends
+_GROWTH = 1.25  # ratio of consecutive sizes
+_MAX_FACTOR = 4.0  # largest size, as a multiple of --max-duration
 _SEED = 1
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # of CUDA, and of cuBLAS and cuDNN
+_OOM_MESSAGES = ("out of memory", "ALLOC_FAILED")  # of CUDA; of cuBLAS and cuDNN
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What fits of one language.
+class MaxBatch:
+    """The largest batch of a language that fits into memory.
 
     Attributes:
-      language: Its code.
-      longest: Seconds of its longest training cut.
-      size: The largest --max-duration that was found to fit; 0: not even one cut does.
-      seconds: Audio in a batch of that size.
-      is_limit: Whether a larger one was found not to fit.
+      language: Language code.
+      longest_cut: Duration of the longest training cut, in seconds.
+      max_duration: The largest --max-duration whose batch fits; 0: a batch of one cut does not fit.
+      seconds: Audio in that batch.
+      is_limit: Whether a larger batch was tried and did not fit.
     """
 
     language: str
-    longest: float
-    size: float
+    longest_cut: float
+    max_duration: float
     seconds: float
     is_limit: bool
 
 
 def scan_batch_sizes(
-    model: nn.Module, loss_of: Callable[[Batch], Tensor], data: SpeechDataModule, rank: Rank, tells: bool | None = None
-) -> list[Fit]:
-    """Compute the loss and the gradients of batches of each language's longest cuts, smaller and larger ones.
+    model: nn.Module,
+    loss_of: Callable[[Batch], Tensor],
+    data: SpeechDataModule,
+    rank: Rank,
+    raises_on_oom: bool | None = None,
+) -> list[MaxBatch]:
+    """Run forward and backward passes on batches of the longest cuts of each language, in growing or shrinking sizes.
 
-    Room is left for the optimizer's state and for what ranks exchange. Parameters, what regularizers have learnt,
-    random numbers and the order of the training's batches stay as they are.
+    Memory is reserved for the optimizer state and for the all-reduce. Parameters, the state of regularizers, the random
+    state, and the order of the training batches stay unchanged.
 
     Args:
-      model: In training mode, on the rank's device.
-      loss_of: The loss of a batch through it, a scalar.
-      data: Its `max_duration` is the wanted size.
-      rank: All ranks scan; each gets the least of what all found.
-      tells: Whether the device tells when memory runs out; by default CUDA does. Of one that does not, such as a CPU,
-        only the wanted size is tried.
+      model: In training mode, on the device of the rank.
+      loss_of: Computes the scalar loss of a batch with the model.
+      data: Its `max_duration` is the size that must fit.
+      rank: This process; each rank scans, and each returns the minimum over all ranks.
+      raises_on_oom: Whether the device raises an exception when it is out of memory; by default True for CUDA only. On
+        other devices, such as a CPU, only `max_duration` is tried.
 
     Raises:
-      ValueError: The wanted size does not fit; the message says what does.
+      ValueError: `max_duration` does not fit; the message says which size does.
     """
-    learnt = regularizer_state(model)
-    wanted = data.config.max_duration
-    most = wanted * (_MOST if (rank.device.type == "cuda" if tells is None else tells) else 1.0)
+    regularizers = regularizer_state(model)
+    requested = data.config.max_duration
+    if raises_on_oom is None:
+        raises_on_oom = rank.device.type == "cuda"
+    largest = requested * (_MAX_FACTOR if raises_on_oom else 1.0)
     with seeded(_SEED):
         reserve = [torch.empty_like(p) for p in model.parameters() for _ in range(3)]
-        found = [_largest(model, loss_of, data, language.code, most) for language in data.languages]
+        local = [_search(model, loss_of, data, language.code, largest) for language in data.languages]
         del reserve
-    load_regularizer_state(model, learnt)
-    fits = [min(of_ranks, key=lambda fit: fit.seconds) for of_ranks in zip(*rank.gather(found), strict=True)]
-    if short := [fit for fit in fits if fit.size < wanted]:
+    load_regularizer_state(model, regularizers)
+    results = [min(of_ranks, key=lambda batch: batch.seconds) for of_ranks in zip(*rank.gather(local), strict=True)]
+    if too_small := [batch for batch in results if batch.max_duration < requested]:
         raise ValueError(
-            f"batches of --max-duration {wanted:g} do not fit into memory:\n{describe(fits)}\n"
-            f"use --max-duration {min(fit.size for fit in short):.0f} at most; --accum-grad makes up for it"
+            f"batches of --max-duration {requested:g} do not fit into memory:\n{format_table(results)}\n"
+            f"use --max-duration {min(batch.max_duration for batch in too_small):.0f} at most, and --accum-grad for "
+            "the same audio per update"
         )
-    return fits
+    return results
 
 
-def describe(fits: list[Fit]) -> str:
-    """A table of what fits."""
-    rows = [[fit.language, fit.longest, fit.size, fit.seconds, "yes" if fit.is_limit else "no"] for fit in fits]
-    header = ["language", "longest cut (s)", "--max-duration that fits", "audio in it (s)", "more does not fit"]
+def format_table(batches: list[MaxBatch]) -> str:
+    """Return a table with a row for each language."""
+    rows = [[b.language, b.longest_cut, b.max_duration, b.seconds, "yes" if b.is_limit else "no"] for b in batches]
+    header = ["language", "longest cut (s)", "--max-duration that fits", "audio in it (s)", "larger does not fit"]
     return tabulate(rows, header, "simple_outline", floatfmt=".1f")
 
 
-def _largest(
-    model: nn.Module, loss_of: Callable[[Batch], Tensor], data: SpeechDataModule, language: str, most: float
-) -> Fit:
+def _search(
+    model: nn.Module, loss_of: Callable[[Batch], Tensor], data: SpeechDataModule, language: str, largest: float
+) -> MaxBatch:
     size, best = data.config.max_duration, 0.0
-    longest = data.longest_batch(language, 0.0)
-    least = seconds_of(longest)
+    longest_cut = seconds_of(data.longest_batch(language, 0.0))
     seconds, is_limit = 0.0, False
-    while least <= size <= most or best == 0.0:
+    while longest_cut <= size <= largest or best == 0.0:
         batch = data.longest_batch(language, size)
         if _fits(model, loss_of, batch):
             best, seconds = size, seconds_of(batch)
             if is_limit:
                 break
-            size *= _STEP
+            size *= _GROWTH
         else:
             is_limit = True
             if best > 0.0 or len(batch) == 1:
                 break
-            size /= _STEP
-    return Fit(language, least, best, seconds, is_limit)
+            size /= _GROWTH
+    return MaxBatch(language, longest_cut, best, seconds, is_limit)
 
 
 def _fits(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -> bool:
     try:
         loss_of(batch).backward()
         return True
-    except (RuntimeError, MemoryError) as error:  # older versions of torch have no class of their own for it
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:  # torch 1.13 raises RuntimeError
+        if isinstance(error, RuntimeError) and not any(message in str(error) for message in _OOM_MESSAGES):
             raise
         return False
     finally:

@@ -1,4 +1,4 @@
-"""Looking into a model while it computes: where numbers stop being finite, and how large they are."""
+"""Debugging of numerics: find the first non-finite tensor; measure outputs, gradients and parameters."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,42 +9,41 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 
-class NotFiniteError(ValueError):
-    """A module gave, or was given back, a number that is not finite."""
+class NonFiniteError(ValueError):
+    """The output of a module, or the gradient of its output, has a non-finite number."""
 
 
 @contextmanager
 def inf_check(model: nn.Module, gradients: bool = True) -> Iterator[None]:
-    """Inside, the first module whose output, or the gradient of whose output, is not finite raises an error.
+    """Raise an error at the first module whose output, or the gradient of its output, is not finite.
 
-    Every module waits for the device: for looking into a run that goes wrong, not for training.
+    The host waits for the device after each module, so use this for debugging only.
 
     Args:
-      model: Whose modules to look at.
-      gradients: Whether to look at gradients; with a loss scaler, which tries out how large they may become, it is no
-        fault if one overflows.
+      model: The model to check inside the context.
+      gradients: Whether to check gradients. With a loss scaler, gradients may overflow: it adapts its factor to them.
 
     Raises:
-      NotFiniteError: Names the module and the share of the numbers that are not finite.
+      NonFiniteError: The message names the module and the share of non-finite numbers.
     """
 
     def check(name: str, kind: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
             share = float((~torch.isfinite(value)).float().mean())
-            raise NotFiniteError(
+            raise NonFiniteError(
                 f"{kind} {name} is not finite in {100 * share:.2g} % of its {value.numel()} numbers, and it is the "
-                "first: look at what it computes, at the batch that is saved, or lower --base-lr"
+                "first: check what it computes and the batch that is saved, or lower --base-lr"
             )
 
-    with _hooked(model, check, gradients):
+    with _hooks(model, check, gradients):
         yield
 
 
 class Diagnostics:
-    """Gathers the sizes of the outputs of modules, of their gradients, and of the parameters.
+    """Collect the magnitudes of the outputs of all modules, of the gradients of these, and of the parameters.
 
     Args:
-      model: Whose modules to look at.
+      model: The model to measure.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,13 +51,13 @@ class Diagnostics:
         self._sums: dict[tuple[str, str], list[float]] = {}
 
     @contextmanager
-    def gathers(self) -> Iterator[None]:
-        """Inside, every forward and backward pass counts."""
-        with _hooked(self._model, self._add):
+    def collect(self) -> Iterator[None]:
+        """Collect statistics of all forward and backward passes inside."""
+        with _hooks(self._model, self._add):
             yield
 
     def report(self) -> str:
-        """A table: for each module the root mean square and the largest absolute value, and those of parameters."""
+        """Return a table of root mean squares and largest absolute values of all modules and parameters."""
         rows = [
             [name, kind, (squares / count) ** 0.5 if count else 0.0, largest]
             for (name, kind), (squares, count, largest) in self._sums.items()
@@ -77,18 +76,18 @@ class Diagnostics:
 
 
 @contextmanager
-def _hooked(model: nn.Module, look: Callable[[str, str, Tensor], None], gradients: bool = True) -> Iterator[None]:
-    """Inside, `look(name, kind, tensor)` is called for every output of a module, and for its gradient."""
+def _hooks(model: nn.Module, inspect: Callable[[str, str, Tensor], None], gradients: bool = True) -> Iterator[None]:
+    """Call `inspect(name, kind, tensor)` for each output of a module, and for its gradient."""
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if tensor.is_floating_point():
-                    look(name, "output of", tensor)
+                    inspect(name, "output of", tensor)
                     if tensor.requires_grad and gradients:
-                        tensor.register_hook(lambda grad: look(name, "gradient of the output of", grad))
+                        tensor.register_hook(lambda grad: inspect(name, "gradient of the output of", grad))
 
-        return after
+        return forward_hook
 
     with ExitStack() as stack:
         for name, module in model.named_modules():

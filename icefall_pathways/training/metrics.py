@@ -1,4 +1,4 @@
-"""What a run tells while it runs: log file, metrics.jsonl, TensorBoard, progress bar."""
+"""Training metrics: log file, metrics.jsonl, TensorBoard, progress bar."""
 
 import json
 import logging
@@ -29,15 +29,15 @@ LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
 
 
 class LossSums:
-    """Sums of losses per language, kept on the device so that adding never waits for it."""
+    """Sums of losses by language, kept on the device so that the host does not wait when adding."""
 
     def __init__(self, languages: Sequence[str], device: torch.device) -> None:
         self._index = {language: i for i, language in enumerate(languages)}
         self._sums = torch.zeros(len(languages), len(LOSSES) + 2, dtype=torch.float64, device=device)
-        self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # their sum and number
+        self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # sum, count
 
     def add(self, language: str, losses: Mapping[str, Tensor], tokens: int, seconds: float) -> None:
-        """Add one batch: the sums of its losses, its number of tokens and its seconds of audio."""
+        """Add a batch: its losses summed over its tokens, its number of tokens, and its seconds of audio."""
         row = self._sums[self._index[language]]
         for i, name in enumerate(LOSSES):
             if name in losses:
@@ -46,13 +46,16 @@ class LossSums:
         row[-1] += seconds
 
     def add_update(self, language: str, norm: Tensor) -> None:
-        """Add the norm of one update's gradient, the same on all ranks."""
+        """Add the gradient norm of an update, the same on all ranks."""
         row = self._norms[self._index[language]]
         row[0] += norm
         row[1] += 1
 
     def flush(self, rank: Rank) -> dict[str, dict[str, float]]:
-        """Per language, since the last flush: mean losses per token and seconds of audio over all ranks, mean norm."""
+        """Return mean losses per token, seconds of audio and mean gradient norm since the last flush, by language.
+
+        The sums are over all ranks, which must call this together.
+        """
         sums = rank.sum(self._sums.clone()).tolist()
         norms = self._norms.tolist()
         self._sums.zero_()
@@ -79,34 +82,34 @@ class Speed:
         self._waited += seconds
 
     def flush(self, update: int, audio_seconds: float) -> dict[str, float]:
-        """Figures since the last flush, validation and writing included: per second, the share of waiting, memory.
+        """Return throughput, share of waiting and peak memory since the last flush, validation and writing included.
 
         Args:
-          update: Updates that are done.
-          audio_seconds: Seconds of audio that all ranks have trained on since.
+          update: The current update.
+          audio_seconds: Seconds of audio of all ranks since the last flush.
         """
         now = time.monotonic()
         elapsed = max(now - self._since, 1e-9)
-        figures = {
+        metrics = {
             "audio_seconds_per_second": audio_seconds / elapsed,
             "data_wait_share": self._waited / elapsed,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         if self._update is not None:
-            figures["updates_per_second"] = (update - self._update) / elapsed
+            metrics["updates_per_second"] = (update - self._update) / elapsed
         self._update, self._since, self._waited = update, now, 0.0
-        return figures
+        return metrics
 
 
 class MetricsLog:
-    """Writes a run's figures; on ranks other than 0 it only logs."""
+    """Write the metrics of a run; ranks other than 0 write the text log only."""
 
     def __init__(self, exp_dir: Path, rank: Rank, start_update: int, num_updates: int, tensorboard: bool) -> None:
         self._main = rank.is_main
         self._path = exp_dir / layout.METRICS_FILE
         self._log_handler = _open_log(exp_dir, rank)
         if self._main:
-            _drop_after(self._path, start_update)
+            _remove_records_after(self._path, start_update)
         self._file = self._path.open("a", encoding="utf-8") if self._main else None
         self._writer = _open_tensorboard(exp_dir, start_update) if self._main and tensorboard else None
         self._bar = tqdm(
@@ -124,14 +127,14 @@ class MetricsLog:
         self._started = time.monotonic()
 
     def advance(self, language: str, audio_seconds: float) -> None:
-        """Move the progress bar by one update, on so many seconds of this rank's audio."""
+        """Advance the progress bar by one update on `audio_seconds` of audio of this rank."""
         self._bar.update()
         self._audio += audio_seconds
         rate = self._audio * self._world_size / (time.monotonic() - self._started)
         self._bar.set_postfix({"language": language, "audio": f"{rate:.0f}s/s"} | self._shown, refresh=False)
 
     def write(self, kind: str, update: int, language: str, values: Mapping[str, float]) -> None:
-        """Record figures of one language."""
+        """Write the metrics of one language."""
         if self._file is None:
             return
         record = {
@@ -153,7 +156,7 @@ class MetricsLog:
         logger.info("%s, update %d, %s: %s", kind, update, language, _format(values))
 
     def draw(self, update: int, figures: Callable[[], "dict[str, Figure]"]) -> None:
-        """Show figures in TensorBoard; they are not made where there is none."""
+        """Write figures to TensorBoard; without TensorBoard, they are not drawn."""
         if self._writer is not None:
             for name, figure in figures().items():
                 self._writer.add_figure(name, figure, update)
@@ -172,13 +175,13 @@ class MetricsLog:
 
 
 def bar_position() -> int | None:
-    """The line of this process's progress bar where several share a terminal (TQDM_POSITION); None if it is alone."""
+    """Return the line of the progress bar if several processes share a terminal (TQDM_POSITION), else None."""
     position = os.environ.get("TQDM_POSITION")
     return int(position) if position else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Return the records of a metrics.jsonl, up to the first incomplete line, which a killed run can leave."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -188,8 +191,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_after(path: Path, update: int) -> None:
-    """Forget what a killed run wrote after the checkpoint that this one goes on from."""
+def _remove_records_after(path: Path, update: int) -> None:
+    """Remove the records after `update`, at which the run resumes; a killed run has written them."""
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["update"] <= update]

@@ -1,4 +1,4 @@
-"""Bad batches: a loss or gradient that is not finite skips the update on all ranks, and the batch is kept for study."""
+"""Non-finite losses and gradients: skip the update on all ranks, and save the batch for inspection."""
 
 import json
 import logging
@@ -15,100 +15,102 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.loading import is_worker_death
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
-from icefall_pathways.models.regularizers import pending_whiteners
 from icefall_pathways.training.launch.ranks import Rank
 
 logger = logging.getLogger("icefall_pathways")
 
-_MOST_SAVED = 20  # batches that one process saves: a run that goes wrong must not fill the disk
+_MAX_SAVED_BATCHES = 20  # per process, so that a diverging run does not fill the disk
 
 
 class BadBatchesError(ValueError):
-    """More updates in a row had to be skipped than --max-bad-batches allows."""
+    """More consecutive updates had to be skipped than --max-bad-batches allows."""
 
 
-class BatchGuard:
-    """Decides which updates are skipped, tells why, and keeps what it takes to look into it.
+class NonFiniteGuard:
+    """Decide which updates to skip, report the reason, and save what is needed to inspect it.
 
-    A loss that is not finite is given gradients that are not finite (`poisoned`). What DDP does with gradients brings
-    them to all ranks, so that every rank comes to the same decision from its own norm: no further communication.
+    A non-finite loss is replaced by NaN (`nan_if_not_finite`). The all-reduce of the gradients distributes it to all
+    ranks, so every rank makes the same decision from its own gradient norm, without further communication.
 
     Args:
       model: Saved as bad-model-<rank>.pt when training stops.
-      exp_dir: Where that and batch-<uuid>.pt go.
-      most_in_a_row: Skipped updates in a row that are put up with.
-      rank: Which process this is.
+      exp_dir: Folder of that file and of batch-<uuid>.pt.
+      max_consecutive: Number of consecutive skipped updates that is tolerated.
+      rank: This process.
     """
 
-    def __init__(self, model: nn.Module, exp_dir: Path, most_in_a_row: int, rank: Rank) -> None:
+    def __init__(self, model: nn.Module, exp_dir: Path, max_consecutive: int, rank: Rank) -> None:
         self._model = model
         self._exp_dir = exp_dir
-        self._most_in_a_row = most_in_a_row
+        self._max_consecutive = max_consecutive
         self._rank = rank
-        self._in_a_row = 0
-        self._saved = 0
-        self.skipped = 0
+        self._num_consecutive = 0
+        self._num_saved = 0
 
-    def passes(
-        self, update: int, batches: Sequence[Batch], losses: Sequence[Tensor], finite: bool, scale: Callable[[], float]
+    def should_step(
+        self,
+        update: int,
+        batches: Sequence[Batch],
+        losses: Sequence[Tensor],
+        finite: bool,
+        loss_scale: Callable[[], float],
     ) -> bool:
-        """Whether the update can be done.
+        """Return whether the optimizer may step; report and save the batches otherwise.
 
         Args:
-          update: Its number.
-          batches: This rank's batches.
-          losses: The loss of each.
-          finite: Whether the norm of the gradient is, which is the same on all ranks.
-          scale: Tells what the loss scaler multiplied losses by; while that is above 1, a gradient that overflows is
-            the scaler's to deal with.
+          update: The update, from 1.
+          batches: The batches of this rank.
+          losses: The loss of each batch, 0-dim.
+          finite: Whether the gradient norm is finite, the same on all ranks.
+          loss_scale: Returns the factor of the loss scaler. While it is above 1, the scaler handles an overflow of the
+            gradient by lowering it.
 
         Raises:
-          BadBatchesError: One too many in a row.
+          BadBatchesError: Too many consecutive updates were skipped.
         """
         if finite:
-            self._in_a_row = 0
+            self._num_consecutive = 0
             return True
-        self.skipped += 1
         suspects = [batch for batch, loss in zip(batches, losses, strict=True) if not bool(torch.isfinite(loss))]
-        all_found = self._rank.gather([_describe(batch) for batch in suspects])
-        if not any(all_found):
-            if scale() > 1:
-                logger.info("update %d skipped: the loss scaler's %g is too large", update, scale())
+        descriptions = self._rank.gather([_describe(batch) for batch in suspects])
+        if not any(descriptions):
+            if loss_scale() > 1:
+                logger.info("update %d skipped: the loss scale %g is too large", update, loss_scale())
                 return False
             suspects = list(batches)
-            all_found = self._rank.gather([_describe(batch) for batch in suspects])
-        self._in_a_row += 1
-        self._tell(update, suspects, all_found)
-        if self._in_a_row > self._most_in_a_row:
+            descriptions = self._rank.gather([_describe(batch) for batch in suspects])
+        self._num_consecutive += 1
+        self._report(update, suspects, descriptions)
+        if self._num_consecutive > self._max_consecutive:
             self._stop(update)
         return False
 
     @contextmanager
-    def keeps_evidence(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """After an exception inside, save the batches and the model before it goes on."""
+    def save_on_exception(self, batches: Sequence[Batch]) -> Iterator[None]:
+        """Save the batches and the model if an exception is raised inside, and re-raise it."""
         try:
             yield
         except BadBatchesError:
             raise
         except Exception as error:
-            if not is_worker_death(error):  # which may come at any time and is no fault of the batch
-                self._keep(batches)
+            if not is_worker_death(error):  # it can interrupt any update, whatever the batch
+                self._dump(batches)
             raise
 
-    def _keep(self, batches: Sequence[Batch]) -> None:
+    def _dump(self, batches: Sequence[Batch]) -> None:
         try:
             for batch in batches:
                 path = self._save(batch)
                 logger.error("stopped in a batch of %s%s", _describe(batch), f", saved as {path}" if path else "")
             self._save_model()
-        except Exception as error:  # such as a full disk, or a GPU that has failed: the first error is the one to tell
+        except Exception as error:  # such as a full disk or a failed GPU: the first error is the one to report
             logger.error("cannot save the batch and the model: %s", error)
 
-    def _tell(self, update: int, suspects: Sequence[Batch], all_found: list[list[str]]) -> None:
+    def _report(self, update: int, suspects: Sequence[Batch], descriptions: list[list[str]]) -> None:
         names = "; ".join(
-            f"rank {rank}: {described}" if self._rank.world_size > 1 else described
-            for rank, found in enumerate(all_found)
-            for described in found
+            f"rank {rank}: {description}" if self._rank.world_size > 1 else description
+            for rank, of_rank in enumerate(descriptions)
+            for description in of_rank
         )
         message = f"update {update} skipped: the loss or its gradient is not finite. {names}"
         for batch in suspects:
@@ -119,9 +121,9 @@ class BatchGuard:
             tqdm.write(f"warning: {message}")
 
     def _save(self, batch: Batch) -> Path | None:
-        if self._saved == _MOST_SAVED:
+        if self._num_saved == _MAX_SAVED_BATCHES:
             return None
-        self._saved += 1
+        self._num_saved += 1
         path = layout.new_bad_batch_file(self._exp_dir)
         save_batch(batch, path)
         return path
@@ -133,66 +135,52 @@ class BatchGuard:
     def _stop(self, update: int) -> None:
         self._save_model()
         raise BadBatchesError(
-            f"{self._in_a_row} updates in a row, up to update {update}, had a loss or gradient that is not finite: the "
-            f"batches and the model are in {self._exp_dir} (batch-*.pt, bad-model-*.pt). Lower --base-lr, use "
-            "--use-fp16 0, or look for bad cuts among those named in the log; --max-bad-batches sets how many are "
-            "put up with"
+            f"{self._num_consecutive} consecutive updates, up to update {update}, had a loss or gradient that is not "
+            f"finite: the batches and the model are in {self._exp_dir} (batch-*.pt, bad-model-*.pt). Lower --base-lr, "
+            "use --use-fp16 0, or check the cuts named in the log; --max-bad-batches sets how many are tolerated"
         )
 
 
-def poisoned(loss: Tensor) -> Tensor:
-    """`loss` with its gradients if it is finite, else with gradients that are not finite either."""
+def nan_if_not_finite(loss: Tensor) -> Tensor:
+    """Return `loss`, or NaN if it is not finite.
+
+    The gradients of NaN are non-finite on every rank after the all-reduce. The value is read on the device only: the
+    host does not wait for it.
+    """
     return loss * (loss.detach() * 0 + 1)
 
 
 @torch.no_grad()
 def gradient_norm(model: nn.Module) -> Tensor:
-    """The norm of all gradients of `model`, 0-dim; not finite if any of them is not."""
+    """Return the norm of all gradients of `model`, 0-dim; it is non-finite if any gradient is.
+
+    Raises:
+      ValueError: No parameter has a gradient.
+    """
     norms = [torch.linalg.vector_norm(p.grad.float()) for p in model.parameters() if p.grad is not None]
     if not norms:
-        raise ValueError("no parameter has a gradient: the loss does not depend on any that can be trained")
+        raise ValueError("no parameter has a gradient: the loss does not depend on any trainable parameter")
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def read_flags(model: nn.Module, *flags: Tensor) -> list[bool]:
-    """What the host must know of an update, read at once: the one time in an update that waits for the device.
-
-    Once is needed. A skipped update leaves no trace, so the optimizer's counts, which the host keeps, must not go on
-    before it is known, nor must the next batch take the place of one that has to be named and saved. By then all of
-    the backward pass is on its way to the device: nothing but the optimizer's step begins late.
-
-    Args:
-      model: Its whiteners learn what they have found, which is read with the flags.
-      flags: 0-dim bool tensors.
-
-    Returns:
-      The flags.
-    """
-    found = pending_whiteners(model)
-    values: list[bool] = torch.stack([*flags, *found.values()]).tolist()
-    for whitener, acted in zip(found, values[len(flags) :], strict=True):
-        whitener.update_probability(acted)
-    return values[: len(flags)]
-
-
 def save_batch(batch: Batch, path: Path) -> None:
-    """Write a batch as tensors and one JSON string, which torch.load reads with weights_only=True."""
+    """Write a batch as tensors and one JSON string, so that torch.load can read it with weights_only=True."""
     plain = {"language": batch.language, "cuts": batch.cut_ids, "text": batch.texts}
     with atomic_write(path) as temporary:
         torch.save({"inputs": batch.inputs, "num_frames": batch.num_frames, "plain": json.dumps(plain)}, temporary)
 
 
 def read_batch(path: Path) -> dict[str, Any]:
-    """What `save_batch` wrote: inputs (N, T, 80), num_frames (N,), language, and the cuts and texts as lists of N."""
+    """Return what `save_batch` wrote: inputs (N, T, F), num_frames (N,), language, and N cuts and texts."""
     stored = torch.load(path, map_location="cpu", weights_only=True)
     plain = json.loads(stored.pop("plain"))
     return {**stored, **plain}
 
 
 def _describe(batch: Batch) -> str:
-    """The language and the cuts of a batch, and among them those whose features are to blame."""
+    """Return the language and the cut ids of a batch, and the ids of cuts with non-finite features."""
     ids = batch.cut_ids
     finite = torch.isfinite(batch.inputs).flatten(1).all(dim=1).tolist()
     bad = [cut_id for cut_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
-    told = f"{batch.language} cuts {', '.join(ids)}"
-    return f"{told} (features not finite: {', '.join(bad)})" if bad else told
+    description = f"{batch.language} cuts {', '.join(ids)}"
+    return f"{description} (features not finite: {', '.join(bad)})" if bad else description

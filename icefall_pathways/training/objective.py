@@ -1,4 +1,4 @@
-"""What is minimised: the transducer's losses of a batch."""
+"""The training objective: a weighted sum of the transducer losses."""
 
 from contextlib import AbstractContextManager
 
@@ -12,24 +12,30 @@ from icefall_pathways.training.config import TrainingConfig
 
 
 class Objective:
-    """Computes the losses of batches.
+    """Compute the losses of batches.
 
     Args:
       options: Scales, warm-up and precision.
-      device: Where the model is.
+      device: The device of the model.
 
     Raises:
-      ValueError: float16 is asked for on a CPU.
+      ValueError: The options request float16 on a CPU.
     """
 
     def __init__(self, options: TrainingConfig, device: torch.device) -> None:
         if options.use_fp16 and device.type == "cpu":
-            raise ValueError("--use-fp16 needs CUDA, and no device was found: use --use-bf16 1, or neither, on a CPU")
+            raise ValueError("--use-fp16 needs CUDA, and there is no CUDA device: use --use-bf16 1, or full precision")
         self._options = options
         self._device = device
 
     def __call__(self, batch: Batch, module: nn.Module, update: int) -> dict[str, Tensor]:
-        """Sums over a batch: the losses, and as `loss` their weighted sum."""
+        """Return the losses of a batch by name, summed over its tokens, 0-dim; `loss` is their weighted sum.
+
+        Args:
+          batch: With its tokens.
+          module: The model, or a DDP module around it; its forward takes the language first.
+          update: The update, from 1, which determines the loss scales during the warm-up.
+        """
         options, batch = self._options, batch.to(self._device)
         with self.autocast():
             losses: TransducerLoss = module(
@@ -51,7 +57,7 @@ class Objective:
         return {"loss": total} | named
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision that the model computes in."""
+        """Return the context for the precision of the forward pass."""
         options = self._options
         dtype = torch.float16 if options.use_fp16 else torch.bfloat16
         context: AbstractContextManager[None] = torch.autocast(
@@ -61,5 +67,5 @@ class Objective:
 
 
 def seconds_of(batch: Batch) -> float:
-    """Seconds of audio in a batch."""
+    """Return the seconds of audio in a batch."""
     return 0.01 * float(batch.num_frames.sum())

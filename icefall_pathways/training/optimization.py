@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate that a run's options ask for."""
+"""Build the optimizer and the learning rate schedule from the options of a run."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ BASE_LRS = {"adamw": 1.5e-3, "scaled-adam": 0.045}
 
 
 def with_optimizer(config: ExperimentConfig) -> ExperimentConfig:
-    """The options with the optimizer and the base learning rate that go with the encoder, where they are left open."""
+    """Resolve --optimizer auto and --base-lr 0 to the defaults of the encoder and the optimizer."""
     training = config.training
     optimizer = training.optimizer if training.optimizer != "auto" else config.model.encoder_spec.optimizer
     base_lr = training.base_lr or BASE_LRS[optimizer]
@@ -21,7 +21,7 @@ def with_optimizer(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) -> MaskedOptimizer:
-    """The optimizer; each limits the gradient in its own way."""
+    """Build the optimizer, with its own method of gradient clipping."""
     if options.optimizer == "scaled-adam":
         return ScaledAdam(named_parameters, options.base_lr, options.clipping_scale or None)
     return MaskedAdamW(
@@ -30,7 +30,7 @@ def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) 
 
 
 def build_learning_rate(options: TrainingConfig, num_updates: int) -> LearningRate:
-    """The schedule of the learning rate, for a run of `num_updates`."""
+    """Build the learning rate schedule for a run of `num_updates`."""
     if options.lr_schedule == "linear":
         return LinearDecay(options.base_lr, num_updates, options.lr_warmup)
     return Eden(options.base_lr, options.lr_batches, options.lr_epochs, options.lr_warmup)

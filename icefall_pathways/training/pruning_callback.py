@@ -29,8 +29,8 @@ class PruningPlan:
     rewind_to: Path | None = None
 
     @property
-    def needs_start(self) -> bool:
-        """Whether the initial weights of the run must be saved."""
+    def needs_initial_checkpoint(self) -> bool:
+        """True if the initial weights of the run must be saved."""
         return self.schedule.rewinds and self.rewind_to is None
 
 
@@ -44,17 +44,17 @@ class PruningCallback(Callback):
 
     def __init__(self, plan: PruningPlan, exp_dir: Path) -> None:
         self._plan = plan
-        self._start = plan.rewind_to or layout.batch_checkpoint(exp_dir, 0)
+        self._rewind_to = plan.rewind_to or layout.batch_checkpoint(exp_dir, 0)
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
         """Change the masks if the schedule says so; they become the same on all ranks."""
         schedule, masks, update = self._plan.schedule, state.masks, state.update
         if masks is None or schedule.sparsity_after(update) is None:
             return
-        start = checkpoints.read(self._start)["model"] if schedule.rewinds else None
+        initial = checkpoints.read(self._rewind_to)["model"] if schedule.rewinds else None
         used = {name: code != 0 for name, code in masks.codes.items()}
         for languages in self._plan.groups:
-            schedule.prune_after(update, state.model, masks, languages, start, state.gradients)
+            schedule.prune_after(update, state.model, masks, languages, initial, state.gradients)
         if schedule.rewinds:
             # Moments of the weights before rewinding do not apply to those after it.
             state.optimizer.reset()

@@ -79,7 +79,7 @@ class TrainState:
 
     @property
     def is_last_update(self) -> bool:
-        """Whether the current update is the last one of the run."""
+        """True for the last update of the run."""
         return self.update == self.num_updates
 
     @property
@@ -115,8 +115,8 @@ class TrainState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        # Checkpoints of version 1 have the British spelling.
-        regularizers = checkpoint["regularizers" if "regularizers" in checkpoint else "regularisers"]
+        # Old checkpoints spell the key in British English.
+        regularizers = checkpoint.get("regularizers") or checkpoint["regularizers".replace("z", "s")]
         load_regularizer_state(self.model, regularizers[self._rank.index])
         for name, code in self._mask_codes().items():
             code.copy_(checkpoint["masks"][name])

@@ -24,7 +24,7 @@ from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.training.batch_sizes import describe, scan_batch_sizes
+from icefall_pathways.training.batch_sizes import format_table, scan_batch_sizes
 from icefall_pathways.training.callbacks import Callback, CallbackList
 from icefall_pathways.training.checkpointing import CheckpointCallback, StopCallback
 from icefall_pathways.training.config import ExperimentConfig
@@ -32,7 +32,7 @@ from icefall_pathways.training.diagnostics import Diagnostics, inf_check
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.launch.signals import stop_requests
 from icefall_pathways.training.metrics_callback import MetricsCallback
-from icefall_pathways.training.nonfinite import BatchGuard
+from icefall_pathways.training.nonfinite import NonFiniteGuard
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.pruning_callback import PruningCallback, PruningPlan
@@ -75,7 +75,7 @@ class Trainer:
         config = with_optimizer(config)
         options = config.training
         if plan is not None and masks is None:
-            raise ValueError("pruning needs masks to change: give the trainer those of a dense model")
+            raise ValueError("pruning needs masks: pass those of a dense model")
         self.config = config
         self.data = data
         self.tokenizer = tokenizer
@@ -95,7 +95,7 @@ class Trainer:
         gradients = self.state.gradients
         pathways = PathwayModule(self.state.model, self.state.masks, gradients.add if gradients else None)
         objective = Objective(options, rank.device)
-        self.guard = BatchGuard(self.state.model, options.exp_dir, options.max_bad_batches, rank)
+        self.guard = NonFiniteGuard(self.state.model, options.exp_dir, options.max_bad_batches, rank)
         self.validator = Validator(pathways, objective, data, tokenizer, rank, options.valid_wer_cuts)
         self.checkpoint = CheckpointCallback(options, self._description(), rank)
         self.callbacks = CallbackList()
@@ -118,18 +118,18 @@ class Trainer:
         """
         state, options = self.state, self.config.training
         self.checkpoint.resume(state)
-        if state.update == 0 and self.plan is not None and self.plan.needs_start:
+        if state.update == 0 and self.plan is not None and self.plan.needs_initial_checkpoint:
             self.checkpoint.save(state, layout.batch_checkpoint(options.exp_dir, 0))
         if options.scan_batch_sizes:
             self._scan_batch_sizes()
         if options.print_diagnostics:
             self._print_diagnostics()
             return False
-        self.validator.check()
+        self.validator.check_data()
         check = inf_check(state.model, gradients=not state.scaler.is_enabled()) if options.inf_check else nullcontext()
         with self.callbacks.training(state), translate_worker_death(), stop_requests() as stop, check:
             for batches, wait_seconds in self._batches():
-                with self.guard.keeps_evidence(batches):
+                with self.guard.save_on_exception(batches):
                     self.callbacks.on_update_start(state, batches, wait_seconds)
                     result = self.update_step(batches, stop.signum)
                 self.callbacks.on_update_end(state, result)
@@ -162,15 +162,15 @@ class Trainer:
         def loss_of(batch: Batch) -> Tensor:
             return objective(batch, pathways, warm_updates)["loss"]
 
-        fits = scan_batch_sizes(self.state.model, loss_of, self.data, self.rank)
+        batches = scan_batch_sizes(self.state.model, loss_of, self.data, self.rank)
         if self.rank.is_main:
-            print(describe(fits))
+            print(format_table(batches))
 
     def _print_diagnostics(self) -> None:
         """Print the sizes of outputs, gradients and parameters over a few updates, which are not saved."""
         diagnostics = Diagnostics(self.state.model)
         pruning = CallbackList(callback for callback in self.callbacks if isinstance(callback, PruningCallback))
-        with diagnostics.gathers():
+        with diagnostics.collect():
             for batches, _ in islice(self._batches(), _NUM_DIAGNOSED_UPDATES):
                 pruning.on_update_end(self.state, self.update_step(batches))
         if self.rank.is_main:

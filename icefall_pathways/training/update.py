@@ -1,20 +1,20 @@
 """One optimizer update: forward and backward passes, gradient synchronization, non-finite check, optimizer step."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.models.regularizers import set_position
+from icefall_pathways.models.regularizers import Whiten, pending_whiteners, set_position
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.callbacks import CallbackList, UpdateResult
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.launch.ranks import Rank
-from icefall_pathways.training.nonfinite import BatchGuard, gradient_norm, poisoned, read_flags
+from icefall_pathways.training.nonfinite import NonFiniteGuard, gradient_norm, nan_if_not_finite
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState, batch_seed
 
@@ -43,7 +43,7 @@ class Update:
         pathways: PathwayModule,
         trainable: PathwayMasks | None,
         objective: Objective,
-        guard: BatchGuard,
+        guard: NonFiniteGuard,
         rank: Rank,
         callbacks: CallbackList,
     ) -> None:
@@ -76,8 +76,10 @@ class Update:
         self._callbacks.on_backward_end(state)
         state.scaler.unscale_(state.optimizer)
         norm = gradient_norm(state.model)
-        finite, stopping = read_flags(state.model, torch.isfinite(norm), num_stopping > 0)
-        stepped = self._guard.passes(
+        whiteners = pending_whiteners(state.model)
+        finite, stopping, *active = sync_flags(torch.isfinite(norm), num_stopping > 0, *whiteners.values())
+        update_whiteners(whiteners, active)
+        stepped = self._guard.should_step(
             state.update, batches, [loss["loss"] for loss in losses], finite, state.scaler.get_scale
         )
         if stepped:
@@ -104,7 +106,7 @@ class Update:
             torch.manual_seed(batch_seed(self._config.training.seed, i * rank.world_size + rank.index, state.update))
             with self._grad_sync(is_last=i == len(batches) - 1):
                 losses.append(self.objective(batch, self.ddp_model, state.update))
-                state.scaler.scale(poisoned(losses[-1]["loss"]) / tokens_per_rank).backward()
+                state.scaler.scale(nan_if_not_finite(losses[-1]["loss"]) / tokens_per_rank).backward()
         return losses, totals[1]
 
     def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
@@ -113,6 +115,26 @@ class Update:
             return nullcontext()
         no_sync: AbstractContextManager[None] = self.ddp_model.no_sync()  # type: ignore[operator]
         return no_sync
+
+
+def sync_flags(*flags: Tensor) -> list[bool]:
+    """Fetch all per-update flags in one device-to-host copy, the only synchronization point of an update.
+
+    It is needed before the optimizer step. A skipped update must change nothing, so the step counts of the optimizer,
+    which are on the host, must not advance, nor must the next batch replace one that has to be reported and saved. The
+    whole backward pass is enqueued by then: only the optimizer step starts late.
+
+    Args:
+      flags: 0-dim bool tensors.
+    """
+    values: list[bool] = torch.stack(flags).tolist()
+    return values
+
+
+def update_whiteners(whiteners: Iterable[Whiten], active: Iterable[bool]) -> None:
+    """Update the probabilities of whiteners according to whether each changed its last gradient."""
+    for whitener, was_active in zip(whiteners, active, strict=True):
+        whitener.update_probability(was_active)
 
 
 def regularizer_position(config: ExperimentConfig, batches_per_update: int, update: int) -> float:

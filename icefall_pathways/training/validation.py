@@ -1,6 +1,4 @@
-"""Losses and word errors on the dev set of each language, through its sub-network."""
-
-from collections.abc import Sequence
+"""Validation: losses and word error rates on the dev set of each language, through its sub-network."""
 
 import torch
 from kaldialign import edit_distance
@@ -22,15 +20,15 @@ from icefall_pathways.training.train_state import TrainState
 
 
 class Validator:
-    """Computes the figures; the batches are shared out over the ranks.
+    """Compute validation metrics; the batches are distributed over the ranks.
 
     Args:
       pathways: The model, a Transducer, with its masks.
       objective: Computes the losses.
-      data: Has the dev sets.
-      tokenizer: Makes words of tokens.
-      rank: Which process this is.
-      wer_cuts: Cuts of each language that are decoded; 0: none.
+      data: The source of the dev sets.
+      tokenizer: Decodes tokens to words.
+      rank: This process.
+      wer_cuts: Number of cuts per language that are decoded for the word error rate; 0: none.
     """
 
     def __init__(
@@ -49,21 +47,23 @@ class Validator:
         self._rank = rank
         self._wer_cuts = wer_cuts
 
-    def check(self) -> None:
-        """Find out before a training, and not hours later, whether there is a dev set for every language.
+    def check_data(self) -> None:
+        """Check that each language has a dev set, so that a training fails at its start and not hours later.
 
         Raises:
-          DataError: There is not.
+          DataError: A dev set is missing or damaged.
         """
         for language in self._data.languages:
             self._data.loader(language.code, "dev")
 
     @torch.no_grad()
     def __call__(self, update: int) -> dict[str, dict[str, float]]:
-        """The figures of each language: mean losses per token, seconds of audio, and the word error rate in percent.
+        """Return the metrics by language: mean losses per token, seconds of audio, and word error rate in percent.
+
+        All ranks must call this together, and get the same result.
 
         Args:
-          update: Decides the scales of the losses that are added up.
+          update: The update, from 1, whose loss scales apply.
         """
         self._pathways.eval()
         codes = [language.code for language in self._data.languages]
@@ -73,7 +73,7 @@ class Validator:
             loader = self._data.loader(code, "dev")
             every = -(-loader.num_cuts // self._wer_cuts) if self._wer_cuts else 0
             hidden = not self._rank.is_main or bar_position() is not None
-            first = 0  # the number of the batch's first cut
+            first = 0  # index of the first cut of the batch
             for k, batch in enumerate(tqdm(loader, desc=f"validating {code}", leave=False, disable=hidden)):
                 if k % self._rank.world_size == self._rank.index:
                     losses = self._objective(batch, self._pathways, update)
@@ -81,10 +81,15 @@ class Validator:
                     if every:
                         errors[i] += self._word_errors(batch, (-first) % every, every)
                 first += len(batch)
-        return self._with_error_rates(sums.flush(self._rank), errors, codes)
+        metrics = sums.flush(self._rank)
+        totals = self._rank.sum(errors.to(self._rank.device)).tolist()
+        for code, (num_errors, num_words) in zip(codes, totals, strict=True):
+            if num_words and code in metrics:
+                metrics[code]["wer"] = 100 * num_errors / num_words
+        return metrics
 
     def _word_errors(self, batch: Batch, start: int, every: int) -> Tensor:
-        """Wrong and all words of a batch's cuts start, start + every, ..., found by greedy search: (2,)."""
+        """Decode the cuts start, start + every, ... of a batch; return the number of errors and of words (2,)."""
         texts = batch.texts[start::every]
         if not texts:
             return torch.zeros(2, dtype=torch.float64)
@@ -95,20 +100,11 @@ class Validator:
         with activate(model, self._pathways.masks, batch.language), self._objective.autocast():
             search = GreedySearch(model)
             encoder_out, lens = model.encode(x.to(device), lens.to(device))
-            found = search.results(search.advance(search.init(len(lens)), encoder_out, lens))
-        words = [self._tokenizer.decode([hypothesis.tokens])[0].split() for hypothesis in found]
+            hypotheses = search.results(search.advance(search.init(len(lens)), encoder_out, lens))
+        words = [self._tokenizer.decode([hypothesis.tokens])[0].split() for hypothesis in hypotheses]
         pairs = [(text.split(), hypothesis) for text, hypothesis in zip(texts, words, strict=True)]
-        wrong = sum(edit_distance(reference, hypothesis)["total"] for reference, hypothesis in pairs)
-        return torch.tensor([wrong, sum(len(reference) for reference, _ in pairs)], dtype=torch.float64)
-
-    def _with_error_rates(
-        self, figures: dict[str, dict[str, float]], errors: Tensor, codes: Sequence[str]
-    ) -> dict[str, dict[str, float]]:
-        totals = self._rank.sum(errors.to(self._rank.device)).tolist()
-        for code, (wrong, words) in zip(codes, totals, strict=True):
-            if words and code in figures:
-                figures[code]["wer"] = 100 * wrong / words
-        return figures
+        num_errors = sum(edit_distance(reference, hypothesis)["total"] for reference, hypothesis in pairs)
+        return torch.tensor([num_errors, sum(len(reference) for reference, _ in pairs)], dtype=torch.float64)
 
 
 class ValidationCallback(Callback):
@@ -117,7 +113,7 @@ class ValidationCallback(Callback):
     Args:
       validator: Computes the metrics.
       options: The interval, and the warm-up of the losses.
-      callbacks: Are called with the metrics.
+      callbacks: Their `on_validation_end` is called with the metrics.
     """
 
     def __init__(self, validator: Validator, options: TrainingConfig, callbacks: CallbackList) -> None:
@@ -128,5 +124,5 @@ class ValidationCallback(Callback):
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
         """Validate if it is due."""
         if state.update % self._options.valid_interval == 0 or state.is_last_update:
-            # With the scales that the losses have after the warm-up, so that all validations compare.
+            # The loss scales after the warm-up, so that the losses of all validations are comparable.
             self._callbacks.on_validation_end(state, self._validator(self._options.warm_updates))

@@ -93,7 +93,7 @@ def test_a_bad_batch_is_skipped_reported_and_saved(corpus, tmp_path, kind, capsy
 def test_one_bad_batch_too_many_in_a_row_ends_the_run(corpus, tmp_path):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path, max_bad_batches=1))
     trainer.update_step.objective = NonFiniteObjective(trainer, {2, 4, 6, 7}, "loss")
-    with pytest.raises(BadBatchesError, match="2 updates in a row, up to update 7"):
+    with pytest.raises(BadBatchesError, match="2 consecutive updates, up to update 7"):
         trainer.run()
     model = torch.load(tmp_path / "bad-model-0.pt", weights_only=True)["model"]
     assert all(torch.equal(value, model[name]) for name, value in trainer.state.model.state_dict().items())

@@ -16,37 +16,38 @@ def trainer(corpus, tmp_path):
 
 
 def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
-    """Scan with a device on which so many frames, padding included, fit."""
+    """Scan on a simulated device with room for a number of frames, padding included."""
 
     def loss_of(batch):
         if batch.inputs.shape[0] * batch.inputs.shape[1] > room:
             raise RuntimeError(error)
         return trainer.update_step.objective(batch, trainer.update_step.ddp_model, 1)["loss"]
 
-    return scan_batch_sizes(trainer.state.model, loss_of, trainer.data, Rank(), tells=True)
+    return scan_batch_sizes(trainer.state.model, loss_of, trainer.data, Rank(), raises_on_oom=True)
 
 
-def test_the_largest_batch_that_fits_is_found(trainer):
+def test_the_scan_returns_the_largest_batch_that_fits(trainer):
     longest = max(cut.duration for cut in trainer.data.training_cuts["en"].cuts)
-    for fit, language in zip(scan(trainer, 1500), ("en", "fr"), strict=True):
-        assert fit.language == language and fit.longest == pytest.approx(longest)
-        assert fit.is_limit and 8 <= fit.size < 8 * 4
-        # The next size that was tried has one longest cut more than there is room for.
-        assert int(fit.size / longest) * longest <= 15 < int(1.25 * fit.size / longest) * longest
+    for result, language in zip(scan(trainer, 1500), ("en", "fr"), strict=True):
+        assert result.language == language and result.longest_cut == pytest.approx(longest)
+        assert result.is_limit and 8 <= result.max_duration < 8 * 4
+        # The next size has one longest cut more than there is room for.
+        assert int(result.max_duration / longest) * longest <= 15 < int(1.25 * result.max_duration / longest) * longest
 
 
-def test_without_a_limit_the_scan_ends(trainer):
-    assert all(not fit.is_limit and 8 * 4 / 1.25 <= fit.size <= 8 * 4 for fit in scan(trainer, 10**9))
+def test_the_scan_stops_at_four_times_the_requested_size(trainer):
+    for result in scan(trainer, 10**9):
+        assert not result.is_limit and 8 * 4 / 1.25 <= result.max_duration <= 8 * 4
 
 
-def test_a_size_that_does_not_fit_is_an_error_that_tells_what_does(trainer):
+def test_the_error_for_a_size_that_does_not_fit_names_the_largest_that_does(trainer):
     with pytest.raises(ValueError, match=r"(?s)--max-duration 8 do not fit.*│ fr .*use --max-duration 6 at most"):
         scan(trainer, 400)
     with pytest.raises(ValueError, match="use --max-duration 0 at most"):
         scan(trainer, 100, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(trainer):
+def test_other_errors_are_not_mistaken_for_out_of_memory(trainer):
     def loss_of(batch):
         raise RuntimeError("shapes differ")
 
@@ -54,7 +55,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(trainer):
         scan_batch_sizes(trainer.state.model, loss_of, trainer.data, Rank())
 
 
-def test_a_run_that_scans_ends_as_one_that_does_not(corpus, tmp_path, capsys):
+def test_scanning_does_not_change_the_training(corpus, tmp_path, capsys):
     ends = []
     for scans in (False, True):
         trainer = make_trainer(

@@ -6,7 +6,7 @@ import torch
 from test_bad_batches import make_trainer
 from torch import nn
 
-from icefall_pathways.training.diagnostics import Diagnostics, NotFiniteError, inf_check
+from icefall_pathways.training.diagnostics import Diagnostics, NonFiniteError, inf_check
 
 
 class Divide(nn.Module):
@@ -27,7 +27,7 @@ class Root(nn.Module):
 )
 def test_the_first_module_that_is_not_finite_is_named(bad, message):
     model = nn.Sequential(nn.Linear(3, 3), bad, nn.Linear(3, 3))
-    with pytest.raises(NotFiniteError, match=message), inf_check(model):
+    with pytest.raises(NonFiniteError, match=message), inf_check(model):
         model(torch.randn(2, 3)).sum().backward()
     model[1] = nn.Identity()
     model(torch.randn(2, 3)).sum().backward()
@@ -38,7 +38,7 @@ def test_gradients_may_overflow_where_a_loss_scaler_tries_that_out():
     model = nn.Sequential(nn.Linear(3, 3), Root(), nn.Linear(3, 3))
     with inf_check(model, gradients=False):
         model(torch.randn(2, 3)).sum().backward()
-        with pytest.raises(NotFiniteError, match="output of 0 is not finite"):
+        with pytest.raises(NonFiniteError, match="output of 0 is not finite"):
             model(torch.full((2, 3), float("inf")))
 
 
@@ -46,7 +46,7 @@ def test_diagnostics_are_the_root_mean_squares():
     model = nn.Sequential(nn.Linear(3, 2, bias=False))
     diagnostics = Diagnostics(model)
     inputs = [torch.randn(4, 3) for _ in range(2)]
-    with diagnostics.gathers():
+    with diagnostics.collect():
         for x in inputs:
             (model(x) * 3).sum().backward()
     outputs = torch.cat([model(x) for x in inputs])
@@ -60,7 +60,7 @@ def test_diagnostics_are_the_root_mean_squares():
 def test_a_run_with_inf_check_stops_at_the_module(corpus, tmp_path):
     trainer = make_trainer(tiny_run.config(corpus, tmp_path, inf_check=True))
     trainer.state.model.joiner.output_linear.weight.data[0, 0] = float("nan")
-    with pytest.raises(NotFiniteError, match=r"output of joiner\.output_linear is not finite"):
+    with pytest.raises(NonFiniteError, match=r"output of joiner\.output_linear is not finite"):
         trainer.run()
     assert list(tmp_path.glob("batch-*.pt"))
 

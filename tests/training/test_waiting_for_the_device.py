@@ -124,7 +124,7 @@ def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
     runs.train(replace(config, model=model), [readings])
     assert len(readings.places) == 8
     for update in range(4, 8):  # the optimizer sets up its state in the first updates, and the last one logs
-        assert waiting(readings.places[update]) == {("nonfinite.py", "read_flags"): 1} | OF_K2, update
+        assert waiting(readings.places[update]) == {("update.py", "sync_flags"): 1} | OF_K2, update
 
 
 def test_more_batches_in_an_update_wait_no_longer(corpus, tmp_path, readings):
@@ -133,7 +133,7 @@ def test_more_batches_in_an_update_wait_no_longer(corpus, tmp_path, readings):
     )
     runs.train(replace(config, model=ZIPFORMER), [readings])
     of_k2 = {place: 2 * number for place, number in OF_K2.items()}
-    assert waiting(readings.places[5]) == {("nonfinite.py", "read_flags"): 1} | of_k2
+    assert waiting(readings.places[5]) == {("update.py", "sync_flags"): 1} | of_k2
 
 
 def test_the_optimizer_reads_a_median_every_hundredth_time(monkeypatch):
