@@ -23,8 +23,9 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS
-from icefall_pathways.corpora.mini_speech import SAMPLE_RATE, Speaker, Synthesizer, draw_speakers, synthesize_utterance
+from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages

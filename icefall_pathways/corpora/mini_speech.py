@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.languages import Language
 
 if TYPE_CHECKING:
     import torchaudio
-
-SAMPLE_RATE = 16000
 
 _ESPEAK_RATE = 22050
 _SYNCHRONOUS = 2  # mode of espeak_Initialize: audio comes through the callback before espeak_Synth returns

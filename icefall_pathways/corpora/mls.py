@@ -14,6 +14,7 @@ from pathlib import Path
 from lhotse import Recording, SupervisionSegment
 from tqdm import tqdm
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
@@ -22,7 +23,6 @@ from icefall_pathways.languages import Language
 CORPUS = "mls"  # first part of the names of manifests
 # Training data: all of it, or folders of the limited supervision. MLS's ten hours are these two together.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
-SAMPLE_RATE = 16000
 
 _AUDIO_SUFFIXES = (".flac", ".opus")
 _MAX_PENDING = 10_000  # utterances; English has ten million, which are not held all at once

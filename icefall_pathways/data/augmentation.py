@@ -1,4 +1,4 @@
-"""Random changes to training batches, each drawn from a seed of its own."""
+"""Data augmentation of training batches, each with its own seed."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -17,49 +17,53 @@ from icefall_pathways.data.manifests import check_cut
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How training batches are augmented."""
+    """Options of the augmentation of training batches."""
 
     enable_spec_aug: bool = True
-    """SpecAugment: mask bands and stretches of the features, warp time."""
+    """Apply SpecAugment: mask frequency bands and time spans of the features, warp time."""
 
     spec_aug_time_warp_factor: int = 80
-    """SpecAugment's time warping, in frames; 0 switches it off. Utterances under twice as long are not warped."""
+    """Time warping factor of SpecAugment, in frames; 0: none. Utterances under twice this length are not warped."""
 
     spec_aug_num_feature_masks: int = 2
-    """SpecAugment's masked bands per utterance."""
+    """Number of frequency masks per utterance."""
 
     spec_aug_feature_mask_size: int = 27
-    """Widest masked band, in mel bins."""
+    """Maximum width of a frequency mask, in mel bins."""
 
     spec_aug_num_frame_masks: int = 10
-    """SpecAugment's masked stretches per utterance; short utterances get fewer and shorter ones. 0: none."""
+    """Number of time masks per utterance; short utterances get fewer and shorter ones. 0: none."""
 
     spec_aug_frame_mask_size: int = 100
-    """Longest masked stretch, in frames."""
+    """Maximum length of a time mask, in frames."""
 
     spec_aug_max_frame_share: float = 0.15
-    """Largest share of an utterance that is masked by stretches; 0: none."""
+    """Maximum share of an utterance that time masks cover; 0: none."""
 
     enable_musan: bool = False
-    """Mix in noise, music and babble with probability 0.5 at 10 to 20 dB."""
+    """Mix in noise, music, and babble of MUSAN with probability 0.5 at 10 to 20 dB."""
 
     musan_cuts: Path = Path("data/fbank/musan_cuts.jsonl.gz")
-    """The cuts to mix in."""
+    """The cuts of MUSAN."""
 
     def __post_init__(self) -> None:
         share = self.spec_aug_max_frame_share
-        if share != 0 and not 0.05 <= share <= 1:  # lhotse cannot mask less than a frame of a short utterance
+        if share != 0 and not 0.05 <= share <= 1:  # lhotse fails below one frame of a short utterance
             raise ValueError(f"--spec-aug-max-frame-share is {share}: expected 0, or 0.05 to 1")
 
 
 class Augmentation:
-    """Noise for cuts and masks for features; draws from the random state, see `seeded`.
+    """Mixes noise into cuts and masks features; draws from the global random state, see `seeded`.
 
     Args:
-      config: See there.
+      config: The options.
+
+    Attributes:
+      transforms: Transforms of features (N, T, F).
 
     Raises:
-      ValueError: The cuts to mix in are missing.
+      ValueError: The cuts of MUSAN are missing.
+      DataError: The cuts of MUSAN read from something other than files.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
@@ -70,12 +74,12 @@ class Augmentation:
             self._noise = CutSet.from_file(config.musan_cuts).to_eager()
             for cut in self._noise:
                 check_cut(cut, config.musan_cuts)
-        self.transforms: list[Callable[..., Tensor]] = []  # of features (N, T, 80)
+        self.transforms: list[Callable[..., Tensor]] = []
         if config.enable_spec_aug:
             self.transforms.append(_spec_augment(config))
 
     def mix(self, cuts: CutSet) -> CutSet:
-        """Mix noise into about half of the cuts; names, durations and supervisions stay."""
+        """Mix noise into about half of the cuts; ids, durations, and supervisions do not change."""
         if self._noise is None:
             return cuts
         rng = random.Random(random.getrandbits(32))
@@ -83,25 +87,25 @@ class Augmentation:
 
 
 def _spec_augment(config: AugmentationConfig) -> SpecAugment:
-    # Lhotse divides by the number of stretches, and draws their lengths from 0 to one less than the longest.
-    stretches = config.spec_aug_num_frame_masks > 0 and config.spec_aug_max_frame_share > 0
+    # Lhotse divides by the number of time masks, and draws their lengths from 0 to one less than the maximum.
+    has_time_masks = config.spec_aug_num_frame_masks > 0 and config.spec_aug_max_frame_share > 0
     return SpecAugment(
         time_warp_factor=config.spec_aug_time_warp_factor or None,
         num_feature_masks=config.spec_aug_num_feature_masks,
         features_mask_size=config.spec_aug_feature_mask_size,
-        num_frame_masks=config.spec_aug_num_frame_masks if stretches else 1,
-        frames_mask_size=config.spec_aug_frame_mask_size if stretches else 1,
-        max_frames_mask_fraction=config.spec_aug_max_frame_share if stretches else 1.0,
+        num_frame_masks=config.spec_aug_num_frame_masks if has_time_masks else 1,
+        frames_mask_size=config.spec_aug_frame_mask_size if has_time_masks else 1,
+        max_frames_mask_fraction=config.spec_aug_max_frame_share if has_time_masks else 1.0,
     )
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` inside, and outside as if nothing had been drawn."""
+    """Seed the random states of Python, NumPy, and torch's CPU generator; restore them on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())  # leaves the generators of GPUs alone
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())  # does not affect the generators of GPUs
     try:
         yield
     finally:

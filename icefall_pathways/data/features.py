@@ -1,6 +1,7 @@
-"""The definition of the features, offline and streaming: 80 log-mel filter bank energies, 100 frames a second.
+"""Feature extraction, offline and streaming: 80 log-mel filter bank energies, 100 frames per second.
 
-kaldifeat computes them everywhere, so that what a stream sees is what training saw. Samples are in [-1, 1] at 16 kHz.
+kaldifeat computes both, so that streams see the features that the model was trained on. Samples are in [-1, 1] at
+16 kHz.
 """
 
 from dataclasses import dataclass
@@ -19,17 +20,17 @@ from icefall_pathways.constants import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
 
 @dataclass(frozen=True)
 class FbankConfig:
-    """Options of the features; a model must be fed the ones that it was trained with.
+    """Options of the feature extraction; a model requires those that it was trained with.
 
     Attributes:
-      sample_rate: In Hz.
-      num_bins: Mel filters.
+      sample_rate: Sample rate in Hz.
+      num_bins: Number of mel filters.
       low_freq: Lower edge of the lowest filter, in Hz.
-      high_freq: Upper edge of the highest filter, in Hz; below 0 it counts down from half the sample rate. kaldifeat
-        itself takes 0, which is another set of filters: streams would not fit models trained on Lhotse features.
-      frame_length: In samples.
-      frame_shift: In samples.
-      device: Where they are computed.
+      high_freq: Upper edge of the highest filter, in Hz; a negative value is relative to half the sample rate. The
+        default is Lhotse's; kaldifeat's own is 0, which gives other filters.
+      frame_length: Window length in samples.
+      frame_shift: Window shift in samples.
+      device: Device of the computation.
     """
 
     sample_rate: int = SAMPLE_RATE
@@ -40,12 +41,22 @@ class FbankConfig:
     frame_shift: int = FRAME_SHIFT
     device: str = "cpu"
 
+    @property
+    def frame_seconds(self) -> float:
+        """The frame shift in seconds."""
+        return self.frame_shift / self.sample_rate
+
     def extractor(self, snip_edges: bool = False) -> KaldifeatFbank:
-        """Lhotse's extractor with these options; without `snip_edges` both ends are mirrored, a frame per 10 ms."""
+        """Return Lhotse's extractor with these options.
+
+        Args:
+          snip_edges: Whether to compute only frames that lie inside the signal. Otherwise the signal is mirrored at
+            both ends and has one frame per frame shift.
+        """
         frames = KaldifeatFrameOptions(
             sampling_rate=self.sample_rate,
             frame_length=self.frame_length / self.sample_rate,
-            frame_shift=self.frame_shift / self.sample_rate,
+            frame_shift=self.frame_seconds,
             snip_edges=snip_edges,
             dither=0.0,
         )
@@ -54,10 +65,10 @@ class FbankConfig:
 
 
 class StreamingFbank:
-    """Features of one stream of samples: the frames that the offline extractor gives, as soon as they are certain.
+    """Online features of one stream of samples, equal to those of the offline extractor.
 
-    Frame t reads `frame_length` samples around sample shift * (t + 1/2); beyond either end the signal is mirrored. A
-    frame is certain when it no longer reaches over the samples that have come.
+    Frame t covers `frame_length` samples around sample frame_shift * (t + 1/2); outside the stream the signal is
+    mirrored. A frame is final, and returned, when all its samples have arrived.
 
     Args:
       config: Options of the features.
@@ -66,26 +77,26 @@ class StreamingFbank:
     def __init__(self, config: FbankConfig | None = None) -> None:
         self.config = config or FbankConfig()
         self._extractor = self.config.extractor(snip_edges=True)
-        self._samples = torch.zeros(0)  # those that later frames read
-        self._first = 0  # the place of _samples[0] in the stream
+        self._samples = torch.zeros(0)  # the tail of the stream, which later frames cover
+        self._offset = 0  # position of _samples[0] in the stream
         self._num_frames = 0
 
     def accept(self, samples: Tensor) -> Tensor:
-        """Take the next samples (n,); returns the frames (T, num_bins) that became certain, possibly none."""
+        """Append samples (n,) to the stream and return the frames (T, num_bins) that became final, T >= 0."""
         self._samples = torch.cat([self._samples, samples.detach().float().cpu().flatten()])
-        certain = (self._num_samples - self._start_of(0) - self.config.frame_length) // self.config.frame_shift + 1
-        return self._frames_up_to(certain)
+        num_final = (self._num_samples - self._start_of(0) - self.config.frame_length) // self.config.frame_shift + 1
+        return self._frames_up_to(num_final)
 
     def flush(self) -> Tensor:
-        """The last frames (T, num_bins) of a stream that is over."""
+        """Finish the stream and return its last frames (T, num_bins)."""
         return self._frames_up_to((self._num_samples + self.config.frame_shift // 2) // self.config.frame_shift)
 
     @property
     def _num_samples(self) -> int:
-        return self._first + self._samples.numel()
+        return self._offset + self._samples.numel()
 
     def _start_of(self, frame: int) -> int:
-        """The place of a frame's first sample; negative where it reaches over the beginning."""
+        """Return the position of a frame's first sample; negative if the frame starts before the stream."""
         return frame * self.config.frame_shift - (self.config.frame_length - self.config.frame_shift) // 2
 
     def _frames_up_to(self, num_frames: int) -> Tensor:
@@ -95,16 +106,16 @@ class StreamingFbank:
             self._start_of(self._num_frames), self._start_of(num_frames - 1) + self.config.frame_length
         )
         self._num_frames = num_frames
-        passed = max(0, self._start_of(num_frames)) - self._first
-        if passed > 0:
-            self._samples = self._samples[passed:]
-            self._first += passed
+        num_consumed = max(0, self._start_of(num_frames)) - self._offset
+        if num_consumed > 0:
+            self._samples = self._samples[num_consumed:]
+            self._offset += num_consumed
         return self._extractor.extract(signal, self.config.sample_rate).cpu()
 
     def _mirrored(self, start: int, end: int) -> Tensor:
-        """The samples from `start` to `end`, mirrored where they lie before or behind the stream."""
-        places = torch.arange(start, end)
-        while bool((places.lt(0) | places.ge(self._num_samples)).any()):
-            places = torch.where(places.lt(0), -1 - places, places)
-            places = torch.where(places.ge(self._num_samples), 2 * self._num_samples - 1 - places, places)
-        return self._samples[places - self._first]
+        """Return the samples from `start` to `end`, mirrored at the ends of the stream."""
+        positions = torch.arange(start, end)
+        while bool((positions.lt(0) | positions.ge(self._num_samples)).any()):
+            positions = torch.where(positions.lt(0), -1 - positions, positions)
+            positions = torch.where(positions.ge(self._num_samples), 2 * self._num_samples - 1 - positions, positions)
+        return self._samples[positions - self._offset]

@@ -1,4 +1,4 @@
-"""Batches that processes make ahead of time."""
+"""Batch loading in worker processes, with errors that say how to recover from a worker's death."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,18 @@ from icefall_pathways.errors import first_line
 
 
 def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int) -> Iterator[Any]:
-    """The dataset's batches in the order of the sampler.
+    """Yield the items of a dataset in the order of a sampler.
 
     Args:
-      dataset: Makes a batch, or an error to be returned, of what the sampler gives.
-      sampler: Gives what belongs into each batch.
-      num_workers: How many processes make batches; 0: this one does.
+      dataset: Maps an element of the sampler to a batch, or to an error that is yielded in place of it.
+      sampler: Yields the description of each batch.
+      num_workers: Worker processes that make batches; 0 makes them in this process.
 
     Raises:
-      DataError: One of the processes has died.
+      DataError: A worker process has died.
     """
-    # The generator keeps the loader from drawing of the trainer's random numbers. Pinned memory is copied to a GPU
-    # without waiting for it.
+    # The generator keeps the DataLoader from drawing from the global random state, which belongs to the trainer.
+    # Pinned memory allows asynchronous copies to a GPU.
     batches: Iterable[Any] = DataLoader(
         dataset,
         sampler=sampler,
@@ -35,7 +35,16 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
         generator=torch.Generator(),
         worker_init_fn=_ignore_signals if num_workers else None,
     )
-    yield from _with_worker_errors(iter(batches))
+    iterator = iter(batches)
+    while True:
+        with translate_worker_death():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except (EOFError, ConnectionError) as error:  # the worker died while it transferred a batch
+                raise _worker_death_error(error) from error
+        yield batch
 
 
 def _identity(batch: Any) -> Any:
@@ -43,35 +52,22 @@ def _identity(batch: Any) -> Any:
 
 
 def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C in a terminal, and many a scheduler, signal all processes of a run.
+    """Ignore SIGINT and SIGTERM, which terminals and some schedulers send to all processes of a run.
 
-    It is the training that acts on it: it needs the batches of the update that it finishes, and ends its loaders then.
+    The training process handles them: it still needs batches to complete its update, and stops its workers afterwards.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _with_worker_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; the death of a process that makes them becomes an error that says what to do."""
-    while True:
-        with translate_worker_death():
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (EOFError, ConnectionError) as error:  # it died while handing over
-                raise _worker_death_error(error) from error
-        yield batch
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
 
 
 @contextmanager
 def translate_worker_death() -> Iterator[None]:
-    """Inside, the death of a process that loads batches is an error that says what to do.
+    """Translate torch's error about a dead loader worker into one that says how to recover.
 
-    Torch interrupts whatever is being computed at that moment, with an error of its own.
+    Torch raises it from a signal handler, so that it can interrupt any computation inside this context.
 
     Raises:
-      DataError: One has died.
+      DataError: A worker process has died.
     """
     try:
         yield
@@ -82,12 +78,12 @@ def translate_worker_death() -> Iterator[None]:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Whether an error is torch's for a process that loads batches and has died."""
+    """Return True if `error` is torch's error about a loader worker that has died."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _worker_death_error(error: Exception) -> DataError:
     return DataError(
-        f"a process that loads batches has died ({first_line(error)}), most likely because memory ran out: "
-        "lower --num-workers or --max-duration, and run the same command again to go on"
+        f"a data loader worker has died ({first_line(error)}), most likely because it ran out of memory: lower "
+        "--num-workers or --max-duration, and run the same command again to resume"
     )

@@ -1,7 +1,7 @@
-"""What is believed of a manifest: it may be a stranger's, and lhotse does what it says.
+"""Validate untrusted Lhotse manifests before reading anything they point to.
 
-Audio and features may lie anywhere on this machine, as lhotse's own manifests have it. They are read from regular
-files, nothing is run or fetched for them, and what manifests claim of sizes has to be possible.
+Audio and features may be anywhere in the file system, as in Lhotse. They are read from regular files only, no command
+is run and no URL is opened for them, and the sizes that a manifest states have to be plausible.
 """
 
 import shlex
@@ -16,8 +16,8 @@ from icefall_pathways.data.features import FbankConfig
 
 _MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
-_TOLERANCE = 1.0  # seconds by which two claims of one length may differ
-# Other kinds run commands, fetch addresses, or hold recordings of their own.
+_TOLERANCE = 1.0  # seconds by which two statements of the same length may differ
+# Lhotse's other types run commands, open URLs, or contain further recordings.
 _ALLOWED_SOURCES = ("file", "memory")
 _ALLOWED_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
 _ALLOWED_STORAGES = (
@@ -27,76 +27,80 @@ _ALLOWED_STORAGES = (
 
 
 class DataError(ValueError):
-    """Manifests or features that are missing or do not fit."""
+    """Manifests or features are missing, damaged, or inconsistent."""
 
 
 def check_cut(cut: Cut, path: Path) -> None:
-    """Check what a cut claims, before any of its audio or features is looked at.
+    """Check the statements of a cut before its audio or features are read.
 
     Args:
-      cut: Of a manifest.
+      cut: An entry of a manifest.
       path: The manifest.
 
     Raises:
-      DataError: It takes them from elsewhere than files, or claims sizes that cannot be.
+      DataError: The cut reads from something other than a file, or states an implausible size.
     """
-    where = f"cut {cut.id} in {path}"
+    context = f"cut {cut.id} in {path}"
     if not isinstance(cut, MonoCut):
-        raise DataError(f"{where} is a {type(cut).__name__}: expected MonoCuts, of one recording and channel each")
+        raise DataError(f"{context} is a {type(cut).__name__}: expected a MonoCut, with one recording and one channel")
     if not 0 < cut.duration <= _MAX_DURATION:
         raise DataError(
-            f"{where} claims to last {cut.duration:g} s: expected up to {_MAX_DURATION:g}; mend the manifest"
+            f"{context} has a duration of {cut.duration:g} s: expected more than 0 and at most {_MAX_DURATION:g}; fix "
+            "the manifest"
         )
     if cut.has_recording:
-        check_recording(cut.recording, where)
+        check_recording(cut.recording, context)
     if cut.has_features:
-        _check_features(cut.features, where)
+        _check_features(cut.features, context)
 
 
-def check_recording(recording: Recording, where: str) -> None:
-    """Check what a recording claims; `where` names it.
+def check_recording(recording: Recording, context: str) -> None:
+    """Check the statements of a recording; `context` names it in errors.
 
     Raises:
-      DataError: It is read from elsewhere than a file, is changed in ways that read others, or claims impossible sizes.
+      DataError: The recording reads from something other than a file, has a transform that reads other recordings, or
+        states an implausible size.
     """
     for source in recording.sources:
         if source.type not in _ALLOWED_SOURCES:
             raise DataError(
-                f"{where} takes its audio from a {source.type} ({str(source.source)[:60]!r}): expected audio files; "
-                "do not trust this manifest, or make its audio files first"
+                f"{context} reads its audio from a {source.type} ({str(source.source)[:60]!r}): expected a file; "
+                "do not trust this manifest, or convert its audio to files first"
             )
-        # Lhotse hands such a path to a shell.
+        # Lhotse passes such a path to a shell.
         if str(source.source).lower().endswith(".sph") and shlex.quote(str(source.source)) != str(source.source):
             raise DataError(
-                f"{where} has audio in {str(source.source)[:60]!r}, a name that a shell would take apart: rename it"
+                f"{context} has audio in {str(source.source)[:60]!r}, a name with shell metacharacters: rename the file"
             )
     for transform in recording.transforms or ():
         name = transform["name"] if isinstance(transform, dict) else type(transform).__name__
         if name not in _ALLOWED_TRANSFORMS:
-            raise DataError(f"{where} changes its audio by {name}: expected one of {', '.join(_ALLOWED_TRANSFORMS)}")
+            raise DataError(
+                f"{context} has the audio transform {name}: expected one of {', '.join(_ALLOWED_TRANSFORMS)}"
+            )
     if recording.sampling_rate not in _SAMPLING_RATES:
         raise DataError(
-            f"{where} claims {recording.sampling_rate} samples a second: expected {_SAMPLING_RATES.start} to "
-            f"{_SAMPLING_RATES.stop - 1}; mend the manifest"
+            f"{context} has a sampling rate of {recording.sampling_rate} Hz: expected {_SAMPLING_RATES.start} to "
+            f"{_SAMPLING_RATES.stop - 1}; fix the manifest"
         )
-    _check_length(recording.duration, recording.num_samples / recording.sampling_rate, f"the samples of {where}")
+    _check_length(recording.duration, recording.num_samples / recording.sampling_rate, f"the samples of {context}")
 
 
 def check_files(cut: Cut, stored_features: bool) -> None:
-    """Check that what a cut is read from is a regular file; devices and pipes have no end.
+    """Check that the files of a cut are regular files, since devices and pipes may have no end.
 
     Args:
-      cut: To be read next; one that noise was mixed into is looked at track by track.
-      stored_features: Whether its features are read, or its audio.
+      cut: The cut to be read next; of a mixed cut, every track is checked.
+      stored_features: Whether its features will be read, or its audio.
 
     Raises:
-      DataError: Something else has that name.
-      OSError: Nothing has.
+      DataError: A path names something other than a regular file.
+      OSError: A file does not exist.
     """
     for track in [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]:
         for file in _files(track, stored_features):
             if not stat.S_ISREG(Path(file).stat().st_mode):
-                raise DataError(f"cut {track.id} is to be read from {file}, which is no regular file: do not trust it")
+                raise DataError(f"cut {track.id} reads from {file}, which is not a regular file: do not trust it")
 
 
 def _files(cut: MonoCut, stored_features: bool) -> Iterator[str]:
@@ -106,21 +110,21 @@ def _files(cut: MonoCut, stored_features: bool) -> Iterator[str]:
         yield cut.features.storage_path
 
 
-def _check_features(features: Features, where: str) -> None:
+def _check_features(features: Features, context: str) -> None:
     expected = FbankConfig()
     if features.storage_type not in _ALLOWED_STORAGES:
         raise DataError(
-            f"{where} has features in storage of type {features.storage_type!r}: expected files "
+            f"{context} has features in storage of type {features.storage_type!r}: expected files "
             f"({', '.join(_ALLOWED_STORAGES)}); do not trust this manifest, or compute its features again"
         )
     if features.num_features != expected.num_bins:
-        raise DataError(
-            f"{where} has features of {features.num_features} numbers a frame: expected {expected.num_bins}"
-        )
-    seconds = features.num_frames * expected.frame_shift / expected.sample_rate
-    _check_length(features.duration, seconds, f"the features of {where}")
+        raise DataError(f"{context} has {features.num_features} features per frame: expected {expected.num_bins}")
+    _check_length(features.duration, features.num_frames * expected.frame_seconds, f"the features of {context}")
 
 
-def _check_length(duration: float, counted: float, what: str) -> None:
+def _check_length(duration: float, counted: float, subject: str) -> None:
     if not abs(counted - duration) <= _TOLERANCE:
-        raise DataError(f"{what}: {duration:g} s by their duration, {counted:g} s by their number; mend the manifest")
+        raise DataError(
+            f"{subject} have a duration of {duration:g} s, but their number corresponds to {counted:g} s: expected the "
+            "same length; fix the manifest"
+        )

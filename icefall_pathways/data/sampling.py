@@ -1,4 +1,4 @@
-"""Which cuts make up which update: one language per batch, and every position a function of the update number."""
+"""Monolingual, resumable sampling: the batches of an update are a function of the seed and the update number."""
 
 import math
 import random
@@ -17,13 +17,13 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a data loader's worker makes a batch of.
+    """The description from which a loader worker makes a batch.
 
     Attributes:
-      update: The update that the batch is for, from 1.
-      language: Its one language.
-      cuts: Its cuts.
-      seed: Seed of its augmentation.
+      update: Number of the update that uses the batch, from 1.
+      language: Code of the language of all cuts.
+      cuts: The cuts.
+      seed: Seed of the augmentation.
     """
 
     update: int
@@ -34,7 +34,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class LanguageCuts:
-    """The training cuts of one language, how many they are and how much audio."""
+    """The training cuts of one language, their number, and their total duration in seconds."""
 
     cuts: CutSet
     num_cuts: int
@@ -44,26 +44,27 @@ class LanguageCuts:
 class MonolingualSampler(Sampler[BatchPlan]):
     """Draws a language for every update, then the next batch of that language.
 
-    A language is drawn with probability proportional to hours^(1/temperature), from the seed and the update alone: all
-    ranks draw the same. A language's cuts are gone through pass after pass, each in an order of its own. Starting at a
-    later update repeats the draws, and the pass that each language was in, without reading any audio, so that a resumed
-    run gets the batches of the uninterrupted one, whatever loaded them ahead of time.
+    A language is drawn with probability proportional to hours^(1/temperature). The draw depends on the seed and the
+    update number only, so that all ranks draw the same language. Each language is read in successive passes, each with
+    its own order. After a resume, the sampler repeats the draws up to `start_update` and returns to the current pass of
+    each language without reading any audio: a resumed run gets the batches of the uninterrupted run, regardless of
+    prefetching.
 
     Args:
       languages: Training cuts by language code.
-      max_duration: Seconds of audio per batch and rank.
-      temperature: 1 draws languages as often as they have data, a large one evenly.
-      num_buckets: Buckets of cuts of similar duration.
+      max_duration: Maximum seconds of audio per batch and rank.
+      temperature: 1 draws languages in proportion to their data; large values draw them uniformly.
+      num_buckets: Number of buckets of cuts of similar duration.
       shuffle: Whether passes are in random order.
-      short_first: Whether the first pass over each language goes from short to long cuts.
+      short_first: Whether the first pass over each language is in order of increasing duration.
       seed: Seed of all orders and draws.
-      rank: This process.
-      world_size: All processes; each gets cuts of its own in every update.
-      start_update: Updates that are done.
-      num_updates: Updates to come.
-      accum_grad: Batches per update and rank, all of the update's language.
-      pass_lengths: How many batches each finished pass over a language had, which is added to: with those of an earlier
-        start, its passes need not be gone through again.
+      rank: Rank of this process.
+      world_size: Number of processes; in each update they get different cuts.
+      start_update: Number of completed updates.
+      num_updates: Number of updates to sample for.
+      accum_grad: Batches per update and rank, all of the same language.
+      pass_lengths: Number of batches of each completed pass over each language; the sampler appends to it. Values of an
+        earlier run avoid iterating over its completed passes again.
 
     Raises:
       ValueError: The temperature is not above 0.
@@ -88,9 +89,12 @@ class MonolingualSampler(Sampler[BatchPlan]):
         self.languages = languages
         self.max_duration = max_duration
         if temperature <= 0:
-            raise ValueError(f"--sampling-temperature {temperature} is not above 0: 1 draws languages as the data is")
-        most = max(part.total_seconds for part in languages.values())
-        self.weights = [(part.total_seconds / most) ** (1 / temperature) for part in languages.values()]
+            raise ValueError(
+                f"--sampling-temperature is {temperature}: expected more than 0; 1 draws languages in proportion to "
+                "their data"
+            )
+        longest = max(cuts.total_seconds for cuts in languages.values())
+        self.weights = [(cuts.total_seconds / longest) ** (1 / temperature) for cuts in languages.values()]
         self.num_buckets = num_buckets
         self.shuffle = shuffle
         self.short_first = short_first
@@ -106,61 +110,61 @@ class MonolingualSampler(Sampler[BatchPlan]):
         return self.num_updates * self.accum_grad
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        done = Counter(self.language_of(update) for update in range(1, self.start_update + 1))
-        batches = {code: self._batches(code, after=done[code] * self.accum_grad) for code in self.languages}
+        completed = Counter(self.language_of(update) for update in range(1, self.start_update + 1))
+        batches = {code: self._batches(code, skip=completed[code] * self.accum_grad) for code in self.languages}
         for update in range(self.start_update + 1, self.start_update + self.num_updates + 1):
             language = self.language_of(update)
             for i in range(self.accum_grad):
-                # Numbered through the ranks, as lhotse deals out batches: it does not matter who has one.
-                place = i * self.world_size + self.rank
-                seed = random.Random(f"{self.seed}/{place}/{update}/augmentation").getrandbits(32)
+                # The index counts over all ranks, as Lhotse distributes batches: the seed does not depend on the rank.
+                index = i * self.world_size + self.rank
+                seed = random.Random(f"{self.seed}/{index}/{update}/augmentation").getrandbits(32)
                 yield BatchPlan(update, language, next(batches[language]), seed)
 
     def language_of(self, update: int) -> str:
-        """The language of an update, the same on every rank."""
+        """Return the code of the language of an update, the same on every rank."""
         draw = random.Random(f"{self.seed}/{update}/language")
         return draw.choices(list(self.languages), self.weights)[0]
 
-    def _batches(self, language: str, after: int) -> Iterator[CutSet]:
-        """The batches of one language that come after so many, without end."""
+    def _batches(self, language: str, skip: int) -> Iterator[CutSet]:
+        """Yield the batches of one language without end, except for the first `skip`."""
         lengths = self.pass_lengths.setdefault(language, [])
-        for number in count():
-            if number < len(lengths) and lengths[number] <= after:
-                after -= lengths[number]
+        for epoch in count():
+            if epoch < len(lengths) and lengths[epoch] <= skip:
+                skip -= lengths[epoch]
                 continue
             length = 0
-            for cuts in self._pass(language, number):
+            for cuts in self._pass(language, epoch):
                 length += 1
-                if length > after:
+                if length > skip:
                     yield cuts
-            after = max(0, after - length)
-            if number == len(lengths):
+            skip = max(0, skip - length)
+            if epoch == len(lengths):
                 lengths.append(length)
 
-    def _pass(self, language: str, number: int) -> CutSampler:
+    def _pass(self, language: str, epoch: int) -> CutSampler:
         cuts = self.languages[language].cuts
         buckets = max(1, min(self.num_buckets, self.languages[language].num_cuts))
         ranks = {"world_size": self.world_size, "rank": self.rank}
-        if number == 0 and self.short_first:
+        if epoch == 0 and self.short_first:
             return sequential_batches(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # small corpora are, on purpose
+            warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # intended for small corpora
             sampler = _BucketingSampler(
                 cuts,
                 max_duration=self.max_duration,
                 shuffle=self.shuffle,
                 num_buckets=buckets,
-                duration_bins=[] if buckets == 1 else None,  # lhotse finds no limits for a single bucket
+                duration_bins=[] if buckets == 1 else None,  # lhotse cannot estimate the limits of a single bucket
                 seed=self.seed,
                 drop_last=False,
                 **ranks,
             )
-        sampler.set_epoch(number)
+        sampler.set_epoch(epoch)
         return sampler
 
 
 class _TorchSamplerAdapter(Sampler[CutSet]):
-    """Stands between lhotse's samplers and torch's, whose __init__ asks for an argument in old versions only."""
+    """Base class between lhotse's samplers and torch's, whose __init__ requires an argument in old versions only."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
@@ -175,12 +179,12 @@ class _SequentialSampler(SimpleCutSampler, _TorchSamplerAdapter):
 
 
 def sequential_batches(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
-    """Batches of at most `max_duration` seconds of `cuts` as they come; ranks get cuts of their own."""
+    """Return a sampler of batches of at most `max_duration` seconds, in the order of `cuts`, different on each rank."""
     return _SequentialSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
 
 
 def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, batches_per_update: int) -> int:
-    """Updates that take as much audio as all languages have together."""
+    """Return the number of updates whose total audio equals that of all languages."""
     return max(
-        1, math.ceil(sum(part.total_seconds for part in languages.values()) / (max_duration * batches_per_update))
+        1, math.ceil(sum(cuts.total_seconds for cuts in languages.values()) / (max_duration * batches_per_update))
     )

@@ -1,7 +1,8 @@
-"""Features of very many cuts, made by many processes, a part at a time: what is finished is kept.
+"""Sharded, resumable, multi-process feature extraction.
 
-A folder holds, of part i, the features `feats-i.lca` (if they are kept), the cuts `cuts-i.jsonl.gz` and, written last,
-`part-i.json` with what could not be decoded. When all parts are done, the cuts become one file and only features stay.
+The folder of a split holds, for shard i, the features `feats-i.lca` (if they are stored), the cuts `cuts-i.jsonl.gz`,
+and, written last, `part-i.json` with the cuts that could not be decoded. When all shards are complete, their cuts are
+concatenated into one manifest and only the features remain.
 """
 
 import shutil
@@ -23,20 +24,20 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.errors import last_line
 from icefall_pathways.files import atomic_write, read_json, write_json
 
-_SHARD_SIZE = 400  # cuts that one process takes
-_MAX_QUEUED = 2  # parts per process that are ready to be taken; the rest of the manifest is not read yet
+_SHARD_SIZE = 400  # cuts
+_MAX_QUEUED = 2  # queued shards per process; bounds how far the manifest is read ahead
 
-Unreadable = list[tuple[str, str]]  # ids of cuts, and why
+Unreadable = list[tuple[str, str]]  # cut ids, and the errors of their decoders
 
 
 @dataclass(frozen=True)
 class FeatureShards:
-    """A folder of parts.
+    """The shards of one split.
 
     Attributes:
-      folder: Made if need be.
-      store_feats: Whether features are kept; without, cuts are only decoded, to find those that cannot be.
-      options: Plain data that says what the parts are made of and how; parts made otherwise are removed.
+      folder: Folder of the shards; created if it does not exist.
+      store_feats: Whether to store features; otherwise cuts are only decoded, to detect those that cannot be.
+      options: JSON values that determine the content of the shards; shards with other options are removed.
     """
 
     folder: Path
@@ -44,97 +45,97 @@ class FeatureShards:
     options: dict[str, Any]
 
     @property
-    def _stamp(self) -> Path:
+    def _options_file(self) -> Path:
         return self.folder / "options.json"
 
-    def make(self, cuts: Iterable[Cut], pool: ProcessPoolExecutor, num_jobs: int, bar: tqdm) -> Unreadable:
-        """Make the parts that are not there yet.
+    def compute(self, cuts: Iterable[Cut], pool: ProcessPoolExecutor, num_jobs: int, bar: tqdm) -> Unreadable:
+        """Compute the missing shards.
 
         Args:
-          cuts: All of them, in the same order whenever it is called; they are read as they are needed.
-          pool: Makes the parts.
-          num_jobs: Its processes.
-          bar: Told of each cut that is done.
+          cuts: All cuts, in the same order in every call; consumed lazily.
+          pool: Worker processes.
+          num_jobs: Number of processes of the pool.
+          bar: Progress bar, in cuts.
 
         Returns:
-          What could not be decoded, of all parts.
+          The cuts of all shards that could not be decoded.
         """
-        if not self._stamp.exists() or read_json(self._stamp) != self.options:
+        if not self._options_file.exists() or read_json(self._options_file) != self.options:
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_json(self._stamp, self.options)
-        waiting: deque[tuple[int, Future[None]]] = deque()
-        for number, part in enumerate(_in_parts(cuts)):
-            if self._mark(number).exists():
-                bar.update(len(part))
+            write_json(self._options_file, self.options)
+        queue: deque[tuple[int, Future[None]]] = deque()
+        for index, shard in enumerate(_split(cuts)):
+            if self._mark(index).exists():
+                bar.update(len(shard))
                 continue
-            if len(waiting) > _MAX_QUEUED * num_jobs:
-                _finish(*waiting.popleft(), bar)
-            waiting.append((len(part), pool.submit(self._make_part, number, part)))
-        while waiting:
-            _finish(*waiting.popleft(), bar)
-        return [(cut_id, reason) for mark in self._marks() for cut_id, reason in read_json(mark)["unreadable"]]
+            if len(queue) > _MAX_QUEUED * num_jobs:
+                _wait(*queue.popleft(), bar)
+            queue.append((len(shard), pool.submit(self._compute_shard, index, shard)))
+        while queue:
+            _wait(*queue.popleft(), bar)
+        return [(cut_id, error) for mark in self._marks() for cut_id, error in read_json(mark)["unreadable"]]
 
     def join(self, output: Path) -> None:
-        """Write the cuts of all parts to one file, and remove what is no longer needed."""
-        paths = [self._cuts(number) for number in range(len(self._marks()))]
+        """Concatenate the cuts of all shards into one manifest and remove the intermediate files."""
+        paths = [self._cuts(index) for index in range(len(self._marks()))]
         with atomic_write(output) as temporary, temporary.open("wb") as file:
-            for path in paths:  # files in gzip's format, one after the other, are one
-                with path.open("rb") as part:
-                    shutil.copyfileobj(part, file)
-        for path in (*self._marks(), *paths, self._stamp):
+            for path in paths:  # the concatenation of gzip files is a gzip file
+                with path.open("rb") as shard:
+                    shutil.copyfileobj(shard, file)
+        for path in (*self._marks(), *paths, self._options_file):
             path.unlink()
         if not self.store_feats:
             self.folder.rmdir()
 
     def remove(self) -> None:
-        """Remove all parts, so that the next call makes them anew."""
+        """Remove all shards."""
         shutil.rmtree(self.folder)
 
-    def _make_part(self, number: int, cuts: list[Cut]) -> None:
-        stored, unreadable = _store(cuts, self.folder / f"feats-{number}" if self.store_feats else None)
-        with atomic_write(self._cuts(number)) as temporary:
+    def _compute_shard(self, index: int, cuts: list[Cut]) -> None:
+        stored, unreadable = _compute(cuts, self.folder / f"feats-{index}" if self.store_feats else None)
+        with atomic_write(self._cuts(index)) as temporary:
             CutSet.from_cuts(stored).to_file(temporary)
-        write_json(self._mark(number), {"unreadable": unreadable})
+        write_json(self._mark(index), {"unreadable": unreadable})
 
-    def _cuts(self, number: int) -> Path:
-        return self.folder / f"cuts-{number}.jsonl.gz"
+    def _cuts(self, index: int) -> Path:
+        return self.folder / f"cuts-{index}.jsonl.gz"
 
-    def _mark(self, number: int) -> Path:
-        return self.folder / f"part-{number}.json"
+    def _mark(self, index: int) -> Path:
+        return self.folder / f"part-{index}.json"
 
     def _marks(self) -> list[Path]:
-        return [self._mark(number) for number in range(sum(1 for _ in self.folder.glob("part-*.json")))]
+        return [self._mark(index) for index in range(sum(1 for _ in self.folder.glob("part-*.json")))]
 
 
-def _in_parts(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
-    every = iter(cuts)
-    while part := list(islice(every, _SHARD_SIZE)):
-        yield part
+def _split(cuts: Iterable[Cut]) -> Iterator[list[Cut]]:
+    iterator = iter(cuts)
+    while shard := list(islice(iterator, _SHARD_SIZE)):
+        yield shard
 
 
-def _finish(number_of_cuts: int, job: Future[None], bar: tqdm) -> None:
+def _wait(num_cuts: int, job: Future[None], bar: tqdm) -> None:
     job.result()
-    bar.update(number_of_cuts)
+    bar.update(num_cuts)
 
 
-def _store(cuts: list[Cut], path: Path | None) -> tuple[list[Cut], Unreadable]:
-    """Store the features of some cuts, if there is a path; the cuts, and which could not be decoded and why."""
+def _compute(cuts: list[Cut], path: Path | None) -> tuple[list[Cut], Unreadable]:
+    """Decode cuts and, unless `path` is None, store their features; return the decoded cuts and the unreadable ones."""
     extractor = FbankConfig().extractor()
-    stored: list[Cut] = []
+    decoded: list[Cut] = []
     unreadable: Unreadable = []
     with nullcontext() if path is None else LilcomChunkyWriter(path) as writer:
         for cut in cuts:
             try:
                 audio = cut.recording.load_audio(offset=cut.start, duration=cut.duration)
-            except Exception as error:  # the audio backends raise whatever they like
+            except Exception as error:  # audio backends raise exceptions of many types
                 unreadable.append((cut.id, last_line(error)))
                 continue
-            stored.append(cut if writer is None else _with_features(cut, audio, extractor, writer))
-    return stored, unreadable
+            decoded.append(cut if writer is None else _store_features(cut, audio, extractor, writer))
+    return decoded, unreadable
 
 
-def _with_features(cut: Cut, audio: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter) -> MonoCut:
-    """The cut with the features of its audio (channels, samples), downmixed."""
+def _store_features(cut: Cut, audio: np.ndarray, extractor: FeatureExtractor, writer: LilcomChunkyWriter) -> MonoCut:
+    """Store the features of `audio` (channels, samples), downmixed, and return the cut with them."""
     rate = cut.sampling_rate
     features = np.asarray(extractor.extract(audio.mean(axis=0, keepdims=True), rate))
     key = writer.write(cut.id, features)
@@ -154,7 +155,7 @@ def _with_features(cut: Cut, audio: np.ndarray, extractor: FeatureExtractor, wri
     )
     supervisions = [supervision.with_offset(0.0) for supervision in cut.supervisions]
     for supervision in supervisions:
-        supervision.channel = 0  # the features are those of the downmixed audio
+        supervision.channel = 0  # of the downmixed audio
     return MonoCut(
         id=cut.id,
         start=0.0,

@@ -1,4 +1,4 @@
-"""Text to tokens and back: SentencePiece, one vocabulary for all languages."""
+"""SentencePiece tokenizer with one vocabulary for all languages."""
 
 import re
 from collections.abc import Iterable
@@ -11,19 +11,20 @@ from icefall_pathways.files import atomic_write
 
 BLANK, SOS_EOS, UNKNOWN = "<blk>", "<sos/eos>", "<unk>"
 BLANK_ID = 0
-WORD_BOUNDARY = "\u2581"  # with which SentencePiece begins the first token of a word
+WORD_BOUNDARY = "\u2581"  # first character of SentencePiece's first token of a word
 
 
 class Tokenizer:
-    """A trained SentencePiece model; token 0 is the transducer's blank.
+    """A trained SentencePiece model whose token 0 is the transducer's blank.
 
-    Texts are in lower case on this side. A model that knows capitals only, as icefall's of LibriSpeech, gets capitals.
+    Texts are in lower case. For a model with upper-case letters only, such as icefall's for LibriSpeech, they are
+    converted to upper case, and back after decoding.
 
     Args:
-      model_path: The model that `train_tokenizer` wrote, or icefall's of the same kind.
+      model_path: A model written by `train_tokenizer`, or by an icefall recipe.
 
     Raises:
-      ValueError: The file is missing, or no such model.
+      ValueError: The file is missing, or is not such a model.
     """
 
     def __init__(self, model_path: Path | str) -> None:
@@ -36,72 +37,71 @@ class Tokenizer:
             self._processor.Load(str(model_path))
         except RuntimeError as error:
             raise ValueError(
-                f"{model_path} is damaged or no SentencePiece model: run prepare.sh (stage 5) anew"
+                f"{model_path} is damaged or is not a SentencePiece model: run prepare.sh (stage 5) again"
             ) from error
         if self._processor.PieceToId(BLANK) != BLANK_ID:
             raise ValueError(f"{model_path} has no {BLANK} as token {BLANK_ID}: it was not trained for a transducer")
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, blank included."""
+        """Number of tokens, including the blank."""
         return self._processor.GetPieceSize()
 
     @property
     def blank_id(self) -> int:
-        """The blank's token."""
+        """Id of the blank."""
         return BLANK_ID
 
     @property
     def unknown_id(self) -> int:
-        """The token of what no other token covers."""
+        """Id of the token for characters that no other token covers."""
         return self._processor.unk_id()
 
     @cached_property
     def symbols(self) -> list[str]:
-        """All tokens as they are written, in the order of their ids."""
+        """All tokens as strings, in the order of their ids."""
         return [self._processor.IdToPiece(token) for token in range(self.vocab_size)]
 
     @cached_property
-    def _capitals(self) -> bool:
-        """Whether no token has a letter in lower case."""
-        written = set(self.symbols) - {BLANK, SOS_EOS, UNKNOWN}
-        return not any(letter.islower() for token in written for letter in token)
-
-    def _as_written(self, text: str) -> str:
-        return text.upper() if self._capitals else text
+    def _is_upper_case(self) -> bool:
+        """True if no token has a lower-case letter."""
+        pieces = set(self.symbols) - {BLANK, SOS_EOS, UNKNOWN}
+        return not any(character.islower() for piece in pieces for character in piece)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text."""
-        # Text by text: for a list SentencePiece begins threads, which takes longer than the encoding.
-        return [self._processor.EncodeAsIds(self._as_written(text)) for text in texts]
+        """Return the token ids of each text."""
+        if self._is_upper_case:
+            texts = [text.upper() for text in texts]
+        # One text at a time: for a list SentencePiece starts threads, which takes longer than the encoding.
+        return [self._processor.EncodeAsIds(text) for text in texts]
 
     def uncovered(self, text: str) -> set[str]:
-        """The characters of `text` that no token covers."""
+        """Return the characters of `text` that no token covers."""
         if self.unknown_id not in self.encode([text])[0]:
             return set()
-        return {letter for letter in text if self.unknown_id in self.encode([letter])[0]}
+        return {character for character in text if self.unknown_id in self.encode([character])[0]}
 
     def decode(self, tokens: list[list[int]]) -> list[str]:
-        """The text of each list of tokens."""
+        """Return the text of each list of token ids."""
         texts = [self._processor.DecodeIds(ids) for ids in tokens]
-        return [text.lower() for text in texts] if self._capitals else texts
+        return [text.lower() for text in texts] if self._is_upper_case else texts
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> Path:
-    """Train a unigram model and write `bpe.model` and `tokens.txt` (a line SYMBOL ID per token).
+    """Train a unigram model and write `bpe.model` and `tokens.txt` (one line SYMBOL ID per token).
 
-    The same texts in the same order give the same bytes.
+    The same texts in the same order produce identical files.
 
     Args:
       texts: Training transcripts of all languages.
-      vocab_size: Number of tokens, with <blk>, <sos/eos> and <unk>.
-      output_dir: Made if need be.
+      vocab_size: Number of tokens, including <blk>, <sos/eos>, and <unk>.
+      output_dir: Folder of both files; created if it does not exist.
 
     Returns:
       The path of the model.
 
     Raises:
-      ValueError: There is no text, or too little for so many tokens; the message says how many are possible.
+      ValueError: There is no text, or `vocab_size` is impossible for it; the message states the limit.
     """
     sentences = [text for text in texts if text.strip()]
     if not sentences:

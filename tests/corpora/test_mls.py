@@ -246,7 +246,7 @@ def test_manifests_that_do_not_go_together_are_refused(corpus):
     manifests(corpus)
     path = manifest_files(corpus).supervisions
     SupervisionSet.from_segments(supervisions(corpus)[1:]).to_file(path)
-    with pytest.raises(CorpusError, match=r"supervisions_train.* does not go with .* at 10_100_000000"):
+    with pytest.raises(CorpusError, match=r"supervisions_train.* does not match .* at 10_100_000000"):
         features(corpus)
 
 

@@ -11,8 +11,8 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fbank")
-    for language, number in SIZES.items():
-        write_cuts(folder, language, "train", make_cuts(folder, f"{language}-train", language, lengths(number)))
+    for language, num_cuts in SIZES.items():
+        write_cuts(folder, language, "train", make_cuts(folder, f"{language}-train", language, lengths(num_cuts)))
         write_cuts(folder, language, "dev", make_cuts(folder, f"{language}-dev", language, lengths(9)))
     return folder
 

@@ -1,4 +1,4 @@
-"""Speed and noise, from audio to batches: stored or computed on the fly, they do what their options say."""
+"""Speed perturbation and noise, from audio to batches, with stored and on-the-fly features."""
 
 import multiprocessing
 from dataclasses import replace
@@ -33,11 +33,11 @@ def folder(tmp_path_factory):
     soundfile.write(language / "train" / "audio" / "10" / "100" / f"{TONE}.flac", tone, 16000)
     for part in ("music", "speech", "noise"):
         write_audio(folder / "musan" / part / "x" / f"{part}.wav", 12.0, seed=99)
-    (folder / "musan" / "music" / "x" / "ANNOTATIONS").write_text("music some N nobody\n")
+    (folder / "musan" / "music" / "x" / "ANNOTATIONS").write_text("music some N artist\n")
     prepare_musan(folder / "musan", folder / "manifests")
     prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")], num_jobs=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))  # imports nothing anew
+        patch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))  # starts faster
         config = ComputeFbankConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
         compute_fbank(config)
         compute_fbank(replace(config, output_dir=folder / "audio", store_feats=False))
@@ -59,16 +59,15 @@ def datamodule(folder):
     return make
 
 
-def test_speed_changes_duration_and_frames_and_keeps_what_is_said(folder):
+def test_speed_perturbation_changes_duration_and_preserves_supervisions(folder):
     by_id = {cut.id: cut for cut in cuts_of(folder, "train")}
     originals = [cut for cut_id, cut in by_id.items() if "_sp" not in cut_id]
     assert len(originals) == 4 and len(by_id) == 12
     for cut in originals:
         for factor in (0.9, 1.1):
-            name, _, place = cut.id.rpartition("-")
-            found = [by_id[key] for key in by_id if key.startswith(f"{name}") and f"_sp{factor}" in key]
-            (copy,) = found
-            assert copy.duration == pytest.approx(cut.duration / factor, abs=1e-3), place
+            name, _, index = cut.id.rpartition("-")
+            (copy,) = [by_id[key] for key in by_id if key.startswith(f"{name}") and f"_sp{factor}" in key]
+            assert copy.duration == pytest.approx(cut.duration / factor, abs=1e-3), index
             assert copy.num_frames == round(100 * copy.duration) == len(copy.load_features())
             (before,), (after,) = cut.supervisions, copy.supervisions
             assert (after.text, after.language, after.speaker) == (before.text, before.language, before.speaker)
@@ -76,7 +75,7 @@ def test_speed_changes_duration_and_frames_and_keeps_what_is_said(folder):
     assert len(cuts_of(folder, "dev")) == len(cuts_of(folder, "test")) == 4
 
 
-def test_speed_changes_pitch(folder):
+def test_speed_perturbation_changes_the_pitch(folder):
     peaks = {}
     for cut in cuts_of(folder, "train"):
         if cut.id.startswith(TONE):
@@ -90,7 +89,7 @@ def energy(features):
 
 
 @pytest.mark.parametrize("on_the_fly", [False, True])
-def test_noise_is_mixed_in_at_the_stated_ratio(folder, on_the_fly):
+def test_noise_is_mixed_in_at_the_stated_snr(folder, on_the_fly):
     config = AugmentationConfig(enable_musan=True, musan_cuts=folder / "fbank" / "musan_cuts.jsonl.gz")
     clean = cuts_of(folder, "train")
     with seeded(5):
@@ -113,25 +112,25 @@ def test_noise_is_mixed_in_at_the_stated_ratio(folder, on_the_fly):
     assert 10 <= min(stated) < max(stated) <= 20
 
 
-def equal(a, b):
+def equal_batches(a, b):
     return torch.equal(a.inputs, b.inputs) and a.texts == b.texts
 
 
 @pytest.mark.parametrize("on_the_fly", [False, True])
-def test_augmented_batches_depend_on_seed_and_update_alone(folder, datamodule, on_the_fly):
+def test_augmented_batches_depend_on_seed_and_update_only(folder, datamodule, on_the_fly):
     noise = {"enable_musan": True, "musan_cuts": folder / "fbank" / "musan_cuts.jsonl.gz"}
     options = noise | {"on_the_fly_feats": on_the_fly}
     whole = list(datamodule(**options).train_batches(0, 5, seed=1))
     rest = list(datamodule(**options, num_workers=1).train_batches(2, 3, seed=1))
-    assert all(equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    assert all(equal_batches(a, b) for a, b in zip(whole[2:], rest, strict=True))
     other = list(datamodule(**options).train_batches(0, 5, seed=2))
     plain = list(datamodule(on_the_fly_feats=on_the_fly, enable_spec_aug=False).train_batches(0, 5, seed=1))
-    assert not any(equal(a, b) for batches in (other, plain) for a, b in zip(whole, batches, strict=True))
+    assert not any(equal_batches(a, b) for batches in (other, plain) for a, b in zip(whole, batches, strict=True))
     assert [b.texts for b in whole] == [b.texts for b in plain]
 
 
-def test_features_on_the_fly_are_those_that_are_stored(datamodule):
-    """Up to what lilcom loses."""
+def test_on_the_fly_features_equal_stored_features(datamodule):
+    """Up to the quantization of lilcom."""
     stored = list(datamodule().loader("de", "dev"))
     computed = list(datamodule(on_the_fly_feats=True).loader("de", "dev"))
     for a, b in zip(stored, computed, strict=True):
@@ -141,28 +140,28 @@ def test_features_on_the_fly_are_those_that_are_stored(datamodule):
         assert not torch.equal(a.inputs, b.inputs)
 
 
-def test_features_on_the_fly_need_none_stored(folder, datamodule):
+def test_on_the_fly_features_need_no_stored_features(folder, datamodule):
     with pytest.raises(DataError, match="no features"):
         next(datamodule(manifest_dir=folder / "audio").train_batches(0, 1, seed=1))
     assert not list((folder / "audio").glob("*feats*"))
-    without = datamodule(manifest_dir=folder / "audio", on_the_fly_feats=True).train_batches(0, 3, seed=1)
+    computed = datamodule(manifest_dir=folder / "audio", on_the_fly_feats=True).train_batches(0, 3, seed=1)
     stored = datamodule(on_the_fly_feats=True).train_batches(0, 3, seed=1)
-    assert all(equal(a, b) for a, b in zip(without, stored, strict=True))
+    assert all(equal_batches(a, b) for a, b in zip(computed, stored, strict=True))
 
 
-def test_audio_that_cannot_be_read_on_the_fly_is_named(folder, datamodule, tmp_path):
+def test_error_of_unreadable_audio_names_the_cut(folder, datamodule, tmp_path):
     cuts = list(cuts_of(folder, "dev"))
     cuts[0].recording.sources[0].source = str(tmp_path / "gone.flac")
     CutSet.from_cuts(cuts).to_file(tmp_path / "mls-german_cuts_dev.jsonl.gz")
-    with pytest.raises(DataError, match=f"cannot read the audio of cut {cuts[0].id} .*mend the file or leave it out"):
+    with pytest.raises(DataError, match=f"cannot read the audio of cut {cuts[0].id} .*: repair the file"):
         list(datamodule(manifest_dir=tmp_path, on_the_fly_feats=True).loader("de", "dev"))
 
 
-def test_several_channels_need_stored_features(folder, datamodule, tmp_path):
+def test_multichannel_audio_requires_stored_features(folder, datamodule, tmp_path):
     cuts = list(cuts_of(folder, "dev"))
     cuts[0].recording.sources[0].channels = [0, 1]
     CutSet.from_cuts([replace(cuts[0], recording=replace(cuts[0].recording, channel_ids=[0, 1]))]).to_file(
         tmp_path / "mls-german_cuts_dev.jsonl.gz"
     )
-    with pytest.raises(DataError, match="has 2 channels, which are mixed when features are stored"):
+    with pytest.raises(DataError, match=r"has 2 channels, but only prepare.sh downmixes audio"):
         datamodule(manifest_dir=tmp_path, on_the_fly_feats=True).loader("de", "dev")

@@ -1,4 +1,4 @@
-"""Augmentation draws from its seed alone, and leaves supervisions and the trainer's random numbers alone."""
+"""Augmentation: a function of its seed, without effect on supervisions and on the global random state."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_seeded_draws_the_same_and_leaves_no_trace() -> None:
+def test_seeded_is_reproducible_and_restores_the_random_state() -> None:
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
@@ -41,7 +41,7 @@ def masked(config: AugmentationConfig, frames: int) -> tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("frames", [30, 100, 400])
-def test_spec_augment_masks_at_most_its_share_of_frames(frames: int) -> None:
+def test_time_masks_cover_at_most_the_configured_share(frames: int) -> None:
     config = AugmentationConfig(spec_aug_num_feature_masks=0, spec_aug_time_warp_factor=0)
     features, augmented = masked(config, frames)
     changed = (features != augmented).any(dim=2).float().mean(dim=1)
@@ -49,18 +49,18 @@ def test_spec_augment_masks_at_most_its_share_of_frames(frames: int) -> None:
     assert changed.max() <= 0.15 + 1 / frames
 
 
-def test_spec_augment_masks_bands_of_at_most_their_width() -> None:
+def test_frequency_masks_have_at_most_the_configured_width() -> None:
     config = AugmentationConfig(spec_aug_num_frame_masks=0, spec_aug_time_warp_factor=0, spec_aug_num_feature_masks=1)
     features, augmented = masked(config, 100)
     changed = features != augmented
-    assert torch.equal(changed.any(dim=1), changed.all(dim=1))  # a band is masked from the first frame to the last
+    assert torch.equal(changed.any(dim=1), changed.all(dim=1))  # a frequency mask covers all frames
     widths = changed.any(dim=1).sum(dim=1)
     assert 0 < widths.max() <= 27
     for bins in changed.any(dim=1):
         assert (bins.int().diff().abs().sum() + bins[0] + bins[-1]) in (0, 2)  # one band
 
 
-def test_spec_augment_warps_time_and_keeps_the_length() -> None:
+def test_time_warping_preserves_the_length_and_skips_short_utterances() -> None:
     config = AugmentationConfig(spec_aug_num_frame_masks=0, spec_aug_num_feature_masks=0)
     features, augmented = masked(config, 400)
     assert features.shape == augmented.shape
@@ -69,11 +69,11 @@ def test_spec_augment_warps_time_and_keeps_the_length() -> None:
     assert torch.equal(short, unwarped)
 
 
-def test_spec_augment_is_off_on_request() -> None:
+def test_spec_augment_can_be_disabled() -> None:
     assert Augmentation(AugmentationConfig(enable_spec_aug=False)).transforms == []
 
 
-def test_noise_is_mixed_into_some_cuts_and_the_rest_stays(tmp_path: Path) -> None:
+def test_noise_is_mixed_into_some_cuts_without_changing_ids_or_supervisions(tmp_path: Path) -> None:
     noise = make_cuts(tmp_path, "noise", "en", [300, 500])
     for cut in noise:
         cut.supervisions = []
@@ -94,6 +94,6 @@ def test_noise_is_mixed_into_some_cuts_and_the_rest_stays(tmp_path: Path) -> Non
     assert 0 < changed < 8
 
 
-def test_missing_noise_says_what_to_do(tmp_path: Path) -> None:
+def test_error_of_missing_noise_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no .*musan\.jsonl\.gz: run .*--enable-musan 0"):
         Augmentation(AugmentationConfig(enable_musan=True, musan_cuts=tmp_path / "musan.jsonl.gz"))

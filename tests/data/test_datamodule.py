@@ -1,4 +1,4 @@
-"""Batches: one language each, equal after a resume whatever loads them, shared out among ranks; bad input is named."""
+"""Batches: monolingual, reproducible after a resume and with any number of workers, distributed over ranks."""
 
 import dataclasses
 import gzip
@@ -38,7 +38,7 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
         assert torch.equal(batch.inputs, other.inputs)
 
 
-def test_a_batch_is_one_language_and_what_lhotse_makes(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_a_batch_is_monolingual_and_has_the_features_of_its_cuts(corpus: Path, tokenizer: Tokenizer) -> None:
     seen = set()
     for batch in data_module(corpus, tokenizer).train_batches(0, 30, seed=1):
         cuts = batch.cuts
@@ -57,26 +57,26 @@ def test_padding_is_silence(corpus: Path, tokenizer: Tokenizer) -> None:
     assert batch.num_frames.min() < batch.inputs.size(1)
 
 
-def test_finished_passes_are_not_gone_through_again(
+def test_resuming_does_not_iterate_over_completed_passes(
     corpus: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After weeks that would take hours."""
+    """Iterating over the passes of weeks of training would take hours."""
     first = data_module(corpus, tokenizer)
     whole = list(first.train_batches(0, 150, seed=7))
     known = {code: list(lengths) for code, lengths in first.pass_lengths.items()}
     assert min(len(lengths) for lengths in known.values()) >= 2
-    begun = []
-    begin = MonolingualSampler._pass
+    started = []
+    start_pass = MonolingualSampler._pass
 
-    def noted(self: MonolingualSampler, language: str, number: int) -> Any:
-        begun.append((language, number))
-        return begin(self, language, number)
+    def recorded(self: MonolingualSampler, language: str, epoch: int) -> Any:
+        started.append((language, epoch))
+        return start_pass(self, language, epoch)
 
-    monkeypatch.setattr(MonolingualSampler, "_pass", noted)
+    monkeypatch.setattr(MonolingualSampler, "_pass", recorded)
     resumed = data_module(corpus, tokenizer)
     resumed.pass_lengths = {code: list(lengths) for code, lengths in known.items()}
     assert_same(list(resumed.train_batches(145, 5, seed=7)), whole[145:])
-    assert begun and min(number for _, number in begun) > 0 and len(begun) < 9
+    assert started and min(epoch for _, epoch in started) > 0 and len(started) < 9
     assert resumed.pass_lengths == known
 
 
@@ -94,13 +94,13 @@ def test_resumed_run_gets_the_batches_of_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("short_first", [False, True])
-def test_large_languages_read_from_the_file_give_the_same_batches(
+def test_lazily_read_languages_give_the_same_batches(
     corpus: Path, tokenizer: Tokenizer, short_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(data_module(corpus, tokenizer, short_first=short_first).train_batches(0, 30, seed=7))
     monkeypatch.setattr(datamodule, "_MAX_EAGER_CUTS", 20)
     data = data_module(corpus, tokenizer, short_first=short_first)
-    assert [part.cuts.is_lazy for part in data.training_cuts.values()] == [True, True, False]
+    assert [cuts.cuts.is_lazy for cuts in data.training_cuts.values()] == [True, True, False]
     assert_same(list(data.train_batches(0, 30, seed=7)), expected)
 
 
@@ -109,13 +109,13 @@ def test_length_of_the_run_does_not_change_its_batches(corpus: Path, tokenizer: 
     assert_same(list(data.train_batches(0, 5, seed=7)), list(data.train_batches(0, 60, seed=7))[:5])
 
 
-def test_seeds_differ(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_seeds_give_different_batches(corpus: Path, tokenizer: Tokenizer) -> None:
     first, second = ([b.cut_ids for b in data_module(corpus, tokenizer).train_batches(0, 10, seed)] for seed in (1, 2))
     assert first != second
 
 
 def test_augmentation_differs_between_updates_ranks_and_seeds(corpus: Path, tokenizer: Tokenizer) -> None:
-    """The same cuts come back in later passes with other masks."""
+    """The same cuts have other masks in later passes."""
     by_ids: dict[tuple[str, ...], list[torch.Tensor]] = {}
     data = data_module(corpus, tokenizer, languages="it", shuffle=False)
     for batch in data.train_batches(0, 20, seed=1):
@@ -126,7 +126,7 @@ def test_augmentation_differs_between_updates_ranks_and_seeds(corpus: Path, toke
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_random_numbers_of_the_trainer_are_left_alone(corpus: Path, tokenizer: Tokenizer, num_workers: int) -> None:
+def test_loading_does_not_change_the_global_random_state(corpus: Path, tokenizer: Tokenizer, num_workers: int) -> None:
     data = data_module(corpus, tokenizer, num_workers=num_workers)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     list(data.train_batches(0, 4, seed=1))
@@ -136,18 +136,18 @@ def test_random_numbers_of_the_trainer_are_left_alone(corpus: Path, tokenizer: T
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_every_pass_has_every_cut_once_in_a_new_order(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_every_pass_has_every_cut_once_in_a_different_order(corpus: Path, tokenizer: Tokenizer) -> None:
     order: list[str] = []
     for batch in data_module(corpus, tokenizer, languages="it").train_batches(0, 40, seed=3):
         order += batch.cut_ids
     size = SIZES["it"]
-    passes = [order[i : i + size] for i in range(0, len(order) - size, size)]
-    assert len(passes) > 5
-    assert all(sorted(one) == sorted(passes[0]) for one in passes)
-    assert len({tuple(one) for one in passes}) > len(passes) // 2
+    epochs = [order[i : i + size] for i in range(0, len(order) - size, size)]
+    assert len(epochs) > 5
+    assert all(sorted(names) == sorted(epochs[0]) for names in epochs)
+    assert len({tuple(names) for names in epochs}) > len(epochs) // 2
 
 
-def test_short_first(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_short_first_orders_the_first_pass_only(corpus: Path, tokenizer: Tokenizer) -> None:
     data = data_module(corpus, tokenizer, languages="en", short_first=True, max_duration=8.0)
     durations: list[float] = []
     for batch in data.train_batches(0, 60, seed=1):
@@ -167,13 +167,13 @@ def test_languages_are_drawn_in_proportion_to_hours_and_temperature(corpus: Path
     expected = seconds["it"] / sum(seconds.values())
     assert share(1.0) == pytest.approx(expected, abs=0.05)
     assert share(100.0) == pytest.approx(1 / 3, abs=0.07)
-    with pytest.raises(ValueError, match="sampling-temperature 0 is not above 0"):
+    with pytest.raises(ValueError, match="sampling-temperature is 0: expected more than 0"):
         next(data_module(corpus, tokenizer, sampling_temperature=0).train_batches(0, 1, seed=1))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("short_first", [False, True])
-def test_ranks_get_other_cuts_of_the_same_language(
+def test_ranks_get_different_cuts_of_the_same_language(
     corpus: Path, tokenizer: Tokenizer, world_size: int, short_first: bool
 ) -> None:
     options = {"short_first": short_first, "enable_spec_aug": False, "max_duration": 4.0}
@@ -187,7 +187,7 @@ def test_ranks_get_other_cuts_of_the_same_language(
         assert len(set(cuts)) == len(cuts)
     first_pass = [name for batches in zip(*ranks, strict=True) for batch in batches for name in batch.cut_ids]
     english = [name for name in first_pass if name.startswith("en-")][: SIZES["en"]]
-    assert sorted(english) == sorted(f"en-train-{i}" for i in range(SIZES["en"]))  # nothing lost, nothing twice
+    assert sorted(english) == sorted(f"en-train-{i}" for i in range(SIZES["en"]))  # every cut exactly once
 
 
 def test_batches_of_a_rank_resume(corpus: Path, tokenizer: Tokenizer) -> None:
@@ -195,7 +195,7 @@ def test_batches_of_a_rank_resume(corpus: Path, tokenizer: Tokenizer) -> None:
     assert_same(list(data_module(corpus, tokenizer).train_batches(17, 13, 5, 1, 2)), whole[17:])
 
 
-def test_closing_ends_the_workers(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_closing_stops_the_workers(corpus: Path, tokenizer: Tokenizer) -> None:
     others = set(active_children())
     batches = data_module(corpus, tokenizer, num_workers=2).train_batches(0, 50, seed=1)
     next(batches)
@@ -213,7 +213,7 @@ def test_updates_per_epoch(corpus: Path, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("num_cuts", [1, 2, 3])
 @pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 2)])
-def test_batches_smaller_than_a_cut_and_languages_smaller_than_the_buckets(
+def test_cuts_longer_than_a_batch_and_fewer_cuts_than_buckets_are_sampled(
     tmp_path: Path, tokenizer: Tokenizer, num_cuts: int, rank: int, world_size: int
 ) -> None:
     cuts = make_cuts(tmp_path, "en", "en", [1900, 300, 1700][:num_cuts])
@@ -225,9 +225,9 @@ def test_batches_smaller_than_a_cut_and_languages_smaller_than_the_buckets(
         assert {name for batch in batches for name in batch.cut_ids} == {cut.id for cut in cuts}
 
 
-def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_unusable_cuts_are_dropped_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokens = len(tokenizer.encode(["one two three"])[0])
-    frames = 4 * (tokens + 1) + 1  # the fewest that subsampling by 4 turns into tokens + 2
+    frames = 4 * (tokens + 1) + 1  # the minimum that subsampling by 4 turns into tokens + 2
     cuts = make_cuts(tmp_path, "en", "en", [frames, frames - 1, 10, 700, 200])
     foreign = [dataclasses.replace(cuts[4].supervisions[0], text="one два")]
     others = [dataclasses.replace(cuts[4], id=name, supervisions=s) for name, s in (("mute", []), ("foreign", foreign))]
@@ -236,29 +236,29 @@ def test_unusable_cuts_are_left_out_and_counted(tmp_path: Path, tokenizer: Token
     used = {name for batch in data.train_batches(0, 4, seed=1) for name in batch.cut_ids}
     assert used == {"en-0", "en-4"}
     report = data.drop_report()
-    for reason, number in {
+    for reason, count in {
         "used": 2,
         "too many tokens for its length": 1,
         "shorter than 0.2 s": 1,
         "longer than 5.0 s": 1,
         "not one transcript": 1,
-        "letters that no token stands for": 1,
+        "characters without a token": 1,
     }.items():
-        assert [line for line in report.splitlines() if reason in line and f" {number} " in line], report
+        assert [line for line in report.splitlines() if reason in line and f" {count} " in line], report
 
 
 def test_a_language_without_usable_cuts_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_cuts(tmp_path, "fr", "train", make_cuts(tmp_path, "fr", "fr", [10, 12]))
-    with pytest.raises(DataError, match=r"(?s)no training cut of french can be used.*too many tokens.* 2 "):
+    with pytest.raises(DataError, match=r"(?s)no training cut of french is usable.*too many tokens.* 2 "):
         data_module(tmp_path, tokenizer, languages="fr").updates_per_epoch(1)
 
 
 def test_training_without_a_tokenizer_is_an_error(corpus: Path) -> None:
-    with pytest.raises(DataError, match="needs a tokenizer"):
+    with pytest.raises(DataError, match="requires a tokenizer"):
         data_module(corpus, None).updates_per_epoch(1)
 
 
-def test_loader_goes_from_long_to_short_and_needs_no_tokenizer(corpus: Path) -> None:
+def test_split_loader_orders_by_decreasing_duration_and_needs_no_tokenizer(corpus: Path) -> None:
     loader = data_module(corpus, None).loader("fr", "dev")
     batches = list(loader)
     assert len(batches) == len(loader) > 1
@@ -268,7 +268,7 @@ def test_loader_goes_from_long_to_short_and_needs_no_tokenizer(corpus: Path) -> 
     assert_same(list(data_module(corpus, None).loader("french", "dev")), batches)
 
 
-def test_missing_manifest_names_what_is_there_and_what_to_run(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_error_of_a_missing_manifest_names_existing_ones_and_the_command(corpus: Path, tokenizer: Tokenizer) -> None:
     match = r"no .*mls-polish_cuts_dev.jsonl.gz .*holds .*mls-english_cuts_train.jsonl.gz.*prepare.sh --languages pl"
     with pytest.raises(DataError, match=match):
         data_module(corpus, tokenizer).loader("pl", "dev")
@@ -276,7 +276,7 @@ def test_missing_manifest_names_what_is_there_and_what_to_run(corpus: Path, toke
         data_module(corpus, tokenizer, languages="en pl").updates_per_epoch(1)
 
 
-def test_damaged_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_damaged_manifest_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_cuts(tmp_path, "en", "train", make_cuts(tmp_path, "en", "en", lengths(40)))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -291,14 +291,14 @@ def test_damaged_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("damage", ["gone", "cut short"])
-def test_unreadable_features_name_cut_and_file(
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_error_of_unreadable_features_names_the_cut_and_the_file(
     tmp_path: Path, tokenizer: Tokenizer, num_workers: int, damage: str
 ) -> None:
     cuts = make_cuts(tmp_path, "good", "en", [200] * 5) + make_cuts(tmp_path, "bad", "en", [210])
     write_cuts(tmp_path, "en", "train", cuts)
     file = tmp_path / "feats-bad.lca"
-    if damage == "gone":
+    if damage == "missing":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:100])
@@ -308,20 +308,22 @@ def test_unreadable_features_name_cut_and_file(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_two_languages_in_one_batch_name_the_cuts(tmp_path: Path, tokenizer: Tokenizer, num_workers: int) -> None:
+def test_error_of_a_multilingual_batch_names_the_cuts(tmp_path: Path, tokenizer: Tokenizer, num_workers: int) -> None:
     cuts = make_cuts(tmp_path, "en", "en", [200] * 3) + make_cuts(tmp_path, "stray", "fr", [200])
     write_cuts(tmp_path, "en", "train", cuts)
     data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
-    with pytest.raises(DataError, match=r"^a batch of en holds cuts of another language: stray-0$"):
+    with pytest.raises(DataError, match=r"^a batch of en contains cuts of another language: stray-0$"):
         list(data.train_batches(0, 1, seed=1))
 
 
 def test_worker_batches_equal_in_process_batches(corpus: Path, tokenizer: Tokenizer) -> None:
-    here, there = (list(data_module(corpus, tokenizer, num_workers=n).train_batches(0, 3, seed=1)) for n in (0, 2))
-    for ours, theirs in zip(here, there, strict=True):
-        assert (ours.language, ours.cut_ids, ours.texts) == (theirs.language, theirs.cut_ids, theirs.texts)
+    expected, batches = (
+        list(data_module(corpus, tokenizer, num_workers=n).train_batches(0, 3, seed=1)) for n in (0, 2)
+    )
+    assert_same(batches, expected)
+    for batch, other in zip(batches, expected, strict=True):
         for name in TENSORS:
-            first, second = getattr(ours, name), getattr(theirs, name)
+            first, second = getattr(batch, name), getattr(other, name)
             assert first.dtype == second.dtype and torch.equal(first, second)
 
 

@@ -1,4 +1,4 @@
-"""The features: parity with Lhotse's own, and streams against whole utterances."""
+"""Features: parity with Lhotse's extractor, and of streaming with offline extraction."""
 
 import math
 
@@ -32,13 +32,13 @@ def lhotse_fbank(samples: Tensor, high_freq: float) -> Tensor:
 
 
 @pytest.mark.parametrize("num_samples", [16000, 20017, 31999])
-def test_equals_lhotse(num_samples: int) -> None:
+def test_features_equal_those_of_lhotse(num_samples: int) -> None:
     samples = speech_like(num_samples)
     torch.testing.assert_close(offline(samples), lhotse_fbank(samples, -400.0), rtol=0, atol=2e-2)
 
 
-def test_highest_filter_ends_below_nyquist() -> None:
-    """kaldifeat's own default, 0, is another set of filters."""
+def test_default_filters_are_those_of_lhotse() -> None:
+    """kaldifeat's own default of high_freq, 0, gives other filters."""
     samples = speech_like(RATE)
     expected, other = lhotse_fbank(samples, -400.0), lhotse_fbank(samples, 0.0)
     assert (offline(samples) - expected).abs().mean() < 1e-3
@@ -46,18 +46,18 @@ def test_highest_filter_ends_below_nyquist() -> None:
     assert (offline(samples, FbankConfig(high_freq=0.0)) - other).abs().mean() < 1e-3
 
 
-def test_a_frame_every_10_ms() -> None:
+def test_there_is_one_frame_per_10_ms() -> None:
     for num_samples, num_frames in ((16000, 100), (16079, 100), (16080, 101), (8000, 50)):
         assert offline(speech_like(num_samples)).shape == (num_frames, 80)
 
 
-def test_is_registered_with_lhotse() -> None:
+def test_the_extractor_is_registered_with_lhotse() -> None:
     extractor = FbankConfig().extractor()
     assert type(FeatureExtractor.from_dict(extractor.to_dict())) is type(extractor)
     assert extractor.feature_dim(RATE) == 80
 
 
-def test_batch_equals_one_by_one() -> None:
+def test_batched_extraction_equals_single_extraction() -> None:
     batch = [speech_like(n) for n in (9000, 16000, 12345)]
     together = FbankConfig().extractor().extract_batch(batch, RATE)
     for samples, features in zip(batch, together, strict=True):
@@ -65,20 +65,20 @@ def test_batch_equals_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [161, 400, 1000, 16000, 20017])
-@pytest.mark.parametrize("longest_piece", [1, 50, 700, 5000])
-def test_stream_equals_offline(num_samples: int, longest_piece: int) -> None:
-    num_samples = min(num_samples, 2000) if longest_piece == 1 else num_samples
+@pytest.mark.parametrize("max_piece", [1, 50, 700, 5000])
+def test_streaming_features_equal_offline_features(num_samples: int, max_piece: int) -> None:
+    num_samples = min(num_samples, 2000) if max_piece == 1 else num_samples
     samples, stream, frames, start = speech_like(num_samples), StreamingFbank(), [], 0
     while start < num_samples:
-        size = int(torch.randint(0, longest_piece, ())) + 1
+        size = int(torch.randint(0, max_piece, ())) + 1
         frames.append(stream.accept(samples[start : start + size]))
         start += size
     frames.append(stream.flush())
     torch.testing.assert_close(torch.cat(frames), offline(samples), rtol=0, atol=1e-5)
 
 
-def test_stream_does_not_hold_frames_back() -> None:
-    """Frame t ends at sample 160 t + 280: all that end within the samples that came are out."""
+def test_streaming_returns_frames_as_soon_as_they_are_final() -> None:
+    """Frame t covers samples up to 160 t + 280."""
     stream = StreamingFbank()
     assert stream.accept(speech_like(279)).size(0) == 0
     assert stream.accept(speech_like(1)).size(0) == 1
@@ -86,7 +86,7 @@ def test_stream_does_not_hold_frames_back() -> None:
     assert stream.flush().size(0) == 1
 
 
-def test_stream_shorter_than_a_frame() -> None:
+def test_a_stream_shorter_than_a_frame_has_one_frame() -> None:
     stream = StreamingFbank()
     assert stream.accept(speech_like(100)).size(0) == 0
     frames = stream.flush()
@@ -94,5 +94,5 @@ def test_stream_shorter_than_a_frame() -> None:
     assert bool(frames.isfinite().all())
 
 
-def test_flush_of_an_empty_stream_gives_no_frames() -> None:
+def test_an_empty_stream_has_no_frames() -> None:
     assert StreamingFbank().flush().shape == (0, 80)

@@ -1,4 +1,4 @@
-"""SentencePiece: ids, round trips, equal bytes, and errors that say what is possible."""
+"""SentencePiece: ids, round trips, reproducible files, and errors that state the limits."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_special_tokens_and_token_table(model_path: Path) -> None:
     assert tokenizer.blank_id == 0
 
 
-def test_every_language_survives_a_round_trip(model_path: Path) -> None:
+def test_encoding_and_decoding_restores_texts_of_every_language(model_path: Path) -> None:
     tokenizer = Tokenizer(model_path)
     tokens = tokenizer.encode(TEXTS)
     assert tokenizer.decode(tokens) == TEXTS
@@ -38,8 +38,8 @@ def test_every_language_survives_a_round_trip(model_path: Path) -> None:
     assert tokenizer.encode([]) == []
 
 
-def test_a_model_of_capitals_gets_capitals(tmp_path: Path) -> None:
-    """As icefall's of LibriSpeech, whose transcripts are in capitals."""
+def test_texts_are_converted_for_an_upper_case_model(tmp_path: Path) -> None:
+    """Such as icefall's for LibriSpeech, whose transcripts are in upper case."""
     tokenizer = Tokenizer(train_tokenizer([text.upper() for text in TEXTS[:2] * 9], 33, tmp_path))
     assert not any(symbol[-1].islower() for symbol in tokenizer.symbols[3:])
     texts = ["twenty-one men went", "l'œuvre était là"]
@@ -52,13 +52,13 @@ def test_unknown_character_is_unk(model_path: Path) -> None:
     assert 2 in Tokenizer(model_path).encode(["ж"])[0]
 
 
-def test_training_again_gives_the_same_bytes(model_path: Path, tmp_path: Path) -> None:
+def test_training_is_reproducible(model_path: Path, tmp_path: Path) -> None:
     again = train_tokenizer(TEXTS, 60, tmp_path / "deep" / "folder")
     assert again.read_bytes() == model_path.read_bytes()
     assert (again.parent / "tokens.txt").read_bytes() == (model_path.parent / "tokens.txt").read_bytes()
 
 
-def test_too_large_a_vocabulary_says_the_largest(tmp_path: Path) -> None:
+def test_error_of_a_too_large_vocabulary_states_the_maximum(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"5000 is too large .* at most \d+ tokens") as error:
         train_tokenizer(TEXTS, 5000, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -68,28 +68,28 @@ def test_too_large_a_vocabulary_says_the_largest(tmp_path: Path) -> None:
         train_tokenizer(TEXTS, largest + 1, tmp_path)
 
 
-def test_too_small_a_vocabulary_says_the_smallest(tmp_path: Path) -> None:
+def test_error_of_a_too_small_vocabulary_states_the_minimum(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"10 is too small .* at least \d+ tokens"):
         train_tokenizer(TEXTS, 10, tmp_path)
 
 
-def test_no_text(tmp_path: Path) -> None:
+def test_training_without_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no transcripts"):
         train_tokenizer(["", "  "], 60, tmp_path)
 
 
-def test_missing_model(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no SentencePiece model .*bpe.model: run prepare.sh"):
         Tokenizer(tmp_path / "bpe.model")
 
 
-def test_damaged_model(tmp_path: Path, model_path: Path) -> None:
+def test_a_damaged_model_is_an_error(tmp_path: Path, model_path: Path) -> None:
     (tmp_path / "bpe.model").write_bytes(model_path.read_bytes()[:200])
     with pytest.raises(ValueError, match="damaged"):
         Tokenizer(tmp_path / "bpe.model")
 
 
-def test_characters_without_a_token_are_told(model_path: Path) -> None:
+def test_uncovered_characters_are_returned(model_path: Path) -> None:
     tokenizer = Tokenizer(model_path)
     assert tokenizer.uncovered("") == set()
     known = next(symbol for symbol in tokenizer.symbols[3:] if len(symbol) == 1 and symbol.isalpha())

@@ -76,7 +76,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     (tmp_path / "a.wav").unlink()
     (tmp_path / "a.wav").symlink_to("/dev/null")
-    with pytest.raises(AudioError, match=r"a\.wav, which is no regular file"):
+    with pytest.raises(AudioError, match=r"a\.wav, which is not a regular file"):
         next(read_pieces(cut, PIECE))
 
 

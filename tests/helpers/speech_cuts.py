@@ -13,7 +13,7 @@ SIZES = {"en": 60, "fr": 30, "it": 12}  # training cuts
 
 
 def make_cuts(folder: Path, name: str, language: str, frames: list[int], text: str = "") -> list[MonoCut]:
-    """Cuts of the given lengths (frames of 10 ms) with random features, stored in a file of `folder`."""
+    """Return cuts of the given lengths (frames of 10 ms) with random features, stored in a file of `folder`."""
     rng = np.random.default_rng(len(frames))
     cuts = []
     with LilcomChunkyWriter(folder / f"feats-{name}") as writer:
@@ -42,12 +42,12 @@ def make_cuts(folder: Path, name: str, language: str, frames: list[int], text: s
 
 
 def write_cuts(folder: Path, language: str, split: str, cuts: list[MonoCut]) -> Path:
-    """Write cuts where the data module looks for them."""
+    """Write cuts to the manifest that the data module reads, and return its path."""
     path = SplitFiles(folder, "mls", get_language(language), split).cuts
     CutSet.from_cuts(cuts).to_file(path)
     return path
 
 
-def lengths(number: int) -> list[int]:
-    """Between 0.8 and 4 s, in no order."""
-    return [80 + (i * 137) % 320 for i in range(number)]
+def lengths(num_cuts: int) -> list[int]:
+    """Return numbers of frames between 80 and 400 (0.8 and 4 s), unsorted."""
+    return [80 + (i * 137) % 320 for i in range(num_cuts)]

@@ -134,7 +134,7 @@ def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
     next(batches)
     for child in active_children():
         os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
+    with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"):
         list(batches)
 
 
@@ -148,7 +148,7 @@ def test_a_loader_process_that_dies_during_or_after_an_update_does_not_implicate
     config = tiny_run.config(corpus, tmp_path)
     callback = type("KillWorkers", (Callback,), {hook: kill_workers})()
     trainer = make_trainer(replace(config, data=replace(config.data, num_workers=1)), callbacks=[callback])
-    with pytest.raises(DataError, match=r"a process that loads batches has died.*--num-workers"):
+    with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"):
         trainer.run()
     assert not list(tmp_path.glob("b*-*.pt"))
 

@@ -1,0 +1,90 @@
+"""Dataset that makes a batch from its plan, in a loader worker or in the training process."""
+
+from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
+from torch.utils.data import Dataset
+
+from icefall_pathways.data.augmentation import Augmentation, seeded
+from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.manifests import DataError, check_files
+from icefall_pathways.data.sampling import BatchPlan
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import first_line
+from icefall_pathways.languages import get_language
+
+
+class SpeechDataset(Dataset[Batch | DataError]):
+    """Maps a batch plan to a batch.
+
+    A data error is returned, not raised: torch would add the traceback of the worker to an exception.
+
+    Args:
+      augmentation: Augments cuts and features; None for validation and decoding.
+      on_the_fly: Whether to compute the features from the audio, or to read stored features.
+      tokenizer: Tokenizes the transcripts; None leaves the tokens of batches empty.
+    """
+
+    def __init__(self, augmentation: Augmentation | None, on_the_fly: bool, tokenizer: Tokenizer | None) -> None:
+        self._augmentation = augmentation
+        self._on_the_fly = on_the_fly
+        self._tokenizer = tokenizer
+        strategy = OnTheFlyFeatures(FbankConfig().extractor()) if on_the_fly else PrecomputedFeatures()
+        transforms = augmentation.transforms if augmentation else []
+        self._dataset = K2SpeechRecognitionDataset(
+            return_cuts=True, input_transforms=transforms, input_strategy=strategy
+        )
+
+    def load(self, plan: BatchPlan) -> Batch:
+        """Return the batch of a plan.
+
+        Raises:
+          DataError: The batch cannot be made; the message names the cut and the file.
+        """
+        batch = self[plan]
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
+
+    def __getitem__(self, plan: BatchPlan) -> Batch | DataError:
+        try:
+            check_monolingual(plan)
+            with seeded(plan.seed):
+                cuts = self._augmentation.mix(plan.cuts) if self._augmentation else plan.cuts
+                for cut in cuts:
+                    check_files(cut, not self._on_the_fly)
+                batch = self._dataset[cuts]
+        except DataError as error:
+            return error
+        except Exception as error:  # feature readers raise exceptions of many types
+            return DataError(_explain(plan, self._on_the_fly, error))
+        return Batch.from_lhotse(batch, plan.language, self._tokenizer)
+
+
+def check_monolingual(plan: BatchPlan) -> None:
+    """Check that all cuts of a batch are of its language.
+
+    Raises:
+      DataError: Some are not; the message names them.
+    """
+    others = [cut.id for cut in plan.cuts if any(s.language != plan.language for s in cut.supervisions)]
+    if others:
+        raise DataError(f"a batch of {plan.language} contains cuts of another language: {', '.join(others)}")
+
+
+def _explain(plan: BatchPlan, on_the_fly: bool, error: Exception) -> str:
+    """Return an error message that names the first unreadable cut of a plan, if there is one."""
+    for cut in plan.cuts:
+        try:
+            _ = cut.load_audio() if on_the_fly else cut.load_features()
+        except Exception as cause:
+            if on_the_fly:
+                return (
+                    f"cannot read the audio of cut {cut.id} ({first_line(cause)}): repair the file, or remove the cut "
+                    "from the manifest"
+                )
+            return (
+                f"cannot read the features of cut {cut.id} in {cut.features.storage_path} ({first_line(cause)}): "
+                f"remove the cuts files of {get_language(plan.language).name} and run ./prepare.sh --stage 3 again"
+            )
+    ids = ", ".join(cut.id for cut in plan.cuts)
+    return f"cannot make a batch of the {plan.language} cuts {ids}: {first_line(error)}"
