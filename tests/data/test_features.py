@@ -15,7 +15,7 @@ RATE = 16000
 
 
 def speech_like(num_samples: int) -> Tensor:
-    """A chirp in noise, in [-1, 1]."""
+    """Return a chirp in noise, in [-1, 1]."""
     time = torch.arange(num_samples) / RATE
     return 0.3 * torch.sin(2 * math.pi * (200 + 900 * time) * time) + 0.05 * torch.randn(num_samples)
 
