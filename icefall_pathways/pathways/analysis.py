@@ -56,11 +56,6 @@ def rank_by_specificity(rows: Sequence[DensityRow]) -> list[DensityRow]:
     return sorted(rows, key=lambda row: -row.specificity)
 
 
-def overlap_matrix(masks: PathwayMasks) -> list[list[float]]:
-    """Return the intersection over union of each pair of masks, in the order of `masks.languages`."""
-    return masks.overlaps()
-
-
 def mean_overlap(masks: PathwayMasks) -> float:
     """Return the mean intersection over union over pairs of languages; 1 for a single language."""
     return _mean_of_pairs(masks.overlaps())

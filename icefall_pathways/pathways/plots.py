@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from icefall_pathways.pathways.analysis import DensityRow, density_per_parameter, overlap_matrix, rank_by_specificity
+from icefall_pathways.pathways.analysis import DensityRow, density_per_parameter, rank_by_specificity
 from icefall_pathways.pathways.masks import PathwayMasks
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _label_rows(axis: "Axes", rows: Sequence[DensityRow]) -> None:
 
 def overlap_figure(masks: PathwayMasks) -> "Figure":
     """Return the overlap matrix of all languages as a heat map with its values."""
-    matrix = overlap_matrix(masks)
+    matrix = masks.overlaps()
     figure = new_figure(4.5, 4)
     axis = figure.subplots()
     image = axis.imshow(matrix, vmin=0, vmax=1, cmap="cividis")

@@ -31,7 +31,7 @@ def test_rows_of_types_cover_all_their_parameters(model, masks):
 
 
 def test_overlap_matrix_is_symmetric(masks):
-    matrix = analysis.overlap_matrix(masks)
+    matrix = masks.overlaps()
     assert matrix[0][0] == 1 and matrix[0][1] == matrix[1][0] == masks.overlap("en", "fr")
     assert analysis.mean_overlap(masks) == pytest.approx((matrix[0][1] + matrix[0][2] + matrix[1][2]) / 3)
     assert analysis.mean_overlap(masks.restrict(["en"])) == 1
