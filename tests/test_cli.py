@@ -28,6 +28,12 @@ def test_a_script_runs_the_command_of_its_name(path):
     assert f'run_command("{cli.RENAMED_COMMANDS.get(name, name)}")' in path.read_text()
 
 
+@pytest.mark.parametrize("name", ["prepare", "run", "run-study"])
+def test_a_shell_script_runs_its_command(name):
+    text = (RECIPE / cli.SCRIPTS[name]).read_text()
+    assert f'run_command("{name}", prog="./{cli.SCRIPTS[name]}")' in text
+
+
 def test_commands_are_listed_with_a_summary(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])

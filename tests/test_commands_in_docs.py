@@ -4,18 +4,19 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from icefall_pathways import options
+from icefall_pathways import cli, options
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "egs" / "mls" / "ASR"
-PAGES = [ROOT / "README.md", RECIPE / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
-HELP_TEXTS = [*sorted((ROOT / "icefall_pathways" / "commands").glob("*.py")), *sorted(RECIPE.glob("*.sh"))]
+PROGRAM = "icefall-pathways"
+FOLDERS = {"": "*.md", "benchmarks": "*.md", "docs": "**/*.md", "egs": "**/*.md"}
+PAGES = [page for folder, pattern in FOLDERS.items() for page in sorted((ROOT / folder).glob(pattern))]
+HELP_TEXTS = sorted((ROOT / "icefall_pathways" / "commands").glob("*.py"))
 
 
 class ParsedError(Exception):
@@ -27,13 +28,11 @@ def lines_of(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = text.split('"""')[1]
-    elif path.suffix == ".sh":
-        text = "\n".join(line[1:] for line in text.splitlines() if line.startswith("#"))
     return re.sub(r"\\\n\s*", " ", text).splitlines()
 
 
 def commands_of(path):
-    """Yield (script, arguments) of each call of a script of the recipe that has a line of its own; $E is expanded."""
+    """Yield (program, arguments) of each call of a script or of icefall-pathways on its own line; $E is expanded."""
     variables = {}
     for line in lines_of(path):
         line = line.strip()
@@ -41,11 +40,11 @@ def commands_of(path):
             variables[assigned[1]] = assigned[2]
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
-        if not re.match(r"(\./|torchrun |ffmpeg |OMP_NUM_THREADS=\d \./)", line):
+        if not re.match(r"(\./|torchrun |ffmpeg |icefall-pathways |OMP_NUM_THREADS=\d \./)", line):
             continue
         line = re.sub(r"   .*", "", line)  # the comment of a usage block
         words = shlex.split(line, comments=True)
-        index = next((i for i, word in enumerate(words) if word.startswith("./")), None)
+        index = next((i for i, word in enumerate(words) if word.startswith(("./", PROGRAM))), None)
         if index is not None:
             yield words[index], [word for word in words[index + 1 :] if word not in ("|", "...")]
 
@@ -59,11 +58,15 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("script", "words"), COMMANDS)
 def test_a_documented_command_is_accepted(script, words, monkeypatch):
+    if script == PROGRAM:
+        assert words[0] in cli.SCRIPTS
+        cli.read_config(words[0], words[1:])
+        return
     path = RECIPE / script
     assert os.access(path, os.X_OK), f"{path} is not executable"
     if path.suffix == ".sh":
-        completed = subprocess.run([path, *words, "--help"], capture_output=True, text=True, check=False)
-        assert completed.returncode == 0, completed.stderr
+        (command,) = [command for command, name in cli.SCRIPTS.items() if name == path.name]
+        cli.read_config(command, words)
         return
     parse = options.parse
 
