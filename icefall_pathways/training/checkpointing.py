@@ -12,7 +12,7 @@ from icefall_pathways.training.callbacks import Callback, UpdateResult, Validati
 from icefall_pathways.training.config import TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.launch.signals import Stopped
-from icefall_pathways.training.resume_check import check_same_run
+from icefall_pathways.training.resume_check import check_resumable
 from icefall_pathways.training.train_state import TrainState
 
 logger = logging.getLogger("icefall_pathways")
@@ -93,7 +93,7 @@ class CheckpointCallback(Callback):
 
     def _check(self, state: TrainState, checkpoint: checkpoints.Checkpoint) -> None:
         weights = state.model.state_dict()
-        changed = check_same_run(self._description, checkpoint, weights, checkpoint["model"], self._options.exp_dir)
+        changed = check_resumable(self._description, checkpoint, weights, checkpoint["model"], self._options.exp_dir)
         if changed and self._rank.is_main:
             print(f"warning: resuming with different options or data: {', '.join(changed)}")
 

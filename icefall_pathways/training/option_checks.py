@@ -84,9 +84,9 @@ def _check_common_options(config: ExperimentConfig, initial: InitialCheckpoint |
         _reject_given(config.data, ("musan_cuts",), "with --enable-musan 0")
 
 
-def _reject_given(options: Any, names: Iterable[str], why: str, advice: str = "leave it out") -> None:
+def _reject_given(options: Any, names: Iterable[str], reason: str, advice: str = "leave it out") -> None:
     """Raise an error if any of the named options differs from its default."""
     defaults = {field.name: field.default for field in fields(options)}
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]]
     if given:
-        raise ValueError(f"{', '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}: {advice}")
+        raise ValueError(f"{', '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {reason}: {advice}")

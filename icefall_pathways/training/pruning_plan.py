@@ -1,4 +1,4 @@
-"""From options to a plan of pruning."""
+"""Build pruning schedules and plans from options."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,18 @@ from icefall_pathways.pathways.schedules import (
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.pruning_callback import PruningPlan
 
-# Without --prune-end, the last part of a training is for the weights alone, as in RigL (Evci et al. 2020).
-_CHANGING = 0.75
+# Without --prune-end, masks are fixed for the last quarter of a training, as in RigL (Evci et al. 2020).
+_DEFAULT_END = 0.75
+
+# A mask of a small tensor misses the target sparsity by rounding; a smaller difference does not need a ramp.
+_ROUNDING = 0.005
 
 
 def search_schedule(config: PruningConfig) -> PruningSchedule:
-    """The schedule of a mask search.
+    """Return the schedule of a mask search.
 
     Raises:
-      ValueError: A value out of its range.
+      ValueError: An option is out of range.
     """
     settings = SearchSettings(
         config.sparsity, config.updates_per_round, config.prune_rounds, config.prune_drop, config.prune_by
@@ -30,32 +33,34 @@ def search_schedule(config: PruningConfig) -> PruningSchedule:
 
 
 def search_plan(config: PruningConfig, languages: Sequence[str]) -> PruningPlan:
-    """The plan of a mask search: the languages of a search share a mask."""
+    """Return the plan of a mask search, in which `languages` share one mask."""
     return PruningPlan(search_schedule(config), [languages], config.rewind_to)
 
 
 def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int) -> PruningPlan | None:
-    """How the masks of a joint training of `num_updates` updates change; None if they do not.
+    """Return the plan for the masks of a joint training, or None if the masks are fixed.
 
     Args:
-      config: See there.
-      masks: The masks at the start of the training.
-      num_updates: Updates of the whole training.
+      config: The pruning options.
+      masks: The initial masks.
+      num_updates: Number of updates of the training.
 
     Raises:
-      ValueError: A value out of its range, or languages that shall share a mask and do not.
+      ValueError: An option is out of range, or the languages should share a mask but have different ones.
     """
     if config.prune_method == "none":
         return None
-    end = config.prune_end or int(_CHANGING * num_updates)
+    end = config.prune_end or int(_DEFAULT_END * num_updates)
     if end > num_updates:
         raise ValueError(f"--prune-end {end} comes after the last of {num_updates} updates: lower it, or train longer")
-    # Where tensors are small, what is asked for cannot be met exactly: a rounding is no ramp.
     initial = min(masks.sparsity(language) for language in masks.languages)
-    initial = config.sparsity if abs(initial - config.sparsity) < 0.005 else initial
+    if abs(initial - config.sparsity) < _ROUNDING:
+        initial = config.sparsity
     shared = config.prune_for == "all-languages"
     if shared and not masks.share_mask(masks.languages):
-        raise ValueError("--prune-for all-languages, and --masks gives each language its own: use each-language")
+        raise ValueError(
+            "--prune-for all-languages, but --masks has a different mask for each language: use each-language"
+        )
     groups = [masks.languages] if shared else [[language] for language in masks.languages]
     settings = JointSettings(
         config.sparsity,

@@ -1,4 +1,4 @@
-"""Whether a run that goes on from a checkpoint is the one that wrote it."""
+"""Check that a resumed run is compatible with its checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,20 +9,20 @@ from torch import Tensor
 from icefall_pathways.experiment.checkpoints import CheckpointError
 from icefall_pathways.languages import codes_of
 
-#: What a checkpoint says of its run: options, masks, ranks, tokens; see `Trainer._description`.
+#: Properties of a run that its checkpoints store: options, masks, ranks, tokens; see `Trainer`.
 Description = Mapping[str, Any]
 
 
-def _masks(name: str) -> Callable[[Description], Any]:
-    def value(run: Description) -> Any:
-        found = run["masks_header"].get(name)
-        return list(found) if isinstance(found, tuple) else found
+def _masks_property(name: str) -> Callable[[Description], Any]:
+    def value_of(run: Description) -> Any:
+        value = run["masks_header"].get(name)
+        return list(value) if isinstance(value, tuple) else value
 
-    return value
+    return value_of
 
 
-# What must not change: a run that went on would mix up masks, lose its place in the data, or fail.
-_DECISIVE: dict[str, Callable[[Description], Any]] = {
+# Properties that must not change: otherwise masks would be mixed up, or the position in the data lost.
+_FIXED: dict[str, Callable[[Description], Any]] = {
     "world_size": lambda run: run["world_size"],
     "accum_grad": lambda run: run["accum_grad"],
     "vocab_size": lambda run: run["vocab_size"],
@@ -33,13 +33,13 @@ _DECISIVE: dict[str, Callable[[Description], Any]] = {
     "freeze_languages": lambda run: run["config"]["training"].get("freeze_languages", ""),
     "prune_method": lambda run: run["config"]["pruning"]["prune_method"],
     **{
-        f"masks' {name}": _masks(name)
+        f"masks' {name}": _masks_property(name)
         for name in ("languages", "roots", "granularity", "allocation", "layer_sparsity", "target_sparsity")
     },
 }
 
-# Options that may change without changing what is computed, or whose effect is compared in another way.
-_FREE = (
+# Options that can change without an effect on the weights, or that are compared in another way.
+_NOT_COMPARED = (
     *("exp_dir", "bpe_model", "manifest_dir", "masks", "languages", "world_size", "master_port", "num_workers"),
     *("start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
     *("valid_interval", "valid_wer_cuts", "log_interval", "save_every_n", "keep_last_k", "tensorboard"),
@@ -47,50 +47,51 @@ _FREE = (
 )
 
 
-def check_same_run(
-    here: Description,
-    there: Description,
+def check_resumable(
+    current: Description,
+    stored: Description,
     weights: Mapping[str, Tensor],
-    their_weights: Mapping[str, Tensor],
+    stored_weights: Mapping[str, Tensor],
     folder: Path,
 ) -> list[str]:
-    """Check that a run may go on from the checkpoint of another start of it.
+    """Check that a run can resume from a checkpoint.
 
     Args:
-      here: The run that is to go on.
-      there: What the checkpoint says of its run.
-      weights: The model's.
-      their_weights: The checkpoint's.
-      folder: Where the checkpoint is.
+      current: Properties of the run.
+      stored: Properties of the run that wrote the checkpoint.
+      weights: Weights of the model.
+      stored_weights: Weights in the checkpoint.
+      folder: The experiment folder, for messages.
 
     Returns:
-      What has changed and may, though the run will not end as it would have, each as "--option value (was value)".
+      The differences that are allowed but change the result of the run, each as "--option value (was value)".
 
     Raises:
-      CheckpointError: Something has changed that must not.
+      CheckpointError: A difference is not allowed.
     """
-    for key, value_of in _DECISIVE.items():
-        now, then = value_of(here), value_of(there)
-        if then is not None and now != then:
+    for name, value_of in _FIXED.items():
+        value, stored_value = value_of(current), value_of(stored)
+        if stored_value is not None and value != stored_value:
             raise CheckpointError(
-                f"{folder} holds a run with {key}={then}, this one has {key}={now}: use the same options, or another "
-                "--exp-dir"
+                f"{folder} holds a run with {name}={stored_value}, this one has {name}={value}: use the same options, "
+                "or another --exp-dir"
             )
-    changed = list(_changed_options(here["config"], there["config"]))
-    if {name: value.shape for name, value in weights.items()} != {n: value.shape for n, value in their_weights.items()}:
+    changes = list(_changed_options(current["config"], stored["config"]))
+    shapes = {name: value.shape for name, value in weights.items()}
+    if shapes != {name: value.shape for name, value in stored_weights.items()}:
         raise CheckpointError(
-            f"{folder} holds a run of another architecture ({', '.join(changed)}): use the same options, or another "
+            f"{folder} holds a run of another architecture ({', '.join(changes)}): use the same options, or another "
             "--exp-dir"
         )
-    now, then = here["updates_per_epoch"], there.get("updates_per_epoch")
-    if then is not None and now != then:
-        changed.append(f"{now} updates per epoch (were {then})")
-    return changed
+    updates, stored_updates = current["updates_per_epoch"], stored.get("updates_per_epoch")
+    if stored_updates is not None and updates != stored_updates:
+        changes.append(f"{updates} updates per epoch (were {stored_updates})")
+    return changes
 
 
-def _changed_options(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    for part, options in here.items():
+def _changed_options(current: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
+    for group, options in current.items():
         for name, value in options.items():
-            then = there.get(part, {}).get(name, value)
-            if name not in _FREE and value != then:
-                yield f"--{name.replace('_', '-')} {value} (was {then})"
+            stored_value = stored.get(group, {}).get(name, value)
+            if name not in _NOT_COMPARED and value != stored_value:
+                yield f"--{name.replace('_', '-')} {value} (was {stored_value})"

@@ -1,4 +1,4 @@
-"""Options that change between two starts of a run."""
+"""A resumed run is compatible with its checkpoint."""
 
 from dataclasses import replace
 
@@ -37,14 +37,14 @@ def make_masks(path, languages, seed):
 @pytest.fixture(scope="module")
 def pathways(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exp")
-    masks = make_masks(folder / "given.safetensors", ["en", "fr"], 1)
+    masks = make_masks(folder / "initial.safetensors", ["en", "fr"], 1)
     config = tiny_run.config(corpus, folder / "pathways", "en fr", num_updates=2, masks=masks)
     runs.train(config)
     return config
 
 
 def changed(config, data=None, model=None, pruning=None, **training):
-    """The same run with other options, longer so that there is something left to do."""
+    """Change options of a run, and train longer, so that the resumed run has updates left."""
     return replace(
         config,
         training=replace(config.training, **{"num_updates": 4} | training),
@@ -55,8 +55,8 @@ def changed(config, data=None, model=None, pruning=None, **training):
 
 
 @pytest.mark.parametrize("languages", ["fr en", "en"])
-def test_languages_with_masks_keep_their_order(pathways, languages):
-    """In another order each would go on with the mask of another one."""
+def test_languages_with_masks_must_keep_their_order(pathways, languages):
+    """In another order each language would resume with the mask of another one."""
     masks = pathways.training.exp_dir / "masks.safetensors"
     before = masks.read_bytes()
     with pytest.raises(ValueError, match="did not start with these masks"):
@@ -64,14 +64,13 @@ def test_languages_with_masks_keep_their_order(pathways, languages):
     assert masks.read_bytes() == before
 
 
-def test_the_trainer_compares_languages_itself(pathways):
+def test_trainer_compares_languages_with_the_checkpoint(pathways):
     trainer = make_trainer(changed(pathways, data={"languages": "fr en"}, masks=None))
-    trainer.masks = PathwayMasks.load(pathways.training.masks).restrict(["fr", "en"])
     with pytest.raises(ValueError, match="run with languages=en fr, this one has languages=fr en"):
         trainer.run()
 
 
-def test_other_masks_are_refused(pathways, tmp_path):
+def test_other_masks_are_rejected(pathways, tmp_path):
     other = make_masks(tmp_path / "masks.safetensors", ["en", "fr"], 2)
     masks = pathways.training.exp_dir / "masks.safetensors"
     before = masks.read_bytes()
@@ -81,7 +80,7 @@ def test_other_masks_are_refused(pathways, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data": {"languages": "en fr it"}}, "languages=en fr, this one has languages=en fr it"),
         ({"pruning": JointPruningConfig("adaptive", prune_every=1, prune_end=3)}, "masked=False"),
@@ -89,12 +88,12 @@ def test_other_masks_are_refused(pathways, tmp_path):
         ({"accum_grad": 2}, "accum_grad=1, this one has accum_grad=2"),
     ],
 )
-def test_what_decides_the_course_must_not_change(dense, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_incompatible_changes_are_rejected(dense, changes, message):
+    with pytest.raises(ValueError, match=message):
         runs.train(changed(dense, **changes))
 
 
-def test_other_tokens_are_refused_even_if_as_many(corpus, dense, tmp_path):
+def test_other_tokens_are_rejected_even_if_their_number_is_the_same(corpus, dense, tmp_path):
     train_tokenizer([text[::-1] for text in TEXTS.values()], 20, tmp_path)
     other = {"bpe_model": tmp_path / "bpe.model"}
     with pytest.raises(ValueError, match="hash of --bpe-model="):
@@ -103,26 +102,26 @@ def test_other_tokens_are_refused_even_if_as_many(corpus, dense, tmp_path):
         runs.train(changed(dense, **other, exp_dir=tmp_path / "new", init_from=dense.training.exp_dir))
 
 
-def test_what_else_changes_is_told(dense, tmp_path, capsys):
+def test_compatible_changes_are_reported(dense, tmp_path, capsys):
     config = changed(dense, exp_dir=tmp_path / "exp", num_updates=2)
     runs.train(config)
     runs.train(changed(config, num_updates=2, log_interval=1, keep_last_k=5))
     assert "warning" not in capsys.readouterr().out
     runs.train(changed(config, {"max_duration": 3.0}, num_updates=3, seed=7))
-    told = capsys.readouterr().out
-    assert "warning: going on with other options, or other data, than before: --num-updates 3 (was 2)" in told
+    printed = capsys.readouterr().out
+    assert "warning: resuming with different options or data: --num-updates 3 (was 2)" in printed
     for change in ("--seed 7 (was 42)", "--max-duration 3.0 (was 6.0)", "updates per epoch (were "):
-        assert change in told
+        assert change in printed
 
 
-class Apart(Rank):
-    """One of two ranks, of which the other finds a checkpoint that is not there for this one."""
+class RankWithoutSharedFolder(Rank):
+    """One of two ranks; only the other one finds a checkpoint."""
 
     def gather(self, value):
         return [value, 1000]
 
 
-def test_ranks_that_go_on_from_different_updates_are_refused(corpus, tmp_path):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path), Apart())
-    with pytest.raises(ValueError, match=r"go on from different updates \(0, 1000\)"):
+def test_ranks_that_resume_from_different_updates_are_rejected(corpus, tmp_path):
+    trainer = make_trainer(tiny_run.config(corpus, tmp_path), RankWithoutSharedFolder())
+    with pytest.raises(ValueError, match=r"resume from different updates \(0, 1000\)"):
         trainer.run()
