@@ -9,6 +9,7 @@ from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, icefall_checkpoints
+from icefall_pathways.experiment.model_files import check_features
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import VOCABULARY_LAYERS, Transducer, build_model
 from icefall_pathways.options import from_dict
@@ -34,7 +35,8 @@ class InitialCheckpoint:
       tokens: Hash of its SentencePiece model; None if unknown.
 
     Raises:
-      ValueError: The checkpoint is missing or damaged, or does not have the requested weights.
+      ValueError: The checkpoint is missing or damaged, was trained on other features, or does not have the requested
+        weights.
     """
 
     def __init__(self, init_from: Path, key: str = "model", avg: int = 0) -> None:
@@ -46,6 +48,7 @@ class InitialCheckpoint:
         self.tokens: str | None = None
         if not icefall_checkpoints.is_foreign(init_from):
             self.path, checkpoint = checkpoints.find(init_from)
+            check_features(self.path.parent)
             self.config, self.tokens = checkpoint["config"], checkpoint.get("tokens")
             self._weights = self._select(checkpoint)
         elif avg:

@@ -170,6 +170,8 @@ def test_features_that_this_version_does_not_compute(moved):
     path.write_text(path.read_text().replace('"num_bins": 80', '"num_bins": 40'))
     with pytest.raises(ValueError, match=r"features\.json: .*num_bins=40 instead of 80.*use the version"):
         Pathways.from_pretrained(moved)
+    with pytest.raises(ValueError, match="num_bins=40 instead of 80"):
+        runs.train(_config(moved, init_from=moved))
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         Pathways.from_pretrained(moved)
