@@ -1,4 +1,4 @@
-"""Averages of weights over a training."""
+"""Running averages of weights over a training."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ StateDict = dict[str, Tensor]
 
 
 class ModelAverage:
-    """The running mean of a model's weights over its training, in float64.
+    """Running mean of a model's weights over its training, in float64.
 
-    Every `period` updates: average <- average * (1 - period / n) + model * period / n, n being the updates so far. An
-    entry that no active sub-network has trained has kept one value all along, and so has its average.
+    Every `period` updates: average <- average * (1 - period / n) + model * period / n, after n updates in total. The
+    average of an entry that no active sub-network trains is its constant value.
 
     Args:
       model: The model at the start.
@@ -19,11 +19,11 @@ class ModelAverage:
 
     def __init__(self, model: nn.Module, period: int) -> None:
         self._period = period
-        self._state = {name: _widened(value) for name, value in model.state_dict().items()}
+        self._state = {name: _to_float64(value) for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, update: int) -> None:
-        """Take the weights after `update` updates in, if a period ends with it."""
+        """Add the weights after `update` updates to the average, if it is a multiple of the period."""
         if update % self._period:
             return
         share = self._period / update
@@ -34,17 +34,23 @@ class ModelAverage:
                 self._state[name].copy_(value)
 
     def state_dict(self) -> StateDict:
-        """The average, under the model's names."""
+        """Return the average, under the model's names."""
         return self._state
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from an average read from a checkpoint."""
+        """Restore an average from a checkpoint."""
         for name, value in state.items():
             self._state[name].copy_(value)
 
 
 def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int) -> StateDict:
-    """The mean of the weights over the updates after `num_start` up to `num_end`, from the running means at both.
+    """Return the mean of the weights over the updates after `num_start` up to `num_end`.
+
+    Args:
+      start: The running mean at `num_start`.
+      end: The running mean at `num_end`.
+      num_start: Updates before the range.
+      num_end: Updates up to the end of the range.
 
     Raises:
       ValueError: `num_end` is not after `num_start`.
@@ -58,5 +64,5 @@ def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int
     }
 
 
-def _widened(value: Tensor) -> Tensor:
+def _to_float64(value: Tensor) -> Tensor:
     return value.detach().to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)

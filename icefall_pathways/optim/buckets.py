@@ -1,4 +1,4 @@
-"""Parameters as flat vectors: a step takes a handful of operations, however many tensors a model has."""
+"""Parameters as flat vectors, so that an optimizer step takes few operations for any number of tensors."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-_SIZE = 2**18  # entries of a bucket, unless one parameter has more: what is computed on the way stays in a CPU's cache
+_SIZE = 2**18  # entries of a bucket, unless a parameter has more: intermediate results stay in the cache of a CPU
 
-# Integers as wide as the floating-point types, to look at their bits.
+# Integer types of the widths of the floating-point types, for bitwise operations.
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 class Bucket:
-    """Parameters of one type, one behind the other: all together, n entries.
+    """Concatenated parameters of one dtype, n entries in total.
 
     Attributes:
-      names: Their names, by which masks know them.
+      names: The names of the parameters, by which masks identify them.
       parameters: The parameters.
-      sizes: How many entries each has.
-      lengths: The same, where the parameters are: what a device needs in every step is not sent there anew.
-      masked: Whether masks cover them.
+      sizes: Number of entries of each parameter.
+      device_sizes: The same as a tensor on the parameters' device, so that no step has to copy it there.
+      masked: Whether masks cover the parameters.
       state: Flat tensors (n,) of an optimizer's state.
     """
 
@@ -31,17 +31,17 @@ class Bucket:
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self.sizes = [parameter.numel() for parameter in self.parameters]
-        self.lengths = torch.tensor(self.sizes, device=self.parameters[0].device)
+        self.device_sizes = torch.tensor(self.sizes, device=self.parameters[0].device)
         self.masked = masked
         self.state: dict[str, Tensor] = {}
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Each parameter's part of a flat tensor (n,), as a view of the parameter's shape."""
+        """Split a flat tensor (n,) into views with the shapes of the parameters."""
         pieces = values.split(self.sizes)
         return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self.parameters, strict=True)]
 
     def join(self, values: Iterable[Tensor]) -> Tensor:
-        """The opposite of `split`: a copy."""
+        """Concatenate tensors with the shapes of the parameters into a flat copy (n,)."""
         return torch.cat([value.flatten() for value in values])
 
     def scale_(self, values: Tensor, factors: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Bucket:
         return values
 
     def weights(self) -> Tensor:
-        """A copy of the parameters (n,)."""
+        """Return a copy of the parameters (n,)."""
         return self.join(self.parameters)
 
     def subtract(self, values: Tensor, alpha: float = 1.0) -> None:
@@ -59,31 +59,31 @@ class Bucket:
         for parameter, piece in zip(self.parameters, self.split(values), strict=True):
             parameter.sub_(piece, alpha=alpha)
 
-    def with_gradient(self) -> list[bool]:
-        """Which of the parameters have a gradient."""
+    def has_gradient(self) -> list[bool]:
+        """Return for each parameter whether it has a gradient."""
         return [parameter.grad is not None for parameter in self.parameters]
 
     def gradient(self, active: Tensor | None) -> Tensor:
-        """A copy of the gradients (n,), zero where there is none and where no bit of `active` is set."""
-        found = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
-        return cleared(self.join(found), active)
+        """Return a copy of the gradients (n,), zero for parameters without one and where no bit of `active` is set."""
+        gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
+        return clear_inactive_(self.join(gradients), active)
 
     def active_bits(self, masks: PathwayMasks | None, language: str) -> Tensor | None:
-        """All bits of an entry set where the language's mask keeps it, none elsewhere (n,); None without masks."""
+        """Return integers (n,) with all bits set where the language's mask keeps the entry; None without masks."""
         if masks is None or not self.masked:
             return None
-        return bits_of(masks.flat_mask(self.names, language), self.parameters[0])
+        return to_bits(masks.flat_mask(self.names, language), self.parameters[0])
 
-    def present_bits(self) -> Tensor:
-        """All bits set in the entries of parameters that have a gradient, none elsewhere (n,)."""
+    def gradient_bits(self) -> Tensor:
+        """Return integers (n,) with all bits set in the entries of parameters that have a gradient."""
         first = self.parameters[0]
-        pairs = zip(self.sizes, self.with_gradient(), strict=True)
+        pairs = zip(self.sizes, self.has_gradient(), strict=True)
         present = [torch.full((size,), has, dtype=torch.bool, device=first.device) for size, has in pairs]
-        return bits_of(torch.cat(present), first)
+        return to_bits(torch.cat(present), first)
 
 
 def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: Iterable[str]) -> list[Bucket]:
-    """Sort parameters into buckets: those in `masked` and others apart, each kind in the order given."""
+    """Group parameters into buckets of one dtype and device, separately for those in `masked`, in the given order."""
     names = set(masked)
     kinds: dict[tuple[bool, torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
@@ -91,28 +91,28 @@ def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: I
     buckets = []
     for (is_masked, _, _), members in kinds.items():
         ends = torch.tensor([parameter.numel() for _, parameter in members]).cumsum(0)
-        numbers = torch.div(ends - 1, _SIZE, rounding_mode="floor").tolist()
-        numbered = groupby(zip(numbers, members, strict=True), key=itemgetter(0))
-        buckets += [Bucket([member for _, member in some], is_masked) for _, some in numbered]
+        indices = torch.div(ends - 1, _SIZE, rounding_mode="floor").tolist()
+        indexed = groupby(zip(indices, members, strict=True), key=itemgetter(0))
+        buckets += [Bucket([member for _, member in group], is_masked) for _, group in indexed]
     return buckets
 
 
-def bits_of(which: Tensor, like: Tensor) -> Tensor:
-    """All bits set where the bool tensor `which` is true, none elsewhere: integers as wide as the numbers in `like`."""
-    return which.view(torch.uint8).to(_INTEGERS[like.element_size()]).neg_()
+def to_bits(mask: Tensor, like: Tensor) -> Tensor:
+    """Convert a bool tensor to integers as wide as the numbers in `like`: all bits set where it is true, else none."""
+    return mask.view(torch.uint8).to(_INTEGERS[like.element_size()]).neg_()
 
 
-def chosen(values: Tensor, active: Tensor, out: Tensor) -> Tensor:
-    """`values` where a bit of `active` is set, else +0.0, put into `out`."""
+def select_active(values: Tensor, active: Tensor, out: Tensor) -> Tensor:
+    """Write `values` into `out` where a bit of `active` is set, and +0.0 elsewhere."""
     torch.bitwise_and(values.view(active.dtype), active, out=out.view(active.dtype))
     return out
 
 
-def cleared(values: Tensor, active: Tensor | None) -> Tensor:
-    """`values`, changed in place to +0.0 where no bit of `active` is set.
+def clear_inactive_(values: Tensor, active: Tensor | None) -> Tensor:
+    """Set `values` to +0.0 where no bit of `active` is set, in place; None keeps all.
 
-    Subtracting +0.0 leaves every number as it is, -0.0 included. Clearing bits is several times quicker than
-    `torch.where`, and clears NaN as well.
+    Subtracting +0.0 leaves every number as it is, including -0.0. Bitwise operations are several times as fast as
+    `torch.where`, and clear NaN too.
     """
     if active is not None:
         values.view(active.dtype).bitwise_and_(active)

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the position in the training; they hold no state, so resuming needs none."""
+"""Learning rate schedules: stateless functions of the position in training, so that resuming needs no state."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,15 +8,15 @@ class LearningRate(Protocol):
     """A learning rate schedule."""
 
     def __call__(self, update: int, epoch: int) -> float:
-        """The learning rate of update `update` (from 1), after `epoch` finished epochs."""
+        """Return the learning rate of update `update`, counted from 1, after `epoch` finished epochs."""
 
 
 @dataclass(frozen=True)
 class Eden:
-    """Icefall's schedule: falls with the fourth root of the square of updates and of epochs.
+    """icefall's schedule, which decays with the updates and with the epochs.
 
     lr = base * ((n^2 + A^2) / A^2)^(-1/4) * ((e^2 + E^2) / E^2)^(-1/4) * warm-up,
-    with n the update, e the finished epochs, and a linear warm-up from `warmup_start`.
+    with n the update, e the finished epochs, and a factor that rises linearly from `warmup_start` to 1.
 
     Attributes:
       base: Base learning rate.
@@ -33,17 +33,17 @@ class Eden:
     warmup_start: float = 0.1
 
     def __call__(self, update: int, epoch: int) -> float:
-        """See `LearningRate`."""
+        """Return the learning rate; see `LearningRate`."""
         decay = ((update / self.lr_batches) ** 2 + 1) ** -0.25 * ((epoch / self.lr_epochs) ** 2 + 1) ** -0.25
-        return self.base * decay * _warm(update, self.warmup, self.warmup_start)
+        return self.base * decay * _warmup_factor(update, self.warmup, self.warmup_start)
 
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """Linear warm-up, then linear decay to zero just after the last update: for runs of known, small length.
+    """Linear warm-up, then linear decay to zero just after the last update, for short runs of known length.
 
     Attributes:
-      base: The highest learning rate.
+      base: Maximum of the learning rate.
       num_updates: Updates of the whole run.
       warmup: Updates of warm-up.
     """
@@ -53,10 +53,10 @@ class LinearDecay:
     warmup: int = 0
 
     def __call__(self, update: int, epoch: int) -> float:
-        """See `LearningRate`."""
+        """Return the learning rate; see `LearningRate`."""
         remaining = (self.num_updates - update + 1) / max(1, self.num_updates - self.warmup)
-        return self.base * max(0.0, min(1.0, remaining)) * _warm(update, self.warmup, 0.0)
+        return self.base * max(0.0, min(1.0, remaining)) * _warmup_factor(update, self.warmup, 0.0)
 
 
-def _warm(update: int, warmup: int, start: float) -> float:
+def _warmup_factor(update: int, warmup: int, start: float) -> float:
     return 1.0 if update >= warmup else start + (1 - start) * update / warmup

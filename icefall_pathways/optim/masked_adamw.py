@@ -1,4 +1,4 @@
-"""AdamW that touches nothing outside the active sub-network."""
+"""AdamW that updates the active sub-network only."""
 
 import math
 from collections.abc import Sequence
@@ -7,27 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icefall_pathways.optim.buckets import Bucket, cleared
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, look_up
+from icefall_pathways.optim.buckets import Bucket, clear_inactive_
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, lookup
 
-_SATURATED = 1e-8  # beta**n below this no longer shows in float32's 1 - beta**n
-_NOT_ZERO = 1e-36  # far below what `eps` lets show; roots of zeros, usual outside a mask, are very slow on CPUs
+_SATURATED = 1e-8  # below this, beta**n has no effect on 1 - beta**n in float32
+# Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks, are
+# very slow.
+_TINY = 1e-36
 
 
 class MaskedAdamW(MaskedOptimizer):
     """AdamW (decoupled weight decay) whose step is defined on the entries of one language's mask.
 
-    Entries outside the active mask, and their moments, are bit for bit what they were before the step. Each entry's
-    bias correction counts the updates of that entry: a global count would make the first steps of an entry that few
-    languages use far too large. Without masks this is torch's AdamW.
+    A step does not change a bit of entries outside the active mask, nor of their moments. The bias correction of an
+    entry counts the updates of that entry: with a global count, the first steps of an entry that few languages use
+    would be far too large. Without masks this is torch's AdamW.
 
     Args:
-      named_parameters: As `model.named_parameters()` gives them.
+      named_parameters: The result of `model.named_parameters()`.
       lr: Learning rate.
       betas: Decay rates of the first and second moment.
       eps: Added to the root of the second moment.
-      weight_decay: For matrices and kernels; biases, norms and scalars are not decayed.
-      max_norm: Gradients are scaled down to this norm (`clip_gradients`); None leaves them as they are.
+      weight_decay: Of matrices and kernels; biases, norms and scalars are not decayed.
+      max_norm: Maximum norm of the gradient of the active entries (`clip_gradients`); None disables clipping.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class MaskedAdamW(MaskedOptimizer):
         work = []
         for group, buckets in zip(self.param_groups, self._buckets_by_group(), strict=True):
             for bucket in buckets:
-                if any(bucket.with_gradient()):
+                if any(bucket.has_gradient()):
                     active = self._active_bits(bucket)
                     work.append((group, bucket, active, bucket.gradient(active)))
         if self._max_norm is not None:
@@ -63,33 +65,35 @@ class MaskedAdamW(MaskedOptimizer):
 
     def _active_bits(self, bucket: Bucket) -> Tensor | None:
         active = bucket.active_bits(self._masks, self._language)
-        if all(bucket.with_gradient()):
+        if all(bucket.has_gradient()):
             return active
-        present = bucket.present_bits()
+        present = bucket.gradient_bits()
         return present if active is None else active.bitwise_and_(present)
 
     def _update(self, bucket: Bucket, gradient: Tensor, active: Tensor | None, group: dict[str, Any]) -> None:
-        """One step of one bucket; everything is changed by subtracting a difference that is +0.0 outside the mask."""
+        """Update one bucket, by subtracting differences that are +0.0 outside the mask."""
         beta1, beta2 = group["betas"]
         table1, table2 = self._correction_tables(beta1, beta2, gradient.device)
-        exp_avg, exp_avg_sq = self._state_of(bucket, "exp_avg", "exp_avg_sq")
-        counts = self._count(bucket, active, most=len(table1) - 1)
-        exp_avg.sub_(cleared(exp_avg - gradient, active), alpha=1 - beta1)
-        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
-        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_().mul_(look_up(table2, counts)).add_(group["eps"])
-        change = (exp_avg * look_up(table1, counts)).div_(denominator)
+        exp_avg, exp_avg_sq = self._bucket_state(bucket, "exp_avg", "exp_avg_sq")
+        counts = self._count_update(bucket, active, max_count=len(table1) - 1)
+        exp_avg.sub_(clear_inactive_(exp_avg - gradient, active), alpha=1 - beta1)
+        exp_avg_sq.sub_(
+            clear_inactive_(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2
+        )
+        denominator = exp_avg_sq.add(_TINY).sqrt_().mul_(lookup(table2, counts)).add_(group["eps"])
+        change = (exp_avg * lookup(table1, counts)).div_(denominator)
         change.add_(bucket.weights(), alpha=group["weight_decay"])
-        bucket.subtract(cleared(change, active), alpha=group["lr"])
+        bucket.subtract(clear_inactive_(change, active), alpha=group["lr"])
 
     def _correction_tables(self, beta1: float, beta2: float, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Factors of the moment and of the root of the second moment, by the number of an entry's updates.
+        """Return factors of the first moment and of the root of the second moment, by the updates of an entry.
 
-        A look-up is far quicker than a power for every entry. The tables end where the factors have become 1.
+        A table lookup is far faster than a power per entry. The tables end where the factors are 1.
         """
         key = (beta1, beta2, device)
         if key not in self._tables:
             longest = max(math.ceil(math.log(_SATURATED) / math.log(beta)) if beta > 0 else 1 for beta in key[:2])
-            # From 1 on: an entry never updated has no correction, but its change must not be computed from infinity.
+            # The factors of no update are those of one: unused, but they must be finite.
             counts = torch.arange(longest + 1, dtype=torch.float64).clamp_(min=1)
             table1, table2 = 1 / (1 - beta1**counts), 1 / (1 - beta2**counts).sqrt()
             self._tables[key] = (table1.float().to(device), table2.float().to(device))
@@ -98,9 +102,9 @@ class MaskedAdamW(MaskedOptimizer):
 
 @torch.no_grad()
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients down, in place, so that the norm of all of them together is at most `max_norm`.
+    """Scale gradients in place so that their total norm is at most `max_norm`, without synchronizing with the device.
 
-    Nothing waits for the device. A non-finite norm leaves the gradients as they are; it is the caller's to act on.
+    If the norm is not finite, the gradients are not changed, and the caller has to handle it.
 
     Returns:
       The norm before scaling, a 0-dim tensor.

@@ -1,4 +1,4 @@
-"""What optimizers share that touch nothing outside the active sub-network."""
+"""Base class of optimizers that update the active sub-network only."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -17,13 +17,13 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 class MaskedOptimizer(torch.optim.Optimizer):
     """An optimizer whose step is defined on the entries of one language's mask.
 
-    Entries outside the active mask, and their state, are bit for bit what they were before the step. Parameters are
-    dealt with in buckets; `state` has, by parameter, views of the buckets' state.
+    A step does not change a bit of entries outside the active mask, nor of their state. Parameters are processed in
+    buckets; `state` contains, by parameter, views of the buckets' state.
 
     Args:
-      groups: torch's groups of parameters.
-      named_parameters: The names of the parameters, by which masks know them.
-      defaults: Options of the groups.
+      groups: Parameter groups of torch.
+      named_parameters: The names of the parameters, by which masks identify them.
+      defaults: Default options of the groups.
     """
 
     def __init__(
@@ -35,39 +35,44 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._language = ""
         self._buckets: list[list[Bucket]] = []
         self._masked: set[str] = set()
-        # How many updates all active entries of a sub-network have had at least: those that were seen since masks have
-        # changed, or anything was forgotten or loaded.
-        self._updates: Counter[str] = Counter()
+        # Lower bound of the updates of all active entries of a sub-network: its updates since masks were changed, or
+        # state was reset or loaded.
+        self._min_updates: Counter[str] = Counter()
 
     def activate(self, masks: PathwayMasks | None, language: str) -> None:
-        """Choose the sub-network that the following steps are for; None is the dense model."""
+        """Select the sub-network that the following steps update; None selects the dense model."""
         self._masks = masks
         self._language = language
 
     @torch.no_grad()
-    def forget(self, name: str, entries: Tensor) -> None:
-        """Start anew with some entries of parameter `name`: their moments and their number of updates become zero."""
-        parameter = next(p for p, its_name in self._names.items() if its_name == name)
+    def reset_entries(self, name: str, entries: Tensor) -> None:
+        """Reset the state of some entries of a parameter: their moments and update counts become zero.
+
+        Args:
+          name: Of the parameter.
+          entries: Bool mask of the parameter's shape.
+        """
+        parameter = next(p for p, parameter_name in self._names.items() if parameter_name == name)
         for value in self.state.get(parameter, {}).values():
             if value.dim() > 0:
                 value.masked_fill_(entries, 0)
-        self._updates.clear()
+        self._min_updates.clear()
 
     def reset(self) -> None:
-        """Start anew with everything."""
+        """Reset the state of all parameters."""
         self.state.clear()
         self._buckets = []
-        self._updates.clear()
+        self._min_updates.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         super().load_state_dict(state_dict)
         self._buckets = []
-        self._updates.clear()
+        self._min_updates.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Limit the gradient, and update the entries of the active sub-network."""
+        """Clip the gradient and update the entries of the active sub-network."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -79,7 +84,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _step(self) -> None: ...
 
     def _buckets_by_group(self) -> list[list[Bucket]]:
-        """The buckets of each group of parameters."""
+        """Return the buckets of each parameter group."""
         masked = set() if self._masks is None else self._masks.codes.keys() & self._names.values()
         if not self._buckets or masked != self._masked:
             self._masked = set(masked)
@@ -88,25 +93,25 @@ class MaskedOptimizer(torch.optim.Optimizer):
             ]
         return self._buckets
 
-    def _state_of(self, bucket: Bucket, *names: str) -> tuple[Tensor, ...]:
-        """The bucket's state of these names (n,), zero at first."""
+    def _bucket_state(self, bucket: Bucket, *names: str) -> tuple[Tensor, ...]:
+        """Return the bucket's state tensors of these names (n,), initially zero."""
         for name in names:
             if name not in bucket.state:
                 earlier = (self.state[p].get(name, torch.zeros_like(p)) for p in bucket.parameters)
                 self._set_state(bucket, name, bucket.join(earlier))
         return tuple(bucket.state[name] for name in names)
 
-    def _count(self, bucket: Bucket, active: Tensor | None, most: int) -> Tensor:
-        """Count this update of the active entries, up to `most`.
+    def _count_update(self, bucket: Bucket, active: Tensor | None, max_count: int) -> Tensor:
+        """Count this update of the active entries, up to `max_count`.
 
         Returns:
-          How many updates each entry has had, int32 (n,); 0-dim while that is the same for all of the bucket.
+          The number of updates of each entry, int32 (n,), or 0-dim while it is the same for the whole bucket.
         """
         if "step" not in bucket.state:
-            # torch's load_state_dict keeps the type of "step", and of nothing else, and leaves it where it was.
-            none = torch.zeros((), dtype=torch.int32)
+            # torch's load_state_dict keeps the dtype and device of "step" alone.
+            zero = torch.zeros((), dtype=torch.int32)
             device = bucket.parameters[0].device
-            steps = [self.state[p].get("step", none) for p in bucket.parameters]
+            steps = [self.state[p].get("step", zero) for p in bucket.parameters]
             if all(step.dim() == 0 for step in steps) and len({int(step) for step in steps}) == 1:
                 self._set_state(bucket, "step", steps[0].to(device, copy=True))
             else:
@@ -114,7 +119,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 self._set_state(bucket, "step", bucket.join(expanded))
         if active is not None and bucket.state["step"].dim() == 0:
             self._set_state(bucket, "step", bucket.state["step"].repeat(sum(bucket.sizes)))
-        return bucket.state["step"].sub_(-1 if active is None else active).clamp_(max=most)
+        return bucket.state["step"].sub_(-1 if active is None else active).clamp_(max=max_count)
 
     def _set_state(self, bucket: Bucket, name: str, values: Tensor) -> None:
         bucket.state[name] = values
@@ -123,6 +128,6 @@ class MaskedOptimizer(torch.optim.Optimizer):
             self.state[parameter][name] = view
 
 
-def look_up(table: Tensor, counts: Tensor) -> Tensor:
-    """The entries of a table (n,) at the indices in `counts`, (m,) or 0-dim; far quicker than computing them."""
+def lookup(table: Tensor, counts: Tensor) -> Tensor:
+    """Return the entries of a table (n,) at the indices `counts`, (m,) or 0-dim."""
     return table.index_select(0, counts.flatten()).view(counts.shape)

@@ -1,4 +1,4 @@
-"""ScaledAdam that touches nothing outside the active sub-network."""
+"""ScaledAdam that updates the active sub-network only."""
 
 import math
 from dataclasses import dataclass
@@ -6,50 +6,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icefall_pathways.optim.buckets import Bucket, bits_of, chosen, cleared
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, look_up
+from icefall_pathways.optim.buckets import Bucket, clear_inactive_, select_active, to_bits
+from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, lookup
 from icefall_pathways.pathways.masks import PathwayMasks
 
-# Where the state has the statistics of parameters without masks; those of masked ones stand under a language.
+# Key of the statistics of parameters without masks; those of masked parameters have a language as the key.
 _SHARED = "shared"
 
-_PERIOD = 4  # steps between two changes of a tensor's scale
-_RMS_LIMITS = (1e-5, 3.0)  # within which the scale of a tensor is learnt
-_MAX_SCALE_CHANGE = 0.1  # relative, at one change of the scale
+_PERIOD = 4  # steps between two updates of a tensor's scale
+_RMS_LIMITS = (1e-5, 3.0)  # of the scale of a tensor
+_MAX_SCALE_CHANGE = 0.1  # relative, per update of the scale
 _MAX_SCALAR = 10.0
-_NO_CORRECTION = 0.99  # bias corrections closer to 1 than this are left out, as in icefall
+_NO_CORRECTION = 0.99  # bias corrections closer to 1 than this are omitted, as in icefall
 
-_RING = 100  # norms whose median the clipping goes by
-_FIRST_MEDIANS = (10, 20, 40)  # steps at which it is taken before the ring is full; clipping is twice as lenient
+_NUM_NORMS = 100  # past norms whose median is the reference of clipping
+_FIRST_MEDIANS = (10, 20, 40)  # steps at which it is computed from fewer norms; the threshold is then doubled
 
-_NOT_ZERO = 1e-36  # far below what `eps` lets show; roots of zeros, usual outside a mask, are very slow on CPUs
+# Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks, are
+# very slow.
+_TINY = 1e-36
 
 
 class ScaledAdam(MaskedOptimizer):
     """ScaledAdam whose step is defined on the entries of one language's mask.
 
-    ScaledAdam (Yao et al., arXiv 2310.11230, section 3.4) is Adam, whose step is relative to the root mean square (RMS)
-    of a tensor and which learns that RMS, as one more parameter, from the sum of weight times gradient over a period of
-    4 steps. Without masks it is icefall's.
+    ScaledAdam (Yao et al., arXiv 2310.11230, section 3.4) is Adam with steps relative to the root mean square (RMS) of
+    a tensor. It learns the RMS as an additional parameter, from the sum of weight times gradient over a period of 4
+    steps. Without masks it equals icefall's.
 
-    With masks, everything is as if the active entries were all that a masked tensor has:
+    With masks, it behaves as if a masked tensor consisted of its active entries:
 
-    - RMS, sums, and the norm that clipping goes by are taken over the active entries.
-    - What is one number per tensor (its RMS, its scale's gradients and their moment, the place in the period) and the
-      norms of past gradients are kept for each sub-network on its own: a language's scale is learnt from its own
-      gradients alone and its gradient is compared with its own past. An entry that all languages share is rescaled as
-      often as in the dense model. Languages with one and the same mask have one set of these numbers; a language whose
-      mask departs from theirs begins anew. Parameters without masks belong to all languages and have one set.
-    - What is one number per entry (second moment, momentum, and the count of updates that corrects the moment's bias)
-      stays, like the entry, as it is while the entry is not active.
+    - The RMS, sums and the norm for clipping are computed over the active entries.
+    - Statistics per tensor (RMS, gradients of the scale and their moment, position in the period) and the norms of past
+      gradients are kept per sub-network: the scale of a language is learned from its own gradients, and clipping
+      compares a gradient with those of the same language. An entry that all languages share is rescaled as often as in
+      the dense model. Languages with the same mask share their statistics; when the mask of a language becomes
+      different, its statistics are reinitialized. Parameters without masks have one set of statistics for all
+      languages.
+    - State per entry (second moment, momentum, and the count of updates that corrects the bias of the second moment)
+      does not change while the entry is inactive.
 
-    So languages that share no entry train as if each were alone, and masks that keep everything change nothing.
+    Thus languages without common entries train as if alone, and masks that keep everything have no effect.
 
     Args:
-      named_parameters: As `model.named_parameters()` gives them. One without a gradient is taken to have a zero one.
+      named_parameters: The result of `model.named_parameters()`. A missing gradient counts as zero.
       lr: Learning rate, relative to the RMS.
-      clipping_scale: The gradient is scaled down to this many times the median norm of the last 100 steps (with each
-        tensor's part in proportion to its RMS); None never does.
+      clipping_scale: Maximum norm of the gradient, relative to the median norm of the last 100 steps (tensors are
+        weighted by their RMS); None disables clipping.
       betas: Decay rates of the momentum and of the second moment.
       eps: Added to roots of second moments.
       scalar_lr_scale: Factor of the learning rate of the scales, and of parameters of one element.
@@ -72,124 +75,124 @@ class ScaledAdam(MaskedOptimizer):
         self._scalar_lr_scale = scalar_lr_scale
         self._correction = _correction_table(betas[1])
         self._tables: dict[torch.device, Tensor] = {}
-        # The owners of the statistics, by language, and the masks that they were found from.
-        self._owners: dict[str, str] = {}
-        self._seen: list[tuple[Tensor, int]] = []
+        # Key of the statistics, by language, and the versions of the masks for which it is valid.
+        self._keys: dict[str, str] = {}
+        self._mask_versions: list[tuple[Tensor, int]] = []
 
     def _step(self) -> None:
         buckets = self._buckets_by_group()[0]
         members = {_SHARED: [bucket for bucket in buckets if not bucket.masked]}
         if self._masks is not None:
-            members[self._owner(self._masks)] = [bucket for bucket in buckets if bucket.masked]
-        parts = [self._part(owner, some) for owner, some in members.items() if some]
-        clip = self._clip(parts)
-        for part in parts:
-            self._update_part(part, clip)
-            part.statistics["step"] += 1
-        self._updates.update(members.keys())
+            members[self._statistics_key(self._masks)] = [bucket for bucket in buckets if bucket.masked]
+        groups = [self._statistics_group(key, members[key]) for key in members if members[key]]
+        clip = self._clipping_factor(groups)
+        for group in groups:
+            self._update_group(group, clip)
+            group.statistics["step"] += 1
+        self._min_updates.update(members.keys())
 
-    def _owner(self, masks: PathwayMasks) -> str:
-        """Under which language the statistics of the active sub-network are kept."""
-        seen = [(code, code._version) for code in masks.codes.values()]
-        if len(seen) != len(self._seen) or any(
-            code is not earlier or version != earlier_version
-            for (code, version), (earlier, earlier_version) in zip(seen, self._seen, strict=True)
+    def _statistics_key(self, masks: PathwayMasks) -> str:
+        """Return the language under which the statistics of the active sub-network are kept."""
+        versions = [(code, code._version) for code in masks.codes.values()]
+        if len(versions) != len(self._mask_versions) or any(
+            code is not old_code or version != old_version
+            for (code, version), (old_code, old_version) in zip(versions, self._mask_versions, strict=True)
         ):
-            self._seen, self._owners = seen, {}
-            self._updates.clear()
-        if self._language not in self._owners:
-            self._owners[self._language] = masks.canonical_language(self._language)
-        return self._owners[self._language]
+            self._mask_versions, self._keys = versions, {}
+            self._min_updates.clear()
+        if self._language not in self._keys:
+            self._keys[self._language] = masks.canonical_language(self._language)
+        return self._keys[self._language]
 
-    def _part(self, owner: str, buckets: list[Bucket]) -> "_Part":
+    def _statistics_group(self, key: str, buckets: list[Bucket]) -> "_StatisticsGroup":
         active = [bucket.active_bits(self._masks, self._language) for bucket in buckets]
         gradients = [bucket.gradient(bits) for bucket, bits in zip(buckets, active, strict=True)]
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
-        statistics: dict[str, Tensor] = self.state[owner]
+        statistics: dict[str, Tensor] = self.state[key]
         device = self.param_groups[0]["params"][0].device
         if not statistics:
             statistics["step"] = torch.zeros((), dtype=torch.int64)
             statistics["rms"] = torch.zeros(len(parameters), device=device)
             statistics["scale_grads"] = torch.zeros(_PERIOD, len(parameters), device=device)
             statistics["scale_exp_avg_sq"] = torch.zeros(len(parameters), device=device)
-            statistics["norms"] = torch.zeros(_RING, device=device)
+            statistics["norms"] = torch.zeros(_NUM_NORMS, device=device)
             statistics["threshold"] = torch.full((), math.inf, device=device)
         elif len(statistics["rms"]) != len(parameters):
             raise ValueError(
-                f"the optimizer's state has statistics of {len(statistics['rms'])} tensors for {owner}, and there are "
+                f"the optimizer's state has statistics of {len(statistics['rms'])} tensors for {key}, and there are "
                 f"{len(parameters)}: masks must cover the same parameters throughout a training"
             )
-        for name in statistics.keys() - {"step"}:  # which stays where reading it waits for no device
+        for name in statistics.keys() - {"step"}:  # "step" stays on the CPU, to be read without synchronization
             statistics[name] = statistics[name].to(device)
-        corrected = self._updates[owner] < len(self._correction)
-        return _Part(buckets, active, gradients, statistics, corrected)
+        needs_correction = self._min_updates[key] < len(self._correction)
+        return _StatisticsGroup(buckets, active, gradients, statistics, needs_correction)
 
-    def _clip(self, parts: list["_Part"]) -> Tensor | None:
-        """What to scale the gradient by; zero if it is not finite. None: nothing."""
-        statistics = parts[-1].statistics
+    def _clipping_factor(self, groups: list["_StatisticsGroup"]) -> Tensor | None:
+        """Return the factor of the gradient, zero if it is not finite, or None if clipping is disabled."""
+        statistics = groups[-1].statistics
         step = int(statistics["step"])
         if self._clipping_scale is None or step == 0:
             return None
-        sizes = torch.cat([part.statistics["rms"] for part in parts])
-        lengths = torch.cat([_lengths(part, part.gradients) for part in parts])
-        norm = torch.linalg.vector_norm(sizes * lengths)
-        statistics["norms"][step % _RING] = norm
-        if step in _FIRST_MEDIANS or step % _RING == 0:
+        rms = torch.cat([group.statistics["rms"] for group in groups])
+        norms = torch.cat([_norms(group, group.gradients) for group in groups])
+        norm = torch.linalg.vector_norm(rms * norms)
+        statistics["norms"][step % _NUM_NORMS] = norm
+        if step in _FIRST_MEDIANS or step % _NUM_NORMS == 0:
             statistics["threshold"].fill_(self._threshold(statistics["norms"], step))
         return (statistics["threshold"] / norm).clamp(max=1.0).nan_to_num(nan=0.0)
 
     def _threshold(self, norms: Tensor, step: int) -> Tensor:
-        """The norm that gradients are scaled down to.
+        """Return the maximum norm of gradients.
 
         Raises:
           ValueError: At least half of the gradients were not finite.
         """
         assert self._clipping_scale is not None
-        first = step in _FIRST_MEDIANS
-        norms = norms.sort().values[-step if first else 0 :]
+        is_early = step in _FIRST_MEDIANS
+        norms = norms.sort().values[-step if is_early else 0 :]
         median = norms[len(norms) // 4 * 2]
         if not median.isfinite():
             raise ValueError(
                 f"the gradient was not finite in half of the last {len(norms)} steps: lower --base-lr, or look for bad "
-                "cuts; --use-fp16 0 shows whether half precision is to blame"
+                "cuts; --use-fp16 0 shows whether half precision is the cause"
             )
-        return median * self._clipping_scale * (2 if first else 1)
+        return median * self._clipping_scale * (2 if is_early else 1)
 
-    def _update_part(self, part: "_Part", clip: Tensor | None) -> None:
-        statistics, lr = part.statistics, self.param_groups[0]["lr"]
+    def _update_group(self, group: "_StatisticsGroup", clip: Tensor | None) -> None:
+        statistics, lr = group.statistics, self.param_groups[0]["lr"]
         step = int(statistics["step"])
-        place = step % _PERIOD
+        position = step % _PERIOD
         if clip is not None:
-            for gradient in part.gradients:
-                cleared(gradient.mul_(clip), bits_of(clip > 0, gradient))  # what is not finite, times zero, is NaN
-        if step == 0 or place == _PERIOD - 1:
-            statistics["rms"] = self._rms(part)
-        statistics["scale_grads"][place] = _dots(part)
-        growth = self._growth(part, lr) if place == _PERIOD - 1 else None
+            for gradient in group.gradients:
+                clear_inactive_(gradient.mul_(clip), to_bits(clip > 0, gradient))  # not finite times zero is NaN
+        if step == 0 or position == _PERIOD - 1:
+            statistics["rms"] = self._rms(group)
+        statistics["scale_grads"][position] = _scale_gradients(group)
+        growth = self._growth(group, lr) if position == _PERIOD - 1 else None
         step_sizes = lr * statistics["rms"].clamp(min=_RMS_LIMITS[0])
         start = 0
-        for i, bucket in enumerate(part.buckets):
+        for i, bucket in enumerate(group.buckets):
             own = slice(start, start + len(bucket.sizes))
             self._update(
                 bucket,
-                part.gradients[i],
-                part.active[i],
-                step if part.corrected else None,
+                group.gradients[i],
+                group.active[i],
+                step if group.needs_correction else None,
                 step_sizes[own],
                 None if growth is None else growth[own],
             )
             start = own.stop
 
-    def _rms(self, part: "_Part") -> Tensor:
-        """The RMS of every tensor's active entries; a tensor of one element counts as `scalar_lr_scale`."""
-        pairs = zip(part.buckets, part.active, strict=True)
-        lengths = _lengths(part, [cleared(bucket.weights(), bits) for bucket, bits in pairs])
-        rms = lengths / part.numbers().clamp(min=1).sqrt()
-        return rms.masked_fill(part.scalars(), self._scalar_lr_scale)
+    def _rms(self, group: "_StatisticsGroup") -> Tensor:
+        """Return the RMS of every tensor's active entries, and `scalar_lr_scale` for tensors of one element."""
+        pairs = zip(group.buckets, group.active, strict=True)
+        norms = _norms(group, [clear_inactive_(bucket.weights(), bits) for bucket, bits in pairs])
+        rms = norms / group.active_sizes().clamp(min=1).sqrt()
+        return rms.masked_fill(group.is_scalar(), self._scalar_lr_scale)
 
-    def _growth(self, part: "_Part", lr: float) -> Tensor:
-        """By how much of itself every tensor is to grow, at the end of a period."""
-        statistics = part.statistics
+    def _growth(self, group: "_StatisticsGroup", lr: float) -> Tensor:
+        """Return the relative change of every tensor's scale, at the end of a period."""
+        statistics = group.statistics
         rms, moment = statistics["rms"], statistics["scale_exp_avg_sq"]
         lowest, highest = _RMS_LIMITS
         beta2 = self._betas[1] ** _PERIOD
@@ -197,7 +200,7 @@ class ScaledAdam(MaskedOptimizer):
         correction = math.sqrt(1 - self._betas[1] ** (int(statistics["step"]) + 1))
         growth = statistics["scale_grads"].sum(dim=0).div(moment.sqrt() + self._eps)
         growth = growth.mul_(-lr * self._scalar_lr_scale * correction)
-        growth.masked_fill_((rms < lowest) | part.scalars(), 0.0)
+        growth.masked_fill_((rms < lowest) | group.is_scalar(), 0.0)
         return torch.minimum(growth.clamp(-_MAX_SCALE_CHANGE, _MAX_SCALE_CHANGE), (highest - rms) / rms)
 
     def _update(
@@ -209,14 +212,22 @@ class ScaledAdam(MaskedOptimizer):
         step_sizes: Tensor,
         growth: Tensor | None,
     ) -> None:
-        """One step of one bucket, after `step` others; None: so many that no moment needs a correction any more.
+        """Update one bucket, by subtracting differences that are +0.0 outside the mask.
 
-        Everything is changed by subtracting what is +0.0 outside the mask.
+        Args:
+          bucket: The parameters.
+          gradient: Their gradient (n,), zero for inactive entries.
+          active: Bits of the active entries; None without masks.
+          step: Steps before this one; None if no second moment needs a bias correction anymore.
+          step_sizes: Of each parameter.
+          growth: Relative change of each parameter's scale; None within a period.
         """
         beta1, beta2 = self._betas
-        exp_avg_sq, delta = self._state_of(bucket, "exp_avg_sq", "delta")
-        exp_avg_sq.sub_(cleared(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2)
-        denominator = exp_avg_sq.add(_NOT_ZERO).sqrt_()
+        exp_avg_sq, delta = self._bucket_state(bucket, "exp_avg_sq", "delta")
+        exp_avg_sq.sub_(
+            clear_inactive_(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2
+        )
+        denominator = exp_avg_sq.add(_TINY).sqrt_()
         if step is not None and active is None:
             denominator.mul_(self._correction[min(step + 1, len(self._correction) - 1)])
         elif step is not None and active is not None:
@@ -225,75 +236,77 @@ class ScaledAdam(MaskedOptimizer):
         if growth is not None:
             change.sub_(bucket.scale_(bucket.weights(), growth))
         difference = torch.sub(delta, change, out=denominator)
-        delta.sub_(cleared(difference, active), alpha=1 - beta1)
-        bucket.subtract(delta if active is None else chosen(delta, active, out=denominator))
+        delta.sub_(clear_inactive_(difference, active), alpha=1 - beta1)
+        bucket.subtract(delta if active is None else select_active(delta, active, out=denominator))
         for parameter in bucket.parameters:
             if parameter.numel() == 1 and active is None:
                 parameter.clamp_(-_MAX_SCALAR, _MAX_SCALAR)
 
     def _corrections(self, bucket: Bucket, active: Tensor) -> Tensor:
-        """Count this update of the active entries, and give every entry's correction of its second moment's root."""
+        """Count this update of the active entries; return the bias correction of every second moment's root."""
         if active.device not in self._tables:
             self._tables[active.device] = torch.tensor(self._correction, device=active.device)
-        return look_up(self._tables[active.device], self._count(bucket, active, most=len(self._correction) - 1))
+        return lookup(
+            self._tables[active.device], self._count_update(bucket, active, max_count=len(self._correction) - 1)
+        )
 
 
 @dataclass
-class _Part:
-    """Parameters that have their statistics in common, in one step.
+class _StatisticsGroup:
+    """Parameters with common statistics, in one step.
 
     Attributes:
       buckets: The parameters.
-      active: The bits of each bucket's active entries.
-      gradients: Each bucket's gradient, zero where not active.
-      statistics: Under "rms", "scale_grads" and "scale_exp_avg_sq", a number (or one for each step of the period) for
-        each parameter; "step", the steps so far; "norms" and "threshold", what clipping goes by.
-      corrected: Whether second moments of active entries may still be in need of a correction.
+      active: Bits of each bucket's active entries.
+      gradients: Each bucket's gradient, zero for inactive entries.
+      statistics: "rms", "scale_grads" (per step of the period) and "scale_exp_avg_sq" of each parameter; "step", the
+        steps so far; "norms" and "threshold" of clipping.
+      needs_correction: Whether second moments of active entries may still need a bias correction.
     """
 
     buckets: list[Bucket]
     active: list[Tensor | None]
     gradients: list[Tensor]
     statistics: dict[str, Tensor]
-    corrected: bool
+    needs_correction: bool
 
     def split(self, flat: list[Tensor]) -> list[Tensor]:
-        """Every parameter's part of each bucket's tensor (n,), 1-dim."""
+        """Split each bucket's tensor (n,) into one 1-dim tensor per parameter."""
         return [
             piece for bucket, values in zip(self.buckets, flat, strict=True) for piece in values.split(bucket.sizes)
         ]
 
     def sizes(self) -> Tensor:
-        """How many entries each parameter has."""
-        return torch.cat([bucket.lengths for bucket in self.buckets])
+        """Return the number of entries of each parameter."""
+        return torch.cat([bucket.device_sizes for bucket in self.buckets])
 
-    def scalars(self) -> Tensor:
-        """Which of the parameters have one entry: bool."""
+    def is_scalar(self) -> Tensor:
+        """Return for each parameter whether it has a single entry, bool."""
         return self.sizes() == 1
 
-    def numbers(self) -> Tensor:
-        """How many active entries each parameter has."""
+    def active_sizes(self) -> Tensor:
+        """Return the number of active entries of each parameter."""
         if self.active[0] is None:
             return self.sizes()
         bits = [bits for bits in self.active if bits is not None]
-        return -torch.stack([piece.sum() for piece in self.split(bits)])  # all bits: -1
+        return -torch.stack([piece.sum() for piece in self.split(bits)])  # all bits set: -1
 
 
-def _lengths(part: _Part, flat: list[Tensor]) -> Tensor:
-    """Every parameter's norm."""
-    return torch.stack([torch.linalg.vector_norm(piece) for piece in part.split(flat)])
+def _norms(group: _StatisticsGroup, flat: list[Tensor]) -> Tensor:
+    """Return the norm of every parameter's part of each bucket's tensor (n,)."""
+    return torch.stack([torch.linalg.vector_norm(piece) for piece in group.split(flat)])
 
 
-def _dots(part: _Part) -> Tensor:
-    """Every parameter's product with its gradient."""
-    parameters = [parameter.flatten() for bucket in part.buckets for parameter in bucket.parameters]
-    pairs = zip(parameters, part.split(part.gradients), strict=True)
+def _scale_gradients(group: _StatisticsGroup) -> Tensor:
+    """Return the gradient of every parameter's scale: the dot product of the parameter and its gradient."""
+    parameters = [parameter.flatten() for bucket in group.buckets for parameter in bucket.parameters]
+    pairs = zip(parameters, group.split(group.gradients), strict=True)
     return torch.stack([torch.dot(weight, gradient) for weight, gradient in pairs])
 
 
 def _correction_table(beta2: float) -> list[float]:
-    """Factors of the root of the second moment by the number of updates; the last, 1, serves all later ones."""
-    table = [1.0]  # of an entry never updated, whose change must not be computed from infinity
-    while (rest := 1 - beta2 ** len(table)) < _NO_CORRECTION:
-        table.append(rest**-0.5)
+    """Return factors of the root of the second moment, by the number of updates; the last, 1, is for all later ones."""
+    table = [1.0]  # of no update: unused, but it must be finite
+    while (correction := 1 - beta2 ** len(table)) < _NO_CORRECTION:
+        table.append(correction**-0.5)
     return [*table, 1.0]

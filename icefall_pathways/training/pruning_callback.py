@@ -61,7 +61,7 @@ class PruningCallback(Callback):
         else:
             # Nor do those of regrown entries, which no language has used since.
             for name, code in masks.codes.items():
-                state.optimizer.forget(name, (code != 0) & ~used[name])
+                state.optimizer.reset_entries(name, (code != 0) & ~used[name])
         state.mask_changes += 1
         sparsity = masks.sparsity(masks.languages[0])
         logger.info("masks after update %d: sparsity %.4f, overlap %.3f", update, sparsity, mean_overlap(masks))

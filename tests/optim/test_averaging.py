@@ -5,8 +5,8 @@ from torch import nn
 from icefall_pathways.optim.averaging import ModelAverage, average_range
 
 
-def wander(model, average, updates):
-    """Change the weights after every update; the weights at the ends of the periods."""
+def random_walk(model, average, updates):
+    """Change the weights in every update; return the weights at the ends of the periods."""
     samples = []
     for update in updates:
         with torch.no_grad():
@@ -17,24 +17,24 @@ def wander(model, average, updates):
     return samples
 
 
-def test_the_average_is_the_mean_of_the_samples():
+def test_average_is_the_mean_of_the_samples():
     model = nn.Linear(3, 2)
     average = ModelAverage(model, 5)
-    samples = wander(model, average, range(1, 41))
+    samples = random_walk(model, average, range(1, 41))
     torch.testing.assert_close(average.state_dict()["weight"], torch.stack(samples).mean(0))
 
 
-def test_the_average_over_a_range_comes_from_the_averages_at_its_ends():
+def test_average_over_a_range_follows_from_the_averages_at_its_ends():
     model = nn.Linear(3, 2)
     average = ModelAverage(model, 5)
-    wander(model, average, range(1, 21))
+    random_walk(model, average, range(1, 21))
     start = {name: value.clone() for name, value in average.state_dict().items()}
-    samples = wander(model, average, range(21, 61))
+    samples = random_walk(model, average, range(21, 61))
     over_range = average_range(start, average.state_dict(), 20, 60)
     torch.testing.assert_close(over_range["weight"], torch.stack(samples).mean(0))
 
 
-def test_the_average_of_a_float64_model_has_memory_of_its_own():
+def test_average_of_a_float64_model_does_not_share_memory():
     model = nn.Linear(3, 2).double()
     average = ModelAverage(model, 1)
     before = model.weight.detach().clone()
@@ -42,7 +42,7 @@ def test_the_average_of_a_float64_model_has_memory_of_its_own():
     assert torch.equal(model.weight, before)
 
 
-def test_an_entry_that_never_changed_is_its_own_average():
+def test_average_of_constant_weights_is_exact():
     model = nn.Linear(3, 2)
     average = ModelAverage(model, 1)
     for update in range(1, 50):
@@ -50,6 +50,6 @@ def test_an_entry_that_never_changed_is_its_own_average():
     assert torch.equal(average.state_dict()["weight"], model.weight.double())
 
 
-def test_an_empty_range_is_refused():
+def test_empty_range_is_rejected():
     with pytest.raises(ValueError, match="the end must come after the start"):
         average_range({}, {}, 10, 10)

@@ -19,7 +19,7 @@ def train_step(model, masks, language, optimizer, x):
 
 
 def snapshot(model, optimizer):
-    """Every tensor that a step may change, by parameter name."""
+    """Return copies of all tensors that a step may change, by parameter name."""
     tensors = {name: {"weight": parameter.detach().clone()} for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -27,14 +27,14 @@ def snapshot(model, optimizer):
     return tensors
 
 
-def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
+def test_step_of_a_language_changes_no_bit_outside_its_mask():
     model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.1, weight_decay=0.5)
     for language in ("en", "fr", "en"):
         train_step(model, masks, language, optimizer, torch.randn(2, 5, 8))
     before = snapshot(model, optimizer)
-    # Gradients where there should be none: the step must not rely on their absence.
+    # Nonzero gradients outside the mask: the step must not rely on zeros.
     train_step(model, masks, "it", optimizer, torch.randn(2, 5, 8))
     for parameter in model.parameters():
         if parameter.grad is not None:
@@ -62,34 +62,34 @@ def test_negative_zero_stays_negative_zero():
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_torchs_adamw_where_nothing_is_pruned(masked, weight_decay):
-    ours = AllLayerTypes()
-    peer = copy.deepcopy(ours)
-    masks = random_masks(ours, density=1.1) if masked else None
-    optimizer = MaskedAdamW(ours.named_parameters(), lr=0.01, weight_decay=weight_decay)
+def test_dense_masks_equal_torchs_adamw(masked, weight_decay):
+    model = AllLayerTypes()
+    peer = copy.deepcopy(model)
+    masks = random_masks(model, density=1.1) if masked else None
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.01, weight_decay=weight_decay)
     matrices = [p for p in peer.parameters() if p.dim() >= 2]
     others = [p for p in peer.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.98))
     for _ in range(50):
         x = torch.randn(2, 5, 8)
-        train_step(ours, masks, "en", optimizer, x)
+        train_step(model, masks, "en", optimizer, x)
         reference.zero_grad()
         peer(x).square().mean().backward()
         reference.step()
-    for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
+    for a, b in zip(model.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_an_entrys_bias_correction_counts_its_own_updates():
-    """An entry that one language in five uses moves as if the other four did not exist."""
+def test_bias_correction_counts_updates_per_entry():
+    """An entry of one language trains as if the updates of other languages did not exist."""
     torch.manual_seed(1)
     shared, alone = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     alone.load_state_dict(shared.state_dict())
     masks = random_masks(shared, ("en", "fr"))
-    mine = torch.rand(3, 4) < 0.5
-    masks.set_mask("weight", "en", mine)
-    masks.set_mask("weight", "fr", ~mine)
+    mask = torch.rand(3, 4) < 0.5
+    masks.set_mask("weight", "en", mask)
+    masks.set_mask("weight", "fr", ~mask)
     optimizer = MaskedAdamW(shared.named_parameters(), lr=0.05)
     reference = torch.optim.AdamW(alone.parameters(), lr=0.05, betas=(0.9, 0.98), weight_decay=0.01)
     for i in range(40):
@@ -100,10 +100,10 @@ def test_an_entrys_bias_correction_counts_its_own_updates():
         if i % 5 == 0:
             alone.weight.grad = gradient.clone()
             reference.step()
-    torch.testing.assert_close(shared.weight[mine], alone.weight[mine], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shared.weight[mask], alone.weight[mask], rtol=1e-5, atol=1e-6)
 
 
-def test_nan_outside_the_mask_goes_nowhere():
+def test_nan_outside_the_mask_has_no_effect():
     layer = nn.Linear(2, 1, bias=False)
     masks = random_masks(layer, ("en",))
     masks.set_mask("weight", "en", torch.tensor([[True, False]]))
@@ -117,24 +117,23 @@ def test_nan_outside_the_mask_goes_nowhere():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_corrections_hold_for_long_runs(dtype):
-    """Beyond the number of updates at which the count is saturated."""
-    ours = nn.Linear(2, 2, bias=False).to(dtype)
-    peer = copy.deepcopy(ours)
-    masks = random_masks(ours, ("en",), density=1.1)
-    optimizer = MaskedAdamW(ours.named_parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
+def test_corrections_are_right_after_counts_saturate(dtype):
+    model = nn.Linear(2, 2, bias=False).to(dtype)
+    peer = copy.deepcopy(model)
+    masks = random_masks(model, ("en",), density=1.1)
+    optimizer = MaskedAdamW(model.named_parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
     reference = torch.optim.AdamW(peer.parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.0)
     optimizer.activate(masks, "en")
     for _ in range(400):
-        ours.weight.grad = torch.randn(2, 2, dtype=dtype)
-        peer.weight.grad = ours.weight.grad.clone()
+        model.weight.grad = torch.randn(2, 2, dtype=dtype)
+        peer.weight.grad = model.weight.grad.clone()
         optimizer.step()
         reference.step()
-    assert int(optimizer.state[ours.weight]["step"].max()) < 400
-    torch.testing.assert_close(ours.weight, peer.weight, rtol=1e-5, atol=1e-6)
+    assert int(optimizer.state[model.weight]["step"].max()) < 400
+    torch.testing.assert_close(model.weight, peer.weight, rtol=1e-5, atol=1e-6)
 
 
-def test_the_state_survives_saving_and_loading(tmp_path):
+def test_training_resumes_from_a_saved_state(tmp_path):
     model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.1)
@@ -153,27 +152,27 @@ def test_the_state_survives_saving_and_loading(tmp_path):
     assert resumed.state[other.linear.weight]["step"].dtype == torch.int32
 
 
-def test_clipping_is_over_the_active_entries():
+def test_clipping_uses_the_norm_of_active_entries():
     """A step with a large gradient outside the mask equals one with the active gradient scaled down beforehand."""
-    ours, peer = AllLayerTypes(), AllLayerTypes()
-    peer.load_state_dict(ours.state_dict())
-    masks = random_masks(ours)
-    clipping = MaskedAdamW(ours.named_parameters(), betas=(0.0, 0.9), eps=1.0, max_norm=1.0)
+    model, peer = AllLayerTypes(), AllLayerTypes()
+    peer.load_state_dict(model.state_dict())
+    masks = random_masks(model)
+    clipping = MaskedAdamW(model.named_parameters(), betas=(0.0, 0.9), eps=1.0, max_norm=1.0)
     reference = MaskedAdamW(peer.named_parameters(), betas=(0.0, 0.9), eps=1.0)
-    gradients = {name: 10 * torch.randn_like(parameter) for name, parameter in ours.named_parameters()}
+    gradients = {name: 10 * torch.randn_like(parameter) for name, parameter in model.named_parameters()}
     active = {name: g * masks.mask(name, "fr") if name in masks.codes else g for name, g in gradients.items()}
     norm = sum(float(g.square().sum()) for g in active.values()) ** 0.5
-    for model, optimizer, scale in ((ours, clipping, 1.0), (peer, reference, 1 / norm)):
-        for name, parameter in model.named_parameters():
+    for trained, optimizer, scale in ((model, clipping, 1.0), (peer, reference, 1 / norm)):
+        for name, parameter in trained.named_parameters():
             parameter.grad = scale * gradients[name]
         optimizer.activate(masks, "fr")
         optimizer.step()
-    for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
+    for a, b in zip(model.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-    assert not torch.equal(ours.linear.weight, AllLayerTypes().linear.weight)
+    assert not torch.equal(model.linear.weight, AllLayerTypes().linear.weight)
 
 
-def test_clipping_scales_to_the_norm_and_leaves_small_gradients():
+def test_clipping_limits_the_norm_and_keeps_small_gradients():
     gradients = [torch.full((2, 2), 3.0), torch.full((4,), 4.0)]
     assert float(clip_gradients(gradients, 1.0)) == pytest.approx(10.0)
     assert sum(float(g.square().sum()) for g in gradients) == pytest.approx(1.0, rel=1e-4)
@@ -182,7 +181,7 @@ def test_clipping_scales_to_the_norm_and_leaves_small_gradients():
     assert (small == 0.01).all()
 
 
-def test_clipping_reports_bad_gradients():
+def test_clipping_without_gradients_is_an_error_and_keeps_nonfinite_ones():
     with pytest.raises(ValueError, match="no parameter has a gradient"):
         clip_gradients([], 1.0)
     layer = nn.Linear(2, 2)
@@ -193,16 +192,16 @@ def test_clipping_reports_bad_gradients():
     assert gradients[1] == 0.01
 
 
-def test_a_parameter_without_gradient_is_left_alone():
-    """Its weights and moments do not move, and the updates that it missed do not count for it."""
+def test_parameter_without_gradient_is_not_updated():
+    """Its weights and moments do not change, and its count does not increase."""
     pair = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
     peer = copy.deepcopy(pair)
     optimizer = MaskedAdamW(pair.named_parameters(), lr=0.01)
     reference = torch.optim.AdamW(peer.parameters(), lr=0.01, betas=(0.9, 0.98))
     for update in range(6):
-        for i, (ours, theirs) in enumerate(zip(pair, peer, strict=True)):
+        for i, (layer, reference_layer) in enumerate(zip(pair, peer, strict=True)):
             gradient = torch.randn(3, 3) if i == 0 or update >= 3 else None
-            ours.weight.grad, theirs.weight.grad = gradient, gradient
+            layer.weight.grad, reference_layer.weight.grad = gradient, gradient
         before = pair[1].weight.detach().clone()
         optimizer.step()
         reference.step()
@@ -212,7 +211,7 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 
 @pytest.mark.parametrize("optimizer_type", [MaskedAdamW, ScaledAdam])
-def test_the_size_of_buckets_changes_nothing(optimizer_type, monkeypatch):
+def test_size_of_buckets_has_no_effect(optimizer_type, monkeypatch):
     weights = {}
     for size in (1, 40, 10**6):
         monkeypatch.setattr(buckets, "_SIZE", size)
@@ -228,8 +227,8 @@ def test_the_size_of_buckets_changes_nothing(optimizer_type, monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_masks_that_come_later_find_the_moments_of_before():
-    """A model that trains dense first, then with masks: the moments and counts go on, bucket by bucket or not."""
+def test_masks_activated_later_keep_moments_and_counts():
+    """A model trains without masks first; the buckets change when masks are activated."""
     model = AllLayerTypes()
     masks = random_masks(model, density=1.1)
     peer = copy.deepcopy(model)

@@ -13,7 +13,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 
 class Weights(nn.Module):
-    """Nothing but parameters."""
+    """A module of parameters only."""
 
     def __init__(self, values):
         super().__init__()
@@ -22,7 +22,7 @@ class Weights(nn.Module):
 
 
 @pytest.mark.parametrize("trace", ["trace_clip", "trace_noclip_eden"])
-def test_the_steps_are_icefalls(trace):
+def test_steps_equal_icefall(trace):
     numbers = load_numbers("optim")
     expected, gradients = numbers[trace], numbers["grads"]
     model = Weights(numbers["init"])
@@ -39,13 +39,13 @@ def test_the_steps_are_icefalls(trace):
             compared += 1
     assert compared == 9 * 19
     if scale is not None:
-        found = optimizer.state["shared"]
-        torch.testing.assert_close(found["norms"], expected["clip_state"]["model_norms"], rtol=1e-5, atol=0)
-        assert float(found["threshold"]) == pytest.approx(float(expected["clip_state"]["model_norm_threshold"]))
+        statistics = optimizer.state["shared"]
+        torch.testing.assert_close(statistics["norms"], expected["clip_state"]["model_norms"], rtol=1e-5, atol=0)
+        assert float(statistics["threshold"]) == pytest.approx(float(expected["clip_state"]["model_norm_threshold"]))
 
 
 def masked_weights(*languages, density=0.5):
-    """A masked matrix, an unmasked vector and an unmasked scalar; masks of the languages."""
+    """Return a model of a masked matrix, an unmasked vector and an unmasked scalar, and masks of the languages."""
     model = nn.Module()
     model.linear = nn.Linear(6, 5)
     model.scale = nn.Parameter(torch.tensor(0.3))
@@ -63,7 +63,7 @@ def random_gradients(model):
     return [torch.randn_like(parameter) for parameter in model.parameters()]
 
 
-def test_a_step_in_one_language_leaves_what_it_does_not_use_bit_for_bit():
+def test_step_of_a_language_changes_no_bit_outside_its_mask():
     model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = ScaledAdam(model.named_parameters())
@@ -91,7 +91,7 @@ def masked(model, masks):
     return [(name, parameter) for name, parameter in model.named_parameters() if name in masks.codes]
 
 
-def test_outside_the_mask_negative_zero_stays_and_nan_goes_nowhere():
+def test_negative_zero_and_nan_outside_the_mask_have_no_effect():
     layer = nn.Linear(3, 1, bias=False)
     masks = random_masks(layer, ("en",))
     masks.set_mask("weight", "en", torch.tensor([[True, True, False]]))
@@ -107,8 +107,8 @@ def test_outside_the_mask_negative_zero_stays_and_nan_goes_nowhere():
         assert not any(value.isnan().any() for value in state.values())
 
 
-def test_a_masked_tensor_trains_as_one_that_has_only_its_active_entries():
-    """The RMS, the change of the scale and clipping know no others."""
+def test_masked_tensor_trains_as_a_tensor_of_its_active_entries():
+    """With its RMS, changes of its scale and clipping."""
     sparse, small = nn.Linear(6, 5, bias=False), nn.Module()
     masks = random_masks(sparse, ("en",))
     active = masks.mask("weight", "en")
@@ -121,49 +121,49 @@ def test_a_masked_tensor_trains_as_one_that_has_only_its_active_entries():
     torch.testing.assert_close(sparse.weight[active], small.weight, rtol=1e-4, atol=1e-6)
 
 
-def test_counting_ends_where_nothing_needs_a_correction_and_begins_anew_with_what_changes(monkeypatch):
-    """A count costs as much as all else that masks do; that it is left out must not show in a bit."""
+def test_updates_are_counted_only_while_a_correction_needs_them(monkeypatch):
+    """Counting costs as much as everything else of masks; omitting it must not change a bit."""
     torch.manual_seed(5)
     model, masks = masked_weights("en", "fr")
-    other, theirs = copy.deepcopy(model), copy.deepcopy(masks)
+    other, other_masks = copy.deepcopy(model), copy.deepcopy(masks)
     optimizers = [ScaledAdam(m.named_parameters(), lr=1e-3) for m in (model, other)]
-    counted = []
-    look_up = scaled_adam.look_up
-    monkeypatch.setattr(scaled_adam, "look_up", lambda table, counts: counted.append(1) or look_up(table, counts))
+    lookups = []
+    lookup = scaled_adam.lookup
+    monkeypatch.setattr(scaled_adam, "lookup", lambda table, counts: lookups.append(1) or lookup(table, counts))
     longest = len(optimizers[0]._correction)
 
-    def steps(number):
-        """How often the first optimizer counted; the second one always does."""
-        found = 0
-        for _ in range(number):
+    def num_counted(num_steps):
+        """Take steps; return in how many the first optimizer counted updates. The second one always does."""
+        total = 0
+        for _ in range(num_steps):
             gradients = random_gradients(model)
-            counted.clear()
+            lookups.clear()
             take_step(optimizers[0], model, masks, "en", gradients)
-            found += len(counted)
-            optimizers[1]._updates.clear()
-            take_step(optimizers[1], other, theirs, "en", gradients)
+            total += len(lookups)
+            optimizers[1]._min_updates.clear()
+            take_step(optimizers[1], other, other_masks, "en", gradients)
         for key in ("weight", "bias"):
             pair = [getattr(m.linear, key) for m in (model, other)]
             assert torch.equal(*pair)
             for name in optimizers[0].state[pair[0]]:
                 assert torch.equal(*(o.state[p][name] for o, p in zip(optimizers, pair, strict=True))), name
-        return found
+        return total
 
-    assert steps(longest + 5) == longest
-    kept, forgotten = torch.rand(2, 5, 6) < 0.7
-    for change in (masks, theirs):
-        change.set_mask("linear.weight", "en", kept)
-    assert steps(longest + 5) == longest, "entries that came back have had no updates"
+    assert num_counted(longest + 5) == longest
+    kept, is_reset = torch.rand(2, 5, 6) < 0.7
+    for changed in (masks, other_masks):
+        changed.set_mask("linear.weight", "en", kept)
+    assert num_counted(longest + 5) == longest, "entries that are active again have no updates"
     for optimizer in optimizers:
-        optimizer.forget("linear.weight", forgotten)
-    assert steps(3) == 3, "their updates are forgotten"
-    assert steps(longest) == longest - 3
+        optimizer.reset_entries("linear.weight", is_reset)
+    assert num_counted(3) == 3, "their counts are reset"
+    assert num_counted(longest) == longest - 3
     optimizers[0].load_state_dict(optimizers[0].state_dict())
-    assert steps(3) == 3, "whose updates a loaded state has counted is not known"
+    assert num_counted(3) == 3, "the counts of a loaded state are unknown"
 
 
 def test_languages_without_common_entries_train_as_if_alone():
-    """Also when one of them is rare and has gradients of another size."""
+    """One of them is rare and has gradients of another magnitude."""
     together = nn.Linear(6, 5, bias=False)
     masks = random_masks(together, ("en", "fr"))
     masks.set_mask("weight", "fr", ~masks.mask("weight", "en"))
@@ -180,20 +180,20 @@ def test_languages_without_common_entries_train_as_if_alone():
         assert torch.equal(together.weight[mask], model.weight[mask])
 
 
-def test_masks_that_keep_everything_change_nothing():
-    """Languages with the same mask have their statistics in common, as in the dense model."""
-    ours, masks = masked_weights("en", "fr", density=1.1)
-    dense = copy.deepcopy(ours)
-    optimizer, reference = ScaledAdam(ours.named_parameters()), ScaledAdam(dense.named_parameters())
+def test_dense_masks_have_no_effect():
+    """Languages with the same mask share their statistics, as in the dense model."""
+    model, masks = masked_weights("en", "fr", density=1.1)
+    dense = copy.deepcopy(model)
+    optimizer, reference = ScaledAdam(model.named_parameters()), ScaledAdam(dense.named_parameters())
     for step in range(130):
-        gradients = random_gradients(ours)
-        take_step(optimizer, ours, masks, ("en", "fr")[step % 2], gradients)
+        gradients = random_gradients(model)
+        take_step(optimizer, model, masks, ("en", "fr")[step % 2], gradients)
         take_step(reference, dense, None, "", gradients)
-    for a, b in zip(ours.parameters(), dense.parameters(), strict=True):
+    for a, b in zip(model.parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_mask_that_departs_gets_statistics_of_its_own():
+def test_language_whose_mask_becomes_different_gets_own_statistics():
     model, masks = masked_weights("en", "fr", density=1.1)
     optimizer = ScaledAdam(model.named_parameters())
     take_step(optimizer, model, masks, "fr", random_gradients(model))
@@ -204,7 +204,7 @@ def test_a_mask_that_departs_gets_statistics_of_its_own():
     assert int(optimizer.state["shared"]["step"]) == 2
 
 
-def test_a_language_is_clipped_by_its_own_past():
+def test_clipping_of_a_language_depends_on_its_own_gradients():
     model, masks = masked_weights("en", "fr")
     optimizer = ScaledAdam(model.named_parameters())
     for _ in range(11):
@@ -214,7 +214,7 @@ def test_a_language_is_clipped_by_its_own_past():
     assert thresholds[1] / thresholds[0] == pytest.approx(100, rel=0.3)
 
 
-def test_gradients_that_are_not_finite_are_left_out():
+def test_gradients_that_are_not_finite_are_skipped():
     model, _ = masked_weights("en")
     optimizer = ScaledAdam(model.named_parameters())
     for _ in range(3):
@@ -238,7 +238,7 @@ def test_gradients_that_are_never_finite_are_an_error():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_state_survives_saving_and_loading(tmp_path, masked):
+def test_training_resumes_from_a_saved_state(tmp_path, masked):
     model = AllLayerTypes()
     masks = random_masks(model) if masked else None
     optimizer = ScaledAdam(model.named_parameters())
@@ -264,7 +264,7 @@ def train_step(model, masks, language, optimizer, x):
     optimizer.step()
 
 
-def test_masks_that_cover_other_parameters_are_refused():
+def test_masks_that_cover_other_parameters_are_rejected():
     model, masks = masked_weights("en")
     optimizer = ScaledAdam(model.named_parameters())
     take_step(optimizer, model, None, "", random_gradients(model))
@@ -272,7 +272,7 @@ def test_masks_that_cover_other_parameters_are_refused():
         take_step(optimizer, model, masks, "en", random_gradients(model))
 
 
-def test_first_equal_is_the_first_language_with_the_same_mask():
+def test_canonical_language_is_the_first_with_the_same_mask():
     layer = nn.Linear(4, 4)
     masks = PathwayMasks.dense(layer, ["en", "fr", "it", "nl"])
     some = torch.rand(4, 4) < 0.5
