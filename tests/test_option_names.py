@@ -122,6 +122,18 @@ def test_options_keep_their_names_defaults_and_choices(script):
     assert current.keys() == frozen.keys(), f"new options are not in {LIST.name}: {__doc__}"
 
 
+@pytest.mark.parametrize("command", cli.SCRIPTS)
+def test_the_command_line_accepts_every_listed_option(command):
+    """Given its default, an option changes nothing."""
+    listed = frozen_options()[cli.SCRIPTS[command]]
+    defaults = {name: entry["default"] for name, entry in listed.items() if entry["default"] is not None}
+    positional = ["a.wav"] if defaults.pop("--audio", None) is not None else []
+    words = [word for name, default in defaults.items() for word in (name, default)]
+    config = cli.read_config(command, [*words, *positional])
+    if command != "run-study":  # whose defaults depend on --corpus
+        assert config == cli.read_config(command, positional)
+
+
 def test_every_listed_script_exists():
     assert set(frozen_options()) == set(SCRIPTS)
 

@@ -119,8 +119,8 @@ def print_graph(jobs: Sequence[Job]) -> None:
         print(f"{job.name}: {'finished' if job.is_done() else 'to run'}{after}")
         for step in job.steps:
             print(f"    {' '.join(_shown(step)) or step.message}")
-            if step.mark is not None:
-                print(f"      done mark: {step.mark}{' (exists)' if step.is_done() else ''}")
+            mark = "none, runs every time" if step.mark is None else str(step.mark)
+            print(f"      done mark: {mark}{' (exists)' if step.is_done() else ''}")
         if job.log is not None:
             print(f"      log: {job.log}")
 

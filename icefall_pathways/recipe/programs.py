@@ -11,14 +11,15 @@ Config = TypeVar("Config")
 
 
 def program(folder: str, name: str) -> tuple[str, ...]:
-    """Return the words that run a command: its script where there is one, else `python -m icefall_pathways`.
+    """Return the words that run a command: its script in the recipe's folder, elsewhere `python -m icefall_pathways`.
 
     Args:
       folder: Folder of the script, relative to the working directory of the recipe.
       name: The script's name without its suffix.
     """
     script = Path(folder) / f"{name}.py"
-    if script.exists():
+    # Recipes of icefall have scripts of the same names.
+    if script.exists() and "icefall_pathways" in script.read_text(encoding="utf-8"):
         return sys.executable, str(script)
     return sys.executable, "-m", "icefall_pathways", name.replace("_", "-")
 

@@ -299,10 +299,14 @@ def test_preparation_marks_hold_the_options_that_decide_the_content(tmp_path):
     assert mini[0].steps[0].mark_text == "mini download/mini en fr it nl 0.4 en=2 numbers calendar 60 120 42"
 
 
-def test_commands_run_without_the_recipe_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path / "local")
-    step = run_graph(presets.DEMO)[-1].steps[0]
-    assert step.command[1:4] == ("-m", "icefall_pathways", "report")
+def test_commands_run_outside_the_recipe_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "another-recipe"
+    (folder / "local").mkdir(parents=True)
+    (folder / "local" / "compute_fbank.py").write_text("# a script of another recipe")
+    monkeypatch.chdir(folder)
+    jobs = {job.name: job for job in run_graph(presets.DEMO)}
+    for name, command in (("features", "compute-fbank"), ("report", "report")):
+        assert jobs[name].steps[0].command[1:4] == ("-m", "icefall_pathways", command)
 
 
 def test_a_dry_run_changes_nothing(tmp_path, capsys):

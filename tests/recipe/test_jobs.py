@@ -149,6 +149,7 @@ def test_a_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
         "=== Stage 3",
         "lap: to run, after dense",
         "    echo",
+        "      done mark: none, runs every time",
         f"      log: {tmp_path}/lap.log",
     ]
 
