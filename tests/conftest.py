@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 import socket
 from pathlib import Path
@@ -15,7 +15,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment's folder with exp/checkpoint-5.pt and cuts of English and Dutch; not to be changed."""
+    """Return a folder with exp/checkpoint-5.pt and cuts of English and Dutch; tests must not change it."""
     folder = tmp_path_factory.mktemp("experiment")
     make_experiment(folder)
     return folder
@@ -31,7 +31,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exp_dir(experiment: Path, tmp_path: Path) -> Path:
-    """A copy of the experiment's own folder, for results."""
+    """Return a copy of the experiment folder, for results."""
     target = tmp_path / "exp"
     target.mkdir()
     (target / "checkpoint-5.pt").write_bytes((experiment / "exp" / "checkpoint-5.pt").read_bytes())

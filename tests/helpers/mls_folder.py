@@ -1,4 +1,4 @@
-"""Small folders in MLS layout, of noise that nobody needs to understand."""
+"""Small corpora in the MLS layout, with noise as audio."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TEXTS = {"de": ["eins zwei", "drei vier", "fünf sechs", "über größe"], "pl":
 
 
 def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1, seed: int = 0) -> None:
-    """Noise with a slow swell, in flac or opus by the name of the file."""
+    """Write noise of rising amplitude as flac or opus, according to the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     size = int(seconds * rate)
     noise = np.random.default_rng(seed).normal(0, 0.1, (size, channels)) * np.linspace(0.2, 1, size)[:, None]
@@ -20,7 +20,7 @@ def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: i
 
 
 def add_utterance(split: Path, handle: str, text: str, suffix: str = ".flac", **audio: object) -> Path:
-    """Add a line and its audio to a split; returns the audio's path."""
+    """Add a transcript and its audio to a split, and return the path of the audio."""
     speaker, book, _ = handle.split("_")
     path = split / "audio" / speaker / book / f"{handle}{suffix}"
     write_audio(path, **audio)
@@ -29,11 +29,11 @@ def add_utterance(split: Path, handle: str, text: str, suffix: str = ".flac", **
     return path
 
 
-def make_language(corpus: Path, code: str, number: int = 4) -> Path:
-    """A language with `number` utterances in each split; returns its folder."""
+def make_language(corpus: Path, code: str, num_utterances: int = 4) -> Path:
+    """Create a language with `num_utterances` utterances in each split, and return its folder."""
     folder = corpus / f"mls_{get_language(code).name}"
     for i, split in enumerate(("train", "dev", "test")):
-        for k in range(number):
+        for k in range(num_utterances):
             add_utterance(folder / split, f"{i + 1}0_{i + 1}00_{k:06d}", TEXTS[code][k % 4], seed=10 * i + k)
     rows = ["SPEAKER | GENDER | PARTITION | MINUTES | BOOK ID | TITLE | CHAPTER"]
     rows += [f"{i}0 | {'MF'[i % 2]} | x | 1 | {i}00 | t | c" for i in (1, 2, 3)]
