@@ -38,7 +38,9 @@ SCRIPTS = {
 
 #: Hidden aliases: previous names of commands, and of options per command.
 RENAMED_COMMANDS = {"calibrate-language": "calibrate-language-id"}
-RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "calibrate-language-id": {"--listen-seconds": "--min-speech-seconds"},
+}
 
 _EXTRA = "pip install 'icefall_pathways[{}]' installs it"
 # Packages that only some commands need, and how to install them.

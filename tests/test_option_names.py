@@ -84,7 +84,8 @@ def as_typed(value: object) -> str | None:
 
 def current_options(script: str) -> Table:
     """Return the options of a script as it is now."""
-    command = next((command for command, path in cli.SCRIPTS.items() if path == script), "")
+    name = Path(script).stem.replace("_", "-")
+    command = cli.RENAMED_COMMANDS.get(name, name)
     shell = script.endswith(".sh")
     table = options_of_dataclass(cli.load_command(command).Config if shell else config_class_of(script))
     return table | {old: table[new] for old, new in cli.RENAMED_OPTIONS.get(command, {}).items()}

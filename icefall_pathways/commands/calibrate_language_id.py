@@ -5,9 +5,9 @@ Usage:
   ./pruned_transducer_pathways/calibrate_language_id.py --exp-dir exp/pathways
 
 All pathways decode the dev split. The confidence of a pathway combines the scores of its search and of its CTC head:
-their weights and an offset per language are fitted and written to EXP_DIR/language_choice.json, which
+their weights and an offset per language are fitted and written to EXP_DIR/language_id.json, which
 `transcribe.py --lang auto` reads. The report on the test split (also in
-EXP_DIR/streaming/DECODING_METHOD/language-choice-*) gives the accuracy against the seconds of audio, and the word error
+EXP_DIR/streaming/DECODING_METHOD/language-id-*) gives the accuracy against the seconds of audio, and the word error
 rate against that of the known language.
 """
 

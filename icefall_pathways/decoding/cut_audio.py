@@ -1,4 +1,4 @@
-"""The samples of a cut, whole or in pieces as they are needed."""
+"""Samples of a cut, read at once or block by block."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -12,18 +12,18 @@ from icefall_pathways.data.manifests import check_files
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.errors import first_line
 
-_SHORTAGE = 0.025  # seconds that a file may be shorter than its manifest says, as in lhotse
+_MAX_MISSING_SECONDS = 0.025  # tolerated if a file is shorter than its manifest says, as in lhotse
 
 
-def read_pieces(cut: MonoCut, size: int) -> Iterator[Tensor]:
-    """The samples of a cut in pieces of `size`, the last one shorter, read from disk when they are asked for.
+def read_blocks(cut: MonoCut, size: int) -> Iterator[Tensor]:
+    """Read the samples of a cut lazily, in blocks of `size` (the last one may be shorter).
 
-    Whatever libsndfile reads (flac, wav, opus, mp3) is held a piece at a time, and the same samples as `load_samples`:
-    one file is read on and on, because a decoder that begins anew at each piece may give other ones. What lhotse has
-    to convert, to unpack or to read otherwise is read whole.
+    The blocks are the same samples as those of `load_samples`. Files that libsndfile reads (flac, wav, opus, mp3) are
+    read sequentially, one block in memory at a time: restarting a decoder at each block may change the samples.
+    Recordings that lhotse has to resample, unpack or read in another way are read at once.
 
     Raises:
-      AudioError: They cannot be read, or not to the end; what could be read comes before.
+      AudioError: The audio cannot be read, or not to its end; the blocks before the error are returned.
     """
     with closing(_blocks(cut, size)) as blocks:
         while True:
@@ -37,7 +37,7 @@ def read_pieces(cut: MonoCut, size: int) -> Iterator[Tensor]:
 
 
 def load_samples(cut: MonoCut) -> Tensor:
-    """The samples (n,) of a cut, channels mixed to one."""
+    """Return the samples (n,) of a cut, with channels averaged."""
     samples = cut.recording.load_audio(offset=cut.start, duration=cut.duration).mean(axis=0)
     return torch.from_numpy(samples)
 
@@ -50,19 +50,19 @@ def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
         return
     with file:
         file.seek(round(cut.start * file.samplerate))
-        left = cut.num_samples
-        while left > 0:
-            block = file.read(min(size, left), dtype="float32", always_2d=True).mean(axis=1)
+        remaining = cut.num_samples
+        while remaining > 0:
+            block = file.read(min(size, remaining), dtype="float32", always_2d=True).mean(axis=1)
             if block.size == 0:
                 break
-            left -= block.size
+            remaining -= block.size
             yield torch.from_numpy(block)
-    if left > _SHORTAGE * cut.sampling_rate:
-        raise ValueError(f"it ends {left / cut.sampling_rate:.2f} s before its manifest says")
+    if remaining > _MAX_MISSING_SECONDS * cut.sampling_rate:
+        raise ValueError(f"it ends {remaining / cut.sampling_rate:.2f} s before its manifest says")
 
 
 def _open(cut: MonoCut) -> soundfile.SoundFile | None:
-    """The file of a cut, if it can be read from anywhere on as it is."""
+    """Open the file of a cut; return None unless it can be read from any position without conversion."""
     recording = cut.recording
     source = recording.sources[0]
     if recording.transforms or len(recording.sources) > 1 or source.type != "file":
@@ -70,7 +70,7 @@ def _open(cut: MonoCut) -> soundfile.SoundFile | None:
     try:
         file = soundfile.SoundFile(source.source)
     except soundfile.LibsndfileError:
-        return None  # lhotse has other readers, or says what is wrong
+        return None  # lhotse has other readers, and reports the error if they fail, too
     if file.seekable() and file.samplerate == recording.sampling_rate:
         return file
     file.close()

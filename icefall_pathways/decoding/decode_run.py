@@ -1,4 +1,4 @@
-"""Whole decoding runs: every language of an experiment, recognised, scored and put in one table."""
+"""Decoding runs: decode and score every language of an experiment, and summarize them in one table."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
-from icefall_pathways.decoding.cut_audio import read_pieces
+from icefall_pathways.decoding.cut_audio import read_blocks
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarize, write_results, write_summary
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder
@@ -21,12 +21,12 @@ from icefall_pathways.searches import Hypothesis
 
 @dataclass(frozen=True)
 class Experiment:
-    """A trained model, what it is to recognise, and how.
+    """A trained model with the data and the decoder of a run.
 
     Attributes:
-      trained: The model and what belongs to it.
-      data: Of the languages to decode.
-      decoder: For these languages.
+      trained: The model with its tokenizer and masks.
+      data: Data of the languages to decode.
+      decoder: Decoder for these languages.
     """
 
     trained: TrainedModel
@@ -36,7 +36,7 @@ class Experiment:
 
 @dataclass
 class Timing:
-    """Seconds spent on streams, how many of them on reading audio from disk, and seconds of audio."""
+    """Total seconds spent on streams, seconds of these spent on reading audio from disk, and seconds of audio."""
 
     total: float = 0.0
     reading: float = 0.0
@@ -44,36 +44,35 @@ class Timing:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing per second of audio, from samples to tokens."""
+        """Seconds of computation per second of audio, from samples to tokens."""
         return (self.total - self.reading) / self.audio
 
 
 def decode(config: DecodeConfig) -> str:
-    """Decode whole utterances; returns the table of all languages.
+    """Decode whole utterances and return the table of all languages.
 
-    Results are written to `<exp_dir>/<decoding_method>`, those of a language as soon as it is done.
+    Results are written to `<exp_dir>/<decoding_method>`, those of a language as soon as it is decoded.
 
     Raises:
-      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
     experiment = load_experiment(config)
-    recognise = partial(_recognise_offline, experiment, config.nbest)
-    scores = _decode_languages(config, experiment, recognise)
+    scores = _decode_languages(config, experiment, partial(_decode_offline, experiment, config.nbest))
     summary = summarize(config.split, config.decoding_method, scores)
     return write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
 
 
 def decode_streaming(config: StreamingDecodeConfig) -> str:
-    """Decode chunk by chunk from the audio; returns the table of all languages and the real-time factor.
+    """Decode audio chunk by chunk and return the table of all languages with the real-time factor.
 
-    Results are written to `<exp_dir>/streaming/<decoding_method>`, those of a language as soon as it is done.
+    Results are written to `<exp_dir>/streaming/<decoding_method>`, those of a language as soon as it is decoded.
 
     Raises:
-      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
     experiment, timing = load_experiment(config), Timing()
-    recognise = partial(_recognise_streams, experiment, config.num_decode_streams, timing)
-    scores = _decode_languages(config, experiment, recognise)
+    decode_split = partial(_decode_streams, experiment, config.num_decode_streams, timing)
+    scores = _decode_languages(config, experiment, decode_split)
     figures = {"real_time_factor": timing.real_time_factor}
     summary = summarize(config.split, config.decoding_method, scores, figures)
     table = write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
@@ -81,10 +80,10 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
 
 
 def load_experiment(config: CommonConfig) -> Experiment:
-    """Read back the experiment that `config` names, and its data.
+    """Load the experiment that `config` selects, and its data.
 
     Raises:
-      ValueError: The checkpoint, masks or tokens are missing, damaged or do not fit together.
+      ValueError: The checkpoint, masks or tokens are missing, damaged or inconsistent.
     """
     trained = load_trained_model(config)
     data_config = replace(
@@ -100,80 +99,78 @@ def load_experiment(config: CommonConfig) -> Experiment:
 
 
 def _decode_languages(
-    config: CommonConfig, experiment: Experiment, recognise: Callable[[str, SplitLoader, str], Iterator[Utterance]]
+    config: CommonConfig, experiment: Experiment, decode_split: Callable[[str, SplitLoader, str], Iterator[Utterance]]
 ) -> dict[str, Score]:
-    """Recognise and score every language through its pathway, and write its results."""
-    # All loaders first, so that a missing file stops the run before hours of decoding, not after.
+    """Decode and score every language through its pathway, and write its results."""
+    # Create all loaders first, so that a missing file stops the run before hours of decoding, not after.
     languages = experiment.data.languages
     loaders = {language: experiment.data.loader(language.code, config.split) for language in languages}
     scores: dict[str, Score] = {}
     for language, loader in loaders.items():
-        utterances = list(recognise(language.code, loader, f"decoding {language.name} {config.split}"))
+        utterances = list(decode_split(language.code, loader, f"decoding {language.name} {config.split}"))
         scores[language.code] = write_results(
             config.results_dir, loader.test_set, experiment.trained.suffix, utterances
         )
     return scores
 
 
-def _recognise_offline(
-    experiment: Experiment, nbest: int, language: str, loader: SplitLoader, name: str
+def _decode_offline(
+    experiment: Experiment, nbest: int, language: str, loader: SplitLoader, description: str
 ) -> Iterator[Utterance]:
-    tokenizer, model, search = (
-        experiment.trained.tokenizer,
-        experiment.trained.model,
-        experiment.decoder.searches[language],
-    )
+    """Decode whole utterances of one language in batches."""
+    tokenizer, model = experiment.trained.tokenizer, experiment.trained.model
+    search = experiment.decoder.searches[language]
     device = next(model.parameters()).device
-    for batch in tqdm(loader, name, unit="batch"):
+    for batch in tqdm(loader, description, unit="batch"):
         with torch.inference_mode(), experiment.trained.pathways.activate(language):
             encoder_out, lens = model.encode(batch.inputs.to(device), batch.num_frames.to(device))
             state = search.advance(search.init(len(lens)), encoder_out, lens)
         best = search.results(state)
-        alternatives = search.n_best(state) if nbest else [[] for _ in best]
-        cuts = zip(batch.cuts, batch.texts, best, alternatives, strict=True)
-        for cut, text, found, others in cuts:
-            alternative_texts = [_alternative(tokenizer, other) for other in others[:nbest]]
-            words = tokenizer.decode([found.tokens])[0].split()
-            yield Utterance(cut.id, text.split(), words, alternative_texts)
+        n_best = search.n_best(state) if nbest else [[] for _ in best]
+        for cut, text, hypothesis, hypotheses in zip(batch.cuts, batch.texts, best, n_best, strict=True):
+            alternatives = [_alternative(tokenizer, alternative) for alternative in hypotheses[:nbest]]
+            words = tokenizer.decode([hypothesis.tokens])[0].split()
+            yield Utterance(cut.id, text.split(), words, alternatives)
 
 
-def _alternative(tokenizer: Tokenizer, found: Hypothesis) -> Alternative:
+def _alternative(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Alternative:
     symbols = tokenizer.symbols
     return Alternative(
-        text=tokenizer.decode([found.tokens])[0],
-        score=found.score,
-        log_prob=found.log_prob,
-        tokens=[symbols[token] for token in found.tokens],
-        times=[round(frame * FRAME_SECONDS, 3) for frame in found.timestamps],
+        text=tokenizer.decode([hypothesis.tokens])[0],
+        score=hypothesis.score,
+        log_prob=hypothesis.log_prob,
+        tokens=[symbols[token] for token in hypothesis.tokens],
+        times=[round(frame * FRAME_SECONDS, 3) for frame in hypothesis.timestamps],
     )
 
 
-def _recognise_streams(
-    experiment: Experiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, name: str
+def _decode_streams(
+    experiment: Experiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, description: str
 ) -> Iterator[Utterance]:
+    """Decode utterances of one language in parallel streams, from their audio."""
     decoder, cuts, errors = experiment.decoder, loader.cuts, []
-    begin = time.perf_counter()
-    piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
-    sources = (Source(cut, _timed(read_pieces(cut, piece), timing), language) for cut in cuts)
+    start = time.perf_counter()
+    block = decoder.model.chunk_shift * decoder.fbank.frame_shift
+    sources = (Source(cut, _timed(read_blocks(cut, block), timing), language) for cut in cuts)
     decoded = decoder.decode(sources, num_streams, on_error=lambda cut, error: errors.append(f"{cut.id}: {error}"))
-    for cut, found in tqdm(decoded, name, total=len(cuts), unit="utterance"):
-        hypothesis = experiment.trained.tokenizer.decode([found.tokens])[0]
-        yield Utterance(cut.id, cut.supervisions[0].text.split(), hypothesis.split())
-    timing.total += time.perf_counter() - begin
+    for cut, hypothesis in tqdm(decoded, description, total=len(cuts), unit="utterance"):
+        text = experiment.trained.tokenizer.decode([hypothesis.tokens])[0]
+        yield Utterance(cut.id, cut.supervisions[0].text.split(), text.split())
+    timing.total += time.perf_counter() - start
     timing.audio += sum(cut.duration for cut in cuts)
     if errors:
         raise AudioError(
-            f"{name}: {len(errors)} of {len(cuts)} utterances cannot be recognised, so there is no word error rate; "
-            f"repair them or take them out of the manifest: {'; '.join(errors[:3])}"
+            f"{description}: {len(errors)} of {len(cuts)} utterances cannot be decoded, so that there is no word error "
+            f"rate; repair them or remove them from the manifest: {'; '.join(errors[:3])}"
         )
 
 
-def _timed(pieces: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:
-    """The pieces; the time it takes to read them is told to `timing`."""
+def _timed(blocks: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:
+    """Yield the blocks and add the time that reading them takes to `timing`."""
     while True:
-        begin = time.perf_counter()
-        piece = next(pieces, None)
-        timing.reading += time.perf_counter() - begin
-        if piece is None:
+        start = time.perf_counter()
+        block = next(blocks, None)
+        timing.reading += time.perf_counter() - start
+        if block is None:
             return
-        yield piece
+        yield block

@@ -1,10 +1,10 @@
-"""How long speakers wait: streams on a clock on which audio arrives in real time and computing takes what it takes."""
+"""Latency benchmark: streams on a simulated real-time clock."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,113 +19,113 @@ from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Str
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.searches import Hypothesis
+from icefall_pathways.searches.base import common_prefix_length
 
 _PERCENTILES = (50, 95)
-_WAITS = {"first_partial": "first text", "final": "end of speech to final", "token_delay": "token delay"}
+_LATENCIES = {"first_partial": "first text", "final": "end of audio to final", "token_delay": "token delay"}
 
 
 @dataclass(frozen=True)
 class LatencyConfig(StreamingDecodeConfig):
-    """How to measure latency."""
+    """Options of the latency benchmark."""
 
     streams: str = "1 16"
-    """Numbers of simultaneous speakers, each a line of the report."""
+    """Numbers of simultaneous streams, each a row of the table."""
 
     utterances: int = 64
-    """Utterances of each language that are spoken."""
+    """Utterances per language."""
 
     packet: float = 0.04
-    """Seconds of audio that arrive at a time."""
+    """Seconds of audio per packet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         words = self.streams.split()
         if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-            raise ValueError(f'--streams {self.streams!r}: expected numbers of speakers, such as "1 16"')
+            raise ValueError(f'--streams {self.streams!r}: expected numbers of streams, for example "1 16"')
         if self.utterances < 1 or self.packet <= 0:
             raise ValueError("--utterances and --packet: expected more than 0")
 
     @property
-    def stream_numbers(self) -> list[int]:
+    def stream_counts(self) -> list[int]:
         """`streams` as numbers."""
         return [int(word) for word in self.streams.split()]
 
 
 @dataclass
 class Latency:
-    """What speakers waited for, in seconds, and what the computer did.
+    """Latencies of a run in seconds.
 
     Attributes:
-      first_partial: Of each utterance with text: from the beginning of its audio to its first text.
-      final: Of each utterance: from the end of its audio to its last result.
-      token_delay: Of each token: from the end of its encoder frame to when it was shown, from then on unchanged.
-      busy: Seconds of computing.
-      audio: Seconds of audio.
+      first_partial: Per utterance with text: time from the start of its audio to its first text.
+      final: Per utterance: time from the end of its audio to its final result.
+      token_delay: Per token: time from the end of its encoder frame to the first result that contains it unchanged.
+      compute: Total computation time.
+      audio: Total duration of the audio.
     """
 
     first_partial: list[float] = field(default_factory=list)
     final: list[float] = field(default_factory=list)
     token_delay: list[float] = field(default_factory=list)
-    busy: float = 0.0
+    compute: float = 0.0
     audio: float = 0.0
 
     def add(self, other: "Latency") -> None:
-        """Take in another measurement."""
-        for one in dataclasses.fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        """Add the latencies of another run."""
+        for attribute in dataclasses.fields(self):
+            setattr(self, attribute.name, getattr(self, attribute.name) + getattr(other, attribute.name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Percentiles in seconds and the real-time factor."""
-        figures: dict[str, Any] = {"real_time_factor": self.busy / self.audio, "audio": self.audio}
-        for name in _WAITS:
+        """Return percentiles in seconds and the real-time factor."""
+        figures: dict[str, Any] = {"real_time_factor": self.compute / self.audio, "audio": self.audio}
+        for name in _LATENCIES:
             values = getattr(self, name)
             figures[name] = {str(p): float(np.percentile(values, p)) if values else None for p in _PERCENTILES}
         return figures
 
 
 @dataclass(eq=False)
-class _Speaker:
-    """Somebody who is saying an utterance.
+class _LiveStream:
+    """An utterance whose audio arrives in real time.
 
     Attributes:
-      samples: What is said (n,).
-      begin: When it began.
-      stream: Where it goes.
-      arrived: Samples handed over.
-      shown: The result shown last.
-      times: When each of its tokens was shown, from then on unchanged.
-      first: When the first text was shown; None before.
+      samples: The audio (n,).
+      start: Time at which it starts.
+      stream: The stream that receives it.
+      num_received: Number of samples passed to the stream.
+      hypothesis: The current hypothesis.
+      token_times: For each of its tokens, the time since which it has been shown unchanged.
+      first_text: Time of the first text; None before.
     """
 
     samples: Tensor
-    begin: float
+    start: float
     stream: Stream
-    arrived: int = 0
-    shown: Hypothesis = field(default_factory=lambda: Hypothesis([], [], 0.0))
-    times: list[float] = field(default_factory=list)
-    first: float | None = None
+    num_received: int = 0
+    hypothesis: Hypothesis = field(default_factory=lambda: Hypothesis([], [], 0.0))
+    token_times: list[float] = field(default_factory=list)
+    first_text: float | None = None
 
-    def show(self, found: Hypothesis, now: float) -> None:
-        """Take a new result."""
-        pairs = zip(self.shown.tokens, found.tokens, strict=False)
-        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self.times = self.times[:kept] + [now] * (len(found.tokens) - kept)
-        self.shown = found
-        if found.tokens and self.first is None:
-            self.first = now
+    def update(self, hypothesis: Hypothesis, now: float) -> None:
+        """Replace the current hypothesis."""
+        unchanged = common_prefix_length(self.hypothesis.tokens, hypothesis.tokens)
+        self.token_times = self.token_times[:unchanged] + [now] * (len(hypothesis.tokens) - unchanged)
+        self.hypothesis = hypothesis
+        if hypothesis.tokens and self.first_text is None:
+            self.first_text = now
 
 
 class Simulation:
-    """Speakers who talk at the same time, and one recogniser for them all.
+    """Decodes simultaneous streams on a simulated clock.
 
-    The clock runs on by the time that computing really takes; while there is nothing to do it jumps to the next packet.
-    So the waiting is that of a server of this speed, and measuring it takes less time than listening.
+    The clock advances by the actual computation time, and jumps to the next packet when there is nothing to compute.
+    The latencies are those of a server of this speed, but the simulation takes less time than the audio.
 
     Args:
-      decoder: The recogniser.
-      packet: Seconds of audio that arrive at a time.
-      clock: Tells the seconds that computing has taken.
-      language: That they speak.
+      decoder: The decoder of the streams.
+      packet: Seconds of audio per packet.
+      clock: Returns the elapsed computation time in seconds.
+      language: Language of the streams.
     """
 
     def __init__(
@@ -142,85 +142,86 @@ class Simulation:
         self.packet = max(1, round(packet * self.sample_rate))
         self.chunk_seconds = decoder.model.chunk_shift * decoder.fbank.frame_shift / self.sample_rate
 
-    def run(self, utterances: Sequence[Tensor], num_speakers: int) -> Latency:
-        """Let so many speakers say the utterances (n,), one after the other each, until all is said."""
-        latency, now, waiting = Latency(), 0.0, iter(utterances)
-        # Speakers do not begin together: all chunks would be full at the same time.
-        speakers = [
-            self._begin(samples, number * self.chunk_seconds / num_speakers)
-            for number, samples in enumerate(islice(waiting, num_speakers))
+    def run(self, utterances: Sequence[Tensor], num_streams: int) -> Latency:
+        """Decode utterances (n,), `num_streams` at a time; when one ends, the next starts."""
+        latency, now, pending = Latency(), 0.0, iter(utterances)
+        # Start times are staggered: otherwise all chunks would be complete at the same time.
+        active = [
+            self._start(samples, index * self.chunk_seconds / num_streams)
+            for index, samples in enumerate(islice(pending, num_streams))
         ]
-        while speakers:
+        while active:
             started = self.clock()
-            for speaker in speakers:
-                self._feed(speaker, now)
-            advanced = {id(stream) for stream in self.decoder.advance([speaker.stream for speaker in speakers])}
-            changed = [speaker for speaker in speakers if id(speaker.stream) in advanced]
-            found = self.decoder.results([speaker.stream for speaker in changed])
+            for live in active:
+                self._receive(live, now)
+            advanced = {id(stream) for stream in self.decoder.advance([live.stream for live in active])}
+            changed = [live for live in active if id(live.stream) in advanced]
+            hypotheses = self.decoder.results([live.stream for live in changed])
             elapsed = self.clock() - started
-            latency.busy += elapsed
+            latency.compute += elapsed
             now += elapsed
-            for speaker, hypothesis in zip(changed, found, strict=True):
-                speaker.show(hypothesis, now)
-            for speaker in [speaker for speaker in speakers if self.decoder.is_done(speaker.stream)]:
-                self._record(latency, speaker, now)
-                speakers.remove(speaker)
-                speakers += [self._begin(samples, now) for samples in islice(waiting, 1)]
+            for live, hypothesis in zip(changed, hypotheses, strict=True):
+                live.update(hypothesis, now)
+            for live in [live for live in active if self.decoder.is_done(live.stream)]:
+                self._record(latency, live, now)
+                active.remove(live)
+                active += [self._start(samples, now) for samples in islice(pending, 1)]
             if not advanced:
-                now = max(now, min(map(self._next_packet, speakers), default=now))
+                now = max(now, min(map(self._next_packet, active), default=now))
         return latency
 
-    def _begin(self, samples: Tensor, begin: float) -> _Speaker:
-        return _Speaker(samples, begin, self.decoder.open(self.language))
+    def _start(self, samples: Tensor, start: float) -> _LiveStream:
+        return _LiveStream(samples, start, self.decoder.open(self.language))
 
-    def _next_packet(self, speaker: _Speaker) -> float:
-        return speaker.begin + min(speaker.arrived + self.packet, len(speaker.samples)) / self.sample_rate
+    def _next_packet(self, live: _LiveStream) -> float:
+        """Return the time at which the next packet is complete."""
+        return live.start + min(live.num_received + self.packet, len(live.samples)) / self.sample_rate
 
-    def _feed(self, speaker: _Speaker, now: float) -> None:
-        """Hand over the packets that have arrived by now, and the end of the utterance with the last one."""
-        if speaker.stream.input_finished:
+    def _receive(self, live: _LiveStream, now: float) -> None:
+        """Pass on the packets that are complete by now, and the end of the utterance with the last one."""
+        if live.stream.input_finished:
             return
-        said = round(max(0.0, now - speaker.begin) * self.sample_rate)
-        ended = said >= len(speaker.samples)
-        arrived = len(speaker.samples) if ended else said // self.packet * self.packet
-        if arrived > speaker.arrived:
-            speaker.stream.accept_samples(speaker.samples[speaker.arrived : arrived])
-            speaker.arrived = arrived
+        recorded = round(max(0.0, now - live.start) * self.sample_rate)
+        ended = recorded >= len(live.samples)
+        complete = len(live.samples) if ended else recorded // self.packet * self.packet
+        if complete > live.num_received:
+            live.stream.accept_samples(live.samples[live.num_received : complete])
+            live.num_received = complete
         if ended:
-            speaker.stream.finish()
+            live.stream.finish()
 
-    def _record(self, latency: Latency, speaker: _Speaker, now: float) -> None:
-        seconds = len(speaker.samples) / self.sample_rate
+    def _record(self, latency: Latency, live: _LiveStream, now: float) -> None:
+        """Add the latencies of a finished utterance."""
+        seconds = len(live.samples) / self.sample_rate
         latency.audio += seconds
-        latency.final.append(now - speaker.begin - seconds)
-        if speaker.first is not None:
-            latency.first_partial.append(speaker.first - speaker.begin)
+        latency.final.append(now - live.start - seconds)
+        if live.first_text is not None:
+            latency.first_partial.append(live.first_text - live.start)
         latency.token_delay += [
-            shown - speaker.begin - (frame + 1) * FRAME_SECONDS
-            for shown, frame in zip(speaker.times, speaker.shown.timestamps, strict=True)
+            shown - live.start - (frame + 1) * FRAME_SECONDS
+            for shown, frame in zip(live.token_times, live.hypothesis.timestamps, strict=True)
         ]
 
 
 def measure(config: LatencyConfig) -> str:
-    """Measure the latency of an experiment; returns the table, which is also written beside the results.
+    """Measure the latency of an experiment; returns the table and writes it to the results folder.
 
     Raises:
-      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together.
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
     experiment = load_experiment(config)
-    totals = {number: Latency() for number in config.stream_numbers}
+    totals = {count: Latency() for count in config.stream_counts}
     for language in experiment.data.languages:
         cuts = experiment.data.loader(language.code, config.split).cuts
-        spread = cuts[:: max(1, len(cuts) // config.utterances)][: config.utterances]
-        utterances = [load_samples(cut) for cut in spread]
+        selected = cuts[:: max(1, len(cuts) // config.utterances)][: config.utterances]
+        utterances = [load_samples(cut) for cut in selected]
         simulation = Simulation(experiment.decoder, config.packet, language=language.code)
-        simulation.run(utterances[:1], 1)  # the first chunks of a process are slow
-        for number, total in tqdm(totals.items(), f"listening to {language.name}", unit="measurement"):
-            total.add(simulation.run(utterances, number))
-    figures = {str(number): total.as_dict() for number, total in totals.items()}
-    path = layout.result_file(
-        config.results_dir, "latency", f"{experiment.data.corpus}-{config.split}", experiment.trained.suffix
-    )
+        simulation.run(utterances[:1], 1)  # warm-up: the first chunks of a process are slow
+        for count, total in tqdm(totals.items(), f"measuring {language.name}", unit="measurement"):
+            total.add(simulation.run(utterances, count))
+    figures = {str(count): total.as_dict() for count, total in totals.items()}
+    test_set = f"{experiment.data.corpus}-{config.split}"
+    path = layout.result_file(config.results_dir, "latency", test_set, experiment.trained.suffix)
     table = format_latency(figures)
     write_json(path.with_suffix(".json"), figures)
     with atomic_write(path) as temporary:
@@ -229,12 +230,12 @@ def measure(config: LatencyConfig) -> str:
 
 
 def format_latency(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of `Latency.as_dict` by number of streams; times in milliseconds, median and 95th percentile."""
+    """Format `Latency.as_dict` by number of streams: median and 95th percentile in milliseconds."""
     rows = [
-        [number, f"{one['real_time_factor']:.4f}", *(_milliseconds(one[name]) for name in _WAITS)]
-        for number, one in figures.items()
+        [count, f"{entry['real_time_factor']:.4f}", *(_milliseconds(entry[name]) for name in _LATENCIES)]
+        for count, entry in figures.items()
     ]
-    header = ["streams", "real-time factor", *(f"{text} (ms, 50 % / 95 %)" for text in _WAITS.values())]
+    header = ["streams", "real-time factor", *(f"{text} (ms, 50 % / 95 %)" for text in _LATENCIES.values())]
     return tabulate(rows, header, tablefmt="simple", stralign="right", disable_numparse=True)
 
 

@@ -1,4 +1,4 @@
-"""Reading a trained experiment back, for whatever runs it: its weights, masks, tokens and options."""
+"""Loading a trained experiment for inference: weights, masks, tokenizer and options."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What running a trained experiment needs of it.
+    """A trained model and its parts that inference needs.
 
     Attributes:
-      model: In eval mode, on the device where it runs.
+      model: The transducer, in eval mode and on its device.
       pathways: The languages' sub-networks of `model`.
-      tokenizer: The model's.
-      data_config: With which data it was trained.
-      suffix: The settings, as they end the names of result files.
+      tokenizer: The tokenizer of the model.
+      data_config: Data options of the training.
+      suffix: Last part of the names of result files: the decoding settings.
     """
 
     model: Transducer
@@ -40,39 +40,39 @@ class TrainedModel:
 
     @property
     def masks(self) -> PathwayMasks | None:
-        """The languages' sub-networks; None for a dense model."""
+        """Masks of the languages; None for a dense model."""
         return self.pathways.masks
 
     @property
     def languages(self) -> list[str]:
-        """The codes of the languages that it knows: those with a pathway; of a dense model, those it was trained on."""
+        """Codes of the supported languages: those with a pathway or, for a dense model, those of its training."""
         return list(codes_of(self.data_config.languages) if self.masks is None else self.masks.languages)
 
     def check_languages(self, languages: Iterable[str]) -> None:
-        """Check that there is a pathway for each of these codes.
+        """Check that there is a pathway for each of these language codes.
 
         Raises:
-          MasksError: There is not.
+          MasksError: A language has no pathway.
         """
         if self.masks is not None:
             for language in languages:
                 self.masks.bit(language)
 
     def decoder(self, config: TrainedModelConfig, languages: Iterable[str]) -> StreamingDecoder:
-        """A decoder of streams in these languages.
+        """Build a decoder of streams in these languages.
 
         Raises:
-          ValueError: An option of the search has an impossible value, or a file is missing or damaged.
+          ValueError: An option of the search is out of range, or a file is missing or damaged.
         """
         searches = {language: config.build(self.model, self.tokenizer, language) for language in languages}
         return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways)
 
 
 def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
-    """Read back the model that `config` names.
+    """Load the model that `config` selects.
 
     Raises:
-      ValueError: The checkpoint, masks or tokens are missing, damaged or do not fit together.
+      ValueError: The checkpoint, masks or tokens are missing, damaged or inconsistent.
     """
     loaded = checkpoints.load_model(config.exp_dir, config.epoch, config.iter, config.avg, config.use_averaged_model)
     check_features(config.exp_dir)
@@ -90,7 +90,7 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
 
 
 def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:
-    """What distinguishes this result from others in its folder, as icefall names it."""
+    """Return the settings that distinguish result files of one folder, in icefall's notation."""
     parts = [checkpoint, f"avg-{config.avg}", config.search_suffix]
     if config.use_averaged_model:
         parts.append("use-averaged-model")
@@ -114,7 +114,7 @@ def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:
     tokenizer, expected = Tokenizer(path), model.joiner.output_linear.out_features
     if tokenizer.vocab_size != expected:
         raise ValueError(
-            f"{path} has {tokenizer.vocab_size} tokens and the model {expected}: give the SentencePiece model it was "
-            "trained with by --bpe-model"
+            f"{path} has {tokenizer.vocab_size} tokens and the model {expected}: pass the SentencePiece model of its "
+            "training to --bpe-model"
         )
     return tokenizer

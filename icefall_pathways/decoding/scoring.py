@@ -1,4 +1,4 @@
-"""Word and character error rates, and the files that tell them: icefall's per language, and one table for all."""
+"""Word and character error rates, with icefall's result files per language and one table of all languages."""
 
 import ast
 import json
@@ -19,19 +19,19 @@ from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
-_GAP = "*"  # stands for the missing word of an insertion or a deletion; no transcript holds it
+_GAP = "*"  # replaces the missing word of an insertion or a deletion; not a word of any transcript
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """One of the n best hypotheses of an utterance.
+    """An n-best hypothesis of an utterance.
 
     Attributes:
-      text: What was recognised.
-      score: What the search compared, hotwords and language model included.
-      log_prob: The transducer's part of it.
-      tokens: As they are written in tokens.txt.
-      times: When each token was emitted, in seconds from the start.
+      text: Decoded text.
+      score: Total score, including hotwords and language model.
+      log_prob: Log-probability of the transducer.
+      tokens: Token symbols, as in tokens.txt.
+      times: Time of each token, in seconds from the start.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Utterance:
-    """What was said in a cut and what was recognised, as words; perhaps with the n best hypotheses, best first."""
+    """Reference and hypothesis words of a cut, optionally with n-best hypotheses (best first)."""
 
     cut_id: str
     ref: list[str]
@@ -53,13 +53,13 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Score:
-    """The aligned words of a test set, and its errors in characters.
+    """Word alignments and character errors of a test set.
 
     Attributes:
-      alignments: Per cut, pairs (reference word, recognised word); "*" where one of the two is missing.
-      pairs: How often each pair occurs.
-      characters: (utterances, 4) substituted, deleted, inserted and reference characters, the spaces between words
-        among them, in the order of `alignments`.
+      alignments: Per cut, pairs (reference word, hypothesis word); "*" replaces a missing word.
+      pairs: Count of each pair.
+      characters: (utterances, 4) substituted, deleted, inserted and reference characters, including spaces, in the
+        order of `alignments`.
     """
 
     alignments: Mapping[str, list[tuple[str, str]]]
@@ -78,36 +78,36 @@ class Score:
 
     @property
     def insertions(self) -> int:
-        """Recognised words that nobody said."""
+        """Number of inserted words."""
         return sum(self.inserted().values())
 
     @property
     def deletions(self) -> int:
-        """Words said that were not recognised."""
+        """Number of deleted words."""
         return sum(self.deleted().values())
 
     @property
     def substitutions(self) -> int:
-        """Words recognised as others."""
+        """Number of substituted words."""
         return sum(self.substituted().values())
 
     @property
     def errors(self) -> int:
-        """All three kinds of error."""
+        """Number of errors of all three types."""
         return sum(count for (ref, hyp), count in self.pairs.items() if ref != hyp)
 
     @property
     def wer(self) -> float:
-        """Errors per 100 reference words; a test set without a reference word counts as one word."""
+        """Word error rate in percent; a test set without reference words counts as one word."""
         return 100.0 * self.errors / max(self.words, 1)
 
     @property
     def cer(self) -> float:
-        """Errors per 100 reference characters."""
+        """Character error rate in percent."""
         return float(error_rates(self.characters[:, :3].sum(), self.characters[:, 3].sum()))
 
     def word_counts(self) -> Counts:
-        """(utterances, 2) errors and reference words, in the order of `alignments`."""
+        """Return (utterances, 2) errors and reference words, in the order of `alignments`."""
         counts = [
             (sum(ref != hyp for ref, hyp in pairs), sum(ref != _GAP for ref, _ in pairs))
             for pairs in self.alignments.values()
@@ -115,24 +115,24 @@ class Score:
         return np.array(counts, dtype=np.int64)
 
     def resampled_wer(self, seed: int = BOOTSTRAP_SEED) -> NDArray[np.float64]:
-        """Word error rates of `BOOTSTRAP_ROUNDS` test sets drawn from this one's utterances."""
+        """Return the word error rates of `BOOTSTRAP_ROUNDS` bootstrap test sets."""
         sums = resample(self.word_counts(), BOOTSTRAP_ROUNDS, seed)
         return error_rates(sums[:, 0], sums[:, 1])
 
     def inserted(self) -> Counter[tuple[str, str]]:
-        """Pairs without a reference word."""
+        """Return the pairs without a reference word."""
         return Counter({pair: count for pair, count in self.pairs.items() if pair[0] == _GAP})
 
     def deleted(self) -> Counter[tuple[str, str]]:
-        """Pairs without a recognised word."""
+        """Return the pairs without a hypothesis word."""
         return Counter({pair: count for pair, count in self.pairs.items() if pair[1] == _GAP})
 
     def substituted(self) -> Counter[tuple[str, str]]:
-        """Pairs of two words that differ."""
+        """Return the pairs of two words that differ."""
         return Counter({(r, h): count for (r, h), count in self.pairs.items() if _GAP not in (r, h) and r != h})
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data; `wer_interval` holds the rate with a probability of 95 %."""
+        """Return the figures as plain data; `wer_interval` is the 95 % confidence interval."""
         substitutions, deletions, insertions, total = self.characters.sum(axis=0).tolist()
         return {
             "wer": self.wer,
@@ -149,40 +149,40 @@ class Score:
 
 
 def score(utterances: Iterable[Utterance]) -> Score:
-    """Align what was recognised with what was said.
+    """Align hypotheses with references.
 
     Raises:
-      ValueError: There is no utterance, or two have one cut id.
+      ValueError: There are no utterances, or two utterances have the same cut ID.
     """
     alignments: dict[str, list[tuple[str, str]]] = {}
     characters = []
     for utterance in utterances:
         if utterance.cut_id in alignments:
-            raise ValueError(f"cut {utterance.cut_id} was decoded twice: expected every cut of a test set once")
+            raise ValueError(f"cut {utterance.cut_id} was decoded twice: expected each cut of a test set once")
         alignments[utterance.cut_id] = kaldialign.align(utterance.ref, utterance.hyp, _GAP)
         ref, hyp = " ".join(utterance.ref), " ".join(utterance.hyp)
         distance = kaldialign.edit_distance(list(ref), list(hyp))
         characters.append((distance["sub"], distance["del"], distance["ins"], len(ref)))
     if not alignments:
-        raise ValueError("no utterance to score: the test set is empty")
+        raise ValueError("no utterances to score: the test set is empty")
     pairs = Counter(pair for pairs in alignments.values() for pair in pairs)
     return Score(alignments, pairs, np.array(characters, dtype=np.int64))
 
 
 def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence[Utterance]) -> Score:
-    """Score one test set and write its `recogs-`, `errs-` and `wer-summary-` files, and `nbest-` if there is any.
+    """Score a test set and write its `recogs-`, `errs-`, `wer-summary-` and, if there are alternatives, `nbest-` files.
 
     Args:
-      folder: Where the files go.
-      test_set: Such as "mls-english-test".
-      suffix: The settings, the last part of each file's name.
-      utterances: Of the test set, in any order.
+      folder: Output folder.
+      test_set: Name of the test set, for example "mls-english-test".
+      suffix: Decoding settings, the last part of the file names.
+      utterances: Utterances of the test set, in any order.
 
     Raises:
-      ValueError: There is no utterance.
+      ValueError: There are no utterances.
     """
     if not utterances:
-        raise ValueError(f"{test_set}: no utterance was decoded, so there is no word error rate")
+        raise ValueError(f"{test_set}: no utterances were decoded, so that there is no word error rate")
     utterances = sorted(utterances, key=lambda utterance: utterance.cut_id)
     result = score(utterances)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
@@ -198,45 +198,45 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
 
 
 def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
-    """Read back the `recogs-` file that `write_results` wrote.
+    """Read a `recogs-` file written by `write_results`.
 
     Raises:
-      ValueError: It is missing or damaged.
+      ValueError: The file is missing or damaged.
     """
     path = layout.result_file(folder, "recogs", test_set, suffix)
     if not path.is_file():
-        raise ValueError(f"no {path}: decode {test_set} first")
-    found: dict[str, dict[str, list[str]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        raise ValueError(f"{path} not found: decode {test_set} first")
+    texts: dict[str, dict[str, list[str]]] = {}
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         cut_id, _, entry = line.partition(":\t")
         side, _, words = entry.partition("=")
         try:
-            found.setdefault(cut_id, {})[side] = ast.literal_eval(words)
+            texts.setdefault(cut_id, {})[side] = ast.literal_eval(words)
         except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}, line {number} is damaged ({line[:60]!r}): decode anew") from error
-    incomplete = [cut_id for cut_id, sides in found.items() if set(sides) != {"ref", "hyp"}]
+            raise ValueError(f"{path}, line {line_number} is damaged ({line[:60]!r}): decode again") from error
+    incomplete = [cut_id for cut_id, sides in texts.items() if set(sides) != {"ref", "hyp"}]
     if incomplete:
-        raise ValueError(f"{path} is damaged: {incomplete[0]} lacks its ref= or hyp= line; decode anew")
-    return [Utterance(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in found.items()]
+        raise ValueError(f"{path} is damaged: {incomplete[0]} lacks its ref= or hyp= line; decode again")
+    return [Utterance(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in texts.items()]
 
 
 def summarize(
     split: str, method: str, scores: Mapping[str, Score], extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The figures of several languages and the mean of their word error rates, each language counting alike.
+    """Return the figures of several languages and the unweighted mean of their error rates.
 
     Args:
       split: "test" or "dev".
       method: The decoding method.
-      scores: By language code, in the order of the table.
-      extra: Further figures to record.
+      scores: Scores by language code, in the order of the table.
+      extra: Additional figures to record.
 
     Raises:
-      ValueError: There is no language.
+      ValueError: There are no languages.
     """
     if not scores:
-        raise ValueError("no language was decoded, so there is no average word error rate")
-    # A seed for each, since the languages' test sets are drawn independently.
+        raise ValueError("no languages were decoded, so that there is no average word error rate")
+    # One seed per language: their test sets are drawn independently.
     samples = [result.resampled_wer(BOOTSTRAP_SEED + i) for i, result in enumerate(scores.values())]
     return {
         "split": split,
@@ -250,7 +250,7 @@ def summarize(
 
 
 def write_summary(folder: Path, corpus: str, suffix: str, summary: Mapping[str, Any]) -> str:
-    """Write `wer-summary-all-<corpus>-<split>-<suffix>.txt` and `.json`, and give the table for printing."""
+    """Write `wer-summary-all-<corpus>-<split>-<suffix>.txt` and `.json`; returns the table."""
     path = layout.result_file(folder, "wer-summary", f"all-{corpus}-{summary['split']}", suffix)
     table = format_table(summary)
     write_json(path.with_suffix(".json"), {"corpus": corpus, **summary})
@@ -259,7 +259,7 @@ def write_summary(folder: Path, corpus: str, suffix: str, summary: Mapping[str, 
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """An aligned table of what `summarize` gives: a row per language, and the average."""
+    """Format the result of `summarize` as a table with one row per language and the average."""
     columns = ("errors", "words", "sub", "del", "ins", "utterances")
     rows: list[list[Any]] = [
         [
@@ -321,7 +321,7 @@ def _ranked(pairs: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]
 
 
 def _mark_errors(pairs: list[tuple[str, str]]) -> str:
-    """An utterance's words, neighbouring errors in one bracket: `good (mourning->morning) (*->the) all`."""
+    """Format aligned words with adjacent errors in one bracket: `good (mourning->morning) (*->the) all`."""
     words: list[str] = []
     wrong: list[tuple[str, str]] = []
     for pair in [*pairs, ("", "")]:
@@ -337,18 +337,18 @@ def _mark_errors(pairs: list[tuple[str, str]]) -> str:
 
 
 def _word_lines(result: Score) -> list[str]:
-    """Per word: how often right, errors in which it takes part, how often said, how often recognised."""
+    """Format counts per word: correct, errors that involve it, in the references, in the hypotheses."""
     correct: Counter[str] = Counter()
-    said: Counter[str] = Counter()
-    recognised: Counter[str] = Counter()
+    in_ref: Counter[str] = Counter()
+    in_hyp: Counter[str] = Counter()
     for (ref, hyp), count in result.pairs.items():
-        said[ref] += count
-        recognised[hyp] += count
+        in_ref[ref] += count
+        in_hyp[hyp] += count
         if ref == hyp:
             correct[ref] += count
     rows = [
-        (word, correct[word], said[word] + recognised[word] - 2 * correct[word], said[word], recognised[word])
-        for word in said.keys() | recognised.keys()
+        (word, correct[word], in_ref[word] + in_hyp[word] - 2 * correct[word], in_ref[word], in_hyp[word])
+        for word in in_ref.keys() | in_hyp.keys()
         if word != _GAP
     ]
     return ["{}   {} {} {} {}".format(*row) for row in sorted(rows, key=lambda row: (-row[2], -row[3], row[0]))]

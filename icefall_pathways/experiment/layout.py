@@ -16,7 +16,7 @@ EXP_DIR/
   tensorboard/                   event files
   bad-model-RANK.pt              weights at the time of a failure
   batch-UUID.pt                  batches with a non-finite loss or gradient
-  language_choice.json           calibrated language identification
+  language_id.json               calibrated language identification (previously language_choice.json)
   METHOD/                        results of decoding whole utterances, such as greedy_search/
   streaming/METHOD/              results of streaming decoding
 ```
@@ -42,9 +42,10 @@ BEST_CHECKPOINT_FILE = "best-valid-loss.pt"
 METRICS_FILE = "metrics.jsonl"
 LOG_DIR = "log"
 TENSORBOARD_DIR = "tensorboard"
-LANGUAGE_ID_FILE = "language_choice.json"
+LANGUAGE_ID_FILE = "language_id.json"
+PREVIOUS_LANGUAGE_ID_FILE = "language_choice.json"  # its name in previous versions, still read
 
-ResultKind = Literal["recogs", "errs", "wer-summary", "nbest", "language-choice", "latency"]
+ResultKind = Literal["recogs", "errs", "wer-summary", "nbest", "language-id", "latency"]
 
 
 def batch_checkpoint(exp_dir: Path, update: int) -> Path:
@@ -95,6 +96,12 @@ def bad_model_file(exp_dir: Path, rank: int) -> Path:
 def new_bad_batch_file(exp_dir: Path) -> Path:
     """Return a new, unique path for a batch that is saved for inspection."""
     return exp_dir / f"batch-{uuid4()}.pt"
+
+
+def language_id_file(exp_dir: Path) -> Path:
+    """Return the path of the calibrated language identification; under its previous name if only that exists."""
+    path, previous = exp_dir / LANGUAGE_ID_FILE, exp_dir / PREVIOUS_LANGUAGE_ID_FILE
+    return previous if previous.exists() and not path.exists() else path
 
 
 def results_dir(exp_dir: Path, method: str, streaming: bool = False) -> Path:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -38,6 +39,12 @@ class Hypothesis:
     def score(self) -> float:
         """The total score; hypotheses are ranked by it, divided by the number of tokens."""
         return self.log_prob + self.bonus
+
+
+def common_prefix_length(tokens: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of leading tokens that two sequences have in common."""
+    pairs = zip(tokens, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class SearchState(ABC):

@@ -1,4 +1,4 @@
-"""Reading the audio of cuts piece by piece."""
+"""Reading the audio of cuts block by block."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ import torch
 from lhotse import MonoCut, Recording
 
 from icefall_pathways.decoding import cut_audio
-from icefall_pathways.decoding.cut_audio import load_samples, read_pieces
+from icefall_pathways.decoding.cut_audio import load_samples, read_blocks
 from icefall_pathways.decoding.streaming import AudioError
 
-PIECE = 5120
+BLOCK = 5120
 
 
 def _samples(seconds, channels=1):
-    """Tones that swell and slide, so that a decoder's memory matters."""
+    """Return tones of varying level and frequency, so that the state of an audio decoder matters."""
     time = np.arange(int(16000 * seconds)) / 16000
     tones = [np.sin(2 * np.pi * (200 + 40 * k) * time * (1 + 0.05 * np.sin(time))) for k in range(channels)]
     return (0.3 * np.abs(np.sin(1.7 * time))[:, None] * np.stack(tones, axis=1)).astype(np.float32)
@@ -29,38 +29,40 @@ def _cut(path, start=0.0, duration=None, **audio):
 
 @pytest.fixture
 def largest_read(monkeypatch):
-    """Frames that were asked of libsndfile at a time."""
-    asked, read = [], soundfile.SoundFile.read
+    """Record the number of frames of each read by libsndfile."""
+    requested, read = [], soundfile.SoundFile.read
     monkeypatch.setattr(
-        soundfile.SoundFile, "read", lambda file, frames=-1, **how: (asked.append(frames), read(file, frames, **how))[1]
+        soundfile.SoundFile,
+        "read",
+        lambda file, frames=-1, **options: (requested.append(frames), read(file, frames, **options))[1],
     )
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("suffix", [".flac", ".opus", ".ogg", ".wav"])
 @pytest.mark.parametrize(("start", "duration"), [(0.0, None), (2.34, 4.567)])
-def test_pieces_are_the_samples_of_the_whole(tmp_path, largest_read, suffix, channels, start, duration):
+def test_blocks_equal_the_whole_file(tmp_path, largest_read, suffix, channels, start, duration):
     cut = _cut(tmp_path / f"a{suffix}", start, duration, channels=channels)
     expected = load_samples(cut)
     largest_read.clear()
-    pieces = list(read_pieces(cut, PIECE))
-    assert max(largest_read) == PIECE and min(largest_read) > 0
-    assert [piece.numel() for piece in pieces[:-1]] == [PIECE] * (len(pieces) - 1)
-    assert torch.equal(torch.cat(pieces), expected)
+    blocks = list(read_blocks(cut, BLOCK))
+    assert max(largest_read) == BLOCK and min(largest_read) > 0
+    assert [block.numel() for block in blocks[:-1]] == [BLOCK] * (len(blocks) - 1)
+    assert torch.equal(torch.cat(blocks), expected)
     assert expected.numel() == cut.num_samples
 
 
-def test_what_is_resampled_or_packed_is_read_whole(tmp_path):
+def test_resampled_and_in_memory_recordings_are_read_at_once(tmp_path):
     path = tmp_path / "a.opus"
     whole = _cut(path)
     resampled = MonoCut("cut", 0.0, 9.3, 0, recording=whole.recording.resample(8000))
     in_memory = MonoCut("cut", 1.0, 2.0, 0, recording=Recording.from_bytes(path.read_bytes(), "a"))
     for cut in (resampled, in_memory):
-        assert torch.equal(torch.cat(list(read_pieces(cut, PIECE))), load_samples(cut))
+        assert torch.equal(torch.cat(list(read_blocks(cut, BLOCK))), load_samples(cut))
 
 
-def test_without_libsndfile_lhotse_reads(tmp_path, monkeypatch):
+def test_lhotse_reads_files_that_libsndfile_cannot(tmp_path, monkeypatch):
     cut = _cut(tmp_path / "a.flac")
     expected = load_samples(cut)
 
@@ -69,25 +71,25 @@ def test_without_libsndfile_lhotse_reads(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cut_audio.soundfile, "SoundFile", fail)
     monkeypatch.setattr(cut_audio, "load_samples", lambda _: expected)
-    assert torch.equal(torch.cat(list(read_pieces(cut, PIECE))), expected)
+    assert torch.equal(torch.cat(list(read_blocks(cut, BLOCK))), expected)
 
 
-def test_what_is_no_regular_file_is_not_read(tmp_path):
+def test_only_regular_files_are_read(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     (tmp_path / "a.wav").unlink()
     (tmp_path / "a.wav").symlink_to("/dev/null")
     with pytest.raises(AudioError, match=r"a\.wav, which is not a regular file"):
-        next(read_pieces(cut, PIECE))
+        next(read_blocks(cut, BLOCK))
 
 
-def test_a_file_that_is_shorter_than_it_was(tmp_path):
+def test_file_shorter_than_its_manifest(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     soundfile.write(tmp_path / "a.wav", _samples(3.0), 16000)
-    heard, pieces = 0, read_pieces(cut, PIECE)
+    num_samples, blocks = 0, read_blocks(cut, BLOCK)
     with pytest.raises(AudioError, match=r"cannot read its audio: it ends 6\.30 s before its manifest says"):
-        for piece in pieces:
-            heard += piece.numel()
-    assert heard == 48000
+        for block in blocks:
+            num_samples += block.numel()
+    assert num_samples == 48000
     (tmp_path / "a.wav").unlink()
     with pytest.raises(AudioError, match="cannot read its audio"):
-        next(read_pieces(cut, PIECE))
+        next(read_blocks(cut, BLOCK))

@@ -1,4 +1,4 @@
-"""Decoding an experiment's folder: a random model, two languages, a few cuts of noise."""
+"""Decoding runs on an experiment folder with a random model, two languages and a few cuts of noise."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def _hypotheses(folder):
 
 
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search", "fast_beam_search"])
-def test_offline_and_streaming(exp_dir, method):
+def test_streaming_equals_offline(exp_dir, method):
     table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method, beam=4, max_contexts=4, max_states=32))
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["english", "dutch", "average"]
     streaming = decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
@@ -40,25 +40,25 @@ def test_offline_and_streaming(exp_dir, method):
     offline_hypotheses = _hypotheses(exp_dir / method)
     assert len(offline_hypotheses) == 6
     assert any("hyp=['" in line for line in offline_hypotheses)
-    # Stored features are rounded, so single words may differ where scores are close; here none is.
+    # Stored features are rounded: words may differ if scores are close, which is not the case here.
     assert _hypotheses(exp_dir / "streaming" / method) == offline_hypotheses
 
 
-def test_streams_are_heard_without_stored_features(exp_dir, experiment, tmp_path):
+def test_streaming_needs_no_stored_features(exp_dir, experiment, tmp_path):
     for language in ("english", "dutch"):
         name = f"mls-{language}_cuts_test.jsonl.gz"
-        without = gzip.decompress((experiment / name).read_bytes()).replace(b"-feats.lca", b"-removed.lca")
-        assert b"-removed.lca" in without
-        (tmp_path / name).write_bytes(gzip.compress(without))
+        manifest = gzip.decompress((experiment / name).read_bytes()).replace(b"-feats.lca", b"-removed.lca")
+        assert b"-removed.lca" in manifest
+        (tmp_path / name).write_bytes(gzip.compress(manifest))
     config = StreamingDecodeConfig(exp_dir=exp_dir, num_decode_streams=2)
     decode_streaming(config)
-    heard = _hypotheses(config.results_dir)
+    expected = _hypotheses(config.results_dir)
     shutil.rmtree(config.results_dir)
     decode_streaming(replace(config, manifest_dir=tmp_path))
-    assert _hypotheses(config.results_dir) == heard
+    assert _hypotheses(config.results_dir) == expected
 
 
-def test_files(exp_dir):
+def test_result_files(exp_dir):
     decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
     suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"
     kinds = ("errs-mls-dutch", "recogs-mls-dutch", "wer-summary-all-mls", "wer-summary-mls-dutch")
@@ -73,7 +73,7 @@ def _with_beam(exp_dir, **options):
     return DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", **options)
 
 
-def test_hotwords_and_language_model_of_each_language(exp_dir, experiment, tmp_path):
+def test_hotwords_and_language_models_per_language(exp_dir, experiment, tmp_path):
     plain = _decode_alone(_with_beam(exp_dir))
     assert not any("drie" in line for line in plain)
     (tmp_path / "en.txt").write_text("one :0\n")
@@ -100,23 +100,23 @@ def test_nbest(exp_dir):
     assert [entry["cut"] for entry in entries] == ["en-0", "en-1", "en-2"]
     for entry, line in zip(entries, _hypotheses(config.results_dir), strict=True):
         assert line.endswith(f"hyp={entry['nbest'][0]['text'].split()}")
-        assert len({tuple(found["tokens"]) for found in entry["nbest"]}) == len(entry["nbest"]) <= 3
-        for found in entry["nbest"]:
-            assert found["score"] == found["log_prob"] < 0
-            assert found["times"] == sorted(found["times"])
-            assert len(found["times"]) == len(found["tokens"])
-    times = [time for entry in entries for found in entry["nbest"] for time in found["times"]]
+        assert len({tuple(alternative["tokens"]) for alternative in entry["nbest"]}) == len(entry["nbest"]) <= 3
+        for alternative in entry["nbest"]:
+            assert alternative["score"] == alternative["log_prob"] < 0
+            assert alternative["times"] == sorted(alternative["times"])
+            assert len(alternative["times"]) == len(alternative["tokens"])
+    times = [time for entry in entries for alternative in entry["nbest"] for time in alternative["times"]]
     assert 0.5 < max(times) < 0.9  # the cuts last up to 0.875 s
 
 
 def _decode_alone(config):
-    """Decode without results of earlier runs around; returns what was recognised."""
+    """Decode after removing earlier results; returns the hypotheses."""
     shutil.rmtree(config.results_dir, ignore_errors=True)
     decode(config)
     return _hypotheses(config.results_dir)
 
 
-def test_each_language_runs_through_its_pathway(exp_dir):
+def test_each_language_uses_its_pathway(exp_dir):
     config = DecodeConfig(exp_dir=exp_dir)
     dense = _decode_alone(config)
     masks = halves(exp_dir)
@@ -124,7 +124,7 @@ def test_each_language_runs_through_its_pathway(exp_dir):
     masked = _decode_alone(config)
     assert masked != dense
     assert _decode_alone(replace(config, masks=str(exp_dir / "masks.safetensors"))) == masked
-    # A checkpoint whose weights are zero outside a language's pathway gives the same without masks.
+    # A checkpoint with zero weights outside a pathway gives the same results without masks.
     path = exp_dir / "checkpoint-5.pt"
     original = checkpoints.read(path)
     for language in ("en", "nl"):
@@ -135,7 +135,7 @@ def test_each_language_runs_through_its_pathway(exp_dir):
         assert alone == [line for line in masked if line.startswith(language)]
 
 
-def test_a_language_without_manifest(exp_dir, experiment):
+def test_missing_manifest_is_refused(exp_dir, experiment):
     decode(DecodeConfig(exp_dir=exp_dir, languages="en"))
     before = sorted((exp_dir / "greedy_search").iterdir())
     with pytest.raises(ValueError, match=r"mls-french_cuts_test.*prepare.sh"):
@@ -145,14 +145,14 @@ def test_a_language_without_manifest(exp_dir, experiment):
     assert set(before) <= set((exp_dir / "greedy_search").iterdir())
 
 
-def test_masks_that_do_not_fit(exp_dir, tmp_path):
+def test_masks_of_another_model_are_refused(exp_dir, tmp_path):
     other = build_model(replace(MODEL, encoder_dim=32), VOCAB_SIZE)
     PathwayMasks.dense(other, ["en", "nl"]).save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="another model"):
         decode(DecodeConfig(exp_dir=exp_dir, masks=str(tmp_path / "other.safetensors")))
 
 
-def test_tokens_of_another_model(exp_dir, tmp_path):
+def test_tokenizer_of_another_model_is_refused(exp_dir, tmp_path):
     path = train_tokenizer(TEXTS, VOCAB_SIZE - 1, tmp_path / "bpe")
     with pytest.raises(ValueError, match="23 tokens and the model 24"):
         decode(DecodeConfig(exp_dir=exp_dir, bpe_model=path))
@@ -167,7 +167,7 @@ def test_latency(exp_dir):
     assert figures["1"]["final"]["50"] > 0
 
 
-def test_an_utterance_that_is_no_audio(exp_dir, experiment, tmp_path):
+def test_invalid_audio_is_reported_after_the_other_utterances(exp_dir, experiment, tmp_path):
     for path in experiment.glob("*"):
         if path.suffix in (".gz", ".model") or path.name.endswith("-feats"):
             (tmp_path / path.name).symlink_to(path)

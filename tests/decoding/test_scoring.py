@@ -29,9 +29,9 @@ UTTERANCES = [
 def test_counts():
     figures = score(UTTERANCES).as_dict()
     low, high = figures.pop("wer_interval")
-    # The two utterances have 2 errors in 3 words and 1 in 2; drawn test sets have one twice or both once.
+    # The utterances have 2 errors in 3 words and 1 in 2; bootstrap test sets contain one of them twice or both once.
     assert [low, high] == pytest.approx([50.0, 200 / 3])
-    # Characters: "w" for "o" and " four" too much; "good " missing.
+    # Characters: "w" substituted by "o", " four" inserted, "good " deleted.
     characters = {"sub": 1, "del": 5, "ins": 5, "total": 13 + 8}
     expected = {"wer": 60.0, "errors": 3, "words": 5, "sub": 1, "del": 1, "ins": 1, "utterances": 2, "cer": 1100 / 21}
     assert figures.pop("characters") == characters
@@ -43,7 +43,7 @@ _sentence = st.lists(st.sampled_from("abcd"), max_size=6)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(_sentence, _sentence), min_size=1, max_size=5))
-def test_counts_are_edit_distances(sentences):
+def test_counts_equal_edit_distances(sentences):
     result = score(Utterance(str(n), ref, hyp) for n, (ref, hyp) in enumerate(sentences))
     distances = [kaldialign.edit_distance(ref, hyp) for ref, hyp in sentences]
     assert result.errors == sum(distance["total"] for distance in distances)
@@ -51,28 +51,28 @@ def test_counts_are_edit_distances(sentences):
     assert result.words == sum(len(ref) for ref, _ in sentences)
 
 
-def test_empty_reference_and_empty_hypothesis():
+def test_empty_references_and_hypotheses():
     result = score([_utterance("a", "", "one two"), _utterance("b", "three", ""), _utterance("c", "", "")])
     assert (result.insertions, result.deletions, result.words, result.utterances) == (2, 1, 1, 3)
     assert score([_utterance("a", "", "")]).wer == 0.0
 
 
-def test_no_utterance_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="mls-french-dev: no utterance"):
+def test_empty_test_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mls-french-dev: no utterances"):
         write_results(tmp_path, "mls-french-dev", "greedy", [])
     with pytest.raises(ValueError, match="test set is empty"):
         score([])
-    with pytest.raises(ValueError, match="no language"):
+    with pytest.raises(ValueError, match="no languages"):
         summarize("test", "greedy_search", {})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cut_decoded_twice_is_an_error():
+def test_duplicate_cut_is_refused():
     with pytest.raises(ValueError, match="cut-b was decoded twice"):
         score([UTTERANCES[0], UTTERANCES[0]])
 
 
-def test_files_of_a_language(tmp_path):
+def test_result_files_of_a_language(tmp_path):
     write_results(tmp_path, "mls-english-test", "epoch-1", UTTERANCES)
     recogs = (tmp_path / "recogs-mls-english-test-epoch-1.txt").read_text().splitlines()
     assert recogs == [
@@ -99,11 +99,11 @@ def test_files_of_a_language(tmp_path):
     assert (tmp_path / "wer-summary-mls-english-test-epoch-1.txt").read_text() == "settings\tWER\nepoch-1\t60.00\n"
 
 
-def test_results_are_read_back(tmp_path):
+def test_results_round_trip(tmp_path):
     utterances = [*UTTERANCES, _utterance("cut-c", "l'été d'\"ici\"", ""), _utterance("cut-d", "", "ja\\nein")]
     write_results(tmp_path, "mls-french-test", "epoch-1", utterances)
-    found = read_results(tmp_path, "mls-french-test", "epoch-1")
-    assert found == sorted(utterances, key=lambda utterance: utterance.cut_id)
+    loaded = read_results(tmp_path, "mls-french-test", "epoch-1")
+    assert loaded == sorted(utterances, key=lambda utterance: utterance.cut_id)
     with pytest.raises(ValueError, match="decode mls-dutch-test first"):
         read_results(tmp_path, "mls-dutch-test", "epoch-1")
     path = tmp_path / "recogs-mls-french-test-epoch-1.txt"
@@ -116,14 +116,14 @@ def test_results_are_read_back(tmp_path):
         read_results(tmp_path, "mls-french-test", "epoch-1")
 
 
-def test_neighbouring_errors_share_a_bracket(tmp_path):
+def test_adjacent_errors_share_a_bracket(tmp_path):
     write_results(tmp_path, "t", "s", [_utterance("x", "a b c d", "a x y d"), _utterance("y", "a b", "c")])
     errors = (tmp_path / "errs-t-s.txt").read_text()
     assert "x:\ta (b c->x y) d\n" in errors
     assert "y:\t(a b->c)\n" in errors
 
 
-def test_table_of_all_languages(tmp_path):
+def test_summary_table(tmp_path):
     scores = {"en": score(UTTERANCES), "nl": score([_utterance("a", "een twee drie vier", "een twee drie vijf")])}
     summary = summarize("test", "greedy_search", scores, {"real_time_factor": 0.1})
     table = write_summary(tmp_path, "mls", "epoch-1", summary)

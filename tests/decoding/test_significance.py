@@ -16,7 +16,7 @@ _counts = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, 
 
 @settings(max_examples=50, deadline=None)
 @given(_counts, st.integers(0, 99))
-def test_drawn_test_sets_have_the_same_size(counts, seed):
+def test_bootstrap_test_sets_have_the_original_size(counts, seed):
     ones = np.column_stack([counts, np.ones(len(counts), dtype=int)])
     drawn = resample(ones, 1200, seed)
     assert drawn.shape == (1200, 3)
@@ -25,18 +25,18 @@ def test_drawn_test_sets_have_the_same_size(counts, seed):
     np.testing.assert_array_equal(drawn, resample(ones, 1200, seed))
 
 
-def test_groups_are_drawn_whole():
+def test_groups_are_resampled_as_a_whole():
     counts = np.array([[1, 0], [1, 0], [0, 1], [1, 0]])
     drawn = resample(counts, 300, 0, groups=["a", "a", "b", "a"])
     assert {tuple(row) for row in drawn.tolist()} == {(6, 0), (3, 1), (0, 2)}
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     generator = np.random.default_rng(5)
     hits = 0
     for trial in range(200):
         words = generator.integers(5, 30, size=150)
-        difficulty = generator.beta(2, 8, size=150)  # 20 % errors on average, more in some utterances than in others
+        difficulty = generator.beta(2, 8, size=150)  # 20 % errors on average, varying between utterances
         counts = np.column_stack([generator.binomial(words, difficulty), words])
         sums = resample(counts, 500, trial)
         low, high = interval(error_rates(sums[:, 0], sums[:, 1]))
@@ -58,7 +58,7 @@ def test_p_values_of_known_samples():
     assert matched_pairs_p_value(np.array([1, 1, 1])) == 0.0
 
 
-def test_equal_systems_are_seldom_told_apart():
+def test_equal_systems_are_rarely_significantly_different():
     generator = np.random.default_rng(7)
     small = {"bootstrap": 0, "pairs": 0}
     for trial in range(200):
@@ -69,5 +69,5 @@ def test_equal_systems_are_seldom_told_apart():
     assert all(10 <= count <= 32 for count in small.values()), small
 
 
-def test_rates_without_reference():
+def test_error_rates_without_reference():
     assert error_rates(np.array([3, 1]), np.array([0, 4])).tolist() == [300.0, 25.0]

@@ -5,10 +5,26 @@ import torch
 from stream_models import MODELS, make_model
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.streaming import Source, StreamingDecoder
+from icefall_pathways.decoding.streaming import ANY_LANGUAGE, Source, StreamingDecoder
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 
-LENGTHS = [1, 3, 8, 15, 16, 17, 24, 25, 31, 32, 33, 60, 97, 128, 131]  # feature frames: around chunks and windows
+LENGTHS = [
+    1,
+    3,
+    8,
+    15,
+    16,
+    17,
+    24,
+    25,
+    31,
+    32,
+    33,
+    60,
+    97,
+    128,
+    131,
+]  # feature frames, close to chunk boundaries
 
 
 @pytest.fixture(params=[kind for kind in MODELS if kind != "emformer-ctc"])
@@ -22,7 +38,7 @@ def search(request, model):
 
 
 def _offline(model, search, features):
-    """Search whole utterances, all in one padded batch."""
+    """Decode whole utterances in one padded batch."""
     lens = torch.tensor([len(x) for x in features])
     x = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     with torch.inference_mode():
@@ -31,58 +47,58 @@ def _offline(model, search, features):
 
 
 def _assert_same(streaming, offline):
-    assert [found.tokens for found in streaming] == [found.tokens for found in offline]
-    assert [found.timestamps for found in streaming] == [found.timestamps for found in offline]
+    assert [x.tokens for x in streaming] == [x.tokens for x in offline]
+    assert [x.timestamps for x in streaming] == [x.timestamps for x in offline]
     assert [x.log_prob for x in streaming] == pytest.approx([x.log_prob for x in offline], abs=1e-3)
 
 
 def _decode(model, search, utterances, num_streams, from_features):
     decoder = StreamingDecoder(model, search, FbankConfig())
-    found = dict(decoder.decode(starmap(Source, enumerate(utterances)), num_streams, from_features))
-    assert len(found) == len(utterances)
-    return [found[i] for i in range(len(utterances))]
+    hypotheses = dict(decoder.decode(starmap(Source, enumerate(utterances)), num_streams, from_features))
+    assert len(hypotheses) == len(utterances)
+    return [hypotheses[i] for i in range(len(utterances))]
 
 
-@pytest.mark.parametrize(("num_streams", "piece"), [(4, 16), (100, 7), (1, 1000)])
-def test_features_in_chunks_give_the_tokens_of_whole_utterances(model, search, num_streams, piece):
+@pytest.mark.parametrize(("num_streams", "block"), [(4, 16), (100, 7), (1, 1000)])
+def test_streaming_features_equals_offline(model, search, num_streams, block):
     features = [torch.randn(length, 80) * 3 - 8 for length in LENGTHS]
     offline = _offline(model, search, features)
-    assert sum(len(found.tokens) for found in offline) > 20
-    assert len({token for found in offline for token in found.tokens}) > 5
-    streaming = _decode(model, search, [x.split(piece) for x in features], num_streams, from_features=True)
+    assert sum(len(hypothesis.tokens) for hypothesis in offline) > 20
+    assert len({token for hypothesis in offline for token in hypothesis.tokens}) > 5
+    streaming = _decode(model, search, [x.split(block) for x in features], num_streams, from_features=True)
     _assert_same(streaming, offline)
 
 
-@pytest.mark.parametrize("piece", [2560, 1111])
-def test_samples_in_chunks_give_the_tokens_of_whole_utterances(model, search, piece):
+@pytest.mark.parametrize("block", [2560, 1111])
+def test_streaming_samples_equals_offline(model, search, block):
     extractor = FbankConfig().extractor()
     samples = [torch.randn(length) * 0.1 for length in (900, 4000, 7777, 16000, 12345)]
     for signal in samples:
         signal *= (torch.arange(len(signal)) // 1000 % 3 + 0.01).float()
     features = [torch.as_tensor(extractor.extract(x.numpy(), 16000)) for x in samples]
     offline = _offline(model, search, features)
-    assert sum(len(found.tokens) for found in offline) > 5
-    streaming = _decode(model, search, [x.split(piece) for x in samples], 2, from_features=False)
+    assert sum(len(hypothesis.tokens) for hypothesis in offline) > 5
+    streaming = _decode(model, search, [x.split(block) for x in samples], 2, from_features=False)
     _assert_same(streaming, offline)
 
 
-def test_an_utterance_that_ends_makes_room_for_the_next(model, search):
-    begun = []
+def test_next_utterance_starts_when_one_ends(model, search):
+    started = []
 
     def utterances():
         for length in [160, 16, 16, 16, 160, 16]:
-            begun.append(length)
-            yield Source(len(begun), torch.randn(length, 80).split(16))
+            started.append(length)
+            yield Source(len(started), torch.randn(length, 80).split(16))
 
     decoder = StreamingDecoder(model, search, FbankConfig())
-    ended = []
+    finished = []
     for key, _ in decoder.decode(utterances(), num_streams=2, from_features=True):
-        ended.append(key)
-        assert len(begun) - len(ended) <= 1
-    assert ended == [2, 3, 4, 1, 6, 5]
+        finished.append(key)
+        assert len(started) - len(finished) <= 1
+    assert finished == [2, 3, 4, 1, 6, 5]
 
 
-def test_streams_of_different_age_share_a_batch(model, search):
+def test_streams_of_different_ages_share_a_batch(model, search):
     features = [torch.randn(96, 80) for _ in range(2)]
     decoder = StreamingDecoder(model, search, FbankConfig())
     old, new = decoder.open(), decoder.open()
@@ -100,46 +116,46 @@ def test_streams_of_different_age_share_a_batch(model, search):
 
 
 @torch.inference_mode()
-def test_streams_meet_in_other_batches(model, search):
-    """In another order, without one of them, with a new one, and all again: as if each were alone."""
+def test_batch_composition_does_not_change_results(model, search):
+    """Reordered, smaller and larger batches of streams, compared with single streams."""
     decoder = StreamingDecoder(model, search, FbankConfig())
     features = [torch.randn(8 * model.chunk_shift, 80) * 3 - 8 for _ in range(3)]
     streams, alone = [decoder.open() for _ in features], [decoder.open() for _ in features]
-    for stream, lonely, x in zip(streams, alone, features, strict=True):
+    for stream, single, x in zip(streams, alone, features, strict=True):
         stream.accept_features(x)
-        lonely.accept_features(x)
+        single.accept_features(x)
     for order in ([0, 1], [0, 1], [1, 0], [1], [1, 2, 0], [1, 2, 0], [2, 0]):
         assert len(decoder.advance([streams[i] for i in order])) == len(order)
         for i in order:
             decoder.advance([alone[i]])
-        asked = order[::-1]
-        _assert_same(decoder.results([streams[i] for i in asked]), decoder.results([alone[i] for i in asked]))
+        queried = order[::-1]
+        _assert_same(decoder.results([streams[i] for i in queried]), decoder.results([alone[i] for i in queried]))
         for i in order:
-            for found, expected in zip(streams[i].state.encoder_states, alone[i].state.encoder_states, strict=True):
-                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            for state, expected in zip(streams[i].state.encoder_states, alone[i].state.encoder_states, strict=True):
+                torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_graph_takes_over(monkeypatch, model, search):
-    """On demand, or in the middle of streams; what is found stays the same."""
+def test_graph_gives_the_same_results(monkeypatch, model, search):
+    """Compiled on demand, or while streams are open."""
     features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
     eager = _decode(model, search, features, 4, from_features=True)
     decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=3)
     streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
-    assert len(decoder._graphs) == 1
+    assert decoder.compiled_languages == [ANY_LANGUAGE]
     _assert_same([streams[i] for i in range(len(features))], eager)
     decoder = StreamingDecoder(model, search, FbankConfig())
     decoder.compile()
-    monkeypatch.setattr(model, "stream", None)  # is not called any more
+    monkeypatch.setattr(model, "stream", None)  # must not be called
     streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
     _assert_same([streams[i] for i in range(len(features))], eager)
 
 
-def test_nothing_was_said(model, search):
+def test_empty_audio_has_no_tokens(model, search):
     assert _decode(model, search, [[], [torch.zeros(0)]], 2, from_features=False)[0].tokens == []
     assert StreamingDecoder(model, search, FbankConfig()).results([]) == []
 
 
-def test_a_finished_stream_takes_no_more(model, search):
+def test_finished_stream_accepts_no_audio(model, search):
     stream = StreamingDecoder(model, search, FbankConfig()).open()
     stream.finish()
     with pytest.raises(ValueError, match="finished"):

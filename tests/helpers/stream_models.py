@@ -1,4 +1,4 @@
-"""Small random transducers of every encoder, for streams."""
+"""Small random transducers with every encoder, for streaming tests."""
 
 import torch
 

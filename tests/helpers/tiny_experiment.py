@@ -1,4 +1,4 @@
-"""An experiment's folder: a random model, two languages, a few cuts of noise."""
+"""An experiment folder with a random model, two languages and a few cuts of noise."""
 
 from pathlib import Path
 
@@ -34,15 +34,15 @@ VOCAB_SIZE = 24
 TEXTS = ["one two three", "four five", "een twee drie", "vier vijf zes"]
 
 
-def _cut(folder, code, number, rng):
-    """A cut of noise bursts, with its features stored."""
-    cut_id = f"{code}-{number}"
-    samples = rng.standard_normal(8000 + 3000 * number) * 0.1
+def _cut(folder, code, index, rng):
+    """Return a cut of noise bursts with stored features."""
+    cut_id = f"{code}-{index}"
+    samples = rng.standard_normal(8000 + 3000 * index) * 0.1
     samples *= np.arange(len(samples)) // 2000 % 2 + 0.01
     soundfile.write(folder / f"{cut_id}.wav", samples, 16000)
     recording = Recording.from_file(folder / f"{cut_id}.wav", recording_id=cut_id)
     supervision = SupervisionSegment(
-        cut_id, cut_id, 0.0, recording.duration, text=TEXTS[number], language=code, speaker="x"
+        cut_id, cut_id, 0.0, recording.duration, text=TEXTS[index], language=code, speaker="x"
     )
     cut = MonoCut(cut_id, 0.0, recording.duration, 0, supervisions=[supervision], recording=recording)
     extractor = FbankConfig().extractor()
@@ -51,10 +51,10 @@ def _cut(folder, code, number, rng):
 
 
 def make_experiment(folder: Path) -> None:
-    """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch into `folder`."""
+    """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch to `folder`."""
     rng = np.random.default_rng(1)
     for code in ("en", "nl"):
-        cuts = CutSet.from_cuts(_cut(folder, code, number, rng) for number in range(3))
+        cuts = CutSet.from_cuts(_cut(folder, code, index, rng) for index in range(3))
         cuts.to_file(SplitFiles(folder, "mls", get_language(code), "test").cuts)
     train_tokenizer(TEXTS, VOCAB_SIZE, folder)
     config = ExperimentConfig(
@@ -74,7 +74,7 @@ def make_experiment(folder: Path) -> None:
 
 
 def halves(exp_dir: Path) -> PathwayMasks:
-    """Masks that keep half of every weight, another half for each language."""
+    """Write masks that keep half of every weight, complementary for the two languages."""
     model = build_model(MODEL, VOCAB_SIZE)
     masks = PathwayMasks.dense(model, ["en", "nl"], ["encoder_embed", "encoder", "decoder"])
     for name in masks.names:

@@ -1,4 +1,4 @@
-"""A transducer's predictor and joiner, small and random."""
+"""Small random predictors and joiners."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ class Head(nn.Module):
 
 @pytest.fixture(scope="session")
 def make_head() -> Callable[..., Head]:
-    """Make a head from its sizes, with a seed; logits are spread so that hypotheses compete."""
+    """Build a head from its sizes and a seed, with logits spread out so that hypotheses compete."""
 
     def make(vocab_size: int, seed: int = 0, **sizes: int) -> Head:
         torch.manual_seed(seed)
@@ -37,7 +37,7 @@ def make_head() -> Callable[..., Head]:
 
 @pytest.fixture(scope="session")
 def reference() -> SimpleNamespace:
-    """The numbers of the public implementation's searches: `model`, `encoder_out`, `lens` and what was found."""
+    """Reference data of the public implementation's searches: `model`, `encoder_out`, `lens` and their results."""
     numbers = load_numbers("decoding")
     model = Head(numbers["vocab_size"], numbers["encoder_dim"], numbers["decoder_dim"], numbers["context_size"])
     model.load_state_dict(numbers["state_dict"])

@@ -1,4 +1,4 @@
-"""Fast beam search, against all paths counted one by one."""
+"""Fast beam search, compared with an enumeration of all paths."""
 
 import math
 
@@ -11,13 +11,13 @@ from icefall_pathways.searches import FastBeamSearch, GreedySearch, SearchState
 
 
 def _wide(head, blank_penalty=0.0):
-    """A search that drops nothing."""
+    """Return a search without pruning."""
     return FastBeamSearch(head, 1000.0, 1000, 10000, blank_penalty, num_paths=3000)
 
 
 @settings(max_examples=12, deadline=None)
 @given(cases(max_frames=4, max_vocab_size=3))
-def test_a_wide_beam_finds_the_best_path_and_sums_the_paths_of_sequences(make_head, case):
+def test_without_pruning_the_search_is_exact(make_head, case):
     head = make_case_head(make_head, case)
     search = _wide(head, case["blank_penalty"])
     state = run(search, case["encoder_out"], case["lens"], case["sizes"])
@@ -28,30 +28,30 @@ def test_a_wide_beam_finds_the_best_path_and_sums_the_paths_of_sequences(make_he
         assert best.log_prob == pytest.approx(paths[path], abs=1e-4)
         assert (best.tokens, best.timestamps) == ([x for x in path if x], [t for t, x in enumerate(path) if x])
         expected = all_sequences(paths)
-        # Paths are drawn: an improbable sequence may not be among them, the others have their exact probability.
-        found = {tuple(x.tokens): x.log_prob for x in hypotheses}
-        assert found == pytest.approx({tokens: expected[tokens] for tokens in found}, abs=1e-4)
-        assert sum(map(math.exp, found.values())) > 0.9
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+        # Paths are sampled: improbable sequences may be missing, the others have their exact probability.
+        totals = {tuple(x.tokens): x.log_prob for x in hypotheses}
+        assert totals == pytest.approx({tokens: expected[tokens] for tokens in totals}, abs=1e-4)
+        assert sum(map(math.exp, totals.values())) > 0.9
+        assert list(totals.values()) == sorted(totals.values(), reverse=True)
 
 
 @settings(max_examples=12, deadline=None)
 @given(cases())
-def test_pieces_and_batches_change_nothing(make_head, case):
+def test_chunks_and_batches_do_not_change_results(make_head, case):
     search = FastBeamSearch(make_case_head(make_head, case), beam=8.0, max_contexts=4, max_states=8)
     whole = search.results(run(search, case["encoder_out"], case["lens"]))
-    pieces = search.results(run(search, case["encoder_out"], case["lens"], case["sizes"]))
-    alone = [
+    chunked = search.results(run(search, case["encoder_out"], case["lens"], case["sizes"]))
+    single = [
         search.results(run(search, out[None, :length], length[None]))[0]
         for out, length in zip(case["encoder_out"], case["lens"], strict=True)
     ]
-    for others in (pieces, alone):
+    for others in (chunked, single):
         assert [x.tokens for x in others] == [x.tokens for x in whole]
         assert [x.timestamps for x in others] == [x.timestamps for x in whole]
         assert [x.log_prob for x in others] == pytest.approx([x.log_prob for x in whole], abs=1e-3)
 
 
-def test_streams_join_and_leave(make_head):
+def test_streams_join_and_leave_a_batch(make_head):
     search = _wide(make_head(4, seed=2))
     out, lens = torch.randn(2, 6, 8) * 2, torch.tensor([6, 6])
     whole = search.results(run(search, out, lens))
@@ -68,16 +68,15 @@ def test_streams_join_and_leave(make_head):
     assert joined[0].tokens
 
 
-def test_reference(reference):
-    """The path found is at least as probable as the greedy one."""
-    gains = []
+def test_best_path_is_at_least_as_probable_as_the_greedy_one(reference):
+    log_probs = []
     for search in (GreedySearch(reference.model), FastBeamSearch(reference.model)):
-        gains.append([x.log_prob for x in search.results(run(search, reference.encoder_out, reference.lens))])
-    gains = [fast - greedy for greedy, fast in zip(*gains, strict=True)]
+        log_probs.append([x.log_prob for x in search.results(run(search, reference.encoder_out, reference.lens))])
+    gains = [fast - greedy for greedy, fast in zip(*log_probs, strict=True)]
     assert min(gains) > -1e-4
     assert sum(gain > 0.1 for gain in gains) >= 6
 
 
-def test_impossible_options(make_head):
+def test_invalid_options_are_refused(make_head):
     with pytest.raises(ValueError, match="max_states 0"):
         FastBeamSearch(make_head(4), max_states=0)

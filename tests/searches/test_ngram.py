@@ -94,9 +94,9 @@ def test_beam_search_adds_scaled_scores(tmp_path_factory, make_head, ngrams, cas
     case["vocab_size"] = len(SYMBOLS)
     head = make_case_head(make_head, case)
     search = ModifiedBeamSearch(head, case["beam_size"], automata=[read_ngram(path, SYMBOLS, 0.3)])
-    found = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
+    n_best = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
     bonus = _bonus(ngrams, 0.3)
-    for hypotheses, out, length in zip(found, case["encoder_out"], case["lens"], strict=True):
+    for hypotheses, out, length in zip(n_best, case["encoder_out"], case["lens"], strict=True):
         expected = plain_beam_search(head, out[:length], case["beam_size"], bonus=bonus)
         assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-3)
         assert [x.bonus for x in hypotheses] == pytest.approx([bonus(x.tokens) for x in hypotheses], abs=1e-3)

@@ -1,4 +1,4 @@
-"""Finding out how to tell languages apart, on the dev split, and how well it works, on the test split."""
+"""Calibration of language identification on the dev split, and its evaluation on the test split."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,119 +12,119 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
-from icefall_pathways.decoding.cut_audio import read_pieces
+from icefall_pathways.decoding.cut_audio import read_blocks
 from icefall_pathways.decoding.decode_run import Experiment, load_experiment
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
     LanguageIdFeatures,
     LanguageIdModel,
     Unigrams,
-    gather,
+    extract_features,
     unigram_log_probs,
     with_scoring,
 )
 from icefall_pathways.decoding.scoring import Utterance, score
 from icefall_pathways.decoding.streaming import Session, StreamingDecoder
+from icefall_pathways.decoding.streaming.decoder import push_next
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 
-_DECAY = 1e-3  # of weights and offsets, so that what the dev split does not tell stays at 0
+_WEIGHT_DECAY = 1e-3  # of weights and offsets: those that the dev split does not determine stay at 0
 COMBINED = "all"
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(StreamingDecodeConfig):
-    """How to find out how languages are told apart."""
+    """Options of calibrating language identification."""
 
     split: Literal["test", "dev"] = "test"
-    """The part of the corpus on which the choice is judged; it is calibrated on dev."""
+    """Split of the corpus for the evaluation. Calibration uses dev."""
 
     seconds: str = "0.5 1 1.5 2 3"
-    """For how long speech is heard, from its first token on, each a line of the report."""
+    """Seconds of speech, counted from the first token, after which the report evaluates language identification."""
 
-    listen_seconds: float = 2.0
-    """For how long transcribe.py shall listen before it chooses."""
+    min_speech_seconds: float = 2.0
+    """Seconds of speech after which transcribe.py selects the language."""
 
     features: Literal[
         "best", "all", "search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token"
     ] = "best"
-    """What transcribe.py shall choose by; best: what is surest of the right languages of dev."""
+    """Features that transcribe.py uses; best: those with the lowest cross entropy on dev."""
 
     num_decode_streams: int = 32
-    """Utterances decoded at the same time, each through all pathways."""
+    """Number of utterances decoded in parallel, each through all pathways."""
 
     @property
-    def heard(self) -> list[float]:
-        """`seconds` as numbers, and infinity for whole utterances."""
+    def evaluated_seconds(self) -> list[float]:
+        """`seconds` as numbers, followed by infinity for whole utterances."""
         return [*map(float, self.seconds.split()), math.inf]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(word.replace(".", "", 1).isdecimal() for word in self.seconds.split()) or self.listen_seconds <= 0:
-            raise ValueError(f'--seconds {self.seconds!r} and --listen-seconds: expected seconds, such as "0.5 1 2"')
+        if not all(word.replace(".", "", 1).isdecimal() for word in self.seconds.split()):
+            raise ValueError(f'--seconds {self.seconds!r}: expected numbers of seconds, for example "0.5 1 2"')
+        if self.min_speech_seconds <= 0:
+            raise ValueError(f"--min-speech-seconds {self.min_speech_seconds}: expected more than 0")
 
 
 @dataclass
 class LanguageIdExample:
-    """An utterance as all pathways heard it.
+    """An utterance decoded by all pathways.
 
     Attributes:
-      language: Place of the language that is spoken.
-      reference: What is said.
-      evidence: After each chunk.
+      language: Index of the spoken language.
+      reference: Transcript.
+      features: Features after each chunk.
     """
 
     language: int
     reference: str
-    evidence: list[LanguageIdFeatures] = field(default_factory=list)
+    features: list[LanguageIdFeatures] = field(default_factory=list)
 
-    def after(self, seconds: float) -> Tensor:
-        """The features (languages, FEATURES) by which one would choose after so many seconds."""
-        enough = (one.features for one in self.evidence if one.heard >= seconds)
-        return next(enough, self.evidence[-1].features)
+    def values_after(self, seconds: float) -> Tensor:
+        """Return the feature values (languages, FEATURES) after this many seconds of speech."""
+        enough = (features.values for features in self.features if features.speech_seconds >= seconds)
+        return next(enough, self.features[-1].values)
 
 
 def calibrate(config: CalibrationConfig) -> str:
-    """Calibrate the choice of an experiment's language and judge it; returns the report.
+    """Calibrate and evaluate the language identification of an experiment; returns the report.
 
-    What `transcribe.py --lang auto` needs is written to the experiment's folder, the report to the results.
+    Writes the model for `transcribe.py --lang auto` to the experiment folder and the report to the results folder.
 
     Raises:
-      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or do not fit together, or
-        there are no pathways that differ.
+      ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent, or the languages have
+        the same pathway.
     """
     experiment = load_experiment(config)
     languages = [language.code for language in experiment.data.languages]
     masks = experiment.trained.masks
     if masks is None or masks.share_mask(languages):
         raise ValueError(
-            f"the model in {config.exp_dir} has no pathway for each language, so none is surer than another"
+            f"the model in {config.exp_dir} has no separate pathway per language: language identification compares "
+            "pathways"
         )
-    unigrams = _unigrams(experiment)
-    dev = listen(experiment, "dev", config.num_decode_streams, unigrams)
-    models = fit_all(dev, languages, config.heard, has_ctc=experiment.trained.model.ctc_output is not None)
-    losses = {name: loss_of(model, dev, languages, config.heard) for name, model in models.items()}
-    chosen = min(losses, key=lambda name: losses[name]) if config.features == "best" else config.features
-    if chosen not in models:
-        raise ValueError(f"--features {chosen}: the model has no CTC head")
-    replace(models[chosen], unigrams=unigrams, seconds=config.listen_seconds).save(
-        config.exp_dir / layout.LANGUAGE_ID_FILE
-    )
-    test = listen(experiment, config.split, config.num_decode_streams, unigrams)
-    accuracies = {name: [accuracy(model, test, languages, s) for s in config.heard] for name, model in models.items()}
-    rates = word_error_rates(experiment, models[chosen], test, config.heard)
+    unigrams, seconds = _unigrams(experiment), config.evaluated_seconds
+    dev = collect_examples(experiment, "dev", config.num_decode_streams, unigrams)
+    models = fit_all(dev, languages, seconds, has_ctc=experiment.trained.model.ctc_output is not None)
+    losses = {name: cross_entropy(model, dev, languages, seconds) for name, model in models.items()}
+    selected = min(losses, key=lambda name: losses[name]) if config.features == "best" else config.features
+    if selected not in models:
+        raise ValueError(f"--features {selected}: the model has no CTC head")
+    model = replace(models[selected], unigrams=unigrams, seconds=config.min_speech_seconds)
+    model.save(config.exp_dir / layout.LANGUAGE_ID_FILE)
+    test = collect_examples(experiment, config.split, config.num_decode_streams, unigrams)
     figures = {
         "split": config.split,
-        "chosen": chosen,
-        "seconds": config.heard,
+        "chosen": selected,
+        "seconds": seconds,
         "dev_loss": losses,
-        "accuracy": accuracies,
-        "wer": rates,
+        "accuracy": {name: [accuracy(model, test, languages, s) for s in seconds] for name, model in models.items()},
+        "wer": word_error_rates(experiment, models[selected], test, seconds),
     }
     report = format_report(figures, languages)
-    path = layout.result_file(
-        config.results_dir, "language-choice", f"{experiment.data.corpus}-{config.split}", experiment.trained.suffix
-    )
+    test_set = f"{experiment.data.corpus}-{config.split}"
+    path = layout.result_file(config.results_dir, "language-id", test_set, experiment.trained.suffix)
     write_json(path.with_suffix(".json"), figures)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{report}\n", encoding="utf-8")
@@ -132,7 +132,7 @@ def calibrate(config: CalibrationConfig) -> str:
 
 
 def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
-    """Of the training transcripts of each language."""
+    """Return the unigram model of each language, from its training transcripts."""
     tokenizer, data = experiment.trained.tokenizer, experiment.data
     return {
         language.code: unigram_log_probs(
@@ -142,139 +142,152 @@ def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
     }
 
 
-def listen(experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams) -> list[LanguageIdExample]:
-    """Let all pathways hear every utterance of a split."""
+def collect_examples(
+    experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams
+) -> list[LanguageIdExample]:
+    """Decode every utterance of a split through all pathways, `num_utterances` in parallel."""
     decoder = with_scoring(experiment.decoder)
-    heard: list[LanguageIdExample] = []
-    for place, language in enumerate(experiment.data.languages):
+    examples: list[LanguageIdExample] = []
+    for index, language in enumerate(experiment.data.languages):
         cuts = experiment.data.loader(language.code, split).cuts
-        piece = decoder.model.chunk_shift * decoder.fbank.frame_shift
-        for begin in tqdm(range(0, len(cuts), num_utterances), f"hearing {language.name} {split}", unit="batch"):
-            group = cuts[begin : begin + num_utterances]
-            entries = [LanguageIdExample(place, cut.supervisions[0].text) for cut in group]
-            _decode_all_pathways(decoder, entries, [read_pieces(cut, piece) for cut in group], unigrams)
-            heard += entries
-    return heard
+        block = decoder.model.chunk_shift * decoder.fbank.frame_shift
+        for start in tqdm(range(0, len(cuts), num_utterances), f"decoding {language.name} {split}", unit="batch"):
+            group = cuts[start : start + num_utterances]
+            batch = [LanguageIdExample(index, cut.supervisions[0].text) for cut in group]
+            _decode_all_pathways(decoder, batch, [read_blocks(cut, block) for cut in group], unigrams)
+            examples += batch
+    return examples
 
 
 def _decode_all_pathways(
     decoder: StreamingDecoder,
-    entries: Sequence[LanguageIdExample],
+    examples: Sequence[LanguageIdExample],
     sources: Sequence[Iterator[Tensor]],
     unigrams: Unigrams,
 ) -> None:
-    sessions = [Session([decoder.open(language) for language in decoder.searches]) for _ in entries]
-    active = list(zip(entries, sources, sessions, strict=True))
+    """Decode the audio of `sources` and add the features after each chunk to `examples`."""
+    sessions = [Session([decoder.open(language) for language in decoder.searches]) for _ in examples]
+    active = list(zip(examples, sources, sessions, strict=True))
     while active:
-        for _, pieces, session in active:
+        for _, blocks, session in active:
             while not session.input_finished and not decoder.is_ready(session.candidates[0]):
-                piece = next(pieces, None)
-                if piece is None:
-                    session.finish()
-                else:
-                    session.accept_samples(piece)
+                push_next(session, blocks)
         decoder.advance(stream for _, _, session in active for stream in session.candidates)
-        told = gather(decoder, [session.candidates for _, _, session in active], unigrams)
-        for (entry, _, _), evidence in zip(active, told, strict=True):
-            entry.evidence.append(evidence)
-        active = [item for item in active if not decoder.is_done(item[2].candidates[0])]
+        features = extract_features(decoder, [session.candidates for _, _, session in active], unigrams)
+        for (example, _, _), current in zip(active, features, strict=True):
+            example.features.append(current)
+        active = [entry for entry in active if not decoder.is_done(entry[2].candidates[0])]
 
 
 def fit_all(
-    heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], has_ctc: bool
+    examples: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], has_ctc: bool
 ) -> dict[str, LanguageIdModel]:
-    """A model by each feature alone, and one by all of them."""
+    """Fit a model of each feature alone, and one of all features."""
     usable = [name for name in FEATURES if has_ctc or not name.startswith("ctc")]
-    return {name: fit(heard, languages, seconds, [name]) for name in usable} | {
-        COMBINED: fit(heard, languages, seconds, usable)
+    return {name: fit(examples, languages, seconds, [name]) for name in usable} | {
+        COMBINED: fit(examples, languages, seconds, usable)
     }
 
 
 def fit(
-    heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], features: Sequence[str]
+    examples: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float], features: Sequence[str]
 ) -> LanguageIdModel:
-    """Logistic regression of the language that is spoken, from what was heard after each of `seconds`."""
-    evidence = torch.stack([one.after(s) for s in seconds for one in heard]).double()
-    target = torch.tensor([one.language for _ in seconds for one in heard])
-    scale = evidence.std(dim=(0, 1)).clamp(min=1e-6)
-    mask = torch.tensor([float(name in features) for name in FEATURES], dtype=torch.double)
+    """Fit a logistic regression of the spoken language.
+
+    Args:
+      examples: Decoded utterances.
+      languages: Language codes.
+      seconds: Amounts of speech; the regression uses the features of every example after each of them.
+      features: Names of the features to use.
+    """
+    values, targets = _training_data(examples, seconds)
+    values = values.double()
+    scale = values.std(dim=(0, 1)).clamp(min=1e-6)
+    used = torch.tensor([float(name in features) for name in FEATURES], dtype=torch.double)
     weights = torch.zeros(len(FEATURES), dtype=torch.double, requires_grad=True)
     offsets = torch.zeros(len(languages), dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, offsets], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(evidence / scale @ (weights * mask) + offsets, target)
-        loss = loss + _DECAY * (weights.square().sum() + offsets.square().sum())
+        loss = F.cross_entropy(values / scale @ (weights * used) + offsets, targets)
+        loss = loss + _WEIGHT_DECAY * (weights.square().sum() + offsets.square().sum())
         loss.backward()
         return float(loss)
 
     optimizer.step(closure)
-    found = (weights * mask / scale).detach().tolist()
+    fitted = (weights * used / scale).detach().tolist()
     return LanguageIdModel(
-        weights={name: weight for name, weight in zip(FEATURES, found, strict=True) if name in features},
+        weights={name: weight for name, weight in zip(FEATURES, fitted, strict=True) if name in features},
         offsets=dict(zip(languages, offsets.detach().tolist(), strict=True)),
         unigrams={},
     )
 
 
-def loss_of(
-    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float]
+def _training_data(examples: Sequence[LanguageIdExample], seconds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return feature values (N, languages, FEATURES) and language indices (N,) of all examples after each duration."""
+    values = torch.stack([example.values_after(s) for s in seconds for example in examples])
+    return values, torch.tensor([example.language for _ in seconds for example in examples])
+
+
+def cross_entropy(
+    model: LanguageIdModel, examples: Sequence[LanguageIdExample], languages: Sequence[str], seconds: Sequence[float]
 ) -> float:
-    """Mean negative log-probability of the right language, in nats."""
-    evidence = torch.stack([one.after(s) for s in seconds for one in heard])
-    target = torch.tensor([one.language for _ in seconds for one in heard])
-    return float(F.cross_entropy(model.logits(evidence, languages), target))
+    """Return the mean negative log-probability of the spoken language, in nats."""
+    values, targets = _training_data(examples, seconds)
+    return float(F.cross_entropy(model.logits(values, languages), targets))
 
 
-def choices(
-    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
+def predict(
+    model: LanguageIdModel, examples: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
 ) -> list[int]:
-    """Places of the languages chosen after so many seconds."""
-    places: list[int] = model.logits(torch.stack([one.after(seconds) for one in heard]), languages).argmax(1).tolist()
-    return places
+    """Return the index of the language with the largest logit after this many seconds, for each example."""
+    values = torch.stack([example.values_after(seconds) for example in examples])
+    indices: list[int] = model.logits(values, languages).argmax(1).tolist()
+    return indices
 
 
 def accuracy(
-    model: LanguageIdModel, heard: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
+    model: LanguageIdModel, examples: Sequence[LanguageIdExample], languages: Sequence[str], seconds: float
 ) -> float:
-    """Per cent of the utterances whose language is found."""
-    pairs = zip(heard, choices(model, heard, languages, seconds), strict=True)
-    return 100 * sum(one.language == choice for one, choice in pairs) / len(heard)
+    """Return the percentage of examples whose language is identified correctly."""
+    pairs = zip(examples, predict(model, examples, languages, seconds), strict=True)
+    return 100 * sum(example.language == predicted for example, predicted in pairs) / len(examples)
 
 
 def word_error_rates(
-    experiment: Experiment, model: LanguageIdModel, heard: Sequence[LanguageIdExample], seconds: Sequence[float]
+    experiment: Experiment, model: LanguageIdModel, examples: Sequence[LanguageIdExample], seconds: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Per language, its word error rate if it is known and if it is chosen after each of `seconds`."""
+    """Return the word error rates of each language: with the language given, and identified after each of `seconds`."""
     languages = [language.code for language in experiment.data.languages]
     tokenizer = experiment.trained.tokenizer
-    texts = [tokenizer.decode([found.tokens for found in one.evidence[-1].found]) for one in heard]
+    texts = [
+        tokenizer.decode([hypothesis.tokens for hypothesis in example.features[-1].hypotheses]) for example in examples
+    ]
 
-    def rates(chosen: Sequence[int]) -> list[float]:
-        told = [
-            Utterance(str(number), one.reference.split(), texts[number][chosen[number]].split())
-            for number, one in enumerate(heard)
-        ]
-        groups = [[told[n] for n, one in enumerate(heard) if one.language == place] for place in range(len(languages))]
+    def rates(selected: Sequence[int]) -> list[float]:
+        groups: list[list[Utterance]] = [[] for _ in languages]
+        for i, example in enumerate(examples):
+            utterance = Utterance(str(i), example.reference.split(), texts[i][selected[i]].split())
+            groups[example.language].append(utterance)
         return [score(group).wer for group in groups]
 
-    columns = [rates([one.language for one in heard])]
-    columns += [rates(choices(model, heard, languages, s)) for s in seconds]
-    return {language: [column[place] for column in columns] for place, language in enumerate(languages)}
+    columns = [rates([example.language for example in examples])]
+    columns += [rates(predict(model, examples, languages, s)) for s in seconds]
+    return {language: [column[index] for column in columns] for index, language in enumerate(languages)}
 
 
 def format_report(figures: Mapping[str, Any], languages: Sequence[str]) -> str:
-    """Two tables: accuracy of each way to choose, and word error rates of the one that was taken."""
-    heard = ["whole" if math.isinf(s) else f"{s:g} s" for s in figures["seconds"]]
+    """Format two tables: the accuracy of each set of features, and the word error rates of the selected one."""
+    durations = ["whole" if math.isinf(s) else f"{s:g} s" for s in figures["seconds"]]
     accuracies = [[name, figures["dev_loss"][name], *figures["accuracy"][name]] for name in figures["accuracy"]]
     rates = [[language, *figures["wer"][language]] for language in languages]
     average = [sum(column) / len(languages) for column in zip(*(row[1:] for row in rates), strict=True)]
     tables = [
-        tabulate(accuracies, ["chosen by", "dev loss", *heard], tablefmt="pipe", floatfmt=("", ".3f", *[".1f"] * 9)),
-        tabulate([*rates, ["average", *average]], ["language", "known", *heard], tablefmt="pipe", floatfmt=".2f"),
+        tabulate(accuracies, ["features", "dev loss", *durations], tablefmt="pipe", floatfmt=("", ".3f", *[".1f"] * 9)),
+        tabulate([*rates, ["average", *average]], ["language", "given", *durations], tablefmt="pipe", floatfmt=".2f"),
     ]
     return (
-        f"Right languages of {figures['split']} (%), by the seconds heard from the first token on\n\n{tables[0]}\n\n"
-        f"Word error rate (%) where the language is chosen by {figures['chosen']}\n\n{tables[1]}"
+        f"Accuracy on {figures['split']} (%), by seconds of speech from the first token on\n\n{tables[0]}\n\n"
+        f"Word error rate (%) with the language identified by {figures['chosen']}\n\n{tables[1]}"
     )

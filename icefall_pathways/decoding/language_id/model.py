@@ -1,8 +1,8 @@
-"""Which language is spoken: the pathway that is surest of what it hears.
+"""Spoken language identification from the confidence of each pathway.
 
-All pathways hear the same audio. A few numbers tell how sure each is of what it hears, and how much all that they hear
-looks like its language (`FEATURES`); a weighted sum of them and an offset for each language are that language's logit.
-Weights and offsets are found on the dev split (`language_calibration`) and kept in the experiment's folder.
+Every pathway decodes the same audio. A few features measure how confident each pathway is, and how well all decoded
+tokens fit its language (`FEATURES`); the logit of a language is a weighted sum of its features plus an offset. Weights
+and offsets are fitted on the dev split (`calibration`) and stored in the experiment folder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,26 +19,31 @@ from icefall_pathways.files import read_json, write_json
 from icefall_pathways.searches import Hypothesis, Search, SearchState
 
 FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token")
-"""Log-probabilities of the best hypothesis, and of the best tokens of each frame by the CTC head; per encoder frame, or
-per token (by CTC: the mean over the frames whose best is no blank). And how common the tokens that all pathways found
-are in the transcripts of the language: pathways that share weights write words of other languages too."""
+"""Features of a language.
+
+search_per_frame, search_per_token: Log-probability of the best hypothesis per encoder frame, and per token.
+ctc_per_frame: Mean log-probability of the best CTC output over all encoder frames.
+ctc_per_token: The same over the frames in which the best CTC output is not a blank.
+text_per_token: Mean log-probability, under the unigram model of the language, of the tokens that all pathways decoded:
+  pathways share weights, so that they decode words of other languages, too.
+"""
 
 
 @dataclass(frozen=True)
 class ScoringState(SearchState):
-    """A search's state and what the CTC head has told of the same frames.
+    """State of a `ScoringSearch` for N streams.
 
     Attributes:
-      inner: The search's state.
-      sums: (N, 4) over the frames read: frames, best log-probabilities, those of tokens other than blank, and how many
-        these are.
+      inner: State of the wrapped search.
+      sums: (N, 4) sums over the processed frames: number of frames, best CTC log-probabilities, those of frames whose
+        best CTC output is not a blank, and number of such frames.
     """
 
     inner: SearchState
     sums: Tensor
 
     def split(self) -> list["ScoringState"]:
-        """Give every stream a state of its own."""
+        """Return one state per stream."""
         return [ScoringState(*values) for values in zip(self.inner.split(), self.sums.split(1), strict=True)]
 
     def _join(self, states: Sequence["ScoringState"]) -> "ScoringState":
@@ -47,11 +52,11 @@ class ScoringState(SearchState):
 
 
 class ScoringSearch(Search[ScoringState]):
-    """A search that also gathers evidence for its language.
+    """Wraps a search and accumulates the scores for language identification.
 
     Args:
       inner: The search.
-      ctc_output: The model's CTC head; None if it has none.
+      ctc_output: CTC head of the model; None if it has none.
     """
 
     def __init__(self, inner: Search[Any], ctc_output: nn.Module | None) -> None:
@@ -60,109 +65,115 @@ class ScoringSearch(Search[ScoringState]):
         self.ctc_output = ctc_output
 
     def init(self, batch_size: int) -> ScoringState:
-        """The state of streams that have not begun."""
+        """Return the initial state of `batch_size` streams."""
         return ScoringState(self.inner.init(batch_size), torch.zeros(batch_size, 4, device=self.device))
 
     @torch.inference_mode()
     def advance(self, state: ScoringState, encoder_out: Tensor, lens: Tensor) -> ScoringState:
-        """Read the next frames of every stream; see `Search`."""
-        reads = torch.arange(encoder_out.size(1), device=self.device) < lens.to(self.device)[:, None]
-        best, speaks = torch.zeros_like(reads, dtype=torch.float), torch.zeros_like(reads)
+        """Process the next frames of every stream; see `Search.advance`."""
+        valid = torch.arange(encoder_out.size(1), device=self.device) < lens.to(self.device)[:, None]
+        best, nonblank = torch.zeros_like(valid, dtype=torch.float), torch.zeros_like(valid)
         if self.ctc_output is not None:
             best, token = self.ctc_output(encoder_out).float().log_softmax(dim=-1).max(dim=-1)
-            best, speaks = best * reads, token.ne(self.blank_id) & reads
-        sums = torch.stack([reads, best, best * speaks, speaks], dim=2).sum(dim=1)
+            best, nonblank = best * valid, token.ne(self.blank_id) & valid
+        sums = torch.stack([valid, best, best * nonblank, nonblank], dim=2).sum(dim=1)
         return ScoringState(self.inner.advance(state.inner, encoder_out, lens), state.sums + sums)
 
     def results(self, state: ScoringState) -> list[Hypothesis]:
-        """The best hypothesis of each stream."""
+        """Return the best hypothesis of each stream."""
         return self.inner.results(state.inner)
 
     def n_best(self, state: ScoringState) -> list[list[Hypothesis]]:
-        """The hypotheses of each stream."""
+        """Return the hypotheses of each stream."""
         return self.inner.n_best(state.inner)
 
     def stable(self, state: ScoringState) -> list[int]:
-        """How many leading tokens will not change."""
+        """Return the length of each stream's stable prefix."""
         return self.inner.stable(state.inner)
 
     def reset_hypothesis(self, state: ScoringState) -> ScoringState:
-        """The state for what is said next; evidence is gathered anew."""
+        """Return a state for the next segment, with scores reset."""
         return ScoringState(self.inner.reset_hypothesis(state.inner), torch.zeros_like(state.sums))
 
 
 def with_scoring(decoder: StreamingDecoder) -> StreamingDecoder:
-    """The same decoder, whose searches gather evidence."""
+    """Return the same decoder with a `ScoringSearch` around each of its searches."""
     searches = {name: ScoringSearch(search, decoder.model.ctc_output) for name, search in decoder.searches.items()}
     return StreamingDecoder(decoder.model, searches, decoder.fbank, decoder.pathways)
 
 
 @dataclass(frozen=True)
 class LanguageIdFeatures:
-    """What several pathways tell of one utterance up to now.
+    """Features of all candidate languages for the audio of one utterance so far.
 
     Attributes:
-      features: (languages, FEATURES).
-      heard: Seconds since the first token that any of them found; 0 before.
-      found: The best hypothesis of each.
+      values: (languages, FEATURES).
+      speech_seconds: Seconds of audio since the first token of any pathway; 0 if there is none.
+      hypotheses: Best hypothesis of each language's pathway.
     """
 
-    features: Tensor
-    heard: float
-    found: list[Hypothesis]
+    values: Tensor
+    speech_seconds: float
+    hypotheses: list[Hypothesis]
 
 
 Unigrams = Mapping[str, Sequence[float]]
-"""Of each language, the logarithms of the shares of all tokens in its transcripts."""
+"""Unigram model of each language: log-probabilities of all tokens in its transcripts."""
 
 
 def unigram_log_probs(texts: Iterable[Sequence[int]], vocab_size: int) -> list[float]:
-    """Logarithms of the shares of tokens in texts; every token is counted once more."""
+    """Return the log-probabilities of tokens in texts, with add-one smoothing."""
     counts = torch.ones(vocab_size)
     for tokens in texts:
         counts += torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab_size)
-    shares: list[float] = (counts / counts.sum()).log().tolist()
-    return shares
+    log_probs: list[float] = (counts / counts.sum()).log().tolist()
+    return log_probs
 
 
-def gather(
+def extract_features(
     decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unigrams: Unigrams
 ) -> list[LanguageIdFeatures]:
-    """The evidence of sessions: of each, streams that hear the same, one for each language."""
+    """Return the current features of sessions.
+
+    Args:
+      decoder: A decoder made by `with_scoring`.
+      sessions: Streams of each session: one per language, with the same audio.
+      unigrams: Unigram model of each language.
+    """
     streams = [stream for session in sessions for stream in session]
-    found = decoder.results(streams)
+    hypotheses = decoder.results(streams)
     sums = torch.cat([cast(ScoringState, stream.search_state).sums for stream in streams]).tolist()
     rows = [
         (
             hypothesis.log_prob / max(frames, 1),
             hypothesis.log_prob / max(len(hypothesis.tokens), 1),
             ctc / max(frames, 1),
-            spoken / max(num_spoken, 1),
+            nonblank_ctc / max(num_nonblank, 1),
         )
-        for hypothesis, (frames, ctc, spoken, num_spoken) in zip(found, sums, strict=True)
+        for hypothesis, (frames, ctc, nonblank_ctc, num_nonblank) in zip(hypotheses, sums, strict=True)
     ]
-    evidence, begin = [], 0
+    features, start = [], 0
     for session in sessions:
-        end = begin + len(session)
-        tokens = [token for hypothesis in found[begin:end] for token in hypothesis.tokens]
-        text = [sum(unigrams[one.language][token] for token in tokens) / max(len(tokens), 1) for one in session]
-        firsts = [hypothesis.timestamps[0] for hypothesis in found[begin:end] if hypothesis.tokens]
-        features = torch.cat([torch.tensor(rows[begin:end]), torch.tensor(text)[:, None]], dim=1)
-        heard = (session[0].num_frames - min(firsts)) * FRAME_SECONDS if firsts else 0.0
-        evidence.append(LanguageIdFeatures(features, heard, found[begin:end]))
-        begin = end
-    return evidence
+        end = start + len(session)
+        tokens = [token for hypothesis in hypotheses[start:end] for token in hypothesis.tokens]
+        text = [sum(unigrams[stream.language][token] for token in tokens) / max(len(tokens), 1) for stream in session]
+        firsts = [hypothesis.timestamps[0] for hypothesis in hypotheses[start:end] if hypothesis.tokens]
+        values = torch.cat([torch.tensor(rows[start:end]), torch.tensor(text)[:, None]], dim=1)
+        speech_seconds = (session[0].num_frames - min(firsts)) * FRAME_SECONDS if firsts else 0.0
+        features.append(LanguageIdFeatures(values, speech_seconds, hypotheses[start:end]))
+        start = end
+    return features
 
 
 @dataclass(frozen=True)
 class LanguageIdModel:
-    """The logits of languages, given evidence.
+    """Calibrated model for language identification: logits of languages from their features.
 
     Attributes:
-      weights: Of each feature.
-      offsets: Of each language, by its code.
-      seconds: How long to listen, from the first token on.
-      unigrams: See `Unigrams`.
+      weights: Weight of each feature.
+      offsets: Offset of each language, by code.
+      unigrams: Unigram model of each language.
+      seconds: Seconds of speech, from the first token on, after which the language is selected.
     """
 
     weights: dict[str, float]
@@ -170,65 +181,80 @@ class LanguageIdModel:
     unigrams: dict[str, list[float]]
     seconds: float = 2.0
 
-    def logits(self, features: Tensor, languages: Sequence[str]) -> Tensor:
-        """Logits (..., languages) of features (..., languages, FEATURES)."""
+    def logits(self, values: Tensor, languages: Sequence[str]) -> Tensor:
+        """Return logits (..., languages) of feature values (..., languages, FEATURES)."""
         weights = torch.tensor([self.weights.get(name, 0.0) for name in FEATURES])
-        return features @ weights + torch.tensor([self.offsets[language] for language in languages])
+        return values @ weights + torch.tensor([self.offsets[language] for language in languages])
+
+    def select(
+        self, features: LanguageIdFeatures, languages: Sequence[str], audio_seconds: float, ended: bool
+    ) -> int | None:
+        """Return the index of the language with the largest logit, or None to wait for more audio.
+
+        Args:
+          features: Features of `languages`.
+          languages: Codes of the candidate languages.
+          audio_seconds: Seconds of audio since the initial silence.
+          ended: The audio has ended: select a language in any case.
+        """
+        if min(features.speech_seconds, audio_seconds) < self.seconds and not ended:
+            return None
+        return int(self.logits(features.values, languages).argmax())
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the model as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "LanguageIdModel":
-        """Read it back.
+        """Read a model.
 
         Raises:
           ValueError: The file is missing or damaged.
         """
         if not path.is_file():
             raise ValueError(
-                f"no {path}: run calibrate_language.py to find out how languages are told apart, or name the language"
+                f"{path} not found: run calibrate_language_id.py to calibrate language identification, or name the "
+                "language"
             )
         try:
             return cls(**read_json(path))
         except TypeError as error:
-            raise ValueError(f"{path} is damaged ({error}): run calibrate_language.py anew") from error
+            raise ValueError(f"{path} is damaged ({error}): run calibrate_language_id.py again") from error
 
 
 class LanguageIdentifier:
-    """Chooses the language with the largest logit, once enough has been heard.
+    """Selects the language with the largest logit as soon as there is enough speech.
 
     Args:
-      model: Gives the logits.
-      decoder: In which the streams run; of `with_scoring`.
+      model: The calibrated model.
+      decoder: The decoder of the streams, made by `with_scoring`.
 
     Raises:
       ValueError: The model lacks a language of the decoder.
     """
 
     def __init__(self, model: LanguageIdModel, decoder: StreamingDecoder) -> None:
-        missing = [one for one in decoder.searches if one not in model.offsets or one not in model.unigrams]
+        missing = [code for code in decoder.searches if code not in model.offsets or code not in model.unigrams]
         if missing:
             raise ValueError(
-                f"how to tell {missing[0]} from others is not known: run calibrate_language.py with all languages"
+                f"language identification is not calibrated for {missing[0]}: run calibrate_language_id.py with all "
+                "languages"
             )
         self.model = model
         self.decoder = decoder
 
-    def __call__(self, candidates: Sequence[Stream], sound: float, ended: bool) -> Stream | None:
-        """The stream in the language that is spoken; None to go on listening, `sound` seconds after silence."""
-        (evidence,) = gather(self.decoder, [candidates], self.model.unigrams)
-        if min(evidence.heard, sound) < self.model.seconds and not ended:
-            return None
-        logits = self.model.logits(evidence.features, [stream.language for stream in candidates])
-        return candidates[int(logits.argmax())]
+    def __call__(self, candidates: Sequence[Stream], audio_seconds: float, ended: bool) -> Stream | None:
+        """Return the stream of the spoken language, or None to wait for more audio; see `LanguageSelector`."""
+        (features,) = extract_features(self.decoder, [candidates], self.model.unigrams)
+        selected = self.model.select(features, [stream.language for stream in candidates], audio_seconds, ended)
+        return None if selected is None else candidates[selected]
 
 
 def load_language_identifier(exp_dir: Path, decoder: StreamingDecoder) -> LanguageIdentifier:
-    """The chooser that was calibrated for an experiment.
+    """Load the language identification of an experiment.
 
     Raises:
-      ValueError: It was not, or not for all languages.
+      ValueError: It is not calibrated, or not for all languages.
     """
-    return LanguageIdentifier(LanguageIdModel.load(exp_dir / layout.LANGUAGE_ID_FILE), decoder)
+    return LanguageIdentifier(LanguageIdModel.load(layout.language_id_file(exp_dir)), decoder)

@@ -1,8 +1,7 @@
-"""The streaming engine, in layers.
+"""Streaming decoding, in layers.
 
-`decoder`: streams of samples in, hypotheses out, a batch for each pathway. `recognizer`: what a speaker sees of that:
-text that grows, told apart in what may still change and what may not, cut into segments where somebody pauses
-(`endpoint`), in a language that may have to be found out first.
+`decoder` turns streams of samples into hypotheses, with one batch per pathway. `recognizer` adds what an application
+needs: partial and final results, segments that end at pauses (`endpoint`), and identification of the language.
 """
 
 from icefall_pathways.decoding.streaming.decoder import (

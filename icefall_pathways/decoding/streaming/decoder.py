@@ -1,4 +1,4 @@
-"""Decoding chunk by chunk: many streams, of any age and length, share every batch."""
+"""Decoding chunk by chunk; streams of any age and length share batches."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icefall_pathways.constants import SUBSAMPLING_FACTOR
+from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE, SUBSAMPLING_FACTOR
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
 from icefall_pathways.models.stream_graph import Step, StreamGraph
@@ -23,17 +23,17 @@ from icefall_pathways.searches import Hypothesis, Search, SearchState
 Key = TypeVar("Key")
 T = TypeVar("T")
 
-FRAME_SECONDS = SUBSAMPLING_FACTOR * FbankConfig.frame_shift / FbankConfig.sample_rate
-"""Duration of an encoder frame."""
+FRAME_SECONDS = SUBSAMPLING_FACTOR * FRAME_SHIFT / SAMPLE_RATE
+"""Duration of an encoder frame in seconds."""
 
 ANY_LANGUAGE = ""
-"""Stands for the language where all streams run through the model as it is."""
+"""The language of all streams if the decoder has one search and no pathways."""
 
-_LOUDEST = 32.0  # decoded audio may exceed full scale a little, but not so far
+_MAX_AMPLITUDE = 32.0  # decoded audio may slightly exceed full scale; larger values are not audio in [-1, 1]
 
 
 class AudioError(ValueError):
-    """Audio that cannot be recognised; it concerns its own stream alone."""
+    """Audio that cannot be decoded; only its own stream is affected."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,29 @@ class Source(Generic[Key]):
     """An utterance to decode.
 
     Attributes:
-      key: What it is called.
-      pieces: Its samples (n,) or features (n, F), in the pieces in which they come.
-      language: Through which pathway; None where nobody knows, which only the recogniser takes.
+      key: Identifies the utterance in the results.
+      blocks: Consecutive blocks of its samples (n,) or features (n, F).
+      language: Selects the pathway; None if unknown, which only the recognizer accepts.
     """
 
     key: Key
-    pieces: Iterable[Tensor]
+    blocks: Iterable[Tensor]
     language: str | None = ANY_LANGUAGE
 
 
 @dataclass
 class Stream:
-    """One utterance on its way: what has come in and not been read, and what the model and the search remember.
+    """State of one stream: buffered features, encoder state and search state.
 
-    Feed it either samples or features, not both.
+    Accepts either samples or features, not both.
 
     Attributes:
-      language: Through which pathway it runs.
-      fbank: Makes features of samples.
-      features: (T, F) frames not yet read by the encoder.
-      state: What encoder and search remember of this stream.
-      num_frames: Encoder frames read.
-      input_finished: No more is to come.
+      language: Selects the pathway.
+      fbank: Computes features from samples.
+      features: Frames (T, F) not yet processed by the encoder.
+      state: State of encoder and search.
+      num_frames: Number of encoder frames processed.
+      input_finished: No more input follows.
     """
 
     language: str
@@ -75,43 +75,43 @@ class Stream:
 
     @property
     def search_state(self) -> SearchState:
-        """The search's hypotheses for this stream, as a batch of one."""
+        """Search state of this stream, as a batch of one."""
         return self.state.search_state
 
     def accept_samples(self, samples: Tensor) -> None:
-        """Take the next samples (n,), 16 kHz, in [-1, 1].
+        """Append samples (n,), 16 kHz, in [-1, 1].
 
         Raises:
-          AudioError: They are no audio; the stream is as it was.
+          AudioError: The samples are out of range; the stream is unchanged.
         """
         check_samples(samples)
         self.accept_features(self.fbank.accept(samples))
 
     def accept_features(self, features: Tensor) -> None:
-        """Take the next feature frames (n, F)."""
+        """Append feature frames (n, F)."""
         if self.input_finished:
-            raise ValueError("this stream was finished: open another one for more audio")
+            raise ValueError("this stream is finished: open another one for more audio")
         self.features = torch.cat([self.features, features.to(self.features)])
 
     def finish(self) -> None:
-        """Tell that no more is to come; the last frames can then be read."""
+        """Mark the end of the input, so that the last frames can be processed."""
         self.finish_features(self.fbank.flush())
 
     def finish_features(self, features: Tensor) -> None:
-        """Take the last feature frames (n, F)."""
+        """Append the last feature frames (n, F) and mark the end of the input."""
         self.accept_features(features)
         self.input_finished = True
 
 
 class StreamingDecoder:
-    """Runs a transducer and its searches over streams; those of one language share a batch.
+    """Runs a transducer and its searches on streams; streams of one language share a batch.
 
     Args:
-      model: In eval mode, on the device where it is to run.
-      searches: Made for `model`, one for each language; or one for all, where nothing is switched.
-      fbank: How features are made of samples; as in training.
-      pathways: The languages' sub-networks of `model`; None runs the dense model.
-      graph_after: After so many batches of chunks a language's graph is made, see `compile`; infinity is never.
+      model: The transducer, in eval mode and on its device.
+      searches: A search per language, built for `model`; or a single search if there are no pathways to select.
+      fbank: Feature options; the same as in training.
+      pathways: The languages' sub-networks of `model`; None to run the dense model.
+      graph_after: Number of batches after which the graph of a language is built, see `compile`; infinity: never.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class StreamingDecoder:
         searches: Search | Mapping[str, Search],
         fbank: FbankConfig,
         pathways: FoldedPathways | None = None,
-        graph_after: float = 100,  # when half of what they took is about what the graph takes to be made
+        graph_after: float = 100,  # by then, half of the time spent is about the time to build the graph
     ) -> None:
         self.model = model
         self.searches = {ANY_LANGUAGE: searches} if isinstance(searches, Search) else dict(searches)
@@ -129,13 +129,13 @@ class StreamingDecoder:
         self.device = next(model.parameters()).device
         self.graph_after = graph_after
         self._graphs: dict[str, StreamGraph] = {}
-        self._chunks: Counter[str] = Counter()
+        self._num_batches: Counter[str] = Counter()
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Stream:
-        """Begin a stream.
+        """Open a stream.
 
         Raises:
-          ValueError: The language is none of those for which there is a search.
+          ValueError: There is no search for the language.
         """
         if language is None or language not in self.searches:
             raise ValueError(f"no stream in language {language!r}: expected one of {', '.join(self.searches)}")
@@ -149,17 +149,17 @@ class StreamingDecoder:
         )
 
     def is_ready(self, stream: Stream) -> bool:
-        """Whether a chunk can be read: all its frames are there, or those that are there are the last ones."""
+        """Return whether a chunk can be processed: all its frames are buffered, or the last ones of the input are."""
         frames = stream.features.size(0)
         return frames > 0 if stream.input_finished else frames >= self.model.chunk_window
 
     def is_done(self, stream: Stream) -> bool:
-        """Whether all of a finished stream was read."""
+        """Return whether the input of the stream is finished and completely processed."""
         return stream.input_finished and stream.features.size(0) == 0
 
     @torch.inference_mode()
     def advance(self, streams: Iterable[Stream]) -> list[Stream]:
-        """Read one chunk of every stream that is ready, in one batch for each language; returns those."""
+        """Process one chunk of every stream that is ready, in one batch per language; returns these streams."""
         ready = by_language([stream for stream in streams if self.is_ready(stream)])
         for language, group in ready.items():
             with self._pathway(language):
@@ -167,14 +167,14 @@ class StreamingDecoder:
         return [stream for group in ready.values() for stream in group]
 
     def _advance(self, streams: list[Stream], language: str) -> None:
-        """Read one chunk of streams of one language."""
+        """Process one chunk of streams of one language."""
         window, shift = self.model.chunk_window, self.model.chunk_shift
-        # The last chunk is filled up to what it looks ahead, which the model takes for silence: no last word is lost.
+        # The last chunk is padded to include the look-ahead, which the model treats as silence: no final word is lost.
         chunks = [stream.features[:window] for stream in streams]
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
         states = [stream.state for stream in streams]
-        encoder_out, lens, encoder_states = self._step(language)(x, x_lens, join_encoder_states(states))
+        encoder_out, lens, encoder_states = self._encoder_step(language)(x, x_lens, join_encoder_states(states))
         search_state = self.searches[language].advance(join_search_states(states), encoder_out, lens)
         batch = BatchState(self.model, encoder_states, search_state, len(streams))
         for row, (stream, num_frames) in enumerate(zip(streams, lens.tolist(), strict=True)):
@@ -183,44 +183,48 @@ class StreamingDecoder:
             stream.features = stream.features[shift:]
 
     def compile(self, languages: Iterable[str] | None = None) -> None:
-        """Make the graphs with which chunks are encoded in half the time; on GPUs there are none.
+        """Build the graphs that encode chunks in half the time. Has no effect on GPUs.
 
-        It takes half a second for each language. Later changes of weights and masks are not seen.
+        Building takes half a second per language. Later changes of weights and masks have no effect on a graph.
 
         Args:
-          languages: None is all.
+          languages: Languages to build graphs for; None: all.
         """
         for language in self.searches if languages is None else languages:
             if language not in self._graphs and self.device.type == "cpu":
                 weights = {} if self.pathways is None else self.pathways.weights(language)
                 self._graphs[language] = StreamGraph(self.model, weights)
 
-    def _step(self, language: str) -> Step:
-        """What encodes the next chunk of streams in this language."""
-        self._chunks[language] += 1
-        if self._chunks[language] > self.graph_after:
+    @property
+    def compiled_languages(self) -> list[str]:
+        """Languages whose chunks are encoded by a graph."""
+        return list(self._graphs)
+
+    def _encoder_step(self, language: str) -> Step:
+        """Return the function that encodes the next chunk of streams in this language."""
+        self._num_batches[language] += 1
+        if self._num_batches[language] > self.graph_after:
             self.compile([language])
         return self._graphs.get(language, self.model.stream)
 
     def results(self, streams: Sequence[Stream]) -> list[Hypothesis]:
-        """What has been recognised in each stream up to now."""
-        return self._ask(streams, lambda search, state: search.results(state))
+        """Return the current best hypothesis of each stream."""
+        return self._query(streams, lambda search, state: search.results(state))
 
     def stable(self, streams: Sequence[Stream]) -> list[int]:
-        """How many leading tokens of each stream's result will not change any more."""
-        return self._ask(streams, lambda search, state: search.stable(state))
+        """Return the length of each stream's stable prefix; see `Search.stable`."""
+        return self._query(streams, lambda search, state: search.stable(state))
 
-    def _ask(self, streams: Sequence[Stream], question: Callable[[Search, SearchState], Iterable[T]]) -> list[T]:
-        """What the searches of the streams answer, in the order of the streams."""
+    def _query(self, streams: Sequence[Stream], query: Callable[[Search, SearchState], Iterable[T]]) -> list[T]:
+        """Apply a query to the searches of the streams; returns the answers in the order of the streams."""
         answers: dict[int, T] = {}
         for language, group in by_language(streams).items():
             state = join_search_states([stream.state for stream in group])
-            found = question(self.searches[language], state)
-            answers.update(zip(map(id, group), found, strict=True))
+            answers.update(zip(map(id, group), query(self.searches[language], state), strict=True))
         return [answers[id(stream)] for stream in streams]
 
     def reset_hypothesis(self, stream: Stream) -> None:
-        """Forget what was recognised in a stream; what comes next still follows it."""
+        """Start a new hypothesis; encoder state and predictor context are kept."""
         with self._pathway(stream.language):
             search_state = self.searches[stream.language].reset_hypothesis(stream.search_state)
         stream.state = StreamState(BatchState(self.model, stream.state.encoder_states, search_state, 1), 0)
@@ -235,29 +239,29 @@ class StreamingDecoder:
         from_features: bool = False,
         on_error: Callable[[Key, AudioError], None] | None = None,
     ) -> Iterator[tuple[Key, Hypothesis]]:
-        """Decode utterances through parallel streams; one that ends makes room for the next.
+        """Decode utterances in parallel streams; when one ends, the next utterance takes its place.
 
         Args:
           sources: The utterances; languages may be mixed.
-          num_streams: Streams that are open at a time.
-          from_features: The pieces are features (n, F), not samples (n,).
-          on_error: Told of an utterance whose audio cannot be recognised, while the others go on; None raises.
+          num_streams: Maximum number of open streams.
+          from_features: The blocks are features (n, F) instead of samples (n,).
+          on_error: Called with an utterance whose audio cannot be decoded; the other streams continue. None: raise.
 
         Yields:
-          Utterances as they end: their name and what was recognised.
+          Key and hypothesis of each utterance, in the order in which they end.
         """
-        waiting = iter(sources)
+        pending = iter(sources)
         active: list[tuple[Key, Iterator[Tensor], Stream]] = []
         while True:
-            for source in islice(waiting, num_streams - len(active)):
-                active.append((source.key, iter(source.pieces), self.open(source.language)))
+            for source in islice(pending, num_streams - len(active)):
+                active.append((source.key, iter(source.blocks), self.open(source.language)))
             if not active:
                 return
             broken = []
-            for key, pieces, stream in active:
+            for key, blocks, stream in active:
                 try:
                     if not self.is_ready(stream) and not stream.input_finished:
-                        push_next(FeatureSink(stream) if from_features else stream, pieces)
+                        push_next(FeatureSink(stream) if from_features else stream, blocks)
                 except AudioError as error:
                     if on_error is None:
                         raise
@@ -265,14 +269,14 @@ class StreamingDecoder:
                     on_error(key, error)
             active = [entry for entry in active if id(entry[2]) not in broken]
             self.advance(stream for _, _, stream in active)
-            ended = [entry for entry in active if self.is_done(entry[2])]
+            done = [entry for entry in active if self.is_done(entry[2])]
             active = [entry for entry in active if not self.is_done(entry[2])]
-            found = self.results([stream for _, _, stream in ended])
-            yield from zip((key for key, _, _ in ended), found, strict=True)
+            hypotheses = self.results([stream for _, _, stream in done])
+            yield from zip((key for key, _, _ in done), hypotheses, strict=True)
 
 
 def check_samples(samples: Tensor) -> None:
-    """Check that samples are numbers of about [-1, 1].
+    """Check that samples are finite and approximately in [-1, 1].
 
     Raises:
       AudioError: They are not.
@@ -280,13 +284,13 @@ def check_samples(samples: Tensor) -> None:
     if samples.numel() == 0:
         return
     peak = float(samples.abs().max())
-    if not peak <= _LOUDEST:
-        found = f"up to {peak:g}" if math.isfinite(peak) else "that are not finite (NaN or infinity)"
-        raise AudioError(f"samples {found}: expected numbers in [-1, 1]; 16 bit integers are divided by 32768")
+    if not peak <= _MAX_AMPLITUDE:
+        actual = f"up to {peak:g}" if math.isfinite(peak) else "that are not finite (NaN or infinity)"
+        raise AudioError(f"samples {actual}: expected numbers in [-1, 1]; divide 16-bit integers by 32768")
 
 
 def by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
-    """Streams in groups that can share a batch."""
+    """Group streams that can share a batch."""
     groups: dict[str, list[Stream]] = {}
     for stream in streams:
         groups.setdefault(stream.language, []).append(stream)
@@ -294,26 +298,26 @@ def by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
 
 
 class AudioSink(Protocol):
-    """What takes audio: a stream or a session."""
+    """A consumer of audio: a stream or a session."""
 
     def accept_samples(self, samples: Tensor) -> None:
-        """Take the next samples (n,)."""
+        """Append samples (n,)."""
 
     def finish(self) -> None:
-        """Tell that no more is to come."""
+        """Mark the end of the input."""
 
 
-def push_next(sink: AudioSink, pieces: Iterator[Tensor]) -> None:
-    """Give a sink its next piece of samples, or its end."""
-    piece = next(pieces, None)
-    if piece is None:
+def push_next(sink: AudioSink, blocks: Iterator[Tensor]) -> None:
+    """Pass the next block of samples to a sink, or finish it if there are no more."""
+    block = next(blocks, None)
+    if block is None:
         sink.finish()
     else:
-        sink.accept_samples(piece)
+        sink.accept_samples(block)
 
 
 class FeatureSink:
-    """A stream that is given features for samples."""
+    """Adapter for streams whose blocks are features instead of samples."""
 
     def __init__(self, stream: Stream) -> None:
         self.accept_samples = stream.accept_features

@@ -1,9 +1,9 @@
-"""What a speaker sees of the streams: results that grow, in segments, in a language that may be unknown at first."""
+"""Recognition sessions: partial and final results, segments, and languages that are identified from the audio."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Protocol
 
 from torch import Tensor
@@ -21,26 +21,27 @@ from icefall_pathways.decoding.streaming.decoder import (
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.searches import Hypothesis
+from icefall_pathways.searches.base import common_prefix_length
 
-_SILENCE = 0.001  # -60 dB of full scale: samples that never exceed it hold no speech
+_SILENCE_AMPLITUDE = 0.001  # -60 dB of full scale: audio that never exceeds it contains no speech
 
 
 @dataclass(frozen=True)
 class Result:
-    """What has been recognised in a segment up to now.
+    """Partial or final result of a segment.
 
     Attributes:
-      language: Of the pathway.
-      segment: Number of the segment, from 0.
-      start: Where it begins, in seconds from the start of the stream.
-      end: How far it has been heard.
-      tokens: Token ids.
-      times: When each token was emitted, in seconds from the start of the stream.
-      stable: Leading tokens that no later result of the segment changes; of a final one all.
-      unchanged: Leading tokens that are as in the result before, which may have been shown already.
-      revised: The result before had other or more tokens behind those.
-      is_final: The segment is over.
-      is_last: So is the session.
+      language: Language of the pathway.
+      segment: Index of the segment, from 0.
+      start: Start of the segment, in seconds from the start of the stream.
+      end: End of the decoded audio, in seconds from the start of the stream.
+      tokens: Token IDs.
+      times: Time of each token, in seconds from the start of the stream.
+      stable: Number of leading tokens that later results of the segment do not change; all tokens of a final result.
+      unchanged: Number of leading tokens that are the same as in the previous result.
+      revised: The previous result has other or more tokens after the unchanged ones.
+      is_final: The segment has ended.
+      is_last: The session has ended.
     """
 
     language: str
@@ -57,24 +58,24 @@ class Result:
 
     @property
     def changed(self) -> bool:
-        """Whether the tokens are others than in the result before."""
+        """The tokens differ from those of the previous result."""
         return self.revised or self.unchanged < len(self.tokens)
 
 
 @dataclass(eq=False)
 class Session:
-    """Somebody who speaks: one stream, or, while the language is unknown, one in each language.
+    """One recognition session: a single stream, or one stream per candidate language until it is identified.
 
     Attributes:
-      candidates: The streams; they hear the same.
-      segment: Number of the segment, from 0.
-      first_frame: Its first encoder frame.
-      previous_tokens: The tokens of the result before.
-      carried_over: Tokens and their times that the segment takes over: the last word if it may be incomplete.
-      num_samples: Samples that came.
-      first_loud: The place of the first of them that is louder than silence; infinity before.
-      last_loud: That of the last; -1 before.
-      finished: The last result was given.
+      candidates: The streams; they get the same audio.
+      segment: Index of the current segment, from 0.
+      first_frame: First encoder frame of the segment.
+      previous_tokens: Tokens of the previous result.
+      carried_over: Tokens and times taken over from the previous segment: its last word, if it may be incomplete.
+      num_samples: Number of samples received.
+      first_loud: Index of the first sample that is louder than silence; infinity if there is none.
+      last_loud: Index of the last such sample; -1 if there is none.
+      finished: The last result was returned.
     """
 
     candidates: list[Stream]
@@ -93,22 +94,22 @@ class Session:
 
     @property
     def input_finished(self) -> bool:
-        """Whether no more is to come."""
+        """No more input follows."""
         return self.candidates[0].input_finished
 
     @property
     def language(self) -> str | None:
-        """The language; None while it is unknown."""
+        """Language of the session; None while it is unknown."""
         return self.candidates[0].language if len(self.candidates) == 1 else None
 
     def accept_samples(self, samples: Tensor) -> None:
-        """Take the next samples (n,), 16 kHz, in [-1, 1].
+        """Append samples (n,), 16 kHz, in [-1, 1].
 
         Raises:
-          AudioError: They are no audio; the session is as it was.
+          AudioError: The samples are out of range; the session is unchanged.
         """
         check_samples(samples)
-        loud = samples.abs().gt(_SILENCE).nonzero()
+        loud = samples.abs().gt(_SILENCE_AMPLITUDE).nonzero()
         if loud.numel() > 0:
             self.first_loud = min(self.first_loud, self.num_samples + int(loud[0]))
             self.last_loud = self.num_samples + int(loud[-1])
@@ -118,31 +119,34 @@ class Session:
             stream.accept_features(features)
 
     def finish(self) -> None:
-        """Tell that no more is to come."""
+        """Mark the end of the input."""
         features = self.candidates[0].fbank.flush()
         for stream in self.candidates:
             stream.finish_features(features)
 
 
 class LanguageSelector(Protocol):
-    """Tells which of several languages is spoken."""
+    """A function that selects the spoken language among several."""
 
-    def __call__(self, candidates: Sequence[Stream], sound: float, ended: bool) -> Stream | None:
-        """The stream in the language that is spoken; None to go on listening, unless the audio has ended.
+    def __call__(self, candidates: Sequence[Stream], audio_seconds: float, ended: bool) -> Stream | None:
+        """Return the stream of the spoken language, or None to wait for more audio.
 
-        `sound` is how many seconds have been heard since the silence at the beginning.
+        Args:
+          candidates: One stream per language, with the same audio.
+          audio_seconds: Seconds of audio decoded since the initial silence.
+          ended: The audio has ended, so that a stream must be returned.
         """
 
 
 class Recognizer:
-    """Turns speech into results: many speakers, who come and go at any time, each in a language of their own.
+    """Runs recognition sessions, which may start and end at any time and have different languages.
 
     Args:
-      decoder: Runs the streams.
-      endpoints: When a segment is over; None: when the stream is.
-      select_language: Finds out languages; needed for speakers whose language nobody knows.
-      is_word_start: Whether a token begins a word. Where a segment is cut in the middle of speech, its last word, which
-        may go on, is then moved to the next segment; None: tokens are taken for words.
+      decoder: Decodes the streams.
+      endpoints: Endpoint detection; None: one segment per session.
+      select_language: Identifies languages; needed for sessions in an unknown language.
+      is_word_start: Returns whether a token starts a word. If a segment ends in the middle of speech, its last word,
+        which may be incomplete, moves to the next segment. None: every token is a word.
     """
 
     def __init__(
@@ -158,70 +162,70 @@ class Recognizer:
         self.is_word_start = is_word_start
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Session:
-        """Begin a session; language None means that it is to be found out.
+        """Open a session; None as the language means that it is to be identified.
 
         Raises:
-          ValueError: There is no such language, or no way to find it out.
+          ValueError: The language is unknown, or cannot be identified.
         """
         if language is not None:
             return Session([self.decoder.open(language)])
         if self.select_language is None:
-            raise ValueError("the language is unknown and this recogniser cannot find it out: name it")
+            raise ValueError("the language is not given and this recognizer cannot identify it: name it")
         return Session([self.decoder.open(candidate) for candidate in self.decoder.searches])
 
     def is_ready(self, session: Session) -> bool:
-        """Whether `advance` would do something for this session."""
+        """Return whether `advance` has something to do for this session."""
         return not session.finished and (
             self.decoder.is_ready(session.candidates[0]) or self.decoder.is_done(session.candidates[0])
         )
 
     def advance(self, sessions: Iterable[Session]) -> list[tuple[Session, Result]]:
-        """Read one chunk of every session that is ready; returns the new results.
+        """Decode one chunk of every session that is ready; returns the new results.
 
-        A session gives a result for each chunk, once its language is known, and a final one at each segment's end.
+        A session returns a partial result per chunk, once its language is known, and a final one per segment.
         """
         ready = [session for session in sessions if self.is_ready(session)]
         self.decoder.advance(stream for session in ready for stream in session.candidates)
         for session in ready:
-            self._find_language(session)
-        known = [session for session in ready if session.language is not None]
-        streams = [session.candidates[0] for session in known]
-        found = zip(known, self.decoder.results(streams), self.decoder.stable(streams), strict=True)
-        return [(session, self._show(session, hypothesis, stable)) for session, hypothesis, stable in found]
+            self._identify_language(session)
+        identified = [session for session in ready if session.language is not None]
+        streams = [session.candidates[0] for session in identified]
+        decoded = zip(identified, self.decoder.results(streams), self.decoder.stable(streams), strict=True)
+        return [(session, self._next_result(session, hypothesis, stable)) for session, hypothesis, stable in decoded]
 
-    def _find_language(self, session: Session) -> None:
+    def _identify_language(self, session: Session) -> None:
         if len(session.candidates) > 1 and self.select_language is not None:
             first = session.candidates[0]
-            begin = session.first_loud / self.decoder.fbank.sample_rate
-            sound = max(0.0, first.num_frames * FRAME_SECONDS - begin)
-            chosen = self.select_language(session.candidates, sound, self.decoder.is_done(first))
-            if chosen is not None:
-                session.candidates = [chosen]
+            start = session.first_loud / self.decoder.fbank.sample_rate
+            audio_seconds = max(0.0, first.num_frames * FRAME_SECONDS - start)
+            selected = self.select_language(session.candidates, audio_seconds, self.decoder.is_done(first))
+            if selected is not None:
+                session.candidates = [selected]
 
     def recognize(
         self, sources: Iterable[Source[Key]], num_streams: int, on_error: Callable[[Key, AudioError], None]
     ) -> Iterator[tuple[Key, Result]]:
-        """Recognise audio from many sources at a time; one that ends makes room for the next.
+        """Recognize several sources in parallel; when one ends, the next takes its place.
 
         Args:
-          sources: Their languages may be mixed; `None` as a language means that it is to be found out.
-          num_streams: Sessions that are open at a time.
-          on_error: Told of a source whose audio is bad from some place on. What was heard before is recognised.
+          sources: Sources in any languages; None as a language means that it is to be identified.
+          num_streams: Maximum number of open sessions.
+          on_error: Called with a source whose audio is bad from some point on; the audio before it is recognized.
 
         Yields:
-          Results as they come, and whose they are.
+          Key of a source, and its next result.
         """
-        waiting = iter(sources)
+        pending = iter(sources)
         active: list[tuple[Key, Iterator[Tensor], Session]] = []
         while True:
-            for source in islice(waiting, num_streams - len(active)):
-                active.append((source.key, iter(source.pieces), self.open(source.language)))
+            for source in islice(pending, num_streams - len(active)):
+                active.append((source.key, iter(source.blocks), self.open(source.language)))
             if not active:
                 return
-            for key, pieces, session in active:
+            for key, blocks, session in active:
                 try:
                     if not self.is_ready(session) and not session.input_finished:
-                        push_next(session, pieces)
+                        push_next(session, blocks)
                 except AudioError as error:
                     on_error(key, error)
                     session.finish()
@@ -230,54 +234,54 @@ class Recognizer:
                 yield keys[id(session)], result
             active = [entry for entry in active if not entry[2].finished]
 
-    def _show(self, session: Session, found: Hypothesis, stable: int) -> Result:
-        stream, before = session.candidates[0], len(session.carried_over)
-        # Models know utterances, not silence, and expect a word at the beginning.
+    def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
+        stream, num_carried = session.candidates[0], len(session.carried_over)
+        # Models are trained on speech only: they emit words in silence.
         if session.last_loud < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
-            found, stable = Hypothesis([], [], 0.0), 0
-        pause, full = self._endpoint(session, stream, found)
+            hypothesis, stable = Hypothesis([], [], 0.0), 0
+        is_pause, is_too_long = self._endpoint(session, stream, hypothesis)
         session.finished = self.decoder.is_done(stream)
-        final = pause or full or session.finished
-        tokens = [token for token, _ in session.carried_over] + found.tokens
+        is_final = is_pause or is_too_long or session.finished
+        tokens = [token for token, _ in session.carried_over] + hypothesis.tokens
         times = [time for _, time in session.carried_over]
-        times += [(session.first_frame + frame) * FRAME_SECONDS for frame in found.timestamps]
-        pairs = zip(session.previous_tokens, tokens, strict=False)
-        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        whole = self._whole_words(tokens) if full and not (pause or session.finished) else len(tokens)
+        times += [(session.first_frame + frame) * FRAME_SECONDS for frame in hypothesis.timestamps]
+        unchanged = common_prefix_length(session.previous_tokens, tokens)
+        ends_in_speech = is_too_long and not (is_pause or session.finished)
+        complete = self._complete_words(tokens) if ends_in_speech else len(tokens)
         result = Result(
             language=stream.language,
             segment=session.segment,
             start=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
             end=stream.num_frames * FRAME_SECONDS,
-            tokens=tokens[:whole],
-            times=times[:whole],
-            stable=whole if final else before + stable,
-            unchanged=min(kept, whole),
-            revised=kept < len(session.previous_tokens),
-            is_final=final,
+            tokens=tokens[:complete],
+            times=times[:complete],
+            stable=complete if is_final else num_carried + stable,
+            unchanged=min(unchanged, complete),
+            revised=unchanged < len(session.previous_tokens),
+            is_final=is_final,
             is_last=session.finished,
         )
         session.previous_tokens = tokens
-        if final:
+        if is_final:
             self.decoder.reset_hypothesis(stream)
             session.segment, session.first_frame = session.segment + 1, stream.num_frames
-            session.carried_over = list(zip(tokens, times, strict=True))[whole:]
-            session.previous_tokens = tokens[whole:]
+            session.carried_over = list(zip(tokens, times, strict=True))[complete:]
+            session.previous_tokens = tokens[complete:]
         return result
 
-    def _whole_words(self, tokens: list[int]) -> int:
-        """How many leading tokens are words that do not go on."""
+    def _complete_words(self, tokens: list[int]) -> int:
+        """Return the number of leading tokens that form complete words."""
         if self.is_word_start is None:
             return len(tokens)
-        return max((place for place, token in enumerate(tokens) if self.is_word_start(token)), default=0)
+        return max((index for index, token in enumerate(tokens) if self.is_word_start(token)), default=0)
 
-    def _endpoint(self, session: Session, stream: Stream, found: Hypothesis) -> tuple[bool, bool]:
-        """Whether the segment ends in a pause, and whether it is too long."""
+    def _endpoint(self, session: Session, stream: Stream, hypothesis: Hypothesis) -> tuple[bool, bool]:
+        """Return whether the segment ends in a pause, and whether it is too long."""
         if self.endpoints is None:
             return False, False
         length = stream.num_frames - session.first_frame
-        silence = length - (found.timestamps[-1] + 1 if found.timestamps else 0)
+        silence = length - (hypothesis.timestamps[-1] + 1 if hypothesis.timestamps else 0)
         return (
-            self.endpoints.is_pause(bool(found.tokens), silence * FRAME_SECONDS),
+            self.endpoints.is_pause(bool(hypothesis.tokens), silence * FRAME_SECONDS),
             self.endpoints.is_too_long(length * FRAME_SECONDS),
         )

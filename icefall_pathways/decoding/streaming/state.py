@@ -1,4 +1,4 @@
-"""What a model and its search remember of streams that share batches."""
+"""States of the encoder and the search for streams that share batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from icefall_pathways.searches import SearchState
 
 @dataclass(frozen=True)
 class BatchState:
-    """Of the streams of one batch, in their order.
+    """State of the streams of one batch, in their order.
 
-    It is taken apart only when the streams do not meet in the same batch again.
+    It is split only if the same streams do not form the next batch again.
 
     Attributes:
-      model: Whose states they are.
-      encoder_states: The encoder's state.
-      search_state: The search's hypotheses.
-      size: Streams.
+      model: The model that the states belong to.
+      encoder_states: Encoder state of the batch.
+      search_state: Search state of the batch.
+      size: Number of streams.
     """
 
     model: Transducer
@@ -30,22 +30,22 @@ class BatchState:
 
     @cached_property
     def encoder_states_by_stream(self) -> list[list[Tensor]]:
-        """The encoder's memory of each stream, as a batch of one."""
+        """Encoder state of each stream, as a batch of one."""
         return [self.encoder_states] if self.size == 1 else self.model.unstack_states(self.encoder_states)
 
     @cached_property
     def search_states_by_stream(self) -> Sequence[SearchState]:
-        """The hypotheses of each stream, as a batch of one."""
+        """Search state of each stream, as a batch of one."""
         return [self.search_state] if self.size == 1 else self.search_state.split()
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """Of one stream: the place `row` in a batch.
+    """State of one stream: a row of a batch.
 
     Attributes:
-      batch: With the streams that it was last read with.
-      row: Its place.
+      batch: State of the batch in which the stream was processed last.
+      row: Index of the stream in the batch.
     """
 
     batch: BatchState
@@ -53,17 +53,17 @@ class StreamState:
 
     @property
     def encoder_states(self) -> list[Tensor]:
-        """The encoder's memory, as a batch of one."""
+        """Encoder state, as a batch of one."""
         return self.batch.encoder_states_by_stream[self.row]
 
     @property
     def search_state(self) -> SearchState:
-        """The hypotheses, as a batch of one."""
+        """Search state, as a batch of one."""
         return self.batch.search_states_by_stream[self.row]
 
 
 def join_encoder_states(states: Sequence[StreamState]) -> list[Tensor]:
-    """The encoder's memory of all, as one batch in the given order."""
+    """Return the encoder states of the streams as one batch, in the given order."""
     batch = _common_batch(states)
     if batch is not None:
         return batch.encoder_states
@@ -71,7 +71,7 @@ def join_encoder_states(states: Sequence[StreamState]) -> list[Tensor]:
 
 
 def join_search_states(states: Sequence[StreamState]) -> SearchState:
-    """The hypotheses of all, as one batch in the given order."""
+    """Return the search states of the streams as one batch, in the given order."""
     batch = _common_batch(states)
     if batch is not None:
         return batch.search_state
@@ -79,9 +79,9 @@ def join_search_states(states: Sequence[StreamState]) -> SearchState:
 
 
 def _common_batch(states: Sequence[StreamState]) -> BatchState | None:
-    """The batch of which these are all rows in their order; None if there is none."""
+    """Return the batch whose rows, all and in order, are `states`; None if there is none."""
     batch = states[0].batch
     if len(states) != batch.size:
         return None
-    together = all(state.batch is batch and state.row == row for row, state in enumerate(states))
-    return batch if together else None
+    is_whole_batch = all(state.batch is batch and state.row == row for row, state in enumerate(states))
+    return batch if is_whole_batch else None
