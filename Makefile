@@ -39,7 +39,7 @@ format: env
 	$(PYTHON_BIN)/ruff format .
 
 docs: env
-	$(PYTHON_BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN)/mkdocs build --strict --quiet
 
 bench: env
 	@. tools/cpu_env.sh && \

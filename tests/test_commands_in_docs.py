@@ -32,11 +32,11 @@ def lines_of(path):
 
 
 def commands_of(path):
-    """Yield (program, arguments) of each call of a script or of icefall-pathways on its own line; $E is expanded."""
+    """Yield (program, arguments) of each call of a script or of icefall-pathways on its own line; variables are expanded."""
     variables = {}
     for line in lines_of(path):
         line = line.strip()
-        if assigned := re.fullmatch(r'(E)="(.*)"', line):
+        if assigned := re.fullmatch(r'([A-Z])="(.*)"', line):
             variables[assigned[1]] = assigned[2]
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
