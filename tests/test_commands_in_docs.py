@@ -32,7 +32,7 @@ def lines_of(path):
 
 
 def commands_of(path):
-    """Yield (program, arguments) of each call of a script or of icefall-pathways on its own line, variables expanded."""
+    """Yield (program, arguments) of each call of a script or icefall-pathways on its own line, variables expanded."""
     variables = {}
     for line in lines_of(path):
         line = line.strip()
