@@ -29,7 +29,7 @@ from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training import runs  # noqa: F401  (imported for the forked runs)
 
-_PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
+PARTS = ("model", "model_avg", "optimizer", "masks", "gradients")
 TRAIN = Path(__file__).resolve().parents[1] / "egs/mls/ASR/pruned_transducer_pathways/train.py"
 
 
@@ -66,7 +66,7 @@ def soak(config: SoakConfig, options: list[str]) -> str:
         raise ValueError(f"{config.exp_dir} is not empty, and its run would be resumed: choose another folder")
     start_time = time.monotonic()
     uninterrupted, killed = config.exp_dir / "uninterrupted", config.exp_dir / "killed"
-    start = partial(_fork if config.fork else _spawn, options=options)
+    start = partial(start_fork if config.fork else start_process, options=options)
     reference = start(uninterrupted)
     try:
         kills = _run_and_kill(config, partial(start, killed))
@@ -78,7 +78,7 @@ def soak(config: SoakConfig, options: list[str]) -> str:
     if differing:
         raise ValueError(f"after {kills} the runs differ in {len(differing)} tensors: {', '.join(differing[:5])}, ...")
     counts = ", ".join(f"{count} {name}" for name, count in kills.items())
-    return f"{counts} in {minutes:.1f} minutes; after update {update} {', '.join(_PARTS)} are bitwise identical"
+    return f"{counts} in {minutes:.1f} minutes; after update {update} {', '.join(PARTS)} are bitwise identical"
 
 
 def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[str, int]:
@@ -136,7 +136,8 @@ class Fork:
 Process = subprocess.Popen[bytes] | Fork
 
 
-def _fork(exp_dir: Path, options: list[str]) -> Process:
+def start_fork(exp_dir: Path, options: list[str]) -> Process:
+    """Start train.py in a fork of this process, with its output in EXP_DIR.log."""
     exp_dir.parent.mkdir(parents=True, exist_ok=True)
     if pid := os.fork():
         return Fork(pid)
@@ -155,7 +156,8 @@ def _fork(exp_dir: Path, options: list[str]) -> Process:
         os._exit(code)
 
 
-def _spawn(exp_dir: Path, options: list[str]) -> Process:
+def start_process(exp_dir: Path, options: list[str]) -> Process:
+    """Start train.py in a new process, with its output in EXP_DIR.log."""
     log = exp_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(TRAIN), "--exp-dir", str(exp_dir), *options]
@@ -183,7 +185,7 @@ def compare(uninterrupted: Path, killed: Path) -> tuple[int, list[str]]:
 
 def _flatten(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
     tensors = {"update": torch.tensor(checkpoint["update"])}
-    for part in _PARTS:
+    for part in PARTS:
         for name, value in checkpoint[part].items():
             values = value if isinstance(value, dict) else {"": value}
             tensors |= {f"{part}/{name}/{key}": tensor for key, tensor in values.items()}
