@@ -80,7 +80,7 @@ def set_position(model: nn.Module, position: float) -> None:
 
 
 def regularizer_state(model: nn.Module) -> dict[str, float]:
-    """Return the state of the regularizers of `model`, by module name, which a resumed run needs to be identical."""
+    """Return the state of the regularizers of `model`, by module name; a resumed run continues identically with it."""
     return {name: module.probability for name, module in model.named_modules() if isinstance(module, Whiten)}
 
 

@@ -3,7 +3,7 @@
 import json
 import runpy
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ from icefall_pathways.models.encoder_options import Architecture, EncoderOptions
 from icefall_pathways.models.registry import ENCODERS, EncoderSpec
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import from_dict, parse, to_dict
+from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.optimization import with_optimizer
+from icefall_pathways.training.option_checks import check_training_options
 
 _VOCAB_SIZE = 20
 _CHUNK_FRAMES = 2  # encoder frames
@@ -126,6 +129,14 @@ def test_options_of_a_registered_encoder_are_command_line_options(model_config):
 def test_config_of_a_registered_encoder_survives_json(model_config):
     config = model_config(encoder_type="toy", toy_hidden_dim=4)
     assert from_dict(model_config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_training_uses_optimizer_and_options_of_a_registered_encoder(model_config):
+    config = with_optimizer(ExperimentConfig(model=model_config(encoder_type="toy", toy_hidden_dim=4)))
+    assert config.training.optimizer == "scaled-adam"
+    check_training_options(config, None)
+    with pytest.raises(ValueError, match="--nhead has no effect with --encoder-type toy"):
+        check_training_options(replace(config, model=model_config(encoder_type="toy", nhead=2)), None)
 
 
 def test_registered_encoder_learns_in_the_transducer(model_config):

@@ -32,8 +32,8 @@ OF_THE_HOST = {
     ("batch.py", "total_tokens"),  # number of tokens of the batch, which the data loader gives
     ("objective.py", "seconds_of"),  # lengths of the batch, which the data loader gives
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
-    ("scaled_adam.py", "_clip"),  # the number of the step, which its state keeps on the CPU
-    ("scaled_adam.py", "_update_part"),
+    ("scaled_adam.py", "_clipping_factor"),  # the number of the step, which its state keeps on the CPU
+    ("scaled_adam.py", "_update_group"),
     ("scaled_adam.py", "_growth"),
 }
 # Checks inside of k2, once in each of its two losses: the library can do nothing about them.

@@ -55,10 +55,10 @@ class ChunkCausalConvolution(nn.Module):
     def scale(self, chunk: int) -> Tensor:
         """Return the factor of each frame of a chunk (chunk, C)."""
         left, right = self.chunkwise_conv_scale
-        missing = chunk - self.kernel
-        if missing < 0:
+        unscaled = chunk - self.kernel  # frames far from both edges
+        if unscaled < 0:
             return 1.0 + (left[:, :chunk] + right[:, -chunk:]).t()
-        return 1.0 + (F.pad(left, (0, missing)) + F.pad(right, (missing, 0))).t()
+        return 1.0 + (F.pad(left, (0, unscaled)) + F.pad(right, (unscaled, 0))).t()
 
 
 class FoldedChunkConvolution(nn.Module):
@@ -109,7 +109,7 @@ class SymmetricConvolution(nn.Conv1d):
         super().__init__(dim, dim, kernel, groups=dim, padding=kernel // 2)
 
     def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Convolve frames (N, T, C); `cached` and `chunk` are unused, as in `ChunkCausalConvolution`'s signature."""
+        """Convolve frames (N, T, C). The signature is that of `ChunkCausalConvolution`; `chunk` has no effect."""
         return _depthwise_conv1d(x.unsqueeze(1), self, padding=self.kernel_size[0] // 2).squeeze(1), cached
 
 

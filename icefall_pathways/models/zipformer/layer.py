@@ -135,21 +135,21 @@ class ZipformerLayer(Scheduled):
         """
         key, nonlin, value1, value2, conv1, conv2 = states
         start, left = x, plan.left
-        attention_mask = None  # 1 for sequences that use attention in this call
+        kept_sequences = None  # 1 where a sequence uses attention in this call
         if skip := self.rate(_SKIP_RATE):
-            attention_mask = keep_sequences(x, skip)
+            kept_sequences = keep_sequences(x, skip)
         weights, key = self.self_attn_weights(x, key, plan)
         x = x + self.feed_forward1(x)
         branch, nonlin = self.nonlin_attention(x, self._nonlin_weights(weights, plan), nonlin, left)
-        x = _add(x, self.balancer_na(branch), attention_mask)
+        x = _add(x, self.balancer_na(branch), kept_sequences)
         branch, value1 = self.self_attn1(x, weights, value1, left)
-        x = _add(x, branch, attention_mask)
+        x = _add(x, branch, kept_sequences)
         branch, conv1 = self.conv_module1(x, conv1, plan)
         x = x + drop_sequences(branch, skip)
         x = x + drop_sequences(self.balancer_ff2(self.feed_forward2(x)), self.rate(_FEED_FORWARD_SKIP_RATE))
         x = self.bypass_mid(start, x)
         branch, value2 = self.self_attn2(x, weights, value2, left)
-        x = _add(x, branch, attention_mask)
+        x = _add(x, branch, kept_sequences)
         branch, conv2 = self.conv_module2(x, conv2, plan)
         x = x + drop_sequences(branch, skip)
         x = x + drop_sequences(self.balancer_ff3(self.feed_forward3(x)), self.rate(_FEED_FORWARD_SKIP_RATE))
