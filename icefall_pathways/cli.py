@@ -30,6 +30,7 @@ SCRIPTS = {
     "study": "pruned_transducer_pathways/study.py",
     "make-mini-corpus": "local/make_mini_corpus.py",
     "download-mls": "local/download_mls.py",
+    "get-corpus": "local/get_corpus.py",
     "prepare-manifests": "local/prepare_manifests.py",
     "compute-fbank": "local/compute_fbank.py",
     "compute-fbank-musan": "local/compute_fbank_musan.py",

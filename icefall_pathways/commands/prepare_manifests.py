@@ -8,7 +8,7 @@ Usage:
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.corpora.registry import get_corpus
+from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
 
 __all__ = ["Config", "run"]
@@ -18,8 +18,8 @@ __all__ = ["Config", "run"]
 class Config:
     """Options of the conversion."""
 
-    corpus: str = "mls"
-    """Layout of the corpus: mls (also for mini), or another name in corpora/registry.py."""
+    corpus: CorpusName = "mls"
+    """Name of the corpus in corpora/registry.py; mini has the layout of mls."""
 
     corpus_dir: Path = Path("download/mls")
     """Folder of the corpus; of MLS, the one that holds mls_<language> folders."""
@@ -43,7 +43,9 @@ class Config:
 def run(config: Config) -> None:
     """Write the manifests and print the numbers of kept and rejected utterances."""
     languages = parse_languages(config.languages)
-    prepare = get_corpus(config.corpus).prepare_manifests
+    spec = get_corpus(config.corpus)
+    spec.check_languages(languages)
+    prepare = spec.load().prepare_manifests
     report = prepare(config.corpus_dir, config.output_dir, languages, config.subset, config.num_jobs)
     print(report.table())
     report.check(config.max_dropped_share)

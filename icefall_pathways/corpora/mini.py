@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,9 +27,12 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
+from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
+
+__all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
 
 _OPTIONS_FILE = "mini_corpus.json"
 _HELD_OUT_SPEAKERS = 8  # in dev, and as many others in test
@@ -169,6 +172,12 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
             f"with fewer processes than --num-jobs {jobs}; what is finished is kept"
         ) from error
     write_json(config.corpus_dir / _OPTIONS_FILE, _options(config) | {"finished": True})
+
+
+def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
+    """Synthesize the corpus with default options, see `CorpusModule`."""
+    codes = " ".join(language.code for language in languages)
+    make_mini_corpus(MiniCorpusConfig(corpus_dir, codes, num_jobs=num_jobs))
 
 
 def _options(config: MiniCorpusConfig) -> dict[str, object]:

@@ -15,6 +15,7 @@ from lhotse import Recording, SupervisionSegment
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
@@ -44,6 +45,11 @@ def language_folder(corpus_dir: Path, language: Language) -> Path:
     raise CorpusError(
         f"no {' or '.join(names)} in {corpus_dir} (found: {found or 'nothing'}): check --corpus-dir and --languages"
     )
+
+
+def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
+    """Download the corpus with default options, see `CorpusModule`; files are downloaded one after the other."""
+    download_mls(DownloadConfig(corpus_dir, " ".join(language.code for language in languages)))
 
 
 def prepare_manifests(

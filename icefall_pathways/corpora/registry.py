@@ -1,29 +1,27 @@
 """The corpora that prepare.sh can process, by the value of --corpus.
 
-To add a corpus, write a module with its `prepare_manifests` function and add a line to `CORPORA`; everything after the
+To add a corpus, write a module with the functions of `CorpusModule` and add a line to `CORPORA`. Everything after the
 manifests (features, tokenizer, training, decoding, result files) depends only on their names, see
 `icefall_pathways.corpora.layout`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from icefall_pathways.corpora.download import DownloadConfig, download_mls
-from icefall_pathways.corpora.mini import MiniCorpusConfig, make_mini_corpus
-from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import LANGUAGES, Language, LanguageCode
 
 
-class PrepareManifests(Protocol):
-    """Writes the recording and supervision manifests of every split of some languages."""
+class CorpusModule(Protocol):
+    """Functions of the module of a corpus."""
 
-    def __call__(
+    def prepare_manifests(
         self, corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
     ) -> CorpusReport:
-        """Write the manifests to the paths that `SplitFiles` defines.
+        """Write the recording and supervision manifests of every split; `layout.write_manifests` does so atomically.
 
         Args:
           corpus_dir: Folder of the corpus.
@@ -33,29 +31,14 @@ class PrepareManifests(Protocol):
           num_jobs: Files to read in parallel.
 
         Returns:
-          The numbers of kept and rejected utterances.
+          The numbers of kept and dropped utterances.
 
         Raises:
-          CorpusError: FeatureShards of the corpus are missing, or there is no such subset.
+          CorpusError: Parts of the corpus are missing, or there is no such subset.
         """
 
-
-@dataclass(frozen=True)
-class Acquisition:
-    """A function that downloads or synthesizes a corpus.
-
-    Attributes:
-      config: Dataclass of its options, `corpus_dir` and `languages` among them, each with a default.
-      run: Brings the corpus into `corpus_dir`; skips what is complete.
-    """
-
-    config: type
-    run: Callable[[Any], None]
-
-    def __call__(self, options: Mapping[str, Any]) -> None:
-        """Run with the options that `config` has; other options are ignored."""
-        names = {field.name for field in fields(self.config)}
-        self.run(self.config(**{name: value for name, value in options.items() if name in names}))
+    def acquire(self, corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
+        """Download or synthesize the corpus; complete parts are skipped. Only for corpora with `acquire_command`."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +47,44 @@ class CorpusSpec:
 
     Attributes:
       name: Value of --corpus.
-      description: Text for --help.
+      description: One line for documentation.
+      module: Name of its module, a `CorpusModule`; it is imported on first use.
       languages: Codes of the languages that it offers.
-      prepare_manifests: Writes its manifests.
-      acquire: Downloads or synthesizes it; None if the user has to provide --corpus-dir.
-      synthetic: Whether `acquire` also runs, and verifies, in an existing --corpus-dir. A downloaded corpus is used as
-        it is.
-      content_options: Names of the options that determine its manifests; changed values invalidate prepared data.
+      acquire_command: Command that downloads or synthesizes it: "get_corpus", which calls `acquire`, or a command with
+        more options. None: the user has to provide --corpus-dir.
+      acquire_options: Options of prepare.sh that the command receives besides the corpus folder and the languages.
+      content_options: Options of prepare.sh that determine the manifests; changed values invalidate prepared data.
+      synthetic: Whether the command also runs in an existing --corpus-dir, to verify or complete it. A downloaded
+        corpus is used as it is.
     """
 
     name: str
     description: str
-    languages: tuple[LanguageCode, ...]
-    prepare_manifests: PrepareManifests
-    acquire: Acquisition | None = None
-    synthetic: bool = False
+    module: str
+    languages: tuple[LanguageCode, ...] = tuple(LANGUAGES)
+    acquire_command: str | None = None
+    acquire_options: tuple[str, ...] = ("num_jobs",)
     content_options: tuple[str, ...] = ("subset",)
+    synthetic: bool = False
+
+    def load(self) -> CorpusModule:
+        """Import the module."""
+        return cast(CorpusModule, import_module(self.module))
+
+    def check_languages(self, languages: Sequence[Language]) -> None:
+        """Check that the corpus offers all given languages.
+
+        Raises:
+          CorpusError: It does not.
+        """
+        if missing := [language.code for language in languages if language.code not in self.languages]:
+            raise CorpusError(
+                f"--languages: the corpus {self.name} does not offer {' '.join(missing)}; expected some of "
+                f"{' '.join(self.languages)}"
+            )
 
 
-_MINI_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
+_SIZE_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
 
 CORPORA: dict[str, CorpusSpec] = {
     spec.name: spec
@@ -90,21 +92,27 @@ CORPORA: dict[str, CorpusSpec] = {
         CorpusSpec(
             name="mini",
             description="the embedded corpus: synthetic speech in MLS layout",
-            languages=tuple(LANGUAGES),
-            prepare_manifests=prepare_manifests,
-            acquire=Acquisition(MiniCorpusConfig, make_mini_corpus),
+            module="icefall_pathways.corpora.mini",
+            acquire_command="make_mini_corpus",
+            acquire_options=(*_SIZE_OPTIONS, "num_jobs"),
+            content_options=_SIZE_OPTIONS,
             synthetic=True,
-            content_options=_MINI_OPTIONS,
         ),
         CorpusSpec(
             name="mls",
             description="Multilingual LibriSpeech, or any folder in its layout",
-            languages=tuple(LANGUAGES),
-            prepare_manifests=prepare_manifests,
-            acquire=Acquisition(DownloadConfig, download_mls),
+            module="icefall_pathways.corpora.mls",
+            acquire_command="download_mls",
+            acquire_options=("audio_format", "base_url"),
         ),
     )
 }
+
+
+if TYPE_CHECKING:
+    CorpusName = str
+else:
+    CorpusName = Literal[tuple(CORPORA)]  # lists the choices in --help
 
 
 def get_corpus(name: str) -> CorpusSpec:
@@ -114,5 +122,5 @@ def get_corpus(name: str) -> CorpusSpec:
       CorpusError: There is no such corpus; the message lists all corpora.
     """
     if name not in CORPORA:
-        raise CorpusError(f"--corpus {name}: expected {' or '.join(CORPORA)}")
+        raise CorpusError(f"--corpus {name}: expected one of {', '.join(CORPORA)}")
     return CORPORA[name]

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import Job, Step
-from icefall_pathways.recipe.prepare import Corpus, PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
 from icefall_pathways.recipe.programs import option_words, program, read_options
 
 _SCRIPTS = "pruned_transducer_pathways"
@@ -15,7 +16,7 @@ _SCRIPTS = "pruned_transducer_pathways"
 class ExperimentsConfig:
     """Options of the run and of the study."""
 
-    corpus: Corpus = "mls"
+    corpus: CorpusName = "mls"
     """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
 
     corpus_dir: str = ""

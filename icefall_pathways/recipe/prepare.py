@@ -4,13 +4,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.recipe.environment import num_cores
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
-
-Corpus = Literal["mini", "mls"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class PrepareConfig:
     stop_stage: int = 100
     """Last stage to run."""
 
-    corpus: Corpus = "mini"
+    corpus: CorpusName = "mini"
     """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
 
     corpus_dir: str = ""
@@ -154,39 +152,35 @@ def _stages(config: PrepareConfig, environ: Mapping[str, str]) -> Iterator[_Stag
 
 def _corpus_options(config: PrepareConfig) -> str:
     """Return the options that decide the content of the corpus; done marks of existing data folders hold them."""
-    words = [config.corpus, config.corpus_folder, config.languages]
-    if config.corpus == "mls":
-        return " ".join([*words, config.subset])
-    sizes = (config.hours_per_language, config.hours, config.content, config.dev_utterances, config.test_utterances)
-    return " ".join([*words, *map(as_typed, sizes), str(config.seed)])
+    values = [as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options]
+    return " ".join([config.corpus, config.corpus_folder, config.languages, *values])
 
 
 def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
-    """Return the command, or no command and a message if the corpus exists."""
-    if config.corpus == "mini":
-        command = program("local", "make_mini_corpus") + option_words(
-            corpus_dir=config.corpus_folder,
-            languages=config.languages,
-            hours=config.hours,
-            hours_per_language=config.hours_per_language,
-            content=config.content,
-            dev_utterances=config.dev_utterances,
-            test_utterances=config.test_utterances,
-            seed=config.seed,
-            num_jobs=config.num_jobs,
-        )
-        return command, ""
-    if config.corpus_dir and Path(config.corpus_dir).is_dir():
+    """Return the command, or no command and a message if the corpus exists.
+
+    Raises:
+      ValueError: The corpus cannot be downloaded or synthesized, and --corpus-dir is not an existing folder.
+    """
+    spec = get_corpus(config.corpus)
+    if not spec.synthetic and config.corpus_dir and Path(config.corpus_dir).is_dir():
         return (), f"The corpus is in {config.corpus_dir}"
-    command = program("local", "download_mls") + option_words(
-        corpus_dir=config.corpus_folder, languages=config.languages, audio_format=config.audio_format
-    )
-    return command + (option_words(base_url=config.base_url) if config.base_url else ()), ""
+    if spec.acquire_command is None:
+        raise ValueError(
+            f"--corpus {spec.name} cannot be downloaded: expected an existing folder as --corpus-dir, found "
+            f"{config.corpus_dir!r}"
+        )
+    words = () if spec.acquire_command != "get_corpus" else option_words(corpus=config.corpus)
+    words += option_words(corpus_dir=config.corpus_folder, languages=config.languages)
+    values = {name: getattr(config, name) for name in spec.acquire_options}
+    words += option_words(**{name: value for name, value in values.items() if value != ""})  # "" is the default
+    return program("local", spec.acquire_command) + words, ""
 
 
 def _manifests_command(config: PrepareConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
     cores = config.num_jobs if config.num_jobs > 0 else num_cores(environ)
     return program("local", "prepare_manifests") + option_words(
+        corpus=config.corpus,
         corpus_dir=config.corpus_folder,
         output_dir=config.data_dir / "manifests",
         languages=config.languages,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import parse_languages
@@ -26,7 +27,7 @@ _SETTINGS = (
 class StudyConfig(ExperimentsConfig):
     """Options of the study."""
 
-    corpus: experiments.Corpus = "mini"
+    corpus: CorpusName = "mini"
     """mini: the embedded corpus, with the settings of the demo; mls: Multilingual LibriSpeech or its layout."""
 
     seeds: str = "1 2 3"

@@ -1,16 +1,16 @@
 """A new corpus is one module and one registry line: a toy corpus passes through the whole recipe."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 import toy_corpus
 from lhotse import CutSet
 
+from icefall_pathways.commands import get_corpus as get_corpus_command
 from icefall_pathways.commands import prepare_manifests
 from icefall_pathways.corpora.layout import SPLITS
-from icefall_pathways.corpora.registry import CORPORA, Acquisition, get_corpus
+from icefall_pathways.corpora.registry import CORPORA, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, summarize_cuts, transcripts
@@ -18,13 +18,18 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
 
 
 @pytest.fixture
-def prepared(tmp_path, monkeypatch):
-    """The folder of the toy corpus with its manifests and features, made by way of the registry."""
+def registered(monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", toy_corpus.SPEC)
-    toy_corpus.make_toy_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def prepared(tmp_path, registered):
+    """The folder of the toy corpus with its manifests and features, made by way of the registry."""
+    get_corpus_command.run(get_corpus_command.Config("toy", tmp_path / "corpus", "en"))
     prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", "en"))
     config = ComputeFbankConfig(tmp_path / "manifests", tmp_path / "fbank", "en", num_jobs=1)
     assert compute_fbank(config).kept == {("en", split): 3 for split in SPLITS}
@@ -51,26 +56,39 @@ def test_results_are_named_after_the_corpus(prepared, experiment, exp_dir):
     assert names == {"recogs-toy-english", "errs-toy-english", "wer-summary-toy-english", "wer-summary-all-toy"}
 
 
+def test_prepare_sh_runs_a_registered_corpus(tmp_path, registered):
+    config = PrepareConfig(corpus="toy", languages="en", num_jobs=1)
+    acquire, manifests, *_ = (job.steps[0] for job in prepare_jobs(config, {}))
+    words = "--corpus toy --corpus-dir download/toy --languages en --num-jobs 1"
+    assert " ".join(acquire.command[-8:]) == words
+    assert " --corpus toy " in " ".join(manifests.command)
+    assert acquire.mark_text == manifests.mark_text == "toy download/toy en train"
+    existing = prepare_jobs(replace(config, corpus_dir=str(tmp_path)), {})[0].steps[0]
+    assert existing.command == () and existing.message == f"The corpus is in {tmp_path}"
+
+
+def test_a_corpus_that_cannot_be_downloaded_requires_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(CORPORA, "toy", replace(toy_corpus.SPEC, acquire_command=None))
+    with pytest.raises(ValueError, match=r"--corpus toy cannot be downloaded: expected an existing folder"):
+        prepare_jobs(PrepareConfig(corpus="toy"), {})
+    with pytest.raises(CorpusError, match=r"--corpus toy cannot be downloaded: obtain it"):
+        get_corpus_command.run(get_corpus_command.Config("toy", tmp_path, "en"))
+
+
+def test_a_language_that_the_corpus_does_not_offer_is_rejected(tmp_path, registered):
+    config = prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", "en fr nl")
+    with pytest.raises(CorpusError, match=r"the corpus toy does not offer fr nl; expected some of en"):
+        prepare_manifests.run(config)
+
+
 def test_corpora_of_the_recipe_are_registered():
     assert list(CORPORA) == ["mini", "mls"]
-    assert all(get_corpus(name).name == name for name in CORPORA)
+    for name, spec in CORPORA.items():
+        assert get_corpus(name) is spec and spec.name == name
+        assert callable(spec.load().prepare_manifests) and callable(spec.load().acquire)
     assert "hours" in CORPORA["mini"].content_options and CORPORA["mls"].content_options == ("subset",)
 
 
 def test_an_unknown_corpus_is_rejected_with_the_known_names():
-    with pytest.raises(CorpusError, match=r"^--corpus x: expected mini or mls$"):
+    with pytest.raises(CorpusError, match=r"^--corpus x: expected one of mini, mls$"):
         get_corpus("x")
-
-
-def test_acquisition_passes_only_the_options_of_its_corpus():
-    received = []
-    acquire = Acquisition(_Options, received.append)
-    acquire({"corpus_dir": Path("c"), "languages": "fr", "audio_format": "opus"})
-    assert received == [_Options(Path("c"), "fr", seed=1)]
-
-
-@dataclass
-class _Options:
-    corpus_dir: Path
-    languages: str
-    seed: int = 1

@@ -15,10 +15,10 @@ from icefall_pathways.languages import Language, LanguageCode
 TEXTS = ("one two three", "two three", "three one")
 
 
-def prepare_toy_manifests(
+def prepare_manifests(
     corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
 ) -> CorpusReport:
-    """Write the manifests of all splits; see `PrepareManifests`."""
+    """Write the manifests of all splits; see `CorpusModule`."""
     if subset != "train":
         raise CorpusError(f"--subset {subset}: the toy corpus has no subsets; expected train")
     report = CorpusReport()
@@ -42,13 +42,15 @@ def _read_split(
         )
 
 
-SPEC = CorpusSpec("toy", "a toy corpus", (LanguageCode("en"),), prepare_toy_manifests)
+def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
+    """Write three utterances per split of each language."""
+    for language in languages:
+        for split in SPLITS:
+            for index, text in enumerate(TEXTS):
+                path = corpus_dir / language.name / split / f"{split}-{index}.wav"
+                write_audio(path, seconds=1.0 + 0.5 * index, seed=index)
+                path.with_suffix(".txt").write_text(text, encoding="utf-8")
 
 
-def make_toy_corpus(folder: Path) -> None:
-    """Write a toy corpus of English with three utterances per split."""
-    for split in SPLITS:
-        for index, text in enumerate(TEXTS):
-            path = folder / "english" / split / f"{split}-{index}.wav"
-            write_audio(path, seconds=1.0 + 0.5 * index, seed=index)
-            path.with_suffix(".txt").write_text(text, encoding="utf-8")
+#: The line of the registry.
+SPEC = CorpusSpec("toy", "a toy corpus", "toy_corpus", (LanguageCode("en"),), acquire_command="get_corpus")

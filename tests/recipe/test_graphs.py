@@ -34,10 +34,10 @@ PRUNE = "--sparsity 0.7 --prune-rounds 4"
 #: Job -> script and options of its command.
 DEMO = {
     "corpus": "local/make_mini_corpus.py --corpus-dir download/mini --languages 'en fr it nl' "
-    "--hours 'en=1.4 fr=0.9 it=0.4 nl=0.9' --hours-per-language 0.4 --content numbers --dev-utterances 100 "
+    "--hours-per-language 0.4 --hours 'en=1.4 fr=0.9 it=0.4 nl=0.9' --content numbers --dev-utterances 100 "
     "--test-utterances 150 --seed 42 --num-jobs 0",
-    "manifests": "local/prepare_manifests.py --corpus-dir download/mini --output-dir data/demo/manifests "
-    "--languages 'en fr it nl' --subset train --max-dropped-share 0.1 --num-jobs 4",
+    "manifests": "local/prepare_manifests.py --corpus mini --corpus-dir download/mini "
+    "--output-dir data/demo/manifests --languages 'en fr it nl' --subset train --max-dropped-share 0.1 --num-jobs 4",
     "features": "local/compute_fbank.py --manifest-dir data/demo/manifests --output-dir data/demo/fbank "
     "--languages 'en fr it nl' --store-feats 1 --perturb-speed 0 --max-dropped-share 0.1 --num-jobs 0",
     "tokens": "local/train_bpe.py --cuts-dir data/demo/fbank --languages 'en fr it nl' --vocab-size 100 "
