@@ -29,7 +29,7 @@ def read_blocks(cut: MonoCut, size: int) -> Iterator[Tensor]:
         while True:
             try:
                 block = next(blocks, None)
-            except Exception as error:  # each of lhotse's backends has errors of its own
+            except Exception as error:  # every audio backend of lhotse raises different errors
                 raise AudioError(f"cannot read its audio: {first_line(error)}") from error
             if block is None:
                 return

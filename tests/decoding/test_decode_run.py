@@ -74,18 +74,18 @@ def _with_beam(exp_dir, **options):
 
 
 def test_hotwords_and_language_models_per_language(exp_dir, experiment, tmp_path):
-    plain = _decode_alone(_with_beam(exp_dir))
+    plain = _run_decode(_with_beam(exp_dir))
     assert not any("drie" in line for line in plain)
     (tmp_path / "en.txt").write_text("one :0\n")
     (tmp_path / "nl.txt").write_text("drie\n")
-    biased = _decode_alone(_with_beam(exp_dir, context_file=tmp_path / "{language}.txt", context_score=60.0))
+    biased = _run_decode(_with_beam(exp_dir, context_file=tmp_path / "{language}.txt", context_score=60.0))
     assert [line for line in biased if line.startswith("en")] == [line for line in plain if line.startswith("en")]
     assert any("drie" in line for line in biased)
     words = Tokenizer(experiment / "bpe.model").symbols
     unigrams = "".join(f"{-0.1 if word == words[9] else -5}\t{word}\n" for word in words[1:])
     (tmp_path / "lm.arpa").write_text(f"\\data\\\nngram 1={len(words) - 1}\n\n\\1-grams:\n{unigrams}\n\\end\\\n")
     fused = _with_beam(exp_dir, ngram_lm=tmp_path / "lm.arpa", ngram_lm_scale=0.8)
-    assert sum(line.count(words[9].strip("▁")) for line in _decode_alone(fused)) > 10
+    assert sum(line.count(words[9].strip("▁")) for line in _run_decode(fused)) > 10
     assert "ngram-lm-scale-0.8" in next(fused.results_dir.glob("recogs-*")).name
     with pytest.raises(ValueError, match=r"fr\.txt"):
         decode(_with_beam(exp_dir, context_file=tmp_path / "fr.txt"))
@@ -109,7 +109,7 @@ def test_nbest(exp_dir):
     assert 0.5 < max(times) < 0.9  # the cuts last up to 0.875 s
 
 
-def _decode_alone(config):
+def _run_decode(config):
     """Decode after removing earlier results; returns the hypotheses."""
     shutil.rmtree(config.results_dir, ignore_errors=True)
     decode(config)
@@ -118,12 +118,12 @@ def _decode_alone(config):
 
 def test_each_language_uses_its_pathway(exp_dir):
     config = DecodeConfig(exp_dir=exp_dir)
-    dense = _decode_alone(config)
+    dense = _run_decode(config)
     masks = halves(exp_dir)
-    assert _decode_alone(replace(config, masks="none")) == dense
-    masked = _decode_alone(config)
+    assert _run_decode(replace(config, masks="none")) == dense
+    masked = _run_decode(config)
     assert masked != dense
-    assert _decode_alone(replace(config, masks=str(exp_dir / "masks.safetensors"))) == masked
+    assert _run_decode(replace(config, masks=str(exp_dir / "masks.safetensors"))) == masked
     # A checkpoint with zero weights outside a pathway gives the same results without masks.
     path = exp_dir / "checkpoint-5.pt"
     original = checkpoints.read(path)
@@ -131,8 +131,8 @@ def test_each_language_uses_its_pathway(exp_dir):
         weights = dict(original["model_avg"])
         weights.update({name: weights[name] * masks.mask(name, language) for name in masks.names})
         checkpoints.save({**original, "model_avg": weights}, path)
-        alone = _decode_alone(replace(config, masks="none", languages=language))
-        assert alone == [line for line in masked if line.startswith(language)]
+        hypotheses = _run_decode(replace(config, masks="none", languages=language))
+        assert hypotheses == [line for line in masked if line.startswith(language)]
 
 
 def test_missing_manifest_is_refused(exp_dir, experiment):

@@ -120,18 +120,18 @@ def test_batch_composition_does_not_change_results(model, search):
     """Reordered, smaller and larger batches of streams, compared with single streams."""
     decoder = StreamingDecoder(model, search, FbankConfig())
     features = [torch.randn(8 * model.chunk_shift, 80) * 3 - 8 for _ in range(3)]
-    streams, alone = [decoder.open() for _ in features], [decoder.open() for _ in features]
-    for stream, single, x in zip(streams, alone, features, strict=True):
+    streams, singles = [decoder.open() for _ in features], [decoder.open() for _ in features]
+    for stream, single, x in zip(streams, singles, features, strict=True):
         stream.accept_features(x)
         single.accept_features(x)
     for order in ([0, 1], [0, 1], [1, 0], [1], [1, 2, 0], [1, 2, 0], [2, 0]):
         assert len(decoder.advance([streams[i] for i in order])) == len(order)
         for i in order:
-            decoder.advance([alone[i]])
+            decoder.advance([singles[i]])
         queried = order[::-1]
-        _assert_same(decoder.results([streams[i] for i in queried]), decoder.results([alone[i] for i in queried]))
+        _assert_same(decoder.results([streams[i] for i in queried]), decoder.results([singles[i] for i in queried]))
         for i in order:
-            for state, expected in zip(streams[i].state.encoder_states, alone[i].state.encoder_states, strict=True):
+            for state, expected in zip(streams[i].state.encoder_states, singles[i].state.encoder_states, strict=True):
                 torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
 
 

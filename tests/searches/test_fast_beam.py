@@ -45,10 +45,10 @@ def test_chunks_and_batches_do_not_change_results(make_head, case):
         search.results(run(search, out[None, :length], length[None]))[0]
         for out, length in zip(case["encoder_out"], case["lens"], strict=True)
     ]
-    for others in (chunked, single):
-        assert [x.tokens for x in others] == [x.tokens for x in whole]
-        assert [x.timestamps for x in others] == [x.timestamps for x in whole]
-        assert [x.log_prob for x in others] == pytest.approx([x.log_prob for x in whole], abs=1e-3)
+    for hypotheses in (chunked, single):
+        assert [x.tokens for x in hypotheses] == [x.tokens for x in whole]
+        assert [x.timestamps for x in hypotheses] == [x.timestamps for x in whole]
+        assert [x.log_prob for x in hypotheses] == pytest.approx([x.log_prob for x in whole], abs=1e-3)
 
 
 def test_streams_join_and_leave_a_batch(make_head):

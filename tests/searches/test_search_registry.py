@@ -18,7 +18,7 @@ class SlowSearchOptions(SearchOptions):
     """A search as another module would define it."""
 
     patience: float = 1.0
-    """An option of this search alone."""
+    """An option that only this search has."""
 
     def build(self, model, tokenizer, language):
         search = GreedySearch(model, self.blank_penalty)
@@ -54,7 +54,7 @@ def test_help_lists_all_searches_and_their_options(config_module, capsys, monkey
         parse(config_module.SearchConfig, "", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "{greedy_search,modified_beam_search,fast_beam_search,slow_search}" in text
-    assert "An option of this search alone." in text
+    assert "An option that only this search has." in text
 
 
 def test_unknown_search_is_refused_with_the_known_ones(make_head):

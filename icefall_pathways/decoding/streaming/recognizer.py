@@ -39,7 +39,7 @@ class Result:
       times: Time of each token, in seconds from the start of the stream.
       stable: Number of leading tokens that later results of the segment do not change; all tokens of a final result.
       unchanged: Number of leading tokens that are the same as in the previous result.
-      revised: The previous result has other or more tokens after the unchanged ones.
+      revised: The previous result has different or additional tokens after the unchanged ones.
       is_final: The segment has ended.
       is_last: The session has ended.
     """
