@@ -15,7 +15,7 @@ def test_compare_lists_differing_tensors(soak, experiment, tmp_path):
         torch.save(checkpoint, folder / "checkpoint-5.pt")
     assert soak.compare(*folders) == (5, [])
     name = next(iter(checkpoint["model"]))
-    checkpoint["model"][name] = checkpoint["model"][name] + 1e-3
+    checkpoint["model"] = checkpoint["model"] | {name: checkpoint["model"][name] + 1e-3}
     torch.save(checkpoint, folders[1] / "checkpoint-5.pt")
     assert soak.compare(*folders) == (5, [f"model/{name}/"])
 
