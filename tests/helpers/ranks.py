@@ -1,4 +1,4 @@
-"""Ranks for tests: forked, so that they need not import everything anew; and some that fail."""
+"""Ranks for tests: forked ranks, which start without importing modules again, and failing ranks."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from icefall_pathways.training.launch.ranks import Rank
 
 
 def fork_ranks(worker, world_size: int, folder: Path, *args) -> None:
-    """Run `worker(rank, *args)` in `world_size` forked processes that talk through gloo, and wait for them."""
+    """Run `worker(rank, *args)` in `world_size` forked processes with a gloo process group, and wait for them."""
     folder.mkdir(parents=True, exist_ok=True)
     children = []
     for index in range(world_size):
@@ -31,15 +31,15 @@ def fork_ranks(worker, world_size: int, folder: Path, *args) -> None:
                 os._exit(status)
         children.append(child)
     statuses = [os.waitpid(child, 0)[1] for child in children]
-    assert not any(statuses), f"statuses of the ranks: {statuses}"
+    assert not any(statuses), f"exit statuses of the ranks: {statuses}"
 
 
-def fail(rank: Rank, how: str) -> None:
-    """Rank 1 fails, rank 0 waits for it."""
+def fail(rank: Rank, kind: str) -> None:
+    """Fail on rank 1 with an "exception", a user-actionable "error" or a kill; rank 0 waits in a barrier."""
     if rank.index == 1:
-        if how == "exception":
+        if kind == "exception":
             _ = 1 / 0
-        elif how == "error":
+        elif kind == "error":
             raise ValueError("use another option")
         os.kill(os.getpid(), signal.SIGKILL)
     rank.barrier()

@@ -1,17 +1,21 @@
-"""A training small enough for a test: random features, a model of two thin layers."""
+"""Trainings small enough for tests: random features, a model of two narrow layers."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
-from icefall_pathways.data.datamodule import DataConfig
-from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.transducer import build_model
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
+from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.trainer import Trainer
 
 MODEL = ModelConfig(
     num_encoder_layers=2,
@@ -26,18 +30,18 @@ MODEL = ModelConfig(
 
 
 def make_corpus(folder: Path) -> None:
-    """Cuts of en, fr and it in `folder`/fbank, a SentencePiece model in `folder`."""
+    """Write cuts of en, fr and it to `folder`/fbank, and a SentencePiece model to `folder`."""
     fbank = folder / "fbank"
     fbank.mkdir(parents=True)
     for language, text in TEXTS.items():
-        for split, number in (("train", 12), ("dev", 3), ("test", 3)):
-            cuts = make_cuts(fbank, f"{language}-{split}", language, lengths(number), text)
+        for split, num_cuts in (("train", 12), ("dev", 3), ("test", 3)):
+            cuts = make_cuts(fbank, f"{language}-{split}", language, lengths(num_cuts), text)
             write_cuts(fbank, language, split, cuts)
     train_tokenizer(TEXTS.values(), 20, folder)
 
 
 def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training: object) -> ExperimentConfig:
-    """Eight updates with a checkpoint after every second one."""
+    """Return the options of a training of eight updates with a checkpoint after every second."""
     options = {
         "exp_dir": exp_dir,
         "bpe_model": corpus / "bpe.model",
@@ -58,9 +62,18 @@ def config(corpus: Path, exp_dir: Path, languages: str = "en fr it", **training:
 def search(
     corpus: Path, exp_dir: Path, pruning: PruningConfig, languages: str = "en fr it", **training: object
 ) -> MaskSearchConfig:
-    """A search with the same options; how many updates it takes is told by `pruning`."""
+    """Return the options of a mask search; `pruning` determines its number of updates."""
     base = config(corpus, exp_dir, languages, num_updates=0, **training)
     return MaskSearchConfig(pruning, base.training, base.data)
+
+
+def make_trainer(config: ExperimentConfig, rank: Rank | None = None, **arguments: object) -> Trainer:
+    """Return a trainer of a new model with a CTC head, without writing the files that `runs.train` does."""
+    torch.manual_seed(config.training.seed)
+    tokenizer = Tokenizer(config.training.bpe_model)
+    model = build_model(replace(config.model, ctc_head=True), tokenizer.vocab_size)
+    data = SpeechDataModule(config.data, tokenizer)
+    return Trainer(config, model, data, tokenizer, rank or Rank(), **arguments)
 
 
 def train_until(config: ExperimentConfig, update: int) -> None:

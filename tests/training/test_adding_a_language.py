@@ -1,4 +1,4 @@
-"""A language more for a pathways model whose other languages must not notice."""
+"""Add a language to a pathways model without changing the outputs of its other languages."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from icefall_pathways.training.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def pathways(corpus, tmp_path_factory):
-    """Pathways of en and fr, trained from random weights with random masks."""
+    """Return the folder of pathways of en and fr, trained from random weights with random masks."""
     exp_dir = tmp_path_factory.mktemp("exp") / "pathways"
     config = tiny_run.config(corpus, exp_dir, "en fr", masks=exp_dir / "given.safetensors", num_updates=6)
     model = build_model(replace(config.model, ctc_head=True), 20)
@@ -32,14 +32,14 @@ def pathways(corpus, tmp_path_factory):
 
 
 def extend(corpus, pathways, exp_dir, languages="it", **pruning):
-    """The options of a search for the mask of a new language."""
+    """Return the options of a search for the mask of a new language."""
     pruning = {"sparsity": 0.5, "prune_rounds": 1, "updates_per_round": 2} | pruning
     options = PruningConfig(extend_masks=pathways / "masks.safetensors", **pruning)
     return tiny_run.search(corpus, exp_dir, options, languages, init_from=pathways, init_avg=1)
 
 
 def outputs(exp_dir, language):
-    """Encoder frames, losses and streamed frames of the model that decoding loads, through one language."""
+    """Return encoder frames, losses and streamed frames of the model that decoding loads, for a language."""
     model = checkpoints.load_model(exp_dir).model
     masks = PathwayMasks.load(exp_dir / "masks.safetensors")
     x = torch.randn(2, 120, 80, generator=torch.Generator().manual_seed(1)) - 8
@@ -58,13 +58,13 @@ def same_bits(a, b):
     return len(a) == len(b) and all(x.numpy().tobytes() == y.numpy().tobytes() for x, y in zip(a, b, strict=True))
 
 
-def test_the_other_languages_compute_the_same_bits_and_the_new_one_learns(corpus, pathways, tmp_path):
+def test_outputs_of_frozen_languages_are_bitwise_equal_and_the_new_language_improves(corpus, pathways, tmp_path):
     runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
-    found = tmp_path / "search" / "masks.safetensors"
+    masks = tmp_path / "search" / "masks.safetensors"
     before = {language: outputs(pathways, language) for language in ("en", "fr")}
 
     options = {"freeze_languages": "en fr", "weight_decay": 0.5, "num_updates": 20, "base_lr": 0.05}
-    config = tiny_run.config(corpus, tmp_path / "more", "it", init_from=pathways, init_avg=1, masks=found, **options)
+    config = tiny_run.config(corpus, tmp_path / "more", "it", init_from=pathways, init_avg=1, masks=masks, **options)
     runs.train(config)
     for language, expected in before.items():
         assert same_bits(outputs(tmp_path / "more", language), expected)
@@ -73,15 +73,15 @@ def test_the_other_languages_compute_the_same_bits_and_the_new_one_learns(corpus
     assert valid[-1]["loss"] < valid[0]["loss"] - 0.3
 
 
-def test_without_freezing_shared_entries_are_trained_too(corpus, pathways, tmp_path):
+def test_shared_entries_are_trained_without_freezing(corpus, pathways, tmp_path):
     runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
-    found = tmp_path / "search" / "masks.safetensors"
-    runs.train(tiny_run.config(corpus, tmp_path / "more", "en fr it", init_from=pathways, masks=found))
+    masks = tmp_path / "search" / "masks.safetensors"
+    runs.train(tiny_run.config(corpus, tmp_path / "more", "en fr it", init_from=pathways, masks=masks))
     assert PathwayMasks.load(tmp_path / "more" / "masks.safetensors").languages == ("en", "fr", "it")
     assert not same_bits(outputs(tmp_path / "more", "en"), outputs(pathways, "en"))
 
 
-def test_a_new_language_has_a_new_bit_and_the_others_keep_theirs(corpus, pathways, tmp_path):
+def test_a_new_language_has_a_new_bit_and_the_other_masks_are_unchanged(corpus, pathways, tmp_path):
     runs.find_masks(extend(corpus, pathways, tmp_path / "search"))
     old = PathwayMasks.load(pathways / "masks.safetensors")
     new = PathwayMasks.load(tmp_path / "search" / "masks.safetensors")
@@ -92,7 +92,7 @@ def test_a_new_language_has_a_new_bit_and_the_others_keep_theirs(corpus, pathway
         assert int(new.mask(name, "it").sum()) == round(0.5 * new.codes[name].numel())
 
 
-def test_what_cannot_be_extended_is_refused_before_the_search(corpus, pathways, tmp_path):
+def test_masks_that_cannot_be_extended_raise_before_the_search(corpus, pathways, tmp_path):
     cases = [
         ({"languages": "fr"}, "has masks of fr already"),
         ({"prune_scope": "encoder"}, "use the scope that the masks were found with"),
@@ -103,17 +103,17 @@ def test_what_cannot_be_extended_is_refused_before_the_search(corpus, pathways, 
     assert not (tmp_path / "search").exists()
 
 
-def test_a_vocabulary_that_does_not_cover_the_language_is_refused(corpus, pathways, tmp_path):
+def test_a_vocabulary_that_does_not_cover_the_language_raises(corpus, pathways, tmp_path):
     fbank = tmp_path / "fbank"
     fbank.mkdir()
-    for split, number in (("train", 6), ("dev", 2)):
-        write_cuts(fbank, "pl", split, make_cuts(fbank, split, "pl", lengths(number), "dwa trzy łąka"))
+    for split, num_cuts in (("train", 6), ("dev", 2)):
+        write_cuts(fbank, "pl", split, make_cuts(fbank, split, "pl", lengths(num_cuts), "dwa trzy łąka"))
     search = extend(corpus, pathways, tmp_path / "search", "pl")
     with pytest.raises(ValueError, match=r"the vocabulary has no token for .*ą ł .*transcripts of polish"):
         runs.find_masks(replace(search, data=replace(search.data, manifest_dir=fbank)))
 
 
-def test_freezing_what_is_trained_or_without_masks_is_refused(corpus, pathways, tmp_path):
+def test_freezing_trained_languages_or_without_masks_raises(corpus, pathways, tmp_path):
     masks = pathways / "masks.safetensors"
     config = tiny_run.config(corpus, tmp_path / "more", "fr", init_from=pathways, masks=masks, freeze_languages="en fr")
     with pytest.raises(ValueError, match="fr in both --languages and --freeze-languages"):

@@ -1,4 +1,4 @@
-"""Averages of weights keep to the masks: what a language does not use is not moved by its updates."""
+"""Averages of weights respect the masks: updates of a language do not change entries outside its mask."""
 
 import pytest
 import tiny_run
@@ -19,7 +19,7 @@ UPDATES = 8
 
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
-    """A pathways run with a checkpoint after every update: its folder, first weights, masks, and updates' languages."""
+    """Train with a checkpoint per update; return the folder, initial weights, masks, and languages of the updates."""
     folder = tmp_path_factory.mktemp("averages")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     start = checkpoints.read(folder / "dense" / "checkpoint-1.pt")["model"]
@@ -49,7 +49,7 @@ def averaged(exp_dir, update, avg, use_averaged_model):
 
 
 @pytest.mark.parametrize("use_averaged_model", [True, False])
-def test_what_nobody_uses_keeps_its_value(run, use_averaged_model):
+def test_entries_outside_all_masks_keep_their_value(run, use_averaged_model):
     exp_dir, start, masks, _ = run
     weights = averaged(exp_dir, UPDATES, 3, use_averaged_model)
     running = checkpoints.read(exp_dir / f"checkpoint-{UPDATES}.pt")["model_avg"]
@@ -62,8 +62,8 @@ def test_what_nobody_uses_keeps_its_value(run, use_averaged_model):
 
 @pytest.mark.parametrize("use_averaged_model", [True, False])
 @pytest.mark.parametrize("avg", [1, 3])
-def test_updates_of_other_languages_leave_what_is_a_language_s_own(run, avg, use_averaged_model):
-    """Over a range without a language, the mean of its own entries is the value that they had before."""
+def test_updates_of_other_languages_do_not_change_entries_of_one_language(run, avg, use_averaged_model):
+    """Over a range of updates without a language, the mean of its own entries is their previous value."""
     exp_dir, _, masks, languages = run
     kept = moved = 0
     for end in (4, UPDATES):
@@ -72,17 +72,17 @@ def test_updates_of_other_languages_leave_what_is_a_language_s_own(run, avg, use
         after = averaged(exp_dir, end, avg, use_averaged_model)
         for name in masks.names:
             used = torch.stack([masks.mask(name, language) for language in trained]).any(0)
-            # From two running means in float64: not to the last bit.
+            # Computed from two running means in float64, so not bitwise equal.
             torch.testing.assert_close(after[name][~used], before[name][~used], rtol=1e-6, atol=1e-7)
             kept += int((~used & (masks.codes[name] != 0)).sum())
             moved += int((after[name] != before[name])[used].sum())
     assert kept > 1000 and moved > 1000
 
 
-def test_decoding_takes_the_averages_that_its_options_name(run):
+def test_decoding_uses_the_average_of_its_options(run):
     exp_dir = run[0]
     for avg, use_averaged_model in ((1, True), (3, False)):
         config = DecodeConfig(exp_dir=exp_dir, iter=UPDATES, avg=avg, use_averaged_model=use_averaged_model)
-        found = load_trained_model(config).model.state_dict()
+        weights = load_trained_model(config).model.state_dict()
         expected = averaged(exp_dir, UPDATES, avg, use_averaged_model)
-        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        assert all(torch.equal(value, expected[name]) for name, value in weights.items())

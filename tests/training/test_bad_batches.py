@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, failing ranks, and loader processes that die."""
+"""Non-finite losses and gradients, failing ranks, and killed loader workers."""
 
 import os
 import re
@@ -16,22 +16,12 @@ from ranks import fail, fork_ranks
 from icefall_pathways.data.datamodule import DataError, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
-from icefall_pathways.models.transducer import build_model
 from icefall_pathways.training import nonfinite
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.launch.failures import RankError
-from icefall_pathways.training.launch.ranks import Rank, launch
+from icefall_pathways.training.launch.ranks import launch
 from icefall_pathways.training.nonfinite import BadBatchesError, read_batch
 from icefall_pathways.training.objective import Objective
-from icefall_pathways.training.trainer import Trainer
-
-
-def make_trainer(config, rank=None, **arguments):
-    torch.manual_seed(config.training.seed)
-    tokenizer = Tokenizer(config.training.bpe_model)
-    model = build_model(replace(config.model, ctc_head=True), 20)
-    data = SpeechDataModule(config.data, tokenizer)
-    return Trainer(config, model, data, tokenizer, rank or Rank(), **arguments)
 
 
 class NonFiniteObjective(Objective):
@@ -57,7 +47,7 @@ class FailingObjective(Objective):
 
 
 def train_with_a_failing_objective(config):
-    trainer = make_trainer(config)
+    trainer = tiny_run.make_trainer(config)
     trainer.update_step.objective = FailingObjective(config.training, trainer.rank.device)
     with pytest.raises(ZeroDivisionError):
         trainer.run()
@@ -71,9 +61,9 @@ def tensors_of(state, _):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_bad_batch_is_skipped_reported_and_saved(corpus, tmp_path, kind, capsys):
+def test_a_non_finite_update_is_skipped_reported_and_saved(corpus, tmp_path, kind, capsys):
     batches, tensors = tiny_run.BatchRecorder(), tiny_run.UpdateRecorder(tensors_of)
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path), callbacks=[batches, tensors])
+    trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path), callbacks=[batches, tensors])
     trainer.update_step.objective = NonFiniteObjective(trainer, {3}, kind)
     trainer.run()
     states = tensors.values
@@ -90,8 +80,8 @@ def test_a_bad_batch_is_skipped_reported_and_saved(corpus, tmp_path, kind, capsy
     assert saved["inputs"].shape[0] == len(saved["num_frames"]) == len(saved["text"]) == len(ids)
 
 
-def test_one_bad_batch_too_many_in_a_row_ends_the_run(corpus, tmp_path):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path, max_bad_batches=1))
+def test_too_many_consecutive_non_finite_updates_stop_the_training(corpus, tmp_path):
+    trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path, max_bad_batches=1))
     trainer.update_step.objective = NonFiniteObjective(trainer, {2, 4, 6, 7}, "loss")
     with pytest.raises(BadBatchesError, match="2 consecutive updates, up to update 7"):
         trainer.run()
@@ -109,25 +99,25 @@ class SpoilSecondCut(Callback):
             batch.inputs[1:2, 0, 0] = float("nan")
 
 
-def test_features_that_are_not_finite_are_named(corpus, tmp_path, capsys):
+def test_cuts_with_non_finite_features_are_named(corpus, tmp_path, capsys):
     config = tiny_run.config(corpus, tmp_path, max_bad_batches=0)
-    trainer = make_trainer(config, callbacks=[SpoilSecondCut()])
+    trainer = tiny_run.make_trainer(config, callbacks=[SpoilSecondCut()])
     with pytest.raises(BadBatchesError):
         trainer.run()
     assert re.search(r"cuts ([\w-]+), ([\w-]+).*\(features not finite: \2\)", capsys.readouterr().out)
 
 
-def test_an_exception_leaves_the_batch_and_the_model(corpus, tmp_path):
+def test_an_exception_saves_the_batch_and_the_model(corpus, tmp_path):
     train_with_a_failing_objective(tiny_run.config(corpus, tmp_path))
     assert len(list(tmp_path.glob("batch-*.pt"))) == 1 and (tmp_path / "bad-model-0.pt").exists()
 
 
-def test_float16_on_a_cpu_is_refused(corpus, tmp_path):
+def test_float16_on_a_cpu_raises(corpus, tmp_path):
     with pytest.raises(ValueError, match="--use-fp16 needs CUDA"):
-        make_trainer(tiny_run.config(corpus, tmp_path, use_fp16=True))
+        tiny_run.make_trainer(tiny_run.config(corpus, tmp_path, use_fp16=True))
 
 
-def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
+def test_a_killed_loader_worker_raises_a_data_error(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path)
     data = SpeechDataModule(replace(config.data, num_workers=1), Tokenizer(config.training.bpe_model))
     batches = data.train_batches(0, 100, 42)
@@ -139,7 +129,7 @@ def test_a_loader_process_that_dies_is_told(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("hook", ["on_update_start", "on_backward_end", "on_update_end"])
-def test_a_loader_process_that_dies_during_or_after_an_update_does_not_implicate_the_batch(corpus, tmp_path, hook):
+def test_a_loader_worker_killed_during_or_after_an_update_does_not_save_the_batch(corpus, tmp_path, hook):
     def kill_workers(*_):
         for child in active_children():
             os.kill(child.pid, signal.SIGKILL)
@@ -147,35 +137,35 @@ def test_a_loader_process_that_dies_during_or_after_an_update_does_not_implicate
 
     config = tiny_run.config(corpus, tmp_path)
     callback = type("KillWorkers", (Callback,), {hook: kill_workers})()
-    trainer = make_trainer(replace(config, data=replace(config.data, num_workers=1)), callbacks=[callback])
+    trainer = tiny_run.make_trainer(replace(config, data=replace(config.data, num_workers=1)), callbacks=[callback])
     with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"):
         trainer.run()
     assert not list(tmp_path.glob("b*-*.pt"))
 
 
-def test_an_error_stays_the_one_that_is_told_if_nothing_can_be_saved(corpus, tmp_path, monkeypatch):
+def test_the_first_error_is_raised_if_the_batch_cannot_be_saved(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite, "save_batch", lambda *_: Path("/dev/full").write_text("x"))
     train_with_a_failing_objective(tiny_run.config(corpus, tmp_path))
     (log,) = (tmp_path / "log").iterdir()
     assert "cannot save the batch and the model: [Errno 28] No space left" in log.read_text()
 
 
-def test_all_ranks_skip_the_update_that_is_bad_on_one(corpus, tmp_path):
+def test_all_ranks_skip_an_update_with_a_non_finite_loss_on_one(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path, num_updates=5)
     fork_ranks(_train_with_a_bad_batch, 2, tmp_path, config, tmp_path)
-    found = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
-    assert found[0]["skipped"] == found[1]["skipped"] == [3]
-    assert all(torch.equal(found[0]["model"][name], found[1]["model"][name]) for name in found[0]["model"])
-    assert all(value.isfinite().all() for value in found[0]["model"].values())
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert ranks[0]["skipped"] == ranks[1]["skipped"] == [3]
+    assert all(torch.equal(ranks[0]["model"][name], ranks[1]["model"][name]) for name in ranks[0]["model"])
+    assert all(value.isfinite().all() for value in ranks[0]["model"].values())
     (saved,) = tmp_path.glob("batch-*.pt")
-    told = [path.read_text() for path in (tmp_path / "log").iterdir()]
-    assert all(f"rank 1: {read_batch(saved)['language']} cuts" in text for text in told) and len(told) == 2
-    assert not any("rank 0:" in text for text in told)
+    logs = [path.read_text() for path in (tmp_path / "log").iterdir()]
+    assert all(f"rank 1: {read_batch(saved)['language']} cuts" in text for text in logs) and len(logs) == 2
+    assert not any("rank 0:" in text for text in logs)
 
 
 def _train_with_a_bad_batch(rank, config, folder):
     stepped = tiny_run.UpdateRecorder(lambda _, result: result.stepped)
-    trainer = make_trainer(config, rank, callbacks=[stepped])
+    trainer = tiny_run.make_trainer(config, rank, callbacks=[stepped])
     if rank.index == 1:
         trainer.update_step.objective = NonFiniteObjective(trainer, {3}, "loss")
     trainer.run()
@@ -186,25 +176,25 @@ def _train_with_a_bad_batch(rank, config, folder):
     torch.save(result, f"{folder}/rank-{rank.index}.pt")
 
 
-def test_the_rank_that_fails_first_is_told_and_all_end(free_port, capfd):
-    begin = time.monotonic()
+def test_the_first_failure_of_a_rank_is_reported_and_stops_all_ranks(free_port, capfd):
+    start = time.monotonic()
     with pytest.raises(RankError, match=r"(?s)rank 1 failed.*in fail.*ZeroDivisionError"):
         launch(fail, 2, free_port, "exception")
-    assert time.monotonic() - begin < 45
+    assert time.monotonic() - start < 45
     assert "rank 0 failed" not in capfd.readouterr().err
 
 
-def test_errors_of_ranks_that_users_can_act_on_stay_short(free_port):
+def test_user_actionable_errors_of_ranks_have_no_traceback(free_port):
     with pytest.raises(ValueError, match=r"^rank 1: use another option$"):
         launch(fail, 2, free_port, "error")
 
 
-def test_a_killed_rank_is_named(free_port):
+def test_the_error_for_a_killed_rank_names_it(free_port):
     with pytest.raises(RankError, match="rank 1 was killed by SIGKILL, as the kernel does when memory runs out"):
         launch(fail, 2, free_port, "killed")
 
 
-def test_a_port_in_use_is_told(free_port):
+def test_a_port_in_use_raises(free_port):
     store = torch.distributed.TCPStore("127.0.0.1", free_port, is_master=True, wait_for_workers=False)
     with pytest.raises(ValueError, match=f"cannot listen on port {free_port}.*--master-port"):
         launch(fail, 2, free_port, "error")

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import tiny_run
 import torch
-from test_bad_batches import make_trainer
 
 from icefall_pathways.training.batch_sizes import scan_batch_sizes
 from icefall_pathways.training.launch.ranks import Rank
@@ -12,7 +11,7 @@ from icefall_pathways.training.launch.ranks import Rank
 @pytest.fixture
 def trainer(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path, "en fr", num_updates=2)
-    return make_trainer(replace(config, data=replace(config.data, max_duration=8.0)))
+    return tiny_run.make_trainer(replace(config, data=replace(config.data, max_duration=8.0)))
 
 
 def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
@@ -58,7 +57,7 @@ def test_other_errors_are_not_mistaken_for_out_of_memory(trainer):
 def test_scanning_does_not_change_the_training(corpus, tmp_path, capsys):
     ends = []
     for scans in (False, True):
-        trainer = make_trainer(
+        trainer = tiny_run.make_trainer(
             tiny_run.config(corpus, tmp_path / str(scans), "en fr", num_updates=3, scan_batch_sizes=scans)
         )
         trainer.run()

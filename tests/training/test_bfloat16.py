@@ -1,4 +1,4 @@
-"""Training in bfloat16; on CPUs, which have no float16 to train in."""
+"""Training in bfloat16 on a CPU, which does not support training in float16."""
 
 from dataclasses import replace
 
@@ -20,8 +20,8 @@ def end_of(config):
 
 
 @pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
-def test_a_run_in_bfloat16_stays_near_one_in_float32(corpus, tmp_path, model):
-    """Near, and not the same: it is in use. Weights and state stay in float32, and going on changes no bit."""
+def test_training_in_bfloat16_is_close_to_float32(corpus, tmp_path, model):
+    """Close but not equal, so bfloat16 is used. Weights and state stay in float32, and resuming changes no bit."""
 
     def config(name, use):
         options = {"use_bf16": use, "valid_interval": 100, "log_interval": 8}

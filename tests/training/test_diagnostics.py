@@ -3,7 +3,6 @@ import re
 import pytest
 import tiny_run
 import torch
-from test_bad_batches import make_trainer
 from torch import nn
 
 from icefall_pathways.training.diagnostics import Diagnostics, NonFiniteError, inf_check
@@ -15,7 +14,7 @@ class Divide(nn.Module):
 
 
 class Root(nn.Module):
-    """Its output is finite, its derivative at 0 is not."""
+    """Its output is finite, its derivative at 0 is infinite."""
 
     def forward(self, x):
         return (x * 0).sqrt() * 2
@@ -25,7 +24,7 @@ class Root(nn.Module):
     ("bad", "message"),
     [(Divide(), "^output of 1 is not finite"), (Root(), "^gradient of the output of 0 is not finite")],
 )
-def test_the_first_module_that_is_not_finite_is_named(bad, message):
+def test_the_error_names_the_first_non_finite_module(bad, message):
     model = nn.Sequential(nn.Linear(3, 3), bad, nn.Linear(3, 3))
     with pytest.raises(NonFiniteError, match=message), inf_check(model):
         model(torch.randn(2, 3)).sum().backward()
@@ -34,7 +33,7 @@ def test_the_first_module_that_is_not_finite_is_named(bad, message):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_gradients_may_overflow_where_a_loss_scaler_tries_that_out():
+def test_gradients_may_overflow_with_a_loss_scaler():
     model = nn.Sequential(nn.Linear(3, 3), Root(), nn.Linear(3, 3))
     with inf_check(model, gradients=False):
         model(torch.randn(2, 3)).sum().backward()
@@ -42,7 +41,7 @@ def test_gradients_may_overflow_where_a_loss_scaler_tries_that_out():
             model(torch.full((2, 3), float("inf")))
 
 
-def test_diagnostics_are_the_root_mean_squares():
+def test_diagnostics_report_root_mean_squares():
     model = nn.Sequential(nn.Linear(3, 2, bias=False))
     diagnostics = Diagnostics(model)
     inputs = [torch.randn(4, 3) for _ in range(2)]
@@ -57,17 +56,17 @@ def test_diagnostics_are_the_root_mean_squares():
     assert re.search(rf"0\.weight +│ parameter +│ +{float(model[0].weight.square().mean().sqrt()):.3g} ", report)
 
 
-def test_a_run_with_inf_check_stops_at_the_module(corpus, tmp_path):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path, inf_check=True))
+def test_a_training_with_inf_check_stops_at_the_module(corpus, tmp_path):
+    trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path, inf_check=True))
     trainer.state.model.joiner.output_linear.weight.data[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"output of joiner\.output_linear is not finite"):
         trainer.run()
     assert list(tmp_path.glob("batch-*.pt"))
 
 
-def test_diagnostics_of_a_run_are_printed(corpus, tmp_path, capsys):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path, print_diagnostics=True, num_updates=2))
+def test_a_training_prints_diagnostics(corpus, tmp_path, capsys):
+    trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path, print_diagnostics=True, num_updates=2))
     trainer.run()
-    told = capsys.readouterr().out
-    assert "joiner.output_linear.weight" in told and "gradient of the output of" in told
+    output = capsys.readouterr().out
+    assert "joiner.output_linear.weight" in output and "gradient of the output of" in output
     assert not list(tmp_path.glob("*.pt"))

@@ -1,4 +1,4 @@
-"""Mask searches of every shape, through the trainer."""
+"""Mask searches with each granularity and allocation, through the trainer."""
 
 import shutil
 
@@ -26,14 +26,14 @@ def search(corpus, dense, exp_dir, languages="en", **pruning):
 
 
 @pytest.mark.parametrize(("granularity", "sparsity"), [("2:4", 0.5), ("block:4x4", 0.7), ("row", 0.6)])
-def test_a_search_keeps_to_the_granularity(corpus, dense, tmp_path, granularity, sparsity):
+def test_found_masks_have_the_granularity(corpus, dense, tmp_path, granularity, sparsity):
     masks = search(corpus, dense, tmp_path / "search", granularity=granularity, sparsity=sparsity)
     assert masks.header.granularity == granularity and masks.header.target_sparsity == sparsity
     assert all(parse_granularity(granularity).matches(masks.codes[name]) for name in masks.names)
     assert masks.sparsity("en") == pytest.approx(sparsity, abs=0.05)
 
 
-def test_a_global_search_with_denser_ends(corpus, dense, tmp_path):
+def test_a_global_search_with_layer_sparsities(corpus, dense, tmp_path):
     layers = "encoder.emformer_layers.0=0.4"
     shape = {"prune_allocation": "global", "layer_sparsity": layers, "sparsity": 0.6, "prune_scope": "encoder"}
     masks = search(corpus, dense, tmp_path / "search", **shape)
@@ -63,14 +63,14 @@ def test_finished_languages_are_skipped_and_the_others_are_searched(corpus, dens
     assert all((both.mask(name, "en") == first.mask(name, "en")).all() for name in first.names)
 
 
-def test_masks_of_another_search_are_not_taken_for_finished(corpus, dense, tmp_path):
+def test_resuming_a_search_with_other_options_raises(corpus, dense, tmp_path):
     search(corpus, dense, tmp_path / "search")
-    for option, value, told in [
+    for option, value, message in [
         ("sparsity", 0.8, "sparsity=0.7, this one has sparsity=0.8"),
         ("prune_by", "sensitivity", "prune_by=magnitude"),
         ("updates_per_round", 2, "updates_per_round=1"),
     ]:
-        with pytest.raises(ValueError, match=f"holds a search with {told}"):
+        with pytest.raises(ValueError, match=f"holds a search with {message}"):
             search(corpus, dense, tmp_path / "search", **{option: value})
     other = shutil.copytree(dense, tmp_path / "other")
     for path in other.glob("*.pt"):
@@ -81,7 +81,7 @@ def test_masks_of_another_search_are_not_taken_for_finished(corpus, dense, tmp_p
         search(corpus, other, tmp_path / "search")
 
 
-def test_a_search_that_shows_diagnostics_leaves_no_masks(corpus, dense, tmp_path, capsys):
+def test_a_search_with_diagnostics_writes_no_masks(corpus, dense, tmp_path, capsys):
     pruning = PruningConfig(prune_rounds=2, updates_per_round=1)
     options = {"init_from": dense, "print_diagnostics": True}
     runs.find_masks(tiny_run.search(corpus, tmp_path / "search", pruning, "en fr", **options))
@@ -90,7 +90,7 @@ def test_a_search_that_shows_diagnostics_leaves_no_masks(corpus, dense, tmp_path
     assert search(corpus, dense, tmp_path / "search").sparsity("en") == pytest.approx(0.7, abs=0.01)
 
 
-def test_options_that_do_not_go_together_are_refused_before_the_search(corpus, dense, tmp_path):
+def test_incompatible_options_raise_before_the_search(corpus, dense, tmp_path):
     with pytest.raises(ValueError, match=r"sparsity of 0.5, not 0.7: use --sparsity 0.5"):
         PruningConfig(granularity="2:4", sparsity=0.7)
     with pytest.raises(ValueError, match="cannot be combined with global"):

@@ -1,21 +1,20 @@
-"""Masks that change while training goes on: gradual and adaptive pruning of all languages, rewinding in a search."""
+"""Masks that change during training: gradual and adaptive pruning of all languages, rewinding in a search."""
 
 from dataclasses import replace
 
 import pytest
 import tiny_run
 import torch
-from test_bad_batches import make_trainer
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.launch.ranks import launch
+from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.pruning_callback import PruningCallback
 from icefall_pathways.training.pruning_plan import joint_plan
 
@@ -59,7 +58,7 @@ def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path):
 
 
 class Scaling:
-    """A loss scaler for a CPU, where torch has none: what it multiplies by is on the device, and nobody reads it."""
+    """A loss scaler for a CPU, where torch has none; its factor stays on the device and is never read."""
 
     def scale(self, tensor):
         return tensor * 1024
@@ -69,7 +68,7 @@ class Scaling:
             parameter.grad /= 1024
 
     def get_scale(self):
-        raise AssertionError("reading it waits for the device")
+        raise AssertionError("reading the factor waits for the device")
 
     def is_enabled(self):
         return True
@@ -99,7 +98,7 @@ def test_gradient_statistics_do_not_depend_on_the_loss_scaler(corpus, tmp_path):
             torch.testing.assert_close(b[language][name], square)
 
 
-def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_path):
+def test_dynamic_pathways_reach_the_target_sparsity_with_a_mask_per_language(corpus, tmp_path):
     config = adaptive(corpus, tmp_path, prune_by="sensitivity")
     runs.train(config)
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
@@ -112,11 +111,11 @@ def test_dynamic_pathways_end_at_the_target_each_with_its_own_mask(corpus, tmp_p
     between = checkpoints.load_model(tmp_path, iteration=4).masks
     assert between.header.languages == masks.languages
     assert any(not torch.equal(code, last[name]) for name, code in between.codes.items())
-    runs.train(config)  # a finished run stays as it is
+    runs.train(config)  # a finished training does not change
     assert_target(PathwayMasks.load(tmp_path / "masks.safetensors"))
 
 
-def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
+def test_masks_of_the_target_sparsity_need_no_ramp(corpus, tmp_path):
     model = build_model(tiny_run.MODEL, 20)
     masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
     for name, code in masks.codes.items():
@@ -129,23 +128,23 @@ def test_from_masks_of_the_target_sparsity_there_is_no_ramp(corpus, tmp_path):
     assert 0.7 < middle.schedule.sparsity_after(2) < 0.9 == middle.schedule.sparsity_after(12)
 
 
-def test_gradual_pruning_of_given_masks_keeps_within_them(corpus, tmp_path):
+def test_gradual_pruning_only_removes_entries_of_the_initial_masks(corpus, tmp_path):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    given = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
-    for name in given.names:
+    initial = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
+    for name in initial.names:
         for language in LANGUAGES:
-            given.set_mask(name, language, torch.rand(given.codes[name].shape) < 0.5)
-    given.save(tmp_path / "masks.safetensors")
+            initial.set_mask(name, language, torch.rand(initial.codes[name].shape) < 0.5)
+    initial.save(tmp_path / "masks.safetensors")
     config = tiny_run.config(corpus, tmp_path / "exp", masks=tmp_path / "masks.safetensors")
     pruning = JointPruningConfig("gradual", sparsity=0.9, prune_every=2)
     runs.train(replace(config, pruning=pruning))
-    found = PathwayMasks.load(tmp_path / "exp" / "masks.safetensors")
-    assert_target(found, 0.9)
-    for name in found.names:
-        assert all(not (found.mask(name, code) & ~given.mask(name, code)).any() for code in LANGUAGES)
+    masks = PathwayMasks.load(tmp_path / "exp" / "masks.safetensors")
+    assert_target(masks, 0.9)
+    for name in masks.names:
+        assert all(not (masks.mask(name, code) & ~initial.mask(name, code)).any() for code in LANGUAGES)
 
 
-def test_one_mask_for_all_languages_shrinks_as_one(corpus, tmp_path):
+def test_languages_share_a_mask_with_prune_for_all_languages(corpus, tmp_path):
     pruning = JointPruningConfig("gradual", prune_for="all-languages", prune_every=2)
     runs.train(replace(tiny_run.config(corpus, tmp_path), pruning=pruning))
     masks = PathwayMasks.load(tmp_path / "masks.safetensors")
@@ -153,7 +152,7 @@ def test_one_mask_for_all_languages_shrinks_as_one(corpus, tmp_path):
     assert masks.share_mask(LANGUAGES)
 
 
-def test_pruning_after_the_last_update_is_refused():
+def test_pruning_after_the_last_update_raises():
     masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES)
     with pytest.raises(ValueError, match="--prune-end 9 comes after the last of 8 updates"):
         joint_plan(JointPruningConfig("adaptive", prune_end=9), masks, 8)
@@ -194,7 +193,7 @@ def test_the_optimizer_state_of_regrown_entries_is_reset_and_that_of_others_kept
     config = adaptive(corpus, tmp_path, **options)
     masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNE_SCOPES["encoder-predictor"])
     masks.header = config.pruning.shape(masks.header)
-    trainer = make_trainer(config, masks=masks, plan=joint_plan(config.pruning, masks, 8))
+    trainer = tiny_run.make_trainer(config, masks=masks, plan=joint_plan(config.pruning, masks, 8))
     before = BeforePruning()
     after = AfterPruning(before)
     position = next(i for i, callback in enumerate(trainer.callbacks) if isinstance(callback, PruningCallback))
@@ -203,7 +202,7 @@ def test_the_optimizer_state_of_regrown_entries_is_reset_and_that_of_others_kept
     assert after.num_regrown > 10
 
 
-def test_two_ranks_come_to_the_same_masks(corpus, tmp_path, free_port):
+def test_two_ranks_have_the_same_masks(corpus, tmp_path, free_port):
     config = adaptive(corpus, tmp_path, prune_by="sensitivity", regrow="gradient")
     config = replace(config, training=replace(config.training, world_size=2, master_port=free_port))
     launch(_record, 2, free_port, config, str(tmp_path))
@@ -247,23 +246,23 @@ def search(corpus, dense, exp_dir, **pruning):
     return tiny_run.search(corpus, exp_dir, PruningConfig(**pruning), "en", init_from=dense / "checkpoint-4.pt")
 
 
-def test_rewinding_goes_to_the_named_step_and_starts_the_learning_rate_anew(corpus, dense, tmp_path, monkeypatch):
-    rates = []
-    step = MaskedAdamW.step
-    monkeypatch.setattr(MaskedAdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
+def test_rewinding_restores_the_named_checkpoint_and_restarts_the_learning_rate(corpus, dense, tmp_path):
     config = search(
         corpus, dense, tmp_path, prune_method="lth", rewind_to=dense / "checkpoint-2.pt", updates_per_round=3
     )
-    runs.find_masks(replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0)))
+    runs.find_masks(
+        replace(config, training=replace(config.training, lr_schedule="linear", lr_warmup=0, log_interval=1))
+    )
     early, late = (checkpoint(dense, update)["model"] for update in (2, 4))
-    found = checkpoint(tmp_path / "en", 6)["model"]
-    assert all(torch.equal(found[name], early[name]) for name in found)
-    assert any(not torch.equal(found[name], late[name]) for name in found)
+    final = checkpoint(tmp_path / "en", 6)["model"]
+    assert all(torch.equal(final[name], early[name]) for name in final)
+    assert any(not torch.equal(final[name], late[name]) for name in final)
     assert not (tmp_path / "en" / "checkpoint-0.pt").exists()
+    rates = [r["lr"] for r in read_metrics(tmp_path / "en" / "metrics.jsonl") if r["kind"] == "train"]
     assert rates[:3] == rates[3:] and rates[0] > rates[1] > rates[2] > 0
 
 
-def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
+def test_a_gradual_search_reaches_the_sparsity(corpus, dense, tmp_path):
     runs.find_masks(
         search(
             corpus, dense, tmp_path, prune_method="gradual", prune_by="sensitivity", prune_rounds=3, updates_per_round=1
@@ -275,14 +274,14 @@ def test_a_gradual_search_meets_the_sparsity(corpus, dense, tmp_path):
 
 
 @pytest.mark.parametrize("method, message", [("imp", "--rewind-to is for"), ("lth", "no checkpoint")])
-def test_a_wrong_place_to_rewind_to_is_refused_before_the_search(corpus, dense, tmp_path, method, message):
+def test_an_invalid_rewind_checkpoint_raises_before_the_search(corpus, dense, tmp_path, method, message):
     config = search(corpus, dense, tmp_path / "exp", prune_method=method, rewind_to=dense / "checkpoint-7.pt")
     with pytest.raises(ValueError, match=message):
         runs.find_masks(config)
     assert not (tmp_path / "exp").exists()
 
 
-def test_rewinding_to_another_model_is_refused(corpus, dense, tmp_path):
+def test_rewinding_to_another_model_raises(corpus, dense, tmp_path):
     other = checkpoint(dense, 2)
     other["model"]["joiner.output_linear.weight"] = torch.zeros(20, 32)
     checkpoints.save(other, tmp_path / "checkpoint-2.pt")

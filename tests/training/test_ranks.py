@@ -1,4 +1,4 @@
-"""Several ranks do what one rank does with the same global batch."""
+"""Several ranks are equivalent to one rank with the same global batch."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -7,7 +7,6 @@ import pytest
 import tiny_run
 import torch
 from ranks import fork_ranks
-from test_bad_batches import make_trainer
 from test_resuming import assert_same_course
 
 from icefall_pathways.experiment import checkpoints
@@ -18,9 +17,9 @@ from icefall_pathways.training.config import JointPruningConfig
 
 @pytest.fixture(scope="module")
 def ends(corpus, tmp_path_factory):
-    """What every rank saw and ended with, by the number of ranks; four batches per update each time."""
+    """Return batches and final weights of each rank, by number of ranks, with four batches per update in total."""
     folder = tmp_path_factory.mktemp("ranks")
-    found = {}
+    results = {}
     for world_size in (1, 2, 4):
         config = tiny_run.config(
             corpus, folder / f"exp-{world_size}", num_updates=3, valid_interval=100, save_every_n=100
@@ -33,13 +32,13 @@ def ends(corpus, tmp_path_factory):
         )
         fork_ranks(_train, world_size, folder / f"forked-{world_size}", config, folder)
         paths = [folder / f"rank-{rank}-of-{world_size}.pt" for rank in range(world_size)]
-        found[world_size] = [torch.load(path, weights_only=True) for path in paths]
-    return found
+        results[world_size] = [torch.load(path, weights_only=True) for path in paths]
+    return results
 
 
 def _train(rank, config, folder):
     recorder = tiny_run.BatchRecorder()
-    trainer = make_trainer(config, rank, callbacks=[recorder])
+    trainer = tiny_run.make_trainer(config, rank, callbacks=[recorder])
     trainer.run()
     state = trainer.state
     end = {"seen": recorder.batches, "model": state.model.state_dict(), "average": state.average.state_dict()}
@@ -63,7 +62,7 @@ def test_the_global_batch_is_the_same_and_of_one_language(ends):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_all_ranks_end_with_the_same_weights(ends, world_size):
+def test_all_ranks_have_the_same_final_weights(ends, world_size):
     first, *others = ends[world_size]
     for other in others:
         for part in ("model", "average"):
@@ -71,10 +70,10 @@ def test_all_ranks_end_with_the_same_weights(ends, world_size):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_several_ranks_equal_one_that_accumulates(ends, world_size):
-    """Dropout and SpecAugment included: what is random belongs to the batch, not to the rank."""
-    (one,), several = ends[1], ends[world_size][0]
-    for name, value in one["model"].items():
+def test_several_ranks_equal_gradient_accumulation_on_one(ends, world_size):
+    """Dropout and SpecAugment included: randomness depends on the batch, not on the rank."""
+    (single,), several = ends[1], ends[world_size][0]
+    for name, value in single["model"].items():
         torch.testing.assert_close(several["model"][name], value, rtol=1e-4, atol=1e-5)
 
 
@@ -84,8 +83,8 @@ def _train_until(rank, config, update):
         runs.train_rank(rank, config, callbacks=[tiny_run.KillAt(update)])
 
 
-def test_two_ranks_that_were_killed_end_as_two_that_were_not(corpus, tmp_path):
-    """With all that is a rank's own: what its whiteners have found, its share of the languages' gradients."""
+def test_two_killed_and_resumed_ranks_equal_two_uninterrupted_ones(corpus, tmp_path):
+    """Including the state of each rank: its whitener probabilities and its gradient statistics."""
     config = replace(
         tiny_run.config(corpus, tmp_path / "calm", num_updates=6, ref_duration=0.01, valid_interval=3, world_size=2),
         model=ModelConfig(encoder_type="zipformer", zipformer="tiny"),

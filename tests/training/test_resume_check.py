@@ -6,7 +6,6 @@ import pytest
 import tiny_run
 import torch
 from speech_cuts import TEXTS
-from test_bad_batches import make_trainer
 
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.models.transducer import build_model
@@ -65,7 +64,7 @@ def test_languages_with_masks_must_keep_their_order(pathways, languages):
 
 
 def test_trainer_compares_languages_with_the_checkpoint(pathways):
-    trainer = make_trainer(changed(pathways, data={"languages": "fr en"}, masks=None))
+    trainer = tiny_run.make_trainer(changed(pathways, data={"languages": "fr en"}, masks=None))
     with pytest.raises(ValueError, match="run with languages=en fr, this one has languages=fr en"):
         trainer.run()
 
@@ -122,6 +121,6 @@ class RankWithoutSharedFolder(Rank):
 
 
 def test_ranks_that_resume_from_different_updates_are_rejected(corpus, tmp_path):
-    trainer = make_trainer(tiny_run.config(corpus, tmp_path), RankWithoutSharedFolder())
+    trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path), RankWithoutSharedFolder())
     with pytest.raises(ValueError, match=r"resume from different updates \(0, 1000\)"):
         trainer.run()

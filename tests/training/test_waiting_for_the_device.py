@@ -1,4 +1,4 @@
-"""Where an update reads a value of a tensor: on a GPU, the host waits there until the GPU has computed it."""
+"""Synchronization points: an update reads tensor values, for which the host waits on a GPU, in known places only."""
 
 import traceback
 from collections import Counter
@@ -22,34 +22,34 @@ from icefall_pathways.training.callbacks import Callback
 LIBRARY = str(Path(icefall_pathways.__file__).parent)
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
-# Operators whose result, or its size, depends on values that have to be there.
+# Operators whose result, or its size, depends on tensor values.
 READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "repeat_interleave", "_unique2", "equal")
 
-# What reads values of tensors that are on the CPU whatever the model's device: (file, function).
-OF_THE_HOST = {
-    ("regularizers.py", "sample"),  # a number drawn on the CPU, for every rank and device the same
-    ("streaming_encoder.py", "_draw"),  # so is this one
-    ("batch.py", "total_tokens"),  # number of tokens of the batch, which the data loader gives
-    ("objective.py", "seconds_of"),  # lengths of the batch, which the data loader gives
+# Functions that read tensors which are on the CPU, whatever the device of the model: (file, function).
+HOST_READS = {
+    ("regularizers.py", "sample"),  # a random number drawn on the CPU, the same for each rank and device
+    ("streaming_encoder.py", "_draw"),  # another one
+    ("batch.py", "total_tokens"),  # numbers of tokens of the batch, from the data loader
+    ("objective.py", "seconds_of"),  # lengths of the batch, from the data loader
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
     ("scaled_adam.py", "_clipping_factor"),  # the number of the step, which its state keeps on the CPU
     ("scaled_adam.py", "_update_group"),
     ("scaled_adam.py", "_growth"),
 }
-# Checks inside of k2, once in each of its two losses: the library can do nothing about them.
-OF_K2 = {("losses.py", "simple_loss"): 1, ("losses.py", "pruned_loss"): 1}
+# Validation inside k2, once in each of its two losses; it cannot be switched off.
+K2_READS = {("losses.py", "simple_loss"): 1, ("losses.py", "pruned_loss"): 1}
 
 
 class Readings(TorchDispatchMode):
-    """Counts what reads values, by the file and the function of the library that it comes from."""
+    """Count operators that read values, by file and function of the calling library code."""
 
     def __init__(self):
         super().__init__()
-        self.places = Counter()
+        self.counts = Counter()
 
     def note(self):
         frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(LIBRARY)]
-        self.places[Path(frames[-1].filename).name, frames[-1].name] += 1
+        self.counts[Path(frames[-1].filename).name, frames[-1].name] += 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
@@ -66,7 +66,7 @@ class Readings(TorchDispatchMode):
 
     @contextmanager
     def watching(self, monkeypatch):
-        """Count inside: operators, and methods that are none."""
+        """Count operators inside, and methods that read values without an operator."""
         with monkeypatch.context() as patch, self:
             for method in ("tolist", "numpy", "cpu"):
                 patch.setattr(torch.Tensor, method, self.noted(getattr(torch.Tensor, method)))
@@ -89,20 +89,20 @@ class ReadingsOfUpdates(Callback):
     """Count from the start of an update until its losses have been added to the metrics."""
 
     def __init__(self, monkeypatch):
-        self.places = {}
+        self.counts = {}
         self._monkeypatch = monkeypatch
         self._stack = ExitStack()
 
     def on_update_start(self, state, batches, wait_seconds):
-        self.places[state.update] = self._stack.enter_context(Readings().watching(self._monkeypatch)).places
+        self.counts[state.update] = self._stack.enter_context(Readings().watching(self._monkeypatch)).counts
 
     def on_update_end(self, state, result):
         self._stack.close()
 
 
-def waiting(places):
-    """Those that read what a GPU would have to compute first."""
-    return {place: number for place, number in places.items() if place not in OF_THE_HOST}
+def device_reads(counts):
+    """Return the counts of code that reads results of the device."""
+    return {key: count for key, count in counts.items() if key not in HOST_READS}
 
 
 def make_masks(model, path):
@@ -114,7 +114,7 @@ def make_masks(model, path):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
-def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
+def test_an_update_synchronizes_once(corpus, tmp_path, readings, model, masked):
     options = {"masks": tmp_path / "masks.safetensors"} if masked else {}
     if masked:
         make_masks(model, options["masks"])
@@ -122,22 +122,22 @@ def test_an_update_waits_once(corpus, tmp_path, readings, model, masked):
         corpus, tmp_path / "exp", "en fr", ref_duration=0.01, valid_interval=100, log_interval=100, **options
     )
     runs.train(replace(config, model=model), [readings])
-    assert len(readings.places) == 8
+    assert len(readings.counts) == 8
     for update in range(4, 8):  # the optimizer sets up its state in the first updates, and the last one logs
-        assert waiting(readings.places[update]) == {("update.py", "sync_flags"): 1} | OF_K2, update
+        assert device_reads(readings.counts[update]) == {("update.py", "sync_flags"): 1} | K2_READS, update
 
 
-def test_more_batches_in_an_update_wait_no_longer(corpus, tmp_path, readings):
+def test_gradient_accumulation_does_not_synchronize_more_often(corpus, tmp_path, readings):
     config = tiny_run.config(
         corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, log_interval=100, num_updates=6
     )
     runs.train(replace(config, model=ZIPFORMER), [readings])
-    of_k2 = {place: 2 * number for place, number in OF_K2.items()}
-    assert waiting(readings.places[5]) == {("update.py", "sync_flags"): 1} | of_k2
+    k2_reads = {key: 2 * count for key, count in K2_READS.items()}
+    assert device_reads(readings.counts[5]) == {("update.py", "sync_flags"): 1} | k2_reads
 
 
-def test_the_optimizer_reads_a_median_every_hundredth_time(monkeypatch):
-    """Not in `OF_THE_HOST`: see `ScaledAdam._threshold`."""
+def test_the_optimizer_reads_a_median_every_100_updates(monkeypatch):
+    """Not in `HOST_READS`: see `ScaledAdam._threshold`."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = scaled_adam.ScaledAdam([("w", parameter)])
     waited = []
@@ -145,6 +145,6 @@ def test_the_optimizer_reads_a_median_every_hundredth_time(monkeypatch):
         parameter.grad = torch.randn(3)
         with Readings().watching(monkeypatch) as reading:
             optimizer.step()
-        if step > 40 and waiting(reading.places):
+        if step > 40 and device_reads(reading.counts):
             waited.append(step)
     assert waited == [100, 200, 300]
