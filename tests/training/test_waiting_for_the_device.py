@@ -32,7 +32,7 @@ HOST_READS = {
     ("batch.py", "total_tokens"),  # numbers of tokens of the batch, from the data loader
     ("objective.py", "seconds_of"),  # lengths of the batch, from the data loader
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
-    ("scaled_adam.py", "_clipping_factor"),  # the number of the step, which its state keeps on the CPU
+    ("scaled_adam.py", "_clipping_factor"),  # step count, which the optimizer state keeps on the CPU
     ("scaled_adam.py", "_update_group"),
     ("scaled_adam.py", "_growth"),
 }
