@@ -76,12 +76,12 @@ def draw_layers(layers: Any, edges: set[tuple[str, str]]) -> str:
     used = {name for edge in edges for name in edge}
     rows = [[name for name in layer if name in used] for layer in layers]
     rows = [row for row in rows if row][::-1]
-    width, height, box = 900, 90 * len(rows), (120, 34)
-    center = {
-        name: ((i + 0.5) * width / len(row), 45 + 90 * level)
-        for level, row in enumerate(rows)
-        for i, name in enumerate(row)
-    }
+    width, height, box = 900, 90 * len(rows), (136, 34)
+    center = {}
+    for level, row in enumerate(rows):
+        shift = (-1) ** level * 110 if len(row) == 1 else 0  # otherwise arrows would pass behind boxes
+        for i, name in enumerate(row):
+            center[name] = ((i + 0.5) * width / len(row) + shift, 45 + 90 * level)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="14">',
@@ -98,7 +98,7 @@ def draw_layers(layers: Any, edges: set[tuple[str, str]]) -> str:
         parts.append(
             f'<rect x="{x - box[0] / 2:.0f}" y="{y - box[1] / 2:.0f}" width="{box[0]}" height="{box[1]}" rx="6" '
             'fill="#e0f2f1" stroke="#00796b"/>'
-            f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle" fill="#222">{name}</text>'
+            f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle" fill="#222">{name or "icefall_pathways"}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
