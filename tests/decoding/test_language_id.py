@@ -170,7 +170,7 @@ def test_weights_stay_finite_for_separable_features():
 
 @pytest.fixture
 def all_splits(experiment, tmp_path):
-    """The data of the experiment with its test split as train and dev splits, too."""
+    """Return a folder with the data of the experiment, whose train and dev splits are copies of its test split."""
     for path in experiment.glob("*"):
         if path.suffix in (".gz", ".model") or path.name.endswith("-feats"):
             (tmp_path / path.name).symlink_to(path)

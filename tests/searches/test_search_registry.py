@@ -31,7 +31,7 @@ class SlowSearchOptions(SearchOptions):
 
 @pytest.fixture
 def config_module(monkeypatch):
-    """A second copy of searches/config.py, imported with one more line in the registry."""
+    """Import a second copy of searches/config.py with an additional line in the registry."""
     monkeypatch.setitem(SEARCHES, "slow_search", SlowSearchOptions)
     spec = importlib.util.spec_from_file_location("searches_config", config.__file__)
     module = importlib.util.module_from_spec(spec)
