@@ -324,6 +324,6 @@ def _last_lines(log: Path) -> list[str]:
 
 
 def _shown(step: Step) -> list[str]:
-    """The words of a command as a user would type them."""
+    """Return the words of a command as a user would type them."""
     words = ["python" if word == sys.executable else word for word in step.command]
     return [shlex.quote(word) for word in words]
