@@ -104,7 +104,7 @@ class Search(ABC, Generic[State]):
         """Return the hypotheses of each stream, best first, with distinct token sequences."""
 
     @abstractmethod
-    def stable(self, state: State) -> list[int]:
+    def stable_lengths(self, state: State) -> list[int]:
         """Return the length of each stream's stable prefix: leading tokens that no later frame can change."""
 
     @abstractmethod

@@ -154,7 +154,7 @@ class FastBeamSearch(Search[FastBeamState]):
         """Return the hypotheses on paths sampled from each lattice; `log_prob` sums all their paths in the lattice."""
         return [[Hypothesis([], [], 0.0)] if segment is None else self._n_best(*segment) for segment in state.segments]
 
-    def stable(self, state: FastBeamState) -> list[int]:
+    def stable_lengths(self, state: FastBeamState) -> list[int]:
         """Return 0 for each stream: k2 merges histories that differ in older tokens, so any token may still change."""
         return [0] * len(state.streams)
 

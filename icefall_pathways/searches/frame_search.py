@@ -144,7 +144,7 @@ class FrameSearch(Search[BeamState]):
         """Return all hypotheses of each stream, ranked as in `results`, with distinct token sequences."""
         return self._hypotheses(state, self._ranks(state).argsort(dim=1, descending=True, stable=True))
 
-    def stable(self, state: BeamState) -> list[int]:
+    def stable_lengths(self, state: BeamState) -> list[int]:
         """Return the length of the longest common prefix of each stream's hypotheses; all later ones extend it."""
         alive = state.log_probs.gt(-torch.inf)
         best = take(state.tokens, self._ranks(state).argmax(dim=1, keepdim=True))

@@ -18,7 +18,7 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
 from icefall_pathways.decoding.latency import LatencyConfig, measure
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
 
@@ -123,9 +123,9 @@ def test_each_language_uses_its_pathway(exp_dir):
     assert _run_decode(replace(config, masks="none")) == dense
     masked = _run_decode(config)
     assert masked != dense
-    assert _run_decode(replace(config, masks=str(exp_dir / "masks.safetensors"))) == masked
+    assert _run_decode(replace(config, masks=str(exp_dir / layout.MASKS_FILE))) == masked
     # A checkpoint with zero weights outside a pathway gives the same results without masks.
-    path = exp_dir / "checkpoint-5.pt"
+    path = layout.batch_checkpoint(exp_dir, 5)
     original = checkpoints.read(path)
     for language in ("en", "nl"):
         weights = dict(original["model_avg"])

@@ -122,7 +122,7 @@ class ScriptedSearch(Search[ScriptedState]):
     def n_best(self, state):
         return [[hypothesis] for hypothesis in self.results(state)]
 
-    def stable(self, state):
+    def stable_lengths(self, state):
         return [0] * len(state.num_frames)
 
     def reset_hypothesis(self, state):

@@ -11,7 +11,7 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import train_tokenizer
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.languages import get_language
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
@@ -70,7 +70,7 @@ def make_experiment(folder: Path) -> None:
     weights = model.state_dict()
     tensors = {"model": weights, "model_avg": weights, "optimizer": {}, "masks": {}}
     plain = {"update": 5, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": to_dict(config)}
-    checkpoints.save(tensors | plain, folder / "exp" / "checkpoint-5.pt")
+    checkpoints.save(tensors | plain, layout.batch_checkpoint(folder / "exp", 5))
 
 
 def halves(exp_dir: Path) -> PathwayMasks:
@@ -81,5 +81,5 @@ def halves(exp_dir: Path) -> PathwayMasks:
         keep = torch.rand(masks.codes[name].shape) < 0.5
         masks.set_mask(name, "en", keep)
         masks.set_mask(name, "nl", ~keep)
-    masks.save(exp_dir / "masks.safetensors")
+    masks.save(exp_dir / layout.MASKS_FILE)
     return masks

@@ -87,9 +87,9 @@ class ScoringSearch(Search[ScoringState]):
         """Return the hypotheses of each stream."""
         return self.inner.n_best(state.inner)
 
-    def stable(self, state: ScoringState) -> list[int]:
+    def stable_lengths(self, state: ScoringState) -> list[int]:
         """Return the length of each stream's stable prefix."""
-        return self.inner.stable(state.inner)
+        return self.inner.stable_lengths(state.inner)
 
     def reset_hypothesis(self, state: ScoringState) -> ScoringState:
         """Return a state for the next segment, with scores reset."""

@@ -211,9 +211,9 @@ class StreamingDecoder:
         """Return the current best hypothesis of each stream."""
         return self._query(streams, lambda search, state: search.results(state))
 
-    def stable(self, streams: Sequence[Stream]) -> list[int]:
-        """Return the length of each stream's stable prefix; see `Search.stable`."""
-        return self._query(streams, lambda search, state: search.stable(state))
+    def stable_lengths(self, streams: Sequence[Stream]) -> list[int]:
+        """Return the length of each stream's stable prefix; see `Search.stable_lengths`."""
+        return self._query(streams, lambda search, state: search.stable_lengths(state))
 
     def _query(self, streams: Sequence[Stream], query: Callable[[Search, SearchState], Iterable[T]]) -> list[T]:
         """Apply a query to the searches of the streams; returns the answers in the order of the streams."""

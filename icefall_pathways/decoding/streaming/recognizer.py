@@ -190,7 +190,7 @@ class Recognizer:
             self._identify_language(session)
         identified = [session for session in ready if session.language is not None]
         streams = [session.candidates[0] for session in identified]
-        decoded = zip(identified, self.decoder.results(streams), self.decoder.stable(streams), strict=True)
+        decoded = zip(identified, self.decoder.results(streams), self.decoder.stable_lengths(streams), strict=True)
         return [(session, self._next_result(session, hypothesis, stable)) for session, hypothesis, stable in decoded]
 
     def _identify_language(self, session: Session) -> None:
