@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.options import to_dict
 from icefall_pathways.training.callbacks import Callback, UpdateResult, ValidationMetrics
-from icefall_pathways.training.config import TrainingConfig
+from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.launch.signals import Stopped
 from icefall_pathways.training.resume_check import check_resumable
@@ -18,12 +21,26 @@ from icefall_pathways.training.train_state import TrainState
 logger = logging.getLogger("icefall_pathways")
 
 
+def describe_run(config: ExperimentConfig, state: TrainState, tokenizer: Tokenizer, rank: Rank) -> dict[str, Any]:
+    """Return the properties of a run that its checkpoints store; those of a resumed run are compared with them."""
+    options = config.training
+    return {
+        "masks_header": {} if state.masks is None else asdict(state.masks.header),
+        "world_size": rank.world_size,
+        "accum_grad": options.accum_grad,
+        "updates_per_epoch": state.updates_per_epoch,
+        "vocab_size": tokenizer.vocab_size,
+        "tokens": checkpoints.file_hash(options.tokenizer_path),
+        "config": to_dict(config),
+    }
+
+
 class CheckpointCallback(Callback):
     """Write checkpoints regularly, at the ends of epochs, and at the lowest validation loss.
 
     Args:
       options: The folder, the intervals, and the number of checkpoints to keep.
-      description: Properties of the run that are stored with each checkpoint and compared when a run resumes.
+      description: See `describe_run`.
       rank: This process.
     """
 

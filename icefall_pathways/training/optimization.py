@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+from torch import nn
+
+from icefall_pathways.languages import codes_of
 from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters
 from icefall_pathways.optim.scaled_adam import ScaledAdam
+from icefall_pathways.pathways.freezing import freeze_languages
+from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
 #: Base learning rate of --base-lr 0, by optimizer.
@@ -27,6 +32,16 @@ def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) 
     return MaskedAdamW(
         named_parameters, options.base_lr, weight_decay=options.weight_decay, max_norm=options.clip_norm or None
     )
+
+
+def trainable_masks(model: nn.Module, masks: PathwayMasks | None, options: TrainingConfig) -> PathwayMasks | None:
+    """Return the masks of the entries that training may change: `masks` without the entries of frozen languages.
+
+    With frozen languages, parameters of `model` without masks no longer require gradients.
+    """
+    if masks is None or not options.freeze_languages:
+        return masks
+    return freeze_languages(model, masks, codes_of(options.freeze_languages))
 
 
 def build_learning_rate(options: TrainingConfig, num_updates: int) -> LearningRate:

@@ -13,11 +13,11 @@ from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.launch.ranks import Rank
-from icefall_pathways.training.optimization import build_learning_rate, build_optimizer
+from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, trainable_masks
 
 
 class TrainState:
-    """Model, optimizer, counters, and all other state that changes during training.
+    """Model, masks, optimizer, loss scaler, running average, sampler position, counters, and learning rate schedule.
 
     The random state is a function of the seed, the batch, and the update (`batch_seed`), so it needs no saving: a
     resumed run repeats exactly what an uninterrupted run does.
@@ -27,11 +27,12 @@ class TrainState:
       model: Moved to the device of the rank.
       data: The source of the batches; its pass lengths are the position of the sampler.
       rank: This process.
-      masks: The sub-network of each language, on the device of the rank; None trains the dense model.
+      masks: The sub-network of each language; moved to the device of the rank. None trains the dense model.
       track_gradients: Collect the gradient statistics of each language, as some pruning criteria need them.
       restart_every: Updates after which the learning rate schedule restarts; 0 never restarts it.
 
     Attributes:
+      trainable: The masks of the entries that may change: `masks` without the entries of frozen languages.
       gradients: The gradient statistics of each language, or None.
       optimizer: A torch optimizer that updates the entries of the active sub-network.
       scaler: The loss scaler; it is disabled unless the run uses float16 on CUDA.
@@ -56,7 +57,8 @@ class TrainState:
     ) -> None:
         options = config.training
         self.model = model.to(rank.device)
-        self.masks = masks
+        self.masks = masks.to(rank.device) if masks is not None else None
+        self.trainable = trainable_masks(self.model, self.masks, options)
         self.gradients = LanguageGradients(all_reduce_sum=rank.sum) if track_gradients else None
         self.optimizer = build_optimizer(self.model.named_parameters(), options)
         self.scaler = torch.cuda.amp.GradScaler(enabled=options.use_fp16 and rank.device.type == "cuda")

@@ -8,7 +8,6 @@ from a checkpoint repeats exactly what an uninterrupted run does.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from itertools import islice
 
 from torch import Tensor
@@ -17,23 +16,18 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.loading import translate_worker_death
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.experiment import checkpoints, layout
-from icefall_pathways.languages import codes_of
+from icefall_pathways.experiment import layout
 from icefall_pathways.models.transducer import Transducer
-from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.activation import PathwayModule
-from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.batch_sizes import format_table, scan_batch_sizes
 from icefall_pathways.training.callbacks import Callback, CallbackList
-from icefall_pathways.training.checkpointing import CheckpointCallback, StopCallback
+from icefall_pathways.training.checkpointing import CheckpointCallback, StopCallback, describe_run
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.launch.signals import stop_requests
 from icefall_pathways.training.metrics_callback import MetricsCallback
-from icefall_pathways.training.nonfinite import NonFiniteGuard
-from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.pruning_callback import PruningCallback, PruningPlan
 from icefall_pathways.training.train_state import TrainState
@@ -76,13 +70,13 @@ class Trainer:
         options = config.training
         if plan is not None and masks is None:
             raise ValueError("pruning needs masks: pass those of a dense model")
+        if plan is not None and options.freeze_languages:
+            raise ValueError("--freeze-languages needs masks that do not change: use --prune-method none")
         self.config = config
         self.data = data
         self.tokenizer = tokenizer
         self.rank = rank
         self.plan = plan
-        masks = masks.to(rank.device) if masks is not None else None
-        trainable = _trainable_masks(config, model, masks, plan)
         self.state = TrainState(
             config,
             model,
@@ -92,14 +86,11 @@ class Trainer:
             track_gradients=plan is not None and plan.schedule.needs_gradients,
             restart_every=plan.schedule.restarts_every if plan is not None else 0,
         )
-        gradients = self.state.gradients
-        pathways = PathwayModule(self.state.model, self.state.masks, gradients.add if gradients else None)
-        objective = Objective(options, rank.device)
-        self.guard = NonFiniteGuard(self.state.model, options.exp_dir, options.max_bad_batches, rank)
-        self.validator = Validator(pathways, objective, data, tokenizer, rank, options.valid_wer_cuts)
-        self.checkpoint = CheckpointCallback(options, self._description(), rank)
         self.callbacks = CallbackList()
-        self.update_step = Update(config, self.state, pathways, trainable, objective, self.guard, rank, self.callbacks)
+        self.update_step = Update(config, self.state, rank, self.callbacks)
+        pathways, objective = self.update_step.pathways, self.update_step.objective
+        self.validator = Validator(pathways, objective, data, tokenizer, rank, options.valid_wer_cuts)
+        self.checkpoint = CheckpointCallback(options, describe_run(config, self.state, tokenizer, rank), rank)
         if plan is not None:
             self.callbacks.append(PruningCallback(plan, options.exp_dir))
         self.callbacks += [
@@ -129,7 +120,7 @@ class Trainer:
         check = inf_check(state.model, gradients=not state.scaler.is_enabled()) if options.inf_check else nullcontext()
         with self.callbacks.training(state), translate_worker_death(), stop_requests() as stop, check:
             for batches, wait_seconds in self._batches():
-                with self.guard.save_on_exception(batches):
+                with self.update_step.guard.save_on_exception(batches):
                     self.callbacks.on_update_start(state, batches, wait_seconds)
                     result = self.update_step(batches, stop.signum)
                 self.callbacks.on_update_end(state, result)
@@ -175,27 +166,3 @@ class Trainer:
                 pruning.on_update_end(self.state, self.update_step(batches))
         if self.rank.is_main:
             print(diagnostics.report())
-
-    def _description(self) -> dict[str, object]:
-        """Return the properties of the run that checkpoints store; a resumed run is compared with them."""
-        masks, options = self.state.masks, self.config.training
-        return {
-            "masks_header": {} if masks is None else asdict(masks.header),
-            "world_size": self.rank.world_size,
-            "accum_grad": options.accum_grad,
-            "updates_per_epoch": self.state.updates_per_epoch,
-            "vocab_size": self.tokenizer.vocab_size,
-            "tokens": checkpoints.file_hash(options.tokenizer_path),
-            "config": to_dict(self.config),
-        }
-
-
-def _trainable_masks(
-    config: ExperimentConfig, model: Transducer, masks: PathwayMasks | None, plan: PruningPlan | None
-) -> PathwayMasks | None:
-    """Return the masks of the entries that training may change: all of them except those of frozen languages."""
-    if masks is None or not config.training.freeze_languages:
-        return masks
-    if plan is not None:
-        raise ValueError("--freeze-languages needs masks that stay as they are: use --prune-method none")
-    return freeze_languages(model, masks, codes_of(config.training.freeze_languages))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.models.regularizers import Whiten, pending_whiteners, set_position
 from icefall_pathways.pathways.activation import PathwayModule
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.callbacks import CallbackList, UpdateResult
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.launch.ranks import Rank
@@ -28,31 +27,27 @@ class Update:
     Args:
       config: The options of the run.
       state: Changed by each update.
-      pathways: The model of `state` with its masks.
-      trainable: Masks of the entries that may change, all of the language's entries by default.
-      objective: Computes the losses.
-      guard: Decides whether an update is skipped because of a non-finite loss or gradient.
       rank: This process.
       callbacks: Their `on_backward_end` is called.
+
+    Attributes:
+      objective: Computes the losses.
+      pathways: The model with its masks.
+      ddp_model: `pathways`, wrapped in DistributedDataParallel if there are several ranks.
+      guard: Decides whether to skip the optimizer step after a non-finite loss or gradient.
+
+    Raises:
+      ValueError: The options request float16 on a CPU.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        state: TrainState,
-        pathways: PathwayModule,
-        trainable: PathwayMasks | None,
-        objective: Objective,
-        guard: NonFiniteGuard,
-        rank: Rank,
-        callbacks: CallbackList,
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, state: TrainState, rank: Rank, callbacks: CallbackList) -> None:
+        options = config.training
         self.state = state
-        self.objective = objective
-        self.ddp_model = _data_parallel(pathways, state.model.encoder.uses_all_parameters, rank)
+        self.objective = Objective(options, rank.device)
+        self.pathways = PathwayModule(state.model, state.masks, state.gradients.add if state.gradients else None)
+        self.ddp_model = _data_parallel(self.pathways, state.model.encoder.uses_all_parameters, rank)
+        self.guard = NonFiniteGuard(state.model, options.exp_dir, options.max_bad_batches, rank)
         self._config = config
-        self._trainable = trainable
-        self._guard = guard
         self._rank = rank
         self._callbacks = callbacks
 
@@ -79,11 +74,11 @@ class Update:
         whiteners = pending_whiteners(state.model)
         finite, stopping, *active = sync_flags(torch.isfinite(norm), num_stopping > 0, *whiteners.values())
         update_whiteners(whiteners, active)
-        stepped = self._guard.should_step(
+        stepped = self.guard.should_step(
             state.update, batches, [loss["loss"] for loss in losses], finite, state.scaler.get_scale
         )
         if stepped:
-            state.optimizer.activate(self._trainable, language)
+            state.optimizer.activate(state.trainable, language)
             state.optimizer.step()
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
