@@ -20,7 +20,7 @@ from icefall_pathways.searches import Hypothesis
 
 
 @dataclass(frozen=True)
-class Experiment:
+class LoadedExperiment:
     """A trained model with the data and the decoder of a run.
 
     Attributes:
@@ -79,7 +79,7 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
     return f"{table}\nreal-time factor: {timing.real_time_factor:.4f} for {timing.audio:.0f} s of audio"
 
 
-def load_experiment(config: CommonConfig) -> Experiment:
+def load_experiment(config: CommonConfig) -> LoadedExperiment:
     """Load the experiment that `config` selects, and its data.
 
     Raises:
@@ -95,11 +95,13 @@ def load_experiment(config: CommonConfig) -> Experiment:
     data = SpeechDataModule(data_config)
     codes = [language.code for language in data.languages]
     trained.check_languages(codes)
-    return Experiment(trained, data, trained.decoder(config, codes))
+    return LoadedExperiment(trained, data, trained.decoder(config, codes))
 
 
 def _decode_languages(
-    config: CommonConfig, experiment: Experiment, decode_split: Callable[[str, SplitLoader, str], Iterator[Utterance]]
+    config: CommonConfig,
+    experiment: LoadedExperiment,
+    decode_split: Callable[[str, SplitLoader, str], Iterator[Utterance]],
 ) -> dict[str, Score]:
     """Decode and score every language through its pathway, and write its results."""
     # Create all loaders first, so that a missing file stops the run before hours of decoding, not after.
@@ -115,7 +117,7 @@ def _decode_languages(
 
 
 def _decode_offline(
-    experiment: Experiment, nbest: int, language: str, loader: SplitLoader, description: str
+    experiment: LoadedExperiment, nbest: int, language: str, loader: SplitLoader, description: str
 ) -> Iterator[Utterance]:
     """Decode whole utterances of one language in batches."""
     tokenizer, model = experiment.trained.tokenizer, experiment.trained.model
@@ -145,7 +147,7 @@ def _alternative(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Alternative:
 
 
 def _decode_streams(
-    experiment: Experiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, description: str
+    experiment: LoadedExperiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, description: str
 ) -> Iterator[Utterance]:
     """Decode utterances of one language in parallel streams, from their audio."""
     decoder, cuts, errors = experiment.decoder, loader.cuts, []

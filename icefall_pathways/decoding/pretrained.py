@@ -64,7 +64,7 @@ class TrainedModel:
         Raises:
           ValueError: An option of the search is out of range, or a file is missing or damaged.
         """
-        searches = {language: config.build(self.model, self.tokenizer, language) for language in languages}
+        searches = {language: config.build_search(self.model, self.tokenizer, language) for language in languages}
         return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways)
 
 

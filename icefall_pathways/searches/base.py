@@ -147,7 +147,7 @@ class SearchOptions(ABC):
     """Subtracted from the logit of the blank. Larger values give fewer deletions and more insertions."""
 
     @abstractmethod
-    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
+    def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
         """Build the search.
 
         Args:
@@ -159,6 +159,6 @@ class SearchOptions(ABC):
           ValueError: An option is out of range, or a file is missing or damaged.
         """
 
-    def name_parts(self) -> list[str]:
+    def file_name_parts(self) -> list[str]:
         """Return the options that change the output, as parts of the names of result files."""
         return [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []

@@ -47,12 +47,12 @@ class SearchConfig(_OptionsOfAllSearches):
     @property
     def search_suffix(self) -> str:
         """The search and the options that change its output, as a part of the names of result files."""
-        return "-".join([self.decoding_method, *self.name_parts()])
+        return "-".join([self.decoding_method, *self.file_name_parts()])
 
-    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
-        """Build the selected search; see `SearchOptions.build`."""
-        return self.search_options.build(model, tokenizer, language)
+    def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
+        """Build the selected search; see `SearchOptions.build_search`."""
+        return self.search_options.build_search(model, tokenizer, language)
 
-    def name_parts(self) -> list[str]:
+    def file_name_parts(self) -> list[str]:
         """Return the options that change the output of the selected search, as parts of file names."""
-        return self.search_options.name_parts()
+        return self.search_options.file_name_parts()

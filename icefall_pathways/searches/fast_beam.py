@@ -227,11 +227,11 @@ class FastBeamSearchOptions(SearchOptions):
     max_states: int = 64
     """For fast_beam_search: lattice states kept per stream and frame."""
 
-    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> FastBeamSearch:
-        """Build the search; see `SearchOptions.build`."""
+    def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> FastBeamSearch:
+        """Build the search; see `SearchOptions.build_search`."""
         return FastBeamSearch(model, self.beam, self.max_contexts, self.max_states, self.blank_penalty)
 
-    def name_parts(self) -> list[str]:
+    def file_name_parts(self) -> list[str]:
         """Return the options that change the output, as parts of file names."""
         limits = f"beam-{self.beam:g}-max-contexts-{self.max_contexts}-max-states-{self.max_states}"
-        return [limits, *super().name_parts()]
+        return [limits, *super().file_name_parts()]

@@ -59,6 +59,6 @@ class GreedySearch(FrameSearch):
 class GreedySearchOptions(SearchOptions):
     """Options of greedy search."""
 
-    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> GreedySearch:
-        """Build the search; see `SearchOptions.build`."""
+    def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> GreedySearch:
+        """Build the search; see `SearchOptions.build_search`."""
         return GreedySearch(model, self.blank_penalty)

@@ -213,8 +213,8 @@ class ModifiedBeamSearchOptions(SearchOptions):
     ngram_lm_scale: float = 0.3
     """Weight of the n-gram language model; a negative weight subtracts its scores."""
 
-    def build(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> ModifiedBeamSearch:
-        """Build the search; see `SearchOptions.build`."""
+    def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> ModifiedBeamSearch:
+        """Build the search; see `SearchOptions.build_search`."""
         automata = []
         if self.context_file:
             phrases = read_context_file(_for_language(self.context_file, language), tokenizer, self.context_score)
@@ -224,9 +224,9 @@ class ModifiedBeamSearchOptions(SearchOptions):
             automata.append(read_ngram(path, tokenizer.symbols, self.ngram_lm_scale))
         return ModifiedBeamSearch(model, self.beam_size, self.blank_penalty, automata)
 
-    def name_parts(self) -> list[str]:
+    def file_name_parts(self) -> list[str]:
         """Return the options that change the output, as parts of file names."""
-        parts = [f"beam-size-{self.beam_size}", *super().name_parts()]
+        parts = [f"beam-size-{self.beam_size}", *super().file_name_parts()]
         if self.context_file:
             parts.append(f"context-score-{self.context_score:g}")
         if self.ngram_lm:

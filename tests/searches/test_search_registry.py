@@ -20,13 +20,13 @@ class SlowSearchOptions(SearchOptions):
     patience: float = 1.0
     """An option that only this search has."""
 
-    def build(self, model, tokenizer, language):
+    def build_search(self, model, tokenizer, language):
         search = GreedySearch(model, self.blank_penalty)
         search.patience = self.patience
         return search
 
-    def name_parts(self):
-        return [f"patience-{self.patience:g}", *super().name_parts()]
+    def file_name_parts(self):
+        return [f"patience-{self.patience:g}", *super().file_name_parts()]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def config_module(monkeypatch):
 def test_new_search_needs_one_registry_line(config_module, make_head):
     argv = ["--decoding-method", "slow_search", "--patience", "2.5", "--blank-penalty", "1"]
     parsed = parse(config_module.SearchConfig, "", argv)
-    search = parsed.build(make_head(4), None, "en")
+    search = parsed.build_search(make_head(4), None, "en")
     assert (search.patience, search.blank_penalty) == (2.5, 1.0)
     assert parsed.search_suffix == "slow_search-patience-2.5-blank-penalty-1"
 
@@ -74,7 +74,7 @@ def test_unknown_search_is_refused_with_the_known_ones(make_head):
 )
 def test_selected_search_gets_its_options(make_head, options, search, suffix):
     search_config = SearchConfig(decoding_method=suffix.split("-")[0], **options)
-    built = search_config.build(make_head(4), None, "en")
+    built = search_config.build_search(make_head(4), None, "en")
     assert type(built) is search
     assert built.blank_penalty == options.get("blank_penalty", 0.0)
     assert search_config.search_suffix == suffix

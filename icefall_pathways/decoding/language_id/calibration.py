@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.decoding.cut_audio import read_blocks
-from icefall_pathways.decoding.decode_run import Experiment, load_experiment
+from icefall_pathways.decoding.decode_run import LoadedExperiment, load_experiment
 from icefall_pathways.decoding.language_id.model import (
     FEATURES,
     LanguageIdFeatures,
@@ -131,7 +131,7 @@ def calibrate(config: CalibrationConfig) -> str:
     return report
 
 
-def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
+def _unigrams(experiment: LoadedExperiment) -> dict[str, list[float]]:
     """Return the unigram model of each language, from its training transcripts."""
     tokenizer, data = experiment.trained.tokenizer, experiment.data
     return {
@@ -143,7 +143,7 @@ def _unigrams(experiment: Experiment) -> dict[str, list[float]]:
 
 
 def collect_examples(
-    experiment: Experiment, split: str, num_utterances: int, unigrams: Unigrams
+    experiment: LoadedExperiment, split: str, num_utterances: int, unigrams: Unigrams
 ) -> list[LanguageIdExample]:
     """Decode every utterance of a split through all pathways, `num_utterances` in parallel."""
     decoder = with_scoring(experiment.decoder)
@@ -256,7 +256,10 @@ def accuracy(
 
 
 def word_error_rates(
-    experiment: Experiment, model: LanguageIdModel, examples: Sequence[LanguageIdExample], seconds: Sequence[float]
+    experiment: LoadedExperiment,
+    model: LanguageIdModel,
+    examples: Sequence[LanguageIdExample],
+    seconds: Sequence[float],
 ) -> dict[str, list[float]]:
     """Return the word error rates of each language: with the language given, and identified after each of `seconds`."""
     languages = [language.code for language in experiment.data.languages]
