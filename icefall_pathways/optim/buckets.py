@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-_SIZE = 2**18  # entries of a bucket, unless a parameter has more: intermediate results stay in the cache of a CPU
+# Entries of a bucket, unless a parameter has more: intermediate results stay in the cache of a CPU.
+_BUCKET_SIZE = 2**18
 
 # Integer types of the widths of the floating-point types, for bitwise operations.
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -91,7 +92,7 @@ def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: I
     buckets = []
     for (is_masked, _, _), members in kinds.items():
         ends = torch.tensor([parameter.numel() for _, parameter in members]).cumsum(0)
-        indices = torch.div(ends - 1, _SIZE, rounding_mode="floor").tolist()
+        indices = torch.div(ends - 1, _BUCKET_SIZE, rounding_mode="floor").tolist()
         indexed = groupby(zip(indices, members, strict=True), key=itemgetter(0))
         buckets += [Bucket([member for _, member in group], is_masked) for _, group in indexed]
     return buckets

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.optim.buckets import Bucket, clear_inactive_
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, lookup
+from icefall_pathways.optim.masked_optimizer import TINY, MaskedOptimizer, NamedParameters, lookup
 
 _SATURATED = 1e-8  # below this, beta**n has no effect on 1 - beta**n in float32
-# Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks, are
-# very slow.
-_TINY = 1e-36
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -80,7 +77,7 @@ class MaskedAdamW(MaskedOptimizer):
         exp_avg_sq.sub_(
             clear_inactive_(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2
         )
-        denominator = exp_avg_sq.add(_TINY).sqrt_().mul_(lookup(table2, counts)).add_(group["eps"])
+        denominator = exp_avg_sq.add(TINY).sqrt_().mul_(lookup(table2, counts)).add_(group["eps"])
         change = (exp_avg * lookup(table1, counts)).div_(denominator)
         change.add_(bucket.weights(), alpha=group["weight_decay"])
         bucket.subtract(clear_inactive_(change, active), alpha=group["lr"])

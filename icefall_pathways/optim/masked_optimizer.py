@@ -13,6 +13,10 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
+#: Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks,
+#: are very slow.
+TINY = 1e-36
+
 
 class MaskedOptimizer(torch.optim.Optimizer):
     """An optimizer whose step is defined on the entries of one language's mask.

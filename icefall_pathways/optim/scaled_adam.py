@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.optim.buckets import Bucket, clear_inactive_, select_active, to_bits
-from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters, lookup
+from icefall_pathways.optim.masked_optimizer import TINY, MaskedOptimizer, NamedParameters, lookup
 from icefall_pathways.pathways.masks import PathwayMasks
 
 # Key of the statistics of parameters without masks; those of masked parameters have a language as the key.
@@ -21,10 +21,6 @@ _NO_CORRECTION = 0.99  # bias corrections closer to 1 than this are omitted, as 
 
 _NUM_NORMS = 100  # past norms whose median is the reference of clipping
 _FIRST_MEDIANS = (10, 20, 40)  # steps at which it is computed from fewer norms; the threshold is then doubled
-
-# Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks, are
-# very slow.
-_TINY = 1e-36
 
 
 class ScaledAdam(MaskedOptimizer):
@@ -81,15 +77,15 @@ class ScaledAdam(MaskedOptimizer):
 
     def _step(self) -> None:
         buckets = self._buckets_by_group()[0]
-        members = {_SHARED: [bucket for bucket in buckets if not bucket.masked]}
+        buckets_by_key = {_SHARED: [bucket for bucket in buckets if not bucket.masked]}
         if self._masks is not None:
-            members[self._statistics_key(self._masks)] = [bucket for bucket in buckets if bucket.masked]
-        groups = [self._statistics_group(key, members[key]) for key in members if members[key]]
+            buckets_by_key[self._statistics_key(self._masks)] = [bucket for bucket in buckets if bucket.masked]
+        groups = [self._statistics_group(key, members) for key, members in buckets_by_key.items() if members]
         clip = self._clipping_factor(groups)
         for group in groups:
             self._update_group(group, clip)
             group.statistics["step"] += 1
-        self._min_updates.update(members.keys())
+        self._min_updates.update(buckets_by_key.keys())
 
     def _statistics_key(self, masks: PathwayMasks) -> str:
         """Return the language under which the statistics of the active sub-network are kept."""
@@ -227,7 +223,7 @@ class ScaledAdam(MaskedOptimizer):
         exp_avg_sq.sub_(
             clear_inactive_(torch.addcmul(exp_avg_sq, gradient, gradient, value=-1), active), alpha=1 - beta2
         )
-        denominator = exp_avg_sq.add(_TINY).sqrt_()
+        denominator = exp_avg_sq.add(TINY).sqrt_()
         if step is not None and active is None:
             denominator.mul_(self._correction[min(step + 1, len(self._correction) - 1)])
         elif step is not None and active is not None:

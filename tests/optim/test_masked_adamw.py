@@ -214,7 +214,7 @@ def test_parameter_without_gradient_is_not_updated():
 def test_size_of_buckets_has_no_effect(optimizer_type, monkeypatch):
     weights = {}
     for size in (1, 40, 10**6):
-        monkeypatch.setattr(buckets, "_SIZE", size)
+        monkeypatch.setattr(buckets, "_BUCKET_SIZE", size)
         torch.manual_seed(1)
         model = AllLayerTypes()
         masks = random_masks(model)
