@@ -82,16 +82,32 @@ STUDY_ZIPFORMER = _zipformer(StudyConfig())
 #: The study of Multilingual LibriSpeech.
 STUDY_MLS = StudyConfig(corpus="mls")
 
+_DEMOS = {preset.encoder_type: preset for preset in (DEMO, DEMO_ZIPFORMER)}
+_STUDIES = {preset.encoder_type: preset for preset in (STUDY, STUDY_ZIPFORMER)}
+
 
 def run_preset(config: RunConfig) -> RunConfig:
-    """Return the defaults that the options given so far select."""
-    if not config.demo:
-        return MLS
-    return DEMO_ZIPFORMER if config.encoder_type == "zipformer" else DEMO
+    """Return the defaults that the options given so far select.
+
+    Raises:
+      ValueError: The demo has no preset for the encoder.
+    """
+    return _of_encoder(config, _DEMOS) if config.demo else MLS
 
 
 def study_preset(config: StudyConfig) -> StudyConfig:
-    """Return the defaults that the options given so far select."""
-    if config.corpus != "mini":
-        return STUDY_MLS
-    return STUDY_ZIPFORMER if config.encoder_type == "zipformer" else STUDY
+    """Return the defaults that the options given so far select.
+
+    Raises:
+      ValueError: The study of the embedded corpus has no preset for the encoder.
+    """
+    return _of_encoder(config, _STUDIES) if config.corpus == "mini" else STUDY_MLS
+
+
+def _of_encoder(config: Config, presets: dict[str, Config]) -> Config:
+    if config.encoder_type not in presets:
+        raise ValueError(
+            f"--encoder-type is {config.encoder_type}, and the embedded corpus has presets for {', '.join(presets)} "
+            "only: use one of these, or add a preset to recipe/presets.py"
+        )
+    return presets[config.encoder_type]

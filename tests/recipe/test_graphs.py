@@ -222,6 +222,12 @@ def test_the_demo_and_the_study_train_the_same_dense_model():
     assert read("run") == presets.MLS
 
 
+@pytest.mark.parametrize(("command", "options"), [("run", "--demo 1"), ("run-study", "")])
+def test_an_encoder_without_a_preset_is_rejected(command, options):
+    with pytest.raises(ValueError, match="--encoder-type is lstm, and the embedded corpus has presets for emformer"):
+        read(command, f"{options} --encoder-type lstm")
+
+
 def test_selected_systems_only():
     line = "--seeds '1 2' --sparsities '0.5 0.9' --systems 'lsp dynamic' --languages 'en fr'"
     names = [job.name for job in study_graph(read("run-study", line + " --hours ''")) if job.name.startswith("seed")]
