@@ -19,10 +19,10 @@ class UpdateResult:
 
     Attributes:
       batches: The batches of this rank, all of one language.
-      losses: The losses of each batch by name, summed over its tokens; detach them to keep them.
+      losses: The losses of each batch by name, summed over its tokens, 0-dim and detached.
       grad_norm: Norm of the gradient, 0-dim, the same on all ranks.
-      stepped: Whether the weights were updated; they are not after a non-finite loss or gradient.
-      stop_signal: The signal that asked this or another rank to stop; 0 if there was none.
+      stepped: Whether the optimizer stepped; it does not after a non-finite loss or gradient.
+      stop_signal: The signal that asked this or another rank to stop; 0: no request.
     """
 
     batches: Sequence[Batch]
@@ -47,10 +47,10 @@ class Callback:
         """Run before the first update, after a checkpoint has been restored."""
 
     def on_update_start(self, state: TrainState, batches: Sequence[Batch], wait_seconds: float) -> None:
-        """Run before an update on `batches`, for which the loop has waited `wait_seconds`."""
+        """Run before an update on `batches`, for which the loop waited `wait_seconds`."""
 
     def on_backward_end(self, state: TrainState) -> None:
-        """Run when the gradients of all batches of an update are there, before the optimizer step."""
+        """Run after the backward pass of the last batch of an update, before the optimizer step."""
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
         """Run after an update."""
@@ -59,7 +59,7 @@ class Callback:
         """Run after a validation."""
 
     def on_train_end(self, state: TrainState, error: BaseException | None) -> None:
-        """Run after the last update, or after `error` has ended the training."""
+        """Run at the end of training; `error` is the exception that stopped it, if any."""
 
 
 class CallbackList(list[Callback]):

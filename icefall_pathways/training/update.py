@@ -56,11 +56,11 @@ class Update:
 
         Args:
           batches: The batches of this rank, all of one language and with their tokens.
-          stop_signal: The signal that has asked this rank to stop; 0 if there was none. All ranks report a stop
-            request in the result of the same update.
+          stop_signal: The signal that asked this rank to stop; 0: no request. The results of all ranks report the
+            request in the same update.
 
         Raises:
-          BadBatchesError: Too many updates in a row had a non-finite loss or gradient.
+          BadBatchesError: Too many consecutive updates had a non-finite loss or gradient.
         """
         state, language = self.state, batches[0].language
         set_position(state.model, regularizer_position(self._config, state.batches_per_update, state.update))
@@ -83,7 +83,9 @@ class Update:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.average.update(state.model, state.update)
-        return UpdateResult(batches, losses, norm, stepped, (stop_signal or signal.SIGTERM) if stopping else 0)
+        # Detached, so that the graph of this update is freed before the next one.
+        detached = [{name: loss.detach() for name, loss in by_name.items()} for by_name in losses]
+        return UpdateResult(batches, detached, norm, stepped, (stop_signal or signal.SIGTERM) if stopping else 0)
 
     def _forward_backward(self, batches: Sequence[Batch], stop: bool) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Return the losses of the batches, and on the device the number of ranks that have been asked to stop."""

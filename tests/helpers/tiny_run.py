@@ -83,7 +83,7 @@ def train_until(config: ExperimentConfig, update: int) -> None:
 
 
 class KilledError(Exception):
-    """The end of a training that was killed."""
+    """Simulated kill of a training."""
 
 
 class KillAt(Callback):
@@ -108,7 +108,7 @@ class BatchRecorder(Callback):
 
 
 class UpdateRecorder(Callback):
-    """Record what a function returns for the state after each update and its result, by update."""
+    """Record the return value of `function(state, result)` after each update, by update."""
 
     def __init__(self, function) -> None:
         self._function = function

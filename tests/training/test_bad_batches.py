@@ -91,7 +91,7 @@ def test_too_many_consecutive_non_finite_updates_stop_the_training(corpus, tmp_p
     assert checkpoints.newest(tmp_path)[0].name == "checkpoint-6.pt"
 
 
-class SpoilSecondCut(Callback):
+class NanInSecondCut(Callback):
     """Make the first feature of the second cut of a batch NaN, if there is one."""
 
     def on_update_start(self, state, batches, wait_seconds):
@@ -101,7 +101,7 @@ class SpoilSecondCut(Callback):
 
 def test_cuts_with_non_finite_features_are_named(corpus, tmp_path, capsys):
     config = tiny_run.config(corpus, tmp_path, max_bad_batches=0)
-    trainer = tiny_run.make_trainer(config, callbacks=[SpoilSecondCut()])
+    trainer = tiny_run.make_trainer(config, callbacks=[NanInSecondCut()])
     with pytest.raises(BadBatchesError):
         trainer.run()
     assert re.search(r"cuts ([\w-]+), ([\w-]+).*\(features not finite: \2\)", capsys.readouterr().out)
@@ -152,7 +152,7 @@ def test_the_first_error_is_raised_if_the_batch_cannot_be_saved(corpus, tmp_path
 
 def test_all_ranks_skip_an_update_with_a_non_finite_loss_on_one(corpus, tmp_path):
     config = tiny_run.config(corpus, tmp_path, num_updates=5)
-    fork_ranks(_train_with_a_bad_batch, 2, tmp_path, config, tmp_path)
+    fork_ranks(_train_with_a_nan_loss, 2, tmp_path, config, tmp_path)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0]["skipped"] == ranks[1]["skipped"] == [3]
     assert all(torch.equal(ranks[0]["model"][name], ranks[1]["model"][name]) for name in ranks[0]["model"])
@@ -163,7 +163,7 @@ def test_all_ranks_skip_an_update_with_a_non_finite_loss_on_one(corpus, tmp_path
     assert not any("rank 0:" in text for text in logs)
 
 
-def _train_with_a_bad_batch(rank, config, folder):
+def _train_with_a_nan_loss(rank, config, folder):
     stepped = tiny_run.UpdateRecorder(lambda _, result: result.stepped)
     trainer = tiny_run.make_trainer(config, rank, callbacks=[stepped])
     if rank.index == 1:

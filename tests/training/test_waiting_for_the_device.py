@@ -23,7 +23,15 @@ LIBRARY = str(Path(icefall_pathways.__file__).parent)
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 # Operators whose result, or its size, depends on tensor values.
-READING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "repeat_interleave", "_unique2", "equal")
+READERS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "repeat_interleave",
+    "_unique2",
+    "equal",
+)
 
 # Functions that read tensors which are on the CPU, whatever the device of the model: (file, function).
 HOST_READS = {
@@ -40,14 +48,14 @@ HOST_READS = {
 K2_READS = {("losses.py", "simple_loss"): 1, ("losses.py", "pruned_loss"): 1}
 
 
-class Readings(TorchDispatchMode):
+class ValueReads(TorchDispatchMode):
     """Count operators that read values, by file and function of the calling library code."""
 
     def __init__(self):
         super().__init__()
         self.counts = Counter()
 
-    def note(self):
+    def _add(self):
         frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(LIBRARY)]
         self.counts[Path(frames[-1].filename).name, frames[-1].name] += 1
 
@@ -56,36 +64,36 @@ class Readings(TorchDispatchMode):
         by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        if by_mask or name in READING:
-            self.note()
+        if by_mask or name in READERS:
+            self._add()
         if (
             name.startswith("bitwise") and func._overloadname == "Tensor" and isinstance(args[1], int)
-        ):  # which torch 1.13 does not turn into a tensor here
+        ):  # torch 1.13 does not convert it to a tensor here
             args = (args[0], torch.tensor(args[1], dtype=args[0].dtype))
         return func(*args, **(kwargs or {}))
 
     @contextmanager
-    def watching(self, monkeypatch):
+    def counting(self, monkeypatch):
         """Count operators inside, and methods that read values without an operator."""
         with monkeypatch.context() as patch, self:
             for method in ("tolist", "numpy", "cpu"):
-                patch.setattr(torch.Tensor, method, self.noted(getattr(torch.Tensor, method)))
+                patch.setattr(torch.Tensor, method, self._counted(getattr(torch.Tensor, method)))
             yield self
 
-    def noted(self, method):
-        def noting(*args, **kwargs):
-            self.note()
+    def _counted(self, method):
+        def counted(*args, **kwargs):
+            self._add()
             return method(*args, **kwargs)
 
-        return noting
+        return counted
 
 
 @pytest.fixture
-def readings(monkeypatch):
-    return ReadingsOfUpdates(monkeypatch)
+def reads(monkeypatch):
+    return ReadsOfUpdates(monkeypatch)
 
 
-class ReadingsOfUpdates(Callback):
+class ReadsOfUpdates(Callback):
     """Count from the start of an update until its losses have been added to the metrics."""
 
     def __init__(self, monkeypatch):
@@ -94,7 +102,7 @@ class ReadingsOfUpdates(Callback):
         self._stack = ExitStack()
 
     def on_update_start(self, state, batches, wait_seconds):
-        self.counts[state.update] = self._stack.enter_context(Readings().watching(self._monkeypatch)).counts
+        self.counts[state.update] = self._stack.enter_context(ValueReads().counting(self._monkeypatch)).counts
 
     def on_update_end(self, state, result):
         self._stack.close()
@@ -114,37 +122,37 @@ def make_masks(model, path):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
-def test_an_update_synchronizes_once(corpus, tmp_path, readings, model, masked):
+def test_an_update_synchronizes_once(corpus, tmp_path, reads, model, masked):
     options = {"masks": tmp_path / "masks.safetensors"} if masked else {}
     if masked:
         make_masks(model, options["masks"])
     config = tiny_run.config(
         corpus, tmp_path / "exp", "en fr", ref_duration=0.01, valid_interval=100, log_interval=100, **options
     )
-    runs.train(replace(config, model=model), [readings])
-    assert len(readings.counts) == 8
+    runs.train(replace(config, model=model), [reads])
+    assert len(reads.counts) == 8
     for update in range(4, 8):  # the optimizer sets up its state in the first updates, and the last one logs
-        assert device_reads(readings.counts[update]) == {("update.py", "sync_flags"): 1} | K2_READS, update
+        assert device_reads(reads.counts[update]) == {("update.py", "sync_flags"): 1} | K2_READS, update
 
 
-def test_gradient_accumulation_does_not_synchronize_more_often(corpus, tmp_path, readings):
+def test_gradient_accumulation_does_not_synchronize_more_often(corpus, tmp_path, reads):
     config = tiny_run.config(
         corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, log_interval=100, num_updates=6
     )
-    runs.train(replace(config, model=ZIPFORMER), [readings])
+    runs.train(replace(config, model=ZIPFORMER), [reads])
     k2_reads = {key: 2 * count for key, count in K2_READS.items()}
-    assert device_reads(readings.counts[5]) == {("update.py", "sync_flags"): 1} | k2_reads
+    assert device_reads(reads.counts[5]) == {("update.py", "sync_flags"): 1} | k2_reads
 
 
 def test_the_optimizer_reads_a_median_every_100_updates(monkeypatch):
     """Not in `HOST_READS`: see `ScaledAdam._threshold`."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = scaled_adam.ScaledAdam([("w", parameter)])
-    waited = []
+    updates = []
     for step in range(301):
         parameter.grad = torch.randn(3)
-        with Readings().watching(monkeypatch) as reading:
+        with ValueReads().counting(monkeypatch) as reads:
             optimizer.step()
-        if step > 40 and device_reads(reading.counts):
-            waited.append(step)
-    assert waited == [100, 200, 300]
+        if step > 40 and device_reads(reads.counts):
+            updates.append(step)
+    assert updates == [100, 200, 300]
