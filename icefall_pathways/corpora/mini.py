@@ -1,7 +1,7 @@
-"""The embedded corpus: a small multi-speaker folder in MLS layout, synthesised on the spot.
+"""The embedded corpus: a small folder of synthetic multi-speaker speech in MLS layout.
 
-Every utterance is a function of the seed, its language, split and number: the same options give the same bytes, however
-many processes make them and in whatever order.
+Every utterance is a function of the seed, its language, its split, and its index: the same options produce identical
+files, with any number of processes.
 """
 
 import io
@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
@@ -41,99 +42,99 @@ _MEAN_DURATION = 2.0
 
 @dataclass(frozen=True)
 class MiniCorpusConfig:
-    """What the embedded corpus holds."""
+    """Options of the embedded corpus."""
 
     corpus_dir: Path = Path("download/mls")
-    """The folder to make."""
+    """Folder of the corpus."""
 
     languages: str = "en fr it nl"
-    """Languages, of en fr it nl de es pt pl."""
+    """Languages, separated by spaces, of en fr it nl de es pt pl."""
 
     hours_per_language: float = 0.4
-    """Hours of training speech in each language."""
+    """Hours of training speech per language."""
 
     hours: str = ""
-    """Hours of training speech where a language differs: "en=0.6 it=0.2"."""
+    """Hours of training speech of some languages, such as "en=0.6 it=0.2"."""
 
     content: str = "numbers calendar"
-    """Kinds of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary)."""
+    """Types of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary)."""
 
     highest_number: int = 30
-    """Numbers go from 0 to this one."""
+    """Largest number in sentences."""
 
     dev_utterances: int = 60
-    """Utterances of the dev split of each language."""
+    """Dev utterances per language."""
 
     test_utterances: int = 120
-    """Utterances of the test split of each language."""
+    """Test utterances per language."""
 
     seed: int = 42
-    """Another seed, another corpus."""
+    """Seed of sentences, speakers, and recordings."""
 
     num_jobs: int = 0
-    """Processes that synthesise; 0 uses all cores."""
+    """Processes; 0 uses all cores."""
 
     overwrite: bool = False
     """Replace a corpus that was made with other options."""
 
     def hours_of(self, language: Language) -> float:
-        """Hours of training speech of one language.
+        """Return the hours of training speech of a language.
 
         Raises:
-          ValueError: --hours is not a list of LANGUAGE=HOURS, or the number is not above 0.
+          ValueError: --hours is not a list of LANGUAGE=HOURS, or the hours are not positive and finite.
         """
-        hours = self._chosen_hours().get(language.code, self.hours_per_language)
+        hours = self._hours_by_language().get(language.code, self.hours_per_language)
         if not 0 < hours < math.inf:
             raise ValueError(f"{hours} hours of {language.name}: expected a number above 0")
         return hours
 
-    def _chosen_hours(self) -> dict[str, float]:
-        chosen: dict[str, float] = {}
+    def _hours_by_language(self) -> dict[str, float]:
+        hours: dict[str, float] = {}
         for word in self.hours.split():
             tag, _, value = word.partition("=")
             try:
-                chosen[get_language(tag).code] = float(value)
+                hours[get_language(tag).code] = float(value)
             except ValueError as error:
                 raise ValueError(
-                    f'--hours {self.hours!r}, at {word!r}: {error}; expected such as "en=2 it=0.5"'
+                    f'--hours {self.hours!r}, at {word!r}: {error}; expected a list such as "en=2 it=0.5"'
                 ) from error
-        return chosen
+        return hours
 
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of sentences.
+    def sentence_types(self) -> tuple[str, ...]:
+        """Return the types of sentences.
 
         Raises:
-          ValueError: One is not known.
+          ValueError: There are none, or one is unknown.
         """
-        kinds = tuple(self.content.split())
-        if not kinds or not set(kinds) <= set(CONTENTS):
+        types = tuple(self.content.split())
+        if not types or not set(types) <= set(CONTENTS):
             raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}")
-        return kinds
+        return types
 
     def check(self) -> list[Language]:
-        """Look at all options before any work is done.
+        """Check all options.
 
         Returns:
           The languages.
 
         Raises:
-          ValueError: One is out of range, or there are too few sentences for splits that share none.
+          ValueError: An option is out of range, or there are too few sentences for disjoint splits.
         """
         languages = parse_languages(self.languages)
-        if stray := set(self._chosen_hours()) - {language.code for language in languages}:
-            raise ValueError(f"--hours names {' '.join(sorted(stray))}, which --languages {self.languages!r} does not")
-        for option, value, least in (
+        if unused := set(self._hours_by_language()) - {language.code for language in languages}:
+            raise ValueError(f"--hours names {' '.join(sorted(unused))}: expected only --languages {self.languages!r}")
+        for option, value, minimum in (
             ("--dev-utterances", self.dev_utterances, 1),
             ("--test-utterances", self.test_utterances, 1),
             ("--highest-number", self.highest_number, 0),
             ("--num-jobs", self.num_jobs, 0),
         ):
-            if value < least:
-                raise ValueError(f"{option} {value}: expected {least} or more")
+            if value < minimum:
+                raise ValueError(f"{option} {value}: expected {minimum} or more")
         for language in languages:
             self.hours_of(language)
             for split in SPLITS:
-                draw_sentence(language, split, self.kinds(), self.highest_number, self.seed, random.Random(0))
+                draw_sentence(language, split, self.sentence_types(), self.highest_number, self.seed, random.Random(0))
         return languages
 
 
@@ -146,14 +147,15 @@ class _Utterance:
 
 
 def make_mini_corpus(config: MiniCorpusConfig) -> None:
-    """Make the corpus; a finished one is left as it is, an interrupted one is completed.
+    """Synthesize the corpus; skip a complete one, and complete an interrupted one.
 
     Raises:
-      ValueError: Options out of range, or the folder holds a corpus made with other options.
+      ValueError: Options are out of range, or the folder holds something other than a corpus with these options.
+      OSError: A process was killed, or a file cannot be written.
     """
     languages = config.check()
-    if _open_folder(config):
-        print(f"{config.corpus_dir} is finished already")
+    if _prepare_folder(config):
+        print(f"{config.corpus_dir} is already complete")
         return
     seconds = 3600 * sum(map(config.hours_of, languages)) + _MEAN_DURATION * len(languages) * (
         config.dev_utterances + config.test_utterances
@@ -162,14 +164,14 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
     try:
         with (
             ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool,
-            tqdm(total=round(seconds), desc="synthesising", unit="s of audio", unit_scale=True) as bar,
+            tqdm(total=round(seconds), desc="synthesizing", unit="s of audio", unit_scale=True) as bar,
         ):
             for language in languages:
                 _make_language(config, language, pool, bar)
     except BrokenProcessPool as error:
         raise OSError(
-            "a synthesising process was ended from outside, perhaps for want of memory: run the same command again, "
-            f"with fewer processes than --num-jobs {jobs}; what is finished is kept"
+            "a process that synthesizes speech was killed, most likely because it ran out of memory: run the same "
+            f"command again with fewer processes than --num-jobs {jobs}; completed work is kept"
         ) from error
     write_json(config.corpus_dir / _OPTIONS_FILE, _options(config) | {"finished": True})
 
@@ -181,55 +183,60 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
 
 
 def _options(config: MiniCorpusConfig) -> dict[str, object]:
-    """The options that decide what the corpus holds."""
+    """Return the options that determine the content of the corpus."""
     return {
         name: value for name, value in to_dict(config).items() if name not in ("corpus_dir", "num_jobs", "overwrite")
     }
 
 
-def _open_folder(config: MiniCorpusConfig) -> bool:
-    """Make the folder ready for a corpus with these options; true if it holds that corpus whole.
+def _prepare_folder(config: MiniCorpusConfig) -> bool:
+    """Prepare the folder for a corpus with these options.
+
+    Returns:
+      True if it holds the complete corpus.
 
     Raises:
       ValueError: It holds another corpus, or something else.
     """
-    stamp, options = config.corpus_dir / _OPTIONS_FILE, _options(config)
-    if not stamp.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
-        raise ValueError(f"{config.corpus_dir} holds something that is no embedded corpus: name an empty --corpus-dir")
-    if stamp.exists():
-        there = read_json(stamp)
-        finished = there.pop("finished", False)
-        if there == options:
-            _remove_leftovers(config.corpus_dir)
+    path, options = config.corpus_dir / _OPTIONS_FILE, _options(config)
+    if not path.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
+        raise ValueError(f"{config.corpus_dir} holds files of another origin: expected an empty --corpus-dir")
+    if path.exists():
+        stored = read_json(path)
+        finished = stored.pop("finished", False)
+        if stored == options:
+            _remove_unfinished(config.corpus_dir)
             return finished
-        differing = [f"{name}={there.get(name)!r}" for name in options if there.get(name) != options[name]]
+        differing = [f"{name}={stored.get(name)!r}" for name in options if stored.get(name) != options[name]]
         if not config.overwrite:
             raise ValueError(
                 f"{config.corpus_dir} holds a corpus made with {', '.join(differing)}: "
                 "use the same options, --overwrite 1 to replace it, or another --corpus-dir"
             )
         shutil.rmtree(config.corpus_dir)
-    write_json(stamp, options | {"finished": False})
+    write_json(path, options | {"finished": False})
     return False
 
 
-def _remove_leftovers(corpus_dir: Path) -> None:
-    """Remove what a killed process was writing: readers of the layout would take it for an utterance."""
+def _remove_unfinished(corpus_dir: Path) -> None:
+    """Remove the temporary files of a killed process, which other readers of the layout could take for utterances."""
     for path in corpus_dir.glob("mls_*/*/audio/*/*/.*.flac"):
         path.unlink()
 
 
 def _make_language(config: MiniCorpusConfig, language: Language, pool: ProcessPoolExecutor, bar: tqdm) -> None:
     speakers = draw_speakers(language, config.seed)
-    people = {
+    speakers_by_split = {
         "dev": speakers[:_HELD_OUT_SPEAKERS],
         "test": speakers[_HELD_OUT_SPEAKERS : 2 * _HELD_OUT_SPEAKERS],
         "train": speakers[2 * _HELD_OUT_SPEAKERS :],
     }
-    made = {split: list(_make_split(config, language, split, people[split], pool, bar)) for split in SPLITS}
+    utterances = {
+        split: list(_make_split(config, language, split, speakers_by_split[split], pool, bar)) for split in SPLITS
+    }
     for split in SPLITS:
-        _write_split(config.corpus_dir, language, split, made[split])
-    _write_metainfo(config.corpus_dir, language, made)
+        _write_split(config.corpus_dir, language, split, utterances[split])
+    _write_metainfo(config.corpus_dir, language, utterances)
 
 
 def _make_split(
@@ -240,16 +247,16 @@ def _make_split(
     pool: ProcessPoolExecutor,
     bar: tqdm,
 ) -> Iterator[_Utterance]:
-    """The utterances of a split: up to the hours asked for in train, a number of them elsewhere."""
+    """Yield the utterances of a split: up to its hours (train) or its number of utterances (dev and test)."""
     counts = {"dev": config.dev_utterances, "test": config.test_utterances}
-    wanted = math.inf if split in counts else 3600 * config.hours_of(language)
+    target = math.inf if split in counts else 3600 * config.hours_of(language)
     seconds, start = 0.0, 0
-    while seconds < wanted and start < counts.get(split, math.inf):
-        # A batch is made whole and then cut where the hours are reached, so its size does not matter for the result.
-        size = counts.get(split) or max(8, math.ceil((wanted - seconds) / _MEAN_DURATION))
+    while seconds < target and start < counts.get(split, math.inf):
+        # All utterances of a batch are made and those past the target removed: the result is independent of its size.
+        size = counts.get(split) or max(8, math.ceil((target - seconds) / _MEAN_DURATION))
         jobs = [(config, language, split, speakers, index) for index in range(start, start + size)]
         for utterance in pool.map(_make_utterance, jobs, chunksize=8):
-            if seconds >= wanted:
+            if seconds >= target:
                 _audio_path(config.corpus_dir, language, split, utterance.handle).unlink()
                 continue
             seconds += utterance.duration
@@ -260,7 +267,7 @@ def _make_split(
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers, in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers in order
 
 
 @cache
@@ -272,7 +279,7 @@ def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], i
     config, language, split, speakers, index = job
     rng = random.Random(f"{config.seed}/{language.code}/{split}/{index}")
     speaker = rng.choice(speakers)
-    text = draw_sentence(language, split, config.kinds(), config.highest_number, config.seed, rng)
+    text = draw_sentence(language, split, config.sentence_types(), config.highest_number, config.seed, rng)
     handle = f"{speaker.speaker_id}_{10000 + speaker.speaker_id}_{index:06d}"
     path = _audio_path(config.corpus_dir, language, split, handle)
     if not path.exists():
@@ -281,7 +288,7 @@ def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], i
 
 
 def _write_flac(path: Path, samples: np.ndarray) -> None:
-    """Write 16-bit flac; it is encoded in memory, since the codec's own writer does not tell that a disk is full."""
+    """Write 16-bit flac, encoded in memory because libsndfile does not report a full disk."""
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
     try:
@@ -289,53 +296,53 @@ def _write_flac(path: Path, samples: np.ndarray) -> None:
             temporary.write_bytes(encoded.getvalue())
     except OSError as error:
         raise OSError(
-            f"{path} cannot be written ({error.strerror}): make room there or name another --corpus-dir; what is "
-            "finished is kept, run the same command again to go on"
+            f"cannot write {path} ({error.strerror}): free disk space or name another --corpus-dir, and run the same "
+            "command again to resume"
         ) from error
 
 
 def _audio_path(corpus_dir: Path, language: Language, split: str, handle: str) -> Path:
-    speaker, book, _ = handle.split("_")
-    return corpus_dir / f"mls_{language.name}" / split / "audio" / speaker / book / f"{handle}.flac"
+    return mls_layout.audio_file(corpus_dir / mls_layout.folder_name(language) / split, handle, ".flac")
 
 
 def _write_split(corpus_dir: Path, language: Language, split: str, utterances: list[_Utterance]) -> None:
-    folder = corpus_dir / f"mls_{language.name}" / split
-    _write_lines(folder / "transcripts.txt", [f"{u.handle}\t{u.text}" for u in utterances])
+    folder = corpus_dir / mls_layout.folder_name(language) / split
+    _write_lines(folder / mls_layout.TRANSCRIPTS_FILE, [f"{u.handle}\t{u.text}" for u in utterances])
     _write_lines(
-        folder / "segments.txt", [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.duration:.2f}" for u in utterances]
+        folder / mls_layout.SEGMENTS_FILE,
+        [f"{u.handle}\t{u.speaker.voice}\t0.00\t{u.duration:.2f}" for u in utterances],
     )
     if split == "train":
-        limited = folder / "limited_supervision"
-        parts = {f"1hr/{fold}": _up_to(utterances, 600 * fold, 600 * (fold + 1)) for fold in range(6)}
-        parts["9hr"] = _up_to(utterances, 3600, 36000)
+        limited = folder / mls_layout.LIMITED_DIR
+        parts = {f"1hr/{fold}": _handles_between(utterances, 600 * fold, 600 * (fold + 1)) for fold in range(6)}
+        parts["9hr"] = _handles_between(utterances, 3600, 36000)
         for part, handles in parts.items():
-            if handles:  # less than an hour of speech fills some of the folds only
-                _write_lines(limited / part / "handles.txt", handles)
+            if handles:  # small corpora fill only the first folds
+                _write_lines(limited / part / mls_layout.HANDLES_FILE, handles)
 
 
-def _up_to(utterances: list[_Utterance], start: float, end: float) -> list[str]:
-    """The handles of the utterances that begin between `start` and `end` seconds of the split's audio."""
-    handles, passed = [], 0.0
+def _handles_between(utterances: list[_Utterance], start: float, end: float) -> list[str]:
+    """Return the handles of the utterances that start between `start` and `end` seconds of the split's audio."""
+    handles, elapsed = [], 0.0
     for utterance in utterances:
-        if start <= passed < end:
+        if start <= elapsed < end:
             handles.append(utterance.handle)
-        passed += utterance.duration
+        elapsed += utterance.duration
     return handles
 
 
-def _write_metainfo(corpus_dir: Path, language: Language, made: dict[str, list[_Utterance]]) -> None:
+def _write_metainfo(corpus_dir: Path, language: Language, by_split: dict[str, list[_Utterance]]) -> None:
     lines = ["SPEAKER | GENDER | PARTITION | MINUTES | BOOK ID | TITLE | CHAPTER"]
-    for split, utterances in made.items():
+    for split, utterances in by_split.items():
         minutes: dict[Speaker, float] = {}
         for utterance in utterances:
             minutes[utterance.speaker] = minutes.get(utterance.speaker, 0.0) + utterance.duration / 60
-        for speaker, spoken in sorted(minutes.items(), key=lambda item: item[0].speaker_id):
+        for speaker, total in sorted(minutes.items(), key=lambda item: item[0].speaker_id):
             book = 10000 + speaker.speaker_id
             lines.append(
-                f"{speaker.speaker_id} | {speaker.gender} | {split} | {spoken:.3f} | {book} | {speaker.voice} | -"
+                f"{speaker.speaker_id} | {speaker.gender} | {split} | {total:.3f} | {book} | {speaker.voice} | -"
             )
-    _write_lines(corpus_dir / f"mls_{language.name}" / "metainfo.txt", lines)
+    _write_lines(corpus_dir / mls_layout.folder_name(language) / mls_layout.METAINFO_FILE, lines)
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic speech of many speakers: eSpeak NG's voices and variants, in rooms, with noise."""
+"""Synthetic multi-speaker speech: voices and variants of eSpeak NG with reverberation and noise."""
 
 import _ctypes
 import ctypes
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torchaudio
 
 _ESPEAK_RATE = 22050
-_SYNCHRONOUS = 2  # mode of espeak_Initialize: audio comes through the callback before espeak_Synth returns
-_RETURN_ERRORS = 0x8000  # option of espeak_Initialize: without it a missing file ends the whole process
+_SYNCHRONOUS = 2  # mode of espeak_Initialize: the callback receives the audio before espeak_Synth returns
+_RETURN_ERRORS = 0x8000  # option of espeak_Initialize: without it, a missing file terminates the process
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 
@@ -33,7 +33,7 @@ _VOICES = {
     "pl": ("pl",),
 }
 
-# Variants that sound like persons; whispering, croaking and robot voices are left out.
+# Natural-sounding variants; whispering, croaking, and robot voices are excluded.
 _WOMEN = "Annie aunty belinda f1 f2 f3 f4 f5 grandma linda shelby"
 _MEN = """
     Alex Andy Denis Diogo Gene Henrique Hugo Lee Marco Mario Michael Mike Nguyen Reed adam benjamin boris mike2
@@ -43,16 +43,16 @@ _MEN = """
 
 
 class SynthesisError(ValueError):
-    """The synthesizer refused a voice or a text."""
+    """The synthesizer rejected a voice or a text."""
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A synthetic person.
+    """A synthetic speaker.
 
     Attributes:
-      speaker_id: Identifier, unique in the corpus.
-      voice: The synthesizer's voice and variant.
+      speaker_id: Unique in the corpus.
+      voice: Voice and variant of the synthesizer, such as "fr+f2".
       gender: "M" or "F".
     """
 
@@ -62,7 +62,7 @@ class Speaker:
 
 
 def draw_speakers(language: Language, seed: int) -> list[Speaker]:
-    """All speakers of a language in an order drawn by `seed`, one per variant."""
+    """Return all speakers of a language, one per variant, in an order drawn from `seed`."""
     rng = random.Random(f"{seed}/{language.code}/speakers")
     variants = [(name, "F") for name in _WOMEN.split()] + [(name, "M") for name in _MEN.split()]
     rng.shuffle(variants)
@@ -76,28 +76,31 @@ def draw_speakers(language: Language, seed: int) -> list[Speaker]:
 class Synthesizer:
     """eSpeak NG in this process.
 
-    The library keeps state from one utterance to the next (noise generators, filters of the previous voice). To make an
-    utterance's samples depend on its own arguments alone, it is loaded afresh for each one, which takes 2 ms.
+    The library keeps state between utterances (noise generators, filters of the previous voice). It is loaded again for
+    each utterance, which takes 2 ms, so that its samples depend on its arguments only.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        # The library holds a bare pointer to the callback: this reference keeps it alive.
+        self._chunks: list[bytes] = []
+        # The library stores a plain pointer to the callback; this reference keeps it alive.
         callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback_type(self._take)
+        self._callback = callback_type(self._collect)
 
     def speak(self, text: str, voice: str, words_per_minute: int, pitch: int, pitch_range: int) -> np.ndarray:
-        """Samples of `text` in [-1, 1] at 16 kHz, float32.
+        """Synthesize `text`.
 
         Args:
-          text: What to say.
+          text: The text.
           voice: A voice, with a variant after a plus sign ("fr+f2").
           words_per_minute: Speed, 80 to 450.
           pitch: 0 to 100.
           pitch_range: 0 (monotone) to 100.
 
+        Returns:
+          Samples (n,) in [-1, 1] at 16 kHz, float32.
+
         Raises:
-          SynthesisError: The synthesizer has no such voice or makes no sound of the text.
+          SynthesisError: The voice does not exist, or the text gives silence.
         """
         import espeakng_loader  # not at import time: the command line does not need it
 
@@ -107,19 +110,19 @@ class Synthesizer:
         finally:
             library.espeak_Terminate()
             _ctypes.dlclose(library._handle)
-        samples = np.frombuffer(b"".join(self._pieces), dtype=np.int16)
+        samples = np.frombuffer(b"".join(self._chunks), dtype=np.int16)
         if not samples.any():
-            raise SynthesisError(f"eSpeak NG made no sound of {text!r} with voice {voice!r}")
+            raise SynthesisError(f"eSpeak NG produced silence for {text!r} with voice {voice!r}: expected speech")
         return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
     def _synthesize(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
         import espeakng_loader
 
-        self._pieces.clear()
+        self._chunks.clear()
         data = espeakng_loader.get_data_path().encode()
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data, _RETURN_ERRORS) != _ESPEAK_RATE:
             raise SynthesisError(
-                f"eSpeak NG did not start with the voices in {data.decode()} ({len(data)} characters, at most 150 are "
+                f"eSpeak NG did not start with the voices in {data.decode()} ({len(data)} characters; at most 150 are "
                 "safe): install espeakng-loader again, or the environment in a folder with a shorter path"
             )
         library.espeak_SetSynthCallback(self._callback)
@@ -131,36 +134,36 @@ class Synthesizer:
             library.espeak_SetParameter(parameter, value, 0)
         utf8 = text.encode() + b"\0"
         if library.espeak_Synth(utf8, len(utf8), 0, 0, 0, _UTF8, None, None) != 0:
-            raise SynthesisError(f"eSpeak NG refused {text!r} with voice {voice!r}")
+            raise SynthesisError(f"eSpeak NG rejected {text!r} with voice {voice!r}")
 
-    def _take(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int) -> int:
+    def _collect(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int) -> int:
         if samples and count > 0:
-            self._pieces.append(ctypes.string_at(samples, 2 * count))
+            self._chunks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
 
 def synthesize_utterance(
     synthesizer: Synthesizer, text: str, speaker: Speaker, seed: int, rng: random.Random
 ) -> np.ndarray:
-    """One recording: `text` by `speaker`, with a speed, pitch, room, noise and level of its own.
+    """Synthesize `text` by `speaker` with random variations of speed, pitch, reverberation, noise, and level.
 
     Returns:
-      Samples in [-1, 1] at 16 kHz, float32.
+      Samples (n,) in [-1, 1] at 16 kHz, float32.
     """
-    person = random.Random(f"{seed}/{speaker.speaker_id}")
-    rate, pitch, pitch_range = person.randint(130, 170), person.randint(35, 65), person.randint(35, 65)
+    speaker_rng = random.Random(f"{seed}/{speaker.speaker_id}")
+    rate, pitch, pitch_range = speaker_rng.randint(130, 170), speaker_rng.randint(35, 65), speaker_rng.randint(35, 65)
     samples = synthesizer.speak(
         text, speaker.voice, rate + rng.randint(-12, 12), pitch + rng.randint(-6, 6), pitch_range + rng.randint(-10, 10)
     )
     noise = np.random.default_rng(rng.getrandbits(63))
-    samples = _in_room(samples, rng.uniform(0.05, 0.2), rng.uniform(0.05, 0.2), noise)
+    samples = _reverberate(samples, rng.uniform(0.05, 0.2), rng.uniform(0.05, 0.2), noise)
     power = float(np.mean(samples**2))
     samples = samples + noise.normal(0, (power * 10 ** (-rng.uniform(25, 40) / 10)) ** 0.5, len(samples))
     return (samples * 10 ** (-rng.uniform(3, 12) / 20) / np.abs(samples).max()).astype(np.float32)
 
 
-def _in_room(samples: np.ndarray, decay: float, wet: float, noise: np.random.Generator) -> np.ndarray:
-    """Convolve with exponentially decaying noise of `decay` seconds (to -60 dB) and relative energy `wet`."""
+def _reverberate(samples: np.ndarray, decay: float, wet: float, noise: np.random.Generator) -> np.ndarray:
+    """Convolve with exponentially decaying noise that falls by 60 dB in `decay` seconds, of relative energy `wet`."""
     length = int(decay * SAMPLE_RATE)
     response = noise.normal(size=length) * 10 ** (-3 * np.arange(length) / length)
     response *= (wet / np.sum(response**2)) ** 0.5

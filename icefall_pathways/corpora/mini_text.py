@@ -1,4 +1,4 @@
-"""Sentences for the embedded corpus: number words, dates and CLDR phrases, normalised as MLS is."""
+"""Sentences of the embedded corpus: number words, dates, and CLDR phrases, normalized like transcripts of MLS."""
 
 import datetime
 import random
@@ -17,35 +17,35 @@ _MAX_DRAWS = 10_000
 def draw_sentence(
     language: Language, split: str, content: tuple[str, ...], highest_number: int, seed: int, rng: random.Random
 ) -> str:
-    """Draw a sentence of one of the kinds in `content` that belongs to `split`.
+    """Draw a sentence of `split`.
 
-    Which split a sentence belongs to hangs on the sentence and the seed alone, so splits never share one.
+    The split of a sentence is a function of the sentence and the seed, so that the splits are disjoint.
 
     Args:
-      language: Whose words to use.
-      split: "train", "dev" or "test".
-      content: Kinds of sentences, drawn with equal chances; see `CONTENTS`.
-      highest_number: Numbers go from 0 to this one.
-      seed: The corpus's seed.
-      rng: Where the draw comes from.
+      language: Language of the sentence.
+      split: "train", "dev", or "test".
+      content: Types of sentences, drawn with equal probability; see `CONTENTS`.
+      highest_number: Largest number in sentences.
+      seed: Seed of the corpus.
+      rng: Source of the draw.
 
     Raises:
-      ValueError: Too few different sentences: none of many draws belongs to the split.
+      ValueError: There are too few distinct sentences: none of many draws belongs to the split.
     """
     for _ in range(_MAX_DRAWS):
         sentence = normalize(CONTENTS[rng.choice(content)](language.code, highest_number, rng), language)
         if sentence and _split_of(sentence, language, seed) == split:
             return sentence
     raise ValueError(
-        f"{' '.join(content)} with numbers up to {highest_number} has too few {language.name} sentences for a {split} "
-        "split of its own: raise --highest-number or add another kind to --content"
+        f"{' '.join(content)} with numbers up to {highest_number} has too few {language.name} sentences for a disjoint "
+        f"{split} split: raise --highest-number or add another type to --content"
     )
 
 
 def normalize(text: str, language: Language) -> str:
-    """Lower case, letters of the alphabet and single spaces only; empty if a letter of another alphabet is in it."""
+    """Return `text` with lower-case letters of the alphabet and single spaces only; empty if it has other letters."""
     text = unicodedata.normalize("NFC", text).lower().replace("’", "'")
-    text = re.sub(r"\d+", lambda match: f" {_number(int(match[0]), language.code)} ", text)
+    text = re.sub(r"\d+", lambda match: f" {_number_words(int(match[0]), language.code)} ", text)
     if any(char.isalpha() and char not in language.alphabet for char in text):
         return ""
     text = "".join(char if char.isalpha() or char == "'" else " " for char in text)
@@ -53,31 +53,33 @@ def normalize(text: str, language: Language) -> str:
 
 
 def _split_of(sentence: str, language: Language, seed: int) -> str:
-    place = zlib.crc32(f"{seed}/{language.code}/{sentence}".encode()) % 100
-    return next(split for split, bound in _SPLIT_SHARES if place < bound)
+    percentile = zlib.crc32(f"{seed}/{language.code}/{sentence}".encode()) % 100
+    return next(split for split, bound in _SPLIT_SHARES if percentile < bound)
 
 
 @cache
-def _number(number: int, code: str) -> str:
-    from num2words import num2words  # here and below: the command line does not need these packages
+def _number_words(value: int, code: str) -> str:
+    from num2words import (
+        num2words,  # imported here and below on first use: the command line does not need these packages
+    )
 
-    return num2words(number, lang=code).replace("-", " ")
+    return num2words(value, lang=code).replace("-", " ")
 
 
 def _numbers(code: str, highest: int, rng: random.Random) -> str:
-    return " ".join(_number(rng.randint(0, highest), code) for _ in range(rng.randint(2, 4)))
+    return " ".join(_number_words(rng.randint(0, highest), code) for _ in range(rng.randint(2, 4)))
 
 
 def _calendar(code: str, highest: int, rng: random.Random) -> str:
     day, month = rng.choice(_names(code, "days")), rng.choice(_names(code, "months"))
-    number = _number(rng.randint(1, min(31, max(1, highest))), code)
-    return rng.choice([f"{day} {number} {month}", f"{number} {month}", f"{day} {number}"])
+    date = _number_words(rng.randint(1, min(31, max(1, highest))), code)
+    return rng.choice([f"{day} {date} {month}", f"{date} {month}", f"{day} {date}"])
 
 
 def _phrases(code: str, highest: int, rng: random.Random) -> str:
     while True:
         phrase = rng.choice(_PHRASES)(code, highest, rng)
-        if _SPEAKABLE.fullmatch(phrase):
+        if _PRONOUNCEABLE.fullmatch(phrase):
             return phrase
 
 
@@ -93,7 +95,7 @@ def _quantities(code: str, highest: int, rng: random.Random) -> str:
     )
 
 
-def _named(code: str, highest: int, rng: random.Random) -> str:
+def _name_lists(code: str, highest: int, rng: random.Random) -> str:
     from babel.lists import format_list
 
     names = _names(code, rng.choice(("territories", "languages", "currencies")))
@@ -122,12 +124,12 @@ def _duration(code: str, highest: int, rng: random.Random) -> str:
     return format_timedelta(span, threshold=1, add_direction=rng.random() < 0.5, locale=code)
 
 
-_PHRASES: tuple[Callable[[str, int, random.Random], str], ...] = (_quantities, _named, _date, _time, _duration)
+_PHRASES: tuple[Callable[[str, int, random.Random], str], ...] = (_quantities, _name_lists, _date, _time, _duration)
 
-# Phrases with abbreviations or codes ("Imp. gallons", "1e9") are for screens, not for reading aloud.
-_SPEAKABLE = re.compile(r"(?!.*([^\W\d]\d|\d[^\W\d]|[^\W\d]\.))[\w\s,.:'’-]+")
+# Excludes abbreviations and codes ("Imp. gallons", "1e9"), which have no unambiguous pronunciation.
+_PRONOUNCEABLE = re.compile(r"(?!.*([^\W\d]\d|\d[^\W\d]|[^\W\d]\.))[\w\s,.:'’-]+")
 
-#: The kinds of sentences: what a small model learns in minutes first, the large vocabulary last.
+#: The types of sentences, by increasing vocabulary.
 CONTENTS: dict[str, Callable[[str, int, random.Random], str]] = {
     "numbers": _numbers,
     "calendar": _calendar,
@@ -147,9 +149,9 @@ def _names(code: str, kind: str) -> list[str]:
         return [str(name) for name in get_month_names("wide", locale=code).values()]
     locale = Locale.parse(code)
     if kind == "units":
-        # A unit that the language has no word for comes out as its own tag ("area-acre").
+        # babel returns the tag ("area-acre") of a unit for which the language has no word.
         return sorted(unit for unit in locale.unit_display_names if unit not in format_unit(2, unit, locale=code))
-    # Names with brackets, digits or codes are for lists on screens, not for reading aloud.
+    # Excludes names with brackets, digits, or codes, which have no unambiguous pronunciation.
     return sorted(
         {
             name

@@ -1,7 +1,7 @@
-"""Multilingual LibriSpeech: a folder in the layout of OpenSLR 94 becomes Lhotse manifests.
+"""Convert a folder in the layout of Multilingual LibriSpeech (OpenSLR 94) into Lhotse manifests.
 
-Any folder in this layout is read, with any of the languages; audio is flac or opus. Lines and files that cannot be used
-are counted, not passed over.
+Any such folder is accepted, with any subset of the languages, and with flac or opus audio. Unusable lines and files are
+dropped and counted.
 """
 
 import unicodedata
@@ -15,6 +15,7 @@ from lhotse import Recording, SupervisionSegment
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
@@ -22,28 +23,27 @@ from icefall_pathways.errors import last_line
 from icefall_pathways.languages import Language
 
 CORPUS = "mls"  # first part of the names of manifests
-# Training data: all of it, or folders of the limited supervision. MLS's ten hours are these two together.
+# Values of --subset: all training data, or parts of the limited supervision; the two parts together are ten hours.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 
-_AUDIO_SUFFIXES = (".flac", ".opus")
-_MAX_PENDING = 10_000  # utterances; English has ten million, which are not held all at once
+_MAX_PENDING = 10_000  # utterances held in memory; the English training split has ten million
 
 
 def language_folder(corpus_dir: Path, language: Language) -> Path:
-    """The folder of one language: mls_<name>, or mls_<name>_opus.
+    """Return the folder of a language: mls_<name>, or mls_<name>_opus.
 
     Raises:
-      CorpusError: There is neither.
+      CorpusError: Neither exists.
     """
-    names = (f"mls_{language.name}", f"mls_{language.name}_opus")
+    names = [mls_layout.folder_name(language, audio_format) for audio_format in ("flac", "opus")]
     for name in names:
         if (corpus_dir / name).is_dir():
             return corpus_dir / name
-    found = (
+    existing = (
         ", ".join(sorted(path.name for path in corpus_dir.glob("mls_*"))) if corpus_dir.is_dir() else "no such folder"
     )
     raise CorpusError(
-        f"no {' or '.join(names)} in {corpus_dir} (found: {found or 'nothing'}): check --corpus-dir and --languages"
+        f"no {' or '.join(names)} in {corpus_dir} (found: {existing or 'nothing'}): check --corpus-dir and --languages"
     )
 
 
@@ -55,20 +55,20 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
 def prepare_manifests(
     corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str = "train", num_jobs: int = 4
 ) -> CorpusReport:
-    """Write the recording and supervision manifests of all splits; a finished split is read back, not made again.
+    """Write the recording and supervision manifests of all splits; completed splits are skipped.
 
     Args:
-      corpus_dir: The folder that holds mls_<language> folders.
-      output_dir: Where manifests go.
-      languages: Which languages.
-      subset: Training data: "train" (all), or the limited supervision: "10hr", or one of its parts "9hr" and "1hr".
-      num_jobs: Files whose headers are read at the same time.
+      corpus_dir: Folder that holds mls_<language> folders.
+      output_dir: Folder for the manifests.
+      languages: Languages to prepare.
+      subset: Training data: "train" (all), or limited supervision: "10hr", or one of its parts, "9hr" and "1hr".
+      num_jobs: Audio headers to read in parallel.
 
     Returns:
-      What was kept and what was left out.
+      The numbers of kept and dropped utterances.
 
     Raises:
-      CorpusError: A folder, split or transcript file is missing.
+      CorpusError: A folder, split, or transcript file is missing.
     """
     if subset not in SUBSETS:
         raise CorpusError(f"--subset {subset!r}: expected one of {', '.join(SUBSETS)}")
@@ -76,7 +76,7 @@ def prepare_manifests(
     for language in languages:
         folder = language_folder(corpus_dir, language)
         _check_splits(folder)
-        genders = _read_genders(folder / "metainfo.txt")
+        genders = _read_genders(folder / mls_layout.METAINFO_FILE)
         for split in SPLITS:
             files = SplitFiles(output_dir, CORPUS, language, split)
             read = partial(_read_split, folder / split, language, split, subset, genders, num_jobs)
@@ -93,21 +93,23 @@ def _read_split(
     num_jobs: int,
     report: CorpusReport,
 ) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    path = folder / "transcripts.txt"
-    chosen = None if split != "train" or subset == "train" else _limited_handles(folder / "limited_supervision", subset)
-    lines = (line for line in _read_transcripts(path) if chosen is None or line[0] in chosen)
-    total = sum(1 for _ in _read_transcripts(path)) if chosen is None else len(chosen)
+    path = folder / mls_layout.TRANSCRIPTS_FILE
+    selected = None
+    if split == "train" and subset != "train":
+        selected = _limited_handles(folder / mls_layout.LIMITED_DIR, subset)
+    lines = (line for line in _read_transcripts(path) if selected is None or line[0] in selected)
+    total = sum(1 for _ in _read_transcripts(path)) if selected is None else len(selected)
     seen: set[str] = set()
     with (
         tqdm(desc=f"{language.code} {split}", total=total, unit="file", leave=False) as bar,
         ThreadPoolExecutor(num_jobs) as pool,
     ):
-        while some := list(islice(lines, _MAX_PENDING)):
-            found = pool.map(partial(_read_recording, folder, language), some)
-            for (handle, text), recording in zip(some, found, strict=True):
+        while pending := list(islice(lines, _MAX_PENDING)):
+            recordings = pool.map(partial(_read_recording, folder, language), pending)
+            for (handle, text), recording in zip(pending, recordings, strict=True):
                 bar.update()
                 if handle in seen:
-                    recording = Reason.NAMED_TWICE, f"{handle} in {path}"
+                    recording = Reason.DUPLICATE, f"{handle} in {path}"
                 seen.add(handle)
                 if not isinstance(recording, Recording):
                     report.drop(language.code, split, *recording)
@@ -118,18 +120,18 @@ def _read_split(
 
 
 def _read_recording(folder: Path, language: Language, line: tuple[str, str]) -> Recording | tuple[Reason, str]:
-    """The recording of an utterance, or why it cannot be used, with what was found."""
+    """Return the recording of an utterance, or the reason to drop it with a description of the problem."""
     handle, text = line
     if foreign := foreign_characters(text, language):
         return Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}"
     if not text.strip():
-        return Reason.NO_TEXT, f"{handle} in {folder / 'transcripts.txt'}"
+        return Reason.NO_TEXT, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
     path = _audio_path(folder, handle)
     if path is None:
         return Reason.NO_AUDIO, f"{handle} is not below {folder / 'audio'}"
     try:
         recording = Recording.from_file(path, recording_id=handle)
-    except Exception as error:  # the audio backends raise whatever they like
+    except Exception as error:  # audio backends raise exceptions of many types
         return Reason.UNREADABLE, f"{path}: {last_line(error)}"
     return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")
 
@@ -165,19 +167,17 @@ def _supervision(
 def _audio_path(folder: Path, handle: str) -> Path | None:
     parts = handle.split("_")
     if len(parts) != 3 or not all(part.isalnum() for part in parts):
-        return None  # also keeps a handle from naming a file outside the corpus
-    for suffix in _AUDIO_SUFFIXES:
-        path = folder / "audio" / parts[0] / parts[1] / f"{handle}{suffix}"
-        if path.is_file():
-            return path
-    return None
+        return None  # prevents handles that name files outside the corpus
+    paths = (mls_layout.audio_file(folder, handle, suffix) for suffix in mls_layout.AUDIO_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
-    """Handles and texts; letters with accents are one character each, however they were written (NFC)."""
+    """Yield handles and texts, the texts in Unicode normalization form C."""
     if not path.is_file():
         raise CorpusError(
-            f"no {path}: a split in MLS layout holds transcripts.txt, a line HANDLE<tab>TEXT per utterance"
+            f"no {path}: a split in MLS layout has a {mls_layout.TRANSCRIPTS_FILE} with a line HANDLE<tab>TEXT per "
+            "utterance"
         )
     with path.open(encoding="utf-8-sig") as file:
         try:
@@ -187,12 +187,12 @@ def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
                     yield handle.strip(), unicodedata.normalize("NFC", text)
         except UnicodeDecodeError as error:
             raise CorpusError(
-                f"{path} is not in UTF-8 ({error}): convert it, such as by iconv -f latin1 -t utf-8"
+                f"{path} is not in UTF-8 ({error}): convert it, such as with iconv -f latin1 -t utf-8"
             ) from error
 
 
 def _read_genders(path: Path) -> dict[str, str]:
-    """Gender by speaker; empty where there is no metainfo.txt, so that all its speakers are noted as unknown."""
+    """Return genders by speaker; empty without the file, so that every utterance gets a note."""
     if not path.is_file():
         return {}
     rows = (line.split("|") for line in path.read_text(encoding="utf-8").splitlines())
@@ -202,10 +202,10 @@ def _read_genders(path: Path) -> dict[str, str]:
 def _limited_handles(folder: Path, subset: str) -> set[str]:
     handles: set[str] = set()
     for part in SUBSETS[subset]:
-        files = sorted((folder / part).rglob("handles.txt"))
+        files = sorted((folder / part).rglob(mls_layout.HANDLES_FILE))
         if not files:
             raise CorpusError(
-                f"no handles.txt below {folder / part}: this corpus has no such subset, use --subset train"
+                f"no {mls_layout.HANDLES_FILE} below {folder / part}: the corpus lacks this subset, use --subset train"
             )
         for file in files:
             handles.update(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
@@ -215,8 +215,8 @@ def _limited_handles(folder: Path, subset: str) -> set[str]:
 def _check_splits(folder: Path) -> None:
     missing = [split for split in SPLITS if not (folder / split).is_dir()]
     if missing:
-        found = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        existing = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
         raise CorpusError(
-            f"{folder} lacks the split {', '.join(missing)} (found: {found}): training needs train, dev and test; "
-            "complete the folder, or leave the language out of --languages"
+            f"{folder} lacks the split {', '.join(missing)} (found: {existing}): training requires train, dev, and "
+            "test; complete the folder, or remove the language from --languages"
         )

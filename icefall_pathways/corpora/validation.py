@@ -1,4 +1,4 @@
-"""What a corpus loses on its way to features, counted per language and reason, and where to stop."""
+"""Counts of kept and dropped utterances per language, split, and reason."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from icefall_pathways.languages import Language, get_language
 
 
 class CorpusError(ValueError):
-    """A corpus that is missing parts, or lost more than it may."""
+    """A corpus is incomplete, or loses too many utterances."""
 
 
 class Reason(str, Enum):
-    """Why an utterance is left out."""
+    """Reason to drop an utterance; the values are stored in report files."""
 
     NO_AUDIO = "no audio"
     NO_TEXT = "no text"
-    NAMED_TWICE = "named twice"
+    DUPLICATE = "named twice"
     FOREIGN_CHARACTERS = "foreign characters"
     UNREADABLE = "unreadable audio"
     TOO_SHORT = "too short"
@@ -29,7 +29,7 @@ class Reason(str, Enum):
 
 
 class Note(str, Enum):
-    """What is unusual about an utterance that is kept."""
+    """Property of a kept utterance that the table lists; the values are stored in report files."""
 
     RESAMPLED = "resampled"
     DOWNMIXED = "downmixed"
@@ -38,13 +38,13 @@ class Note(str, Enum):
 
 @dataclass
 class CorpusReport:
-    """Counts of utterances: kept, left out by reason, and noted, each per language and split.
+    """Counts of kept and dropped utterances and of notes, with examples.
 
     Attributes:
-      kept: By (language, split).
-      dropped: By (language, split, reason).
-      notes: By (language, split, note).
-      examples: The first identifiers for each (language, split, reason), with what was found.
+      kept: Counts by (language, split).
+      dropped: Counts by (language, split, reason).
+      notes: Counts by (language, split, note).
+      examples: Up to three descriptions of dropped utterances by (language, split, reason).
     """
 
     kept: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -53,13 +53,13 @@ class CorpusReport:
     examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
     def keep(self, language: str, split: str, notes: Iterable[Note] = ()) -> None:
-        """Count an utterance that is kept."""
+        """Count a kept utterance."""
         self.kept[language, split] += 1
         for note in notes:
             self.notes[language, split, note.value] += 1
 
     def drop(self, language: str, split: str, reason: Reason, example: str) -> None:
-        """Count an utterance that is left out; `example` names it and says what was found."""
+        """Count a dropped utterance; `example` names it and describes the problem."""
         key = (language, split, reason.value)
         self.dropped[key] += 1
         examples = self.examples.setdefault(key, [])
@@ -67,7 +67,7 @@ class CorpusReport:
             examples.append(example)
 
     def add(self, other: "CorpusReport") -> None:
-        """Add the counts of a part of the same corpus."""
+        """Add the counts of another part of the corpus."""
         self.kept.update(other.kept)
         self.dropped.update(other.dropped)
         self.notes.update(other.notes)
@@ -75,25 +75,25 @@ class CorpusReport:
             self.examples[key] = (self.examples.get(key, []) + examples)[:3]
 
     def table(self) -> str:
-        """A row per language and split, a column per reason and note that occurred, then examples."""
+        """Return a table with a row per language and split and a column per reason and note, followed by examples."""
         reasons = [reason.value for reason in Reason if any(key[2] == reason for key in self.dropped)]
         notes = [note.value for note in Note if any(key[2] == note for key in self.notes)]
-        places = self._places()
         rows = [
             [
-                *place,
-                self.kept[place],
-                *(self.dropped[place[0], place[1], reason] for reason in reasons),
-                *(self.notes[place[0], place[1], note] for note in notes),
+                language,
+                split,
+                self.kept[language, split],
+                *(self.dropped[language, split, reason] for reason in reasons),
+                *(self.notes[language, split, note] for note in notes),
             ]
-            for place in places
+            for language, split in self._splits()
         ]
         header = [
             "language",
             "split",
             "kept",
             *(f"dropped: {reason}" for reason in reasons),
-            *(f"note: {n}" for n in notes),
+            *(f"note: {note}" for note in notes),
         ]
         lines = [tabulate(rows, header, tablefmt="simple_outline")]
         for (language, split, reason), examples in sorted(self.examples.items()):
@@ -101,22 +101,23 @@ class CorpusReport:
         return "\n".join(lines)
 
     def check(self, max_dropped_share: float) -> None:
-        """Stop where too much is lost.
+        """Check that no split of a language loses too many utterances.
 
         Raises:
-          CorpusError: A language and split loses more than `max_dropped_share` of its utterances, or all of them.
+          CorpusError: One loses more than `max_dropped_share` of its utterances, or all of them.
         """
-        for place in self._places():
-            lost = sum(count for key, count in self.dropped.items() if key[:2] == place)
-            total = lost + self.kept[place]
-            if lost > max_dropped_share * total or self.kept[place] == 0:
+        for language, split in self._splits():
+            kept = self.kept[language, split]
+            dropped = sum(count for key, count in self.dropped.items() if key[:2] == (language, split))
+            total = dropped + kept
+            if dropped > max_dropped_share * total or kept == 0:
                 raise CorpusError(
-                    f"{place[0]} {place[1]} loses {lost} of {total} utterances, more than --max-dropped-share "
-                    f"{max_dropped_share} allows: look at the table above, and raise the share, or mend the corpus and "
-                    f"remove what was made of it (files *-{get_language(place[0]).name}_*{place[1]}* in --data-dir)"
+                    f"{language} {split} loses {dropped} of {total} utterances, more than --max-dropped-share "
+                    f"{max_dropped_share} allows: see the table above for the reasons, and raise the share, or fix the "
+                    f"corpus and remove the files *-{get_language(language).name}_*{split}* from --data-dir"
                 )
 
-    def _places(self) -> list[tuple[str, str]]:
+    def _splits(self) -> list[tuple[str, str]]:
         return sorted({*self.kept, *((language, split) for language, split, _ in self.dropped)})
 
     def save(self, path: Path) -> None:
@@ -134,5 +135,5 @@ class CorpusReport:
 
 
 def foreign_characters(text: str, language: Language) -> str:
-    """The characters of `text` that are not of the language's alphabet, sorted, each once."""
+    """Return the distinct characters of `text` that are not in the language's alphabet, sorted."""
     return "".join(sorted(set(text) - language.alphabet))

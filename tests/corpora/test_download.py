@@ -28,7 +28,7 @@ def archive_of(members):
 
 
 class Server:
-    """A mirror on this machine: knows ranges, counts requests, and can break off."""
+    """A local mirror that supports ranges, records requests, and can interrupt transfers."""
 
     def __init__(self, files):
         self.files, self.ranges, self.break_after = files, [], None
@@ -47,9 +47,9 @@ class Server:
                     self.send_error(404)
                     return
                 start = 0
-                if asked := self.headers.get("Range"):
-                    outer.ranges.append(asked)
-                    start = int(asked.removeprefix("bytes=").rstrip("-"))
+                if requested := self.headers.get("Range"):
+                    outer.ranges.append(requested)
+                    start = int(requested.removeprefix("bytes=").rstrip("-"))
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
@@ -88,7 +88,7 @@ def config(server, folder):
 GOOD = {"mls_polish_opus/train/transcripts.txt": b"1_2_3\ttak\n" * 5000}
 
 
-def test_an_archive_is_downloaded_checked_and_unpacked_once(serve, tmp_path):
+def test_an_archive_is_downloaded_verified_and_unpacked_once(serve, tmp_path):
     server = serve(GOOD)
     download_mls(config(server, tmp_path))
     name, content = next(iter(GOOD.items()))
@@ -100,7 +100,7 @@ def test_an_archive_is_downloaded_checked_and_unpacked_once(serve, tmp_path):
 def test_a_broken_transfer_is_resumed(serve, tmp_path):
     server = serve(GOOD)
     server.break_after = 100
-    with pytest.raises(CorpusError, match="run the same command to go on"):
+    with pytest.raises(CorpusError, match="run the same command to resume"):
         download_mls(config(server, tmp_path))
     assert (tmp_path / f"{NAME}.part").stat().st_size == 100
     server.break_after = None
@@ -118,20 +118,20 @@ def test_a_wrong_checksum_removes_the_archive(serve, tmp_path):
 @pytest.mark.parametrize(
     "members", [{"../outside.txt": b"x"}, {"/tmp/outside.txt": b"x"}, {"mls_polish_opus/link": None}]
 )
-def test_nothing_leaves_the_folder(serve, tmp_path, members):
-    with pytest.raises(CorpusError, match="no plain file inside its folder"):
+def test_members_outside_the_folder_are_rejected(serve, tmp_path, members):
+    with pytest.raises(CorpusError, match="not a regular file inside its folder"):
         download_mls(config(serve(members), tmp_path / "corpus"))
     assert not (tmp_path / "outside.txt").exists()
 
 
-def test_an_archive_that_grows_without_end_is_refused(serve, tmp_path, monkeypatch):
+def test_an_archive_that_expands_too_much_is_rejected(serve, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_MAX_UNPACKED_BYTES", 1 << 20)
     with pytest.raises(CorpusError, match="unpacks to more than 10 times its size"):
         download_mls(config(serve(GOOD | {"mls_polish_opus/zeros.flac": bytes(2 << 20)}), tmp_path))
     assert not (tmp_path / "mls_polish_opus" / "zeros.flac").exists()
 
 
-def test_a_missing_file_or_server_is_told(serve, tmp_path):
+def test_a_missing_file_or_server_is_an_error(serve, tmp_path):
     server = serve(GOOD)
     del server.files[NAME]
     with pytest.raises(CorpusError, match=rf"{NAME}: 404"):

@@ -40,12 +40,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_same_bytes_with_one_process_and_fewer_languages(corpus: Path, tmp_path: Path) -> None:
+def test_files_do_not_depend_on_the_number_of_processes_and_languages(corpus: Path, tmp_path: Path) -> None:
     make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.006"))
     assert contents(tmp_path / "mls_dutch") == contents(corpus / "mls_dutch")
 
 
-def test_longer_corpus_begins_with_the_shorter_one(corpus: Path, tmp_path: Path) -> None:
+def test_a_shorter_corpus_is_a_prefix_of_a_longer_one(corpus: Path, tmp_path: Path) -> None:
     make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.009", dev_utterances=9))
     longer, shorter = contents(tmp_path / "mls_dutch"), contents(corpus / "mls_dutch")
     audio = [path for path in shorter if path.endswith(".flac")]
@@ -58,20 +58,20 @@ def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None
     assert transcripts(tmp_path, "dutch", "test") != transcripts(corpus, "dutch", "test")
 
 
-def test_splits_share_no_sentence_and_no_speaker(corpus: Path) -> None:
+def test_splits_have_disjoint_sentences_and_speakers(corpus: Path) -> None:
     for name in ("english", "dutch"):
         sentences: set[str] = set()
         speakers: set[str] = set()
         for split in SPLITS:
             lines = transcripts(corpus, name, split)
-            own = {handle.split("_")[0] for handle in lines}
+            split_speakers = {handle.split("_")[0] for handle in lines}
             assert not sentences & set(lines.values())
-            assert not speakers & own
+            assert not speakers & split_speakers
             sentences |= set(lines.values())
-            speakers |= own
+            speakers |= split_speakers
 
 
-def test_hours_and_numbers_of_utterances(corpus: Path) -> None:
+def test_hours_and_numbers_of_utterances_follow_the_options(corpus: Path) -> None:
     for name, hours in (("english", 0.012), ("dutch", 0.006)):
         flacs = list((corpus / f"mls_{name}" / "train").rglob("*.flac"))
         seconds = [soundfile.info(path).duration for path in flacs]
@@ -95,7 +95,7 @@ def test_lhotse_reads_the_folder(corpus: Path, tmp_path: Path) -> None:
             assert all(set(s.text) <= language.alphabet for s in supervisions)
 
 
-def test_segments_metainfo_and_limited_supervision(corpus: Path) -> None:
+def test_segments_metainfo_and_limited_supervision_match_the_audio(corpus: Path) -> None:
     folder = corpus / "mls_english"
     rows = [line.split("|") for line in (folder / "metainfo.txt").read_text().splitlines()]
     assert " | ".join(word.strip() for word in rows[0]) == (
@@ -112,15 +112,15 @@ def test_segments_metainfo_and_limited_supervision(corpus: Path) -> None:
     assert (limited / "1hr" / "0" / "handles.txt").read_text().split() == handles
 
 
-def test_finished_corpus_is_left_alone(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_corpus_is_not_changed(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     make_mini_corpus(config_for(corpus))
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
-    assert "finished already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
 
 
-def test_interrupted_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:
-    """A run that meets a full disk says so; the next one keeps what is there and ends with the same bytes."""
+def test_an_interrupted_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:
+    """A run reports a full disk; the next run keeps its files and produces the corpus of an uninterrupted run."""
     command = [sys.executable, str(SCRIPT), "--corpus-dir", str(tmp_path / "mls"), "--num-jobs", "1", *OPTIONS]
 
     def limit_files() -> None:
@@ -131,12 +131,12 @@ def test_interrupted_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:
     assert "Traceback" not in stopped.stderr
     error = stopped.stderr.splitlines()[-1]
     assert error.startswith("error: ")
-    assert "cannot be written (File too large): make room" in error
+    assert "(File too large): free disk space" in error
     kept = [path for path in (tmp_path / "mls").rglob("*.flac") if not path.name.startswith(".")]
     assert 0 < len(kept) < sum(path.endswith(".flac") for path in contents(corpus))
     times = {path: path.stat().st_mtime_ns for path in kept}
-    torn = kept[0].with_name(f".{kept[0].stem}-killed.flac")
-    torn.write_bytes(b"fLaC")
+    unfinished = kept[0].with_name(f".{kept[0].stem}-killed.flac")
+    unfinished.write_bytes(b"fLaC")
     assert not read_json(tmp_path / "mls" / "mini_corpus.json")["finished"]
 
     make_mini_corpus(config_for(tmp_path / "mls"))
@@ -144,7 +144,7 @@ def test_interrupted_corpus_is_completed(corpus: Path, tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_other_options_are_told_and_replace_only_on_request(corpus: Path, tmp_path: Path) -> None:
+def test_a_corpus_with_different_options_is_replaced_only_with_overwrite(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "mls")
     with pytest.raises(ValueError, match=r"made with seed=42: .*--overwrite 1"):
         make_mini_corpus(config_for(tmp_path / "mls", seed=1))
@@ -154,9 +154,9 @@ def test_other_options_are_told_and_replace_only_on_request(corpus: Path, tmp_pa
     assert transcripts(tmp_path / "mls", "italian", "dev")
 
 
-def test_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no embedded corpus"):
+    with pytest.raises(ValueError, match="holds files of another origin"):
         make_mini_corpus(config_for(tmp_path, overwrite=True))
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
@@ -168,14 +168,14 @@ def test_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         ({"hours": "en=much"}, "--hours 'en=much', at 'en=much'"),
         ({"hours": "en=0"}, "0.0 hours of english"),
         ({"hours": "en=inf"}, "inf hours of english"),
-        ({"hours": "fr=1"}, "--hours names fr, which --languages 'en nl' does not"),
+        ({"hours": "fr=1"}, "--hours names fr: expected only --languages 'en nl'"),
         ({"content": "poems"}, "--content 'poems': expected some of numbers, calendar, phrases"),
         ({"content": "numbers", "highest_number": 0}, "too few english sentences"),
         ({"dev_utterances": 0}, "--dev-utterances 0: expected 1 or more"),
         ({"highest_number": -1}, "--highest-number -1: expected 0 or more"),
     ],
 )
-def test_bad_options_are_told_before_anything_is_written(
+def test_invalid_options_are_rejected_before_any_file_is_written(
     options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError) as caught:

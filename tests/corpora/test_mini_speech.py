@@ -13,14 +13,14 @@ def synthesizer() -> Synthesizer:
 
 
 @pytest.mark.parametrize("voice", ["en+m3", "en+f2", "fr+edward", "it+croak"])
-def test_what_was_said_before_leaves_no_trace(synthesizer: Synthesizer, voice: str) -> None:
+def test_samples_do_not_depend_on_previous_utterances(synthesizer: Synthesizer, voice: str) -> None:
     first = synthesizer.speak("eleven", voice, 160, 50, 50)
     synthesizer.speak("mardi quinze", "fr+klatt3", 120, 80, 10)
     np.testing.assert_array_equal(synthesizer.speak("eleven", voice, 160, 50, 50), first)
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_every_speaker_can_be_heard(synthesizer: Synthesizer, code: str) -> None:
+def test_every_speaker_has_a_plausible_duration_and_level(synthesizer: Synthesizer, code: str) -> None:
     month = {"en": "december", "fr": "décembre", "it": "dicembre", "nl": "december"}.get(code, "december")
     for speaker in draw_speakers(LANGUAGES[code], 42):
         samples = synthesizer.speak(month, speaker.voice, 160, 50, 50)
@@ -28,14 +28,14 @@ def test_every_speaker_can_be_heard(synthesizer: Synthesizer, code: str) -> None
         assert np.sqrt(np.mean(samples**2)) > 0.01, speaker
 
 
-def test_voices_are_voiced(synthesizer: Synthesizer) -> None:
+def test_voices_are_periodic_and_whispering_is_not(synthesizer: Synthesizer) -> None:
     for speaker in draw_speakers(LANGUAGES["en"], 42):
         assert periodicity(synthesizer.speak("eleven", speaker.voice, 160, 50, 50)) > 0.45, speaker
     assert periodicity(synthesizer.speak("eleven", "en+whisper", 160, 50, 50)) < 0.45
 
 
 def periodicity(samples: np.ndarray) -> float:
-    """The median, over loud frames of 64 ms, of the highest autocorrelation at 35 to 500 Hz."""
+    """Return the median, over loud frames of 64 ms, of the maximum autocorrelation at 35 to 500 Hz."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, 1024)[::320]
     power = np.square(frames).mean(axis=1)
     loud = frames[power > 0.02 * power.max()]
@@ -45,35 +45,35 @@ def periodicity(samples: np.ndarray) -> float:
     return float(np.median((correlation[:, lags] / (1 - lags / 1024)).max(axis=1) / correlation[:, 0]))
 
 
-def test_speakers_differ_and_are_numbered_apart() -> None:
-    everyone = [speaker for language in LANGUAGES.values() for speaker in draw_speakers(language, 42)]
-    assert len({speaker.speaker_id for speaker in everyone}) == len(everyone)
+def test_speakers_have_distinct_ids_and_voices() -> None:
+    speakers = [speaker for language in LANGUAGES.values() for speaker in draw_speakers(language, 42)]
+    assert len({speaker.speaker_id for speaker in speakers}) == len(speakers)
     english = draw_speakers(LANGUAGES["en"], 42)
     assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 40
     assert {speaker.gender for speaker in english[:10]} == {"F", "M"}
     assert english != draw_speakers(LANGUAGES["en"], 43)
 
 
-def test_recordings_of_one_sentence_differ_in_noise_and_level(synthesizer: Synthesizer) -> None:
+def test_recordings_of_a_sentence_depend_on_the_random_state(synthesizer: Synthesizer) -> None:
     speaker = draw_speakers(LANGUAGES["en"], 42)[0]
-    one, same, other = (
+    first, repeated, different = (
         synthesize_utterance(synthesizer, "eleven", speaker, 42, random.Random(seed)) for seed in (1, 1, 2)
     )
-    np.testing.assert_array_equal(one, same)
-    assert len(one) != len(other) or not np.allclose(one, other)
-    for samples in (one, other):
+    np.testing.assert_array_equal(first, repeated)
+    assert len(first) != len(different) or not np.allclose(first, different)
+    for samples in (first, different):
         assert samples.dtype == np.float32
         assert 10 ** (-12.1 / 20) < np.abs(samples).max() < 10 ** (-2.9 / 20)
 
 
-def test_unknown_voice_and_silent_text_are_told(synthesizer: Synthesizer) -> None:
+def test_an_unknown_voice_and_a_silent_text_are_errors(synthesizer: Synthesizer) -> None:
     with pytest.raises(SynthesisError, match=r"no voice 'xx\+f1'.*espeakng-loader"):
         synthesizer.speak("eleven", "xx+f1", 160, 50, 50)
-    with pytest.raises(SynthesisError, match=r"no sound of ''"):
+    with pytest.raises(SynthesisError, match=r"silence for ''"):
         synthesizer.speak("", "en+f1", 160, 50, 50)
 
 
-def test_missing_voice_data_is_told(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_voice_data_is_an_error(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("espeakng_loader.get_data_path", lambda: "/nonexistent")
     with pytest.raises(SynthesisError, match="did not start with the voices in /nonexistent"):
         synthesizer.speak("eleven", "en+f1", 160, 50, 50)

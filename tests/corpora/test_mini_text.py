@@ -14,17 +14,17 @@ def draw(code: str, split: str, content: tuple[str, ...], count: int, highest: i
 
 @pytest.mark.parametrize("code", LANGUAGES)
 @pytest.mark.parametrize("content", CONTENTS)
-def test_only_the_alphabet_of_the_language_in_lower_case(code: str, content: str) -> None:
+def test_sentences_use_only_the_alphabet_of_the_language(code: str, content: str) -> None:
     for sentence in draw(code, "train", (content,), 200):
         assert set(sentence) <= LANGUAGES[code].alphabet
         assert sentence == " ".join(sentence.split()) != ""
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_splits_share_no_sentence(code: str) -> None:
+def test_splits_have_disjoint_sentences(code: str) -> None:
     splits = [set(draw(code, split, ("numbers", "calendar"), 400)) for split in ("train", "dev", "test")]
-    for one, other in combinations(splits, 2):
-        assert not one & other
+    for first, second in combinations(splits, 2):
+        assert not first & second
 
 
 @pytest.mark.parametrize(
@@ -37,21 +37,21 @@ def test_splits_share_no_sentence(code: str) -> None:
         ("en", "...", ""),
     ],
 )
-def test_normalise(code: str, text: str, expected: str) -> None:
+def test_normalization(code: str, text: str, expected: str) -> None:
     assert normalize(text, get_language(code)) == expected
 
 
-def test_numbers_stay_within_the_range() -> None:
+def test_numbers_are_within_the_range() -> None:
     words = {word for sentence in draw("en", "train", ("numbers",), 500, highest=9) for word in sentence.split()}
     assert words == {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 
 
-def test_large_numbers_in_phrases_are_one_number() -> None:
+def test_large_numbers_in_phrases_are_spelled_out() -> None:
     assert any("one thousand" in sentence for sentence in draw("en", "train", ("phrases",), 500, highest=1500))
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_vocabularies_small_and_large(code: str) -> None:
+def test_sizes_of_the_vocabularies(code: str) -> None:
     def vocabulary(*content: str) -> int:
         return len({word for sentence in draw(code, "train", content, 1500) for word in sentence.split()})
 
@@ -59,13 +59,13 @@ def test_vocabularies_small_and_large(code: str) -> None:
     assert vocabulary("phrases") > 600
 
 
-def test_kinds_have_equal_shares() -> None:
+def test_types_of_sentences_have_equal_shares() -> None:
     sentences = draw("en", "train", ("numbers", "calendar"), 1000)
     calendar = sum(any(word.endswith(("day", "ary", "ber")) for word in sentence.split()) for sentence in sentences)
     assert 300 < calendar < 600  # April to August have other endings
 
 
-def test_too_few_sentences_are_told() -> None:
-    with pytest.raises(ValueError, match=r"too few english sentences for a \w+ split.*--highest-number"):
+def test_too_few_sentences_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"too few english sentences for a disjoint \w+ split.*--highest-number"):
         for split in ("train", "dev", "test"):
             draw("en", split, ("numbers",), 1, highest=0)

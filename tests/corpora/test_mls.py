@@ -63,7 +63,7 @@ def test_every_supervision_has_its_language_speaker_and_gender(corpus):
     assert (first.speaker, first.gender, first.text) == ("10", "F", "eins zwei")
 
 
-def test_opus_is_read_too(corpus):
+def test_opus_audio_is_read(corpus):
     add_utterance(corpus / "mls_german" / "train", "10_100_000099", "opus", suffix=".opus", rate=48000)
     manifests(corpus)
     manifest = manifest_files(corpus).recordings
@@ -72,33 +72,33 @@ def test_opus_is_read_too(corpus):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "told"),
+    ("text", "reason", "example"),
     [("", "no text", "10_100_000050"), ("zimmer 12", "foreign characters", "'12'"), ("ça va", "", "")],
 )
-def test_a_transcript_that_cannot_be_used_is_left_out_and_counted(corpus, text, reason, told):
+def test_an_unusable_transcript_is_dropped_and_counted(corpus, text, reason, example):
     add_utterance(corpus / "mls_german" / "train", "10_100_000050", text)
     report = manifests(corpus)
     if reason:
         assert report.dropped == {("de", "train", reason): 1}
-        assert told in report.table() and f"dropped: {reason}" in report.table()
+        assert example in report.table() and f"dropped: {reason}" in report.table()
     assert len(supervisions(corpus)) == (4 if reason else 5)
     assert report.kept[("pl", "train")] == 4
 
 
-def test_a_line_without_audio_is_left_out(corpus):
+def test_a_line_without_audio_is_dropped(corpus):
     with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
         file.write("10_100_000051\teins\n../../x_1_2\tzwei\n")
     assert manifests(corpus).dropped == {("de", "train", "no audio"): 2}
 
 
-def test_a_file_that_is_no_audio_is_left_out(corpus):
+def test_an_unreadable_audio_file_is_dropped(corpus):
     add_utterance(corpus / "mls_german" / "train", "10_100_000052", "eins").write_bytes(b"")
     report = manifests(corpus)
     assert report.dropped == {("de", "train", "unreadable audio"): 1}
     assert "10_100_000052.flac" in report.table()
 
 
-def test_a_truncated_flac_is_found_when_features_are_made(corpus):
+def test_a_truncated_flac_is_dropped_by_the_feature_extraction(corpus):
     path = add_utterance(corpus / "mls_german" / "train", "10_100_000053", "eins", seconds=3.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     report, cuts = features(corpus)
@@ -108,7 +108,7 @@ def test_a_truncated_flac_is_found_when_features_are_made(corpus):
     assert "10_100_000053" in report.table()
 
 
-def test_stereo_and_8_khz_are_kept_converted_and_noted(corpus):
+def test_stereo_and_8_khz_audio_is_converted_and_noted(corpus):
     split = corpus / "mls_german" / "train"
     stereo = add_utterance(split, "10_100_000054", "eins", channels=2)
     add_utterance(split, "10_100_000055", "zwei", rate=8000)
@@ -119,7 +119,7 @@ def test_stereo_and_8_khz_are_kept_converted_and_noted(corpus):
     samples, _ = soundfile.read(stereo, dtype="float32")
     expected = FbankConfig().extractor().extract(torch.from_numpy(samples.mean(axis=1)), 16000)
     stored = by_name["10_100_000054"].load_features()
-    assert stored.shape == expected.shape and np.abs(stored - expected.numpy()).max() < 0.2  # stored with loss
+    assert stored.shape == expected.shape and np.abs(stored - expected.numpy()).max() < 0.2  # lossy storage
     assert by_name["10_100_000055"].num_frames == 100
 
 
@@ -130,14 +130,14 @@ def test_a_speaker_missing_from_metainfo_is_kept_and_noted(corpus):
     assert {s.speaker: s.gender for s in supervisions(corpus)}["77"] is None
 
 
-def test_a_handle_that_comes_twice_is_kept_once(corpus):
+def test_a_duplicate_handle_is_dropped(corpus):
     with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
         file.write("10_100_000001\tzwei\n")
     assert manifests(corpus).dropped == {("de", "train", "named twice"): 1}
     assert [s.text for s in supervisions(corpus)] == ["eins zwei", "drei vier", "fünf sechs", "über größe"]
 
 
-def test_letters_are_one_character_each_however_they_were_written(corpus):
+def test_texts_are_converted_to_normalization_form_c(corpus):
     path = corpus / "mls_german" / "train" / "transcripts.txt"
     decomposed = unicodedata.normalize("NFD", path.read_text(encoding="utf-8"))
     assert "u\u0308" in decomposed
@@ -146,33 +146,33 @@ def test_letters_are_one_character_each_however_they_were_written(corpus):
     assert [s.text for s in supervisions(corpus)][2:] == ["fünf sechs", "über größe"]
 
 
-def test_another_encoding_is_named(corpus):
+def test_an_encoding_other_than_utf_8_is_an_error(corpus):
     path = corpus / "mls_german" / "dev" / "transcripts.txt"
     path.write_text(path.read_text(encoding="utf-8"), encoding="latin1")
     with pytest.raises(CorpusError, match=r"dev/transcripts\.txt is not in UTF-8 .*iconv"):
         manifests(corpus)
 
 
-def test_many_utterances_are_read_a_few_at_a_time(corpus, monkeypatch):
+def test_reading_in_parts_gives_the_same_manifests(corpus, monkeypatch):
     whole = manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]
     shutil.rmtree(corpus.parent / "manifests")
     monkeypatch.setattr(mls, "_MAX_PENDING", 3)
     assert (manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]) == whole
 
 
-def test_a_missing_split_is_named_with_those_found(corpus):
+def test_error_of_a_missing_split_names_existing_splits(corpus):
     (corpus / "mls_polish" / "dev").rename(corpus / "mls_polish" / "valid")
     with pytest.raises(CorpusError, match=r"mls_polish lacks the split dev \(found: test, train, valid\)"):
         manifests(corpus)
-    assert len(supervisions(corpus)) == 4  # the languages before it are done
+    assert len(supervisions(corpus)) == 4  # the previous language is complete
 
 
-def test_a_missing_language_is_named_with_those_found(corpus):
+def test_error_of_a_missing_language_names_existing_folders(corpus):
     with pytest.raises(CorpusError, match=r"no mls_french or mls_french_opus in .*found: mls_german, mls_polish"):
         prepare_manifests(corpus, corpus.parent / "m", [get_language("fr")])
 
 
-def test_too_much_lost_stops_after_all_is_counted(corpus):
+def test_too_many_dropped_utterances_are_an_error(corpus):
     add_utterance(corpus / "mls_german" / "dev", "20_200_000050", "12")
     report = manifests(corpus)
     with pytest.raises(CorpusError, match=r"de dev loses 1 of 5 utterances, more than --max-dropped-share 0\.1"):
@@ -181,13 +181,13 @@ def test_too_much_lost_stops_after_all_is_counted(corpus):
     assert len(supervisions(corpus, language=POLISH)) == 4
 
 
-def test_limited_supervision_takes_the_handles_of_the_subset(corpus):
+def test_limited_supervision_selects_the_handles_of_the_subset(corpus):
     for language in ("german", "polish"):
         folder = corpus / f"mls_{language}" / "train" / "limited_supervision" / "1hr" / "0"
         folder.mkdir(parents=True)
         (folder / "handles.txt").write_text("10_100_000001\n10_100_000003\n")
     assert manifests(corpus, subset="1hr").kept[("de", "train")] == 2
-    with pytest.raises(CorpusError, match=r"no handles\.txt below .*9hr: this corpus has no such subset"):
+    with pytest.raises(CorpusError, match=r"no handles\.txt below .*9hr: the corpus lacks this subset"):
         prepare_manifests(corpus, corpus.parent / "other", [GERMAN], subset="9hr")
     nine = corpus / "mls_german" / "train" / "limited_supervision" / "9hr"
     nine.mkdir()
@@ -196,7 +196,7 @@ def test_limited_supervision_takes_the_handles_of_the_subset(corpus):
     assert ten.kept["de", "train"] == 3 and ten.kept["de", "dev"] == 4
 
 
-def test_too_short_and_too_long_are_left_out_and_speeds_keep_the_language(corpus):
+def test_short_and_long_cuts_are_dropped_and_perturbed_copies_keep_the_language(corpus):
     add_utterance(corpus / "mls_german" / "train", "10_100_000056", "eins", seconds=0.1)
     add_utterance(corpus / "mls_german" / "train", "10_100_000057", "zwei", seconds=3.0)
     report, cuts = features(corpus, max_duration=2.0, perturb_speed=True)
@@ -207,18 +207,16 @@ def test_too_short_and_too_long_are_left_out_and_speeds_keep_the_language(corpus
     assert len(cuts["de", "dev"]) == 4
 
 
-def test_what_is_finished_is_read_back_not_made_again(corpus):
+def test_complete_features_are_not_computed_again(corpus):
     report, _cuts = features(corpus)
-    (corpus / "mls_german").rename(corpus / "gone")
-    (corpus / "gone").rename(corpus / "mls_german")
     stamp = german_cuts(corpus).stat().st_mtime_ns
     again, _ = features(corpus)
     assert again == report
     assert german_cuts(corpus).stat().st_mtime_ns == stamp
 
 
-def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
-    """FeatureShards that are finished are not made again, unless their options have changed."""
+def test_feature_extraction_resumes(corpus, monkeypatch):
+    """Complete shards are not computed again, unless their options have changed."""
     monkeypatch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))
     monkeypatch.setattr(shards, "_SHARD_SIZE", 3)
     whole = features(corpus, perturb_speed=True)
@@ -242,7 +240,7 @@ def test_features_go_on_where_they_were_interrupted(corpus, monkeypatch):
     assert len(cuts["de", "train"]) == 4 and len(list(folder.iterdir())) == 2
 
 
-def test_manifests_that_do_not_go_together_are_refused(corpus):
+def test_mismatched_manifests_are_rejected(corpus):
     manifests(corpus)
     path = manifest_files(corpus).supervisions
     SupervisionSet.from_segments(supervisions(corpus)[1:]).to_file(path)
@@ -250,7 +248,7 @@ def test_manifests_that_do_not_go_together_are_refused(corpus):
         features(corpus)
 
 
-def test_a_report_survives_saving(corpus):
+def test_a_report_is_restored_from_its_file(corpus):
     add_utterance(corpus / "mls_german" / "dev", "20_200_000050", "12")
     report = manifests(corpus)
     report.save(corpus / "report.json")

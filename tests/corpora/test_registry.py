@@ -28,7 +28,7 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def prepared(tmp_path, registered):
-    """The folder of the toy corpus with its manifests and features, made by way of the registry."""
+    """Prepare the toy corpus by way of the registry and return its folder."""
     get_corpus_command.run(get_corpus_command.Config("toy", tmp_path / "corpus", "en"))
     prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", "en"))
     config = ComputeFbankConfig(tmp_path / "manifests", tmp_path / "fbank", "en", num_jobs=1)
