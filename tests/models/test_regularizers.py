@@ -47,7 +47,7 @@ def _balancer(case):
     return Balancer(*(float(case[name]) for name in names), probability=1.0, grad_scale=float(case["grad_scale"]))
 
 
-def test_balancers(numbers):
+def test_balancers_equal_icefall(numbers):
     for case in numbers["balancer"]:
         actual = _input_gradient(_balancer(case), case["x"], case["gy"])
         assert not torch.equal(actual, case["gy"])
@@ -57,7 +57,7 @@ def test_balancers(numbers):
     _close(actual.transpose(1, 2), case["gx"])
 
 
-def test_whiteners(numbers):
+def test_whiteners_equal_icefall(numbers):
     active = []
     for case in numbers["whiten"]:
         module = Whiten(int(case["num_groups"]), float(case["limit"]), float(case["grad_scale"]))
@@ -71,7 +71,7 @@ def test_whiteners(numbers):
     assert sorted(active) == [False, True, True]
 
 
-def test_limits(numbers):
+def test_limits_equal_icefall(numbers):
     case = numbers["limit_param_value"]
     actual = _input_gradient(lambda x: limit_gradient(x, float(case["min"]), float(case["max"])), case["p"], case["gy"])
     _close(actual, case["gx"])
@@ -82,7 +82,7 @@ def test_limits(numbers):
     _close(actual, case["gx"])
 
 
-def test_schedules(numbers):
+def test_schedules_equal_icefall(numbers):
     for case in numbers["schedules"].values():
         schedule = Schedule(*(tuple(float(value) for value in pair) for pair in case["pairs"]))
         for position, value in zip(case["at"].tolist(), case["value"].tolist(), strict=True):

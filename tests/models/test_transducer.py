@@ -145,7 +145,7 @@ def _batch_of_seed(seed):
     return _batch()
 
 
-def test_the_joiner_runs_in_float32_under_autocast():
+def test_joiner_runs_in_float32_under_autocast():
     model, dtypes = build_model(_config(), 20), []
     model.joiner.output_linear.register_forward_hook(
         lambda module, args, out: dtypes.append((args[0].dtype, out.dtype))

@@ -30,12 +30,12 @@ def _compare_inner_outputs(reference, captured, embedded, step):
 
 
 @torch.no_grad()
-def test_front_end(reference):
+def test_subsampling_equals_icefall(reference):
     _close(reference.embed(reference.numbers["x"])[:, ::2], reference.numbers["embed_out"])
 
 
 @torch.no_grad()
-def test_whole_utterances_and_chunks(reference):
+def test_encoder_equals_icefall(reference):
     embedded = reference.embed(reference.numbers["x"])
     assert len(reference.numbers["runs"]) == 4
     for run, numbers in reference.numbers["runs"].items():
@@ -45,7 +45,7 @@ def test_whole_utterances_and_chunks(reference):
 
 
 @torch.no_grad()
-def test_in_float64(exact_reference):
+def test_encoder_equals_icefall_in_float64(exact_reference):
     embedded = exact_reference.embed(exact_reference.numbers["x"].double())
     _close(embedded[:, ::2], exact_reference.numbers["embed_out"], 1e-9)
     for run, numbers in exact_reference.numbers["runs"].items():
@@ -53,23 +53,23 @@ def test_in_float64(exact_reference):
 
 
 @torch.no_grad()
-def test_inner_outputs(reference, captured):
+def test_outputs_of_submodules_equal_icefall(reference, captured):
     _compare_inner_outputs(reference, captured, reference.embed(reference.numbers["x"]), step=8)
 
 
 @torch.no_grad()
-def test_inner_outputs_of_a_noncausal_layer(noncausal_layer, captured):
+def test_outputs_of_a_noncausal_layer_equal_icefall(noncausal_layer, captured):
     _compare_inner_outputs(noncausal_layer, captured, noncausal_layer.numbers["embed_out"], step=4)
 
 
-def test_positional_encoding(reference, noncausal_layer):
+def test_positional_encoding_equals_icefall(reference, noncausal_layer):
     for numbers in (reference.numbers, noncausal_layer.numbers):
         expected = numbers["inner"]["encoder.encoders.0.encoder_pos"][0]
         code = positional_encoding(0, (len(expected) + 1) // 2, expected.size(1), torch.device("cpu"))
         _close(code[:-1], expected, 1e-5)
 
 
-def test_gradients(exact_reference):
+def test_gradients_equal_icefall(exact_reference):
     model, expected = exact_reference.model, exact_reference.numbers["grad"]
     model.zero_grad()
     out, _ = exact_reference.encode(
@@ -89,7 +89,7 @@ def test_gradients(exact_reference):
 
 
 @torch.no_grad()
-def test_streaming(reference):
+def test_streaming_equals_icefall(reference):
     numbers, model = reference.numbers["stream"], reference.model
     model.encoder.set_context(numbers["chunk"], numbers["left"])
     assert model.chunk_window == 45
@@ -114,7 +114,7 @@ def _advanced(cache, added):
 
 
 @torch.no_grad()
-def test_one_step_from_random_states(reference):
+def test_streaming_from_random_states_equals_icefall(reference):
     """Streams of different ages, one of which ends in this chunk: the public recipe ends it before the look-ahead."""
     numbers, model = reference.numbers["stream_random_state"], reference.model
     *caches, embed_state, ages = numbers["states_in"]
@@ -131,7 +131,7 @@ def test_one_step_from_random_states(reference):
 
 
 @torch.no_grad()
-def test_heads(reference):
+def test_predictor_and_joiner_equal_icefall(reference):
     head, model = reference.numbers["head"], reference.model
     decoder_out = model.decoder(head["y"])
     _close(decoder_out, head["decoder_out"])
@@ -144,7 +144,7 @@ def test_heads(reference):
 
 
 @pytest.mark.parametrize("case", ["default", "am_scaled", "plain"])
-def test_losses(reference, case):
+def test_losses_equal_icefall(reference, case):
     """With the ranges given: here some hang on the rounding of float32."""
     model, loss = reference.model, reference.numbers["loss"]
     numbers = loss[case]
@@ -167,7 +167,7 @@ def test_losses(reference, case):
 
 
 @pytest.mark.parametrize(("name", "num_parameters"), [("default", 66_110_931), ("small", 575_599)])
-def test_names_and_shapes(name, num_parameters, reference):
+def test_parameter_names_and_shapes_equal_icefall(name, num_parameters, reference):
     model = build_model(ModelConfig(encoder_type="zipformer"), 500) if name == "default" else reference.model
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
     assert [(key, list(value.shape)) for key, value in model.state_dict().items()] == parameter_shapes(name)
