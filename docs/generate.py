@@ -79,7 +79,7 @@ def draw_layers(layers: Any, edges: set[tuple[str, str]]) -> str:
     width, height, box = 900, 90 * len(rows), (136, 34)
     center = {}
     for level, row in enumerate(rows):
-        shift = (-1) ** level * 110 if len(row) == 1 else 0  # otherwise arrows would pass behind boxes
+        shift = (-1) ** level * 110 if len(row) == 1 else 0  # so that arrows do not cross boxes
         for i, name in enumerate(row):
             center[name] = ((i + 0.5) * width / len(row) + shift, 45 + 90 * level)
     parts = [
