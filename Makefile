@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 help:
 	@echo "make demo     run the recipe on the embedded corpus: features, dense training, mask search, pathways, report"
-	@echo "make test     run ruff, mypy and the tests"
+	@echo "make test     run ruff, mypy and the tests; build the documentation"
 	@echo "make lint     run ruff and mypy"
 	@echo "make format   format the code and fix what ruff can fix"
 	@echo "make docs     build the documentation in site/"
@@ -26,7 +26,7 @@ env:
 demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
-test: lint
+test: lint docs
 	@. tools/cpu_env.sh && $(TEST_ENV) $(PYTHON_BIN)/python -m pytest -n auto
 
 lint: env
