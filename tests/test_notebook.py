@@ -36,7 +36,7 @@ def run_notebook(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.fixture
 def small_model(exp_dir, experiment, monkeypatch):
-    """The experiment with a pathway per language, for the notebook to use."""
+    """Prepare an experiment with a pathway per language for the notebook."""
     shutil.copyfile(experiment / "bpe.model", exp_dir / "bpe.model")
     halves(exp_dir)
     monkeypatch.setenv("PATHWAYS_EXP_DIR", str(exp_dir))

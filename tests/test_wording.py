@@ -26,11 +26,9 @@ NOT_READ = ("tests/test_wording.py",)  # it spells out what it forbids
 
 # Temporary: the findings of each folder that are allowed for now. A number may only fall; remove entries that reach 0.
 ALLOWED: dict[str, int] = {
-    "icefall_pathways/recipe": 1,
-    "tests": 10,
-    "tests/experiment": 5,
+    "tests": 3,
+    "tests/experiment": 2,
     "tests/training": 15,
-    "tests/transcription": 3,
 }
 
 Kind = Literal["name", "function", "docstring", "prose"]

@@ -29,7 +29,7 @@ STORED = {layout.BPE_MODEL_FILE, layout.TOKENS_FILE, layout.FEATURES_FILE}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A corpus, and an experiment folder that was trained on it and moved away; not to be changed."""
+    """Return a corpus, and an experiment folder that was trained on it and moved away; not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
     tiny_run.make_corpus(folder / "corpus")
     runs.train(tiny_run.config(folder / "corpus", folder / "exp", num_updates=2))
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def moved(trained, tmp_path):
-    """A copy of the corpus without its tokenizer, and of the experiment, both elsewhere."""
+    """Return a copy of the corpus without its tokenizer, and of the experiment, both elsewhere."""
     shutil.copytree(trained / "exp", tmp_path / "moved")
     shutil.copytree(trained / "corpus" / "fbank", tmp_path / "corpus" / "fbank")
     path = tmp_path / "moved" / "checkpoint-2.pt"
@@ -49,7 +49,7 @@ def moved(trained, tmp_path):
 
 
 def _config(moved, **options):
-    """A training on the copied corpus, without --bpe-model."""
+    """Return a training run on the copied corpus, without --bpe-model."""
     return tiny_run.config(moved.parent / "corpus", moved.parent / "exp", bpe_model=None, num_updates=2, **options)
 
 

@@ -13,7 +13,7 @@ from icefall_pathways.experiment import checkpoints
 
 @pytest.fixture
 def exp_dir(exp_dir: Path, experiment: Path) -> Path:
-    """The experiment, with a model that is biased towards tokens that start a word."""
+    """Return the experiment with a model that is biased towards tokens that start a word."""
     path = exp_dir / "checkpoint-5.pt"
     checkpoint, symbols = checkpoints.read(path), Tokenizer(experiment / "bpe.model").symbols
     bias = checkpoint["model_avg"]["joiner.output_linear.bias"]
@@ -24,7 +24,7 @@ def exp_dir(exp_dir: Path, experiment: Path) -> Path:
 
 @pytest.fixture
 def speech(tmp_path: Path) -> Path:
-    """A file of noise bursts, which the random model decodes to words."""
+    """Write a file of noise bursts, which the random model decodes to words."""
     rng = np.random.default_rng(5)
     samples = rng.standard_normal(16000 * 3) * 0.1 * (np.arange(48000) // 2000 % 2 + 0.01)
     soundfile.write(tmp_path / "speech.wav", samples, 16000)

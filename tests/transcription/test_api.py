@@ -31,7 +31,7 @@ def _script_output(exp_dir, audio, lang, **options):
 
 
 def _as_json(transcript):
-    """The part of transcribe.py's JSON output that describes the transcript."""
+    """Return the part of transcribe.py's JSON output that describes the transcript."""
     return {
         "language": transcript.language,
         "seconds": transcript.duration,
