@@ -23,6 +23,9 @@ class CorpusModule(Protocol):
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split; `layout.write_manifests` does so atomically.
 
+        Every supervision has the code of its language. Recording ids start with the speaker and an underscore, as in
+        MLS, if `compare.py --resample speaker` is to be used.
+
         Args:
           corpus_dir: Folder of the corpus.
           output_dir: Folder for the manifests.

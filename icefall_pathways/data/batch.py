@@ -9,6 +9,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
+from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
 from icefall_pathways.data.tokenizer import Tokenizer
 
 _SMALL_TENSORS = ("num_frames", "tokens", "num_tokens")
@@ -57,22 +58,28 @@ class Batch:
         )
 
     def __len__(self) -> int:
+        """Return N."""
         return len(self.inputs)
 
     @property
     def texts(self) -> list[str]:
-        """The transcript of each utterance."""
+        """Transcript of each utterance."""
         return [cut.supervisions[0].text for cut in self.cuts]
 
     @property
     def cut_ids(self) -> list[str]:
-        """The id of each cut."""
+        """Id of each cut."""
         return [cut.id for cut in self.cuts]
 
     @property
     def total_tokens(self) -> int:
         """Number of tokens, padding excluded."""
         return int(self.num_tokens.sum())
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the audio in seconds, padding excluded."""
+        return FRAME_SHIFT / SAMPLE_RATE * float(self.num_frames.sum())
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with `inputs` and `tokens` on `device`; the lengths stay on the CPU, where they are read."""

@@ -12,7 +12,6 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state
 from icefall_pathways.training.launch.ranks import Rank
-from icefall_pathways.training.objective import seconds_of
 
 _GROWTH = 1.25  # ratio of consecutive sizes
 _MAX_FACTOR = 4.0  # largest size, as a multiple of --max-duration
@@ -93,12 +92,12 @@ def _search(
     model: nn.Module, loss_of: Callable[[Batch], Tensor], data: SpeechDataModule, language: str, largest: float
 ) -> MaxBatch:
     size, best = data.config.max_duration, 0.0
-    longest_cut = seconds_of(data.longest_batch(language, 0.0))
+    longest_cut = data.longest_batch(language, 0.0).seconds
     seconds, is_limit = 0.0, False
     while longest_cut <= size <= largest or best == 0.0:
         batch = data.longest_batch(language, size)
         if _fits(model, loss_of, batch):
-            best, seconds = size, seconds_of(batch)
+            best, seconds = size, batch.seconds
             if is_limit:
                 break
             size *= _GROWTH

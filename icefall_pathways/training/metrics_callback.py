@@ -9,7 +9,6 @@ from icefall_pathways.training.callbacks import Callback, UpdateResult, Validati
 from icefall_pathways.training.config import TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
-from icefall_pathways.training.objective import seconds_of
 from icefall_pathways.training.train_state import TrainState
 
 
@@ -47,8 +46,8 @@ class MetricsCallback(Callback):
         if result.stepped:
             self._sums.add_update(language, result.grad_norm)
             for batch, losses in zip(result.batches, result.losses, strict=True):
-                self._sums.add(language, losses, batch.total_tokens, seconds_of(batch))
-        self._log.advance(language, sum(seconds_of(batch) for batch in result.batches))
+                self._sums.add(language, losses, batch.total_tokens, batch.seconds)
+        self._log.advance(language, sum(batch.seconds for batch in result.batches))
         if state.update % self._options.log_interval == 0 or state.is_last_update:
             self._write_training(state, self._log)
 

@@ -64,8 +64,3 @@ class Objective:
             self._device.type, dtype=dtype, enabled=options.use_fp16 or options.use_bf16
         )
         return context
-
-
-def seconds_of(batch: Batch) -> float:
-    """Return the seconds of audio in a batch."""
-    return 0.01 * float(batch.num_frames.sum())

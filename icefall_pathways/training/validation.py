@@ -15,7 +15,7 @@ from icefall_pathways.training.callbacks import Callback, CallbackList, UpdateRe
 from icefall_pathways.training.config import TrainingConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, bar_position
-from icefall_pathways.training.objective import Objective, seconds_of
+from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState
 
 
@@ -77,7 +77,7 @@ class Validator:
             for k, batch in enumerate(tqdm(loader, desc=f"validating {code}", leave=False, disable=hidden)):
                 if k % self._rank.world_size == self._rank.index:
                     losses = self._objective(batch, self._pathways, update)
-                    sums.add(code, losses, batch.total_tokens, seconds_of(batch))
+                    sums.add(code, losses, batch.total_tokens, batch.seconds)
                     if every:
                         errors[i] += self._word_errors(batch, (-first) % every, every)
                 first += len(batch)

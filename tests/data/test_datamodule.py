@@ -21,8 +21,6 @@ from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataMo
 from icefall_pathways.data.sampling import MonolingualSampler
 from icefall_pathways.data.tokenizer import Tokenizer
 
-TENSORS = ("inputs", "num_frames", "tokens", "num_tokens")
-
 
 def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> SpeechDataModule:
     defaults = {"languages": "en fr it", "max_duration": 12.0, "num_workers": 0, "num_buckets": 3}
@@ -314,34 +312,3 @@ def test_error_of_a_multilingual_batch_names_the_cuts(tmp_path: Path, tokenizer:
     data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
     with pytest.raises(DataError, match=r"^a batch of en contains cuts of another language: stray-0$"):
         list(data.train_batches(0, 1, seed=1))
-
-
-def test_worker_batches_equal_in_process_batches(corpus: Path, tokenizer: Tokenizer) -> None:
-    expected, batches = (
-        list(data_module(corpus, tokenizer, num_workers=n).train_batches(0, 3, seed=1)) for n in (0, 2)
-    )
-    assert_same(batches, expected)
-    for batch, other in zip(batches, expected, strict=True):
-        for name in TENSORS:
-            first, second = getattr(batch, name), getattr(other, name)
-            assert first.dtype == second.dtype and torch.equal(first, second)
-
-
-def test_only_the_features_are_pickled_as_a_tensor(corpus: Path, tokenizer: Tokenizer) -> None:
-    """A worker process transfers each tensor as a separate shared-memory file."""
-    state = next(data_module(corpus, tokenizer).train_batches(0, 1, seed=1)).__getstate__()
-    assert [name for name, value in state.items() if isinstance(value, torch.Tensor)] == ["inputs"]
-
-
-def test_tokens_are_those_of_the_transcripts(corpus: Path, tokenizer: Tokenizer) -> None:
-    for batch in data_module(corpus, tokenizer).train_batches(0, 3, seed=1):
-        rows = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
-        encoded = [row[:count] for row, count in rows]
-        assert encoded == tokenizer.encode(batch.texts)
-        assert batch.total_tokens == sum(map(len, encoded)) > 0
-        assert all(not any(row[count:]) for row, count in zip(batch.tokens.tolist(), batch.num_tokens, strict=True))
-
-
-def test_without_a_tokenizer_batches_have_no_tokens(corpus: Path) -> None:
-    batch = next(iter(data_module(corpus, None).loader("en", "dev")))
-    assert batch.tokens.shape == (len(batch), 0) and batch.total_tokens == 0

@@ -38,7 +38,7 @@ HOST_READS = {
     ("regularizers.py", "sample"),  # a random number drawn on the CPU, the same for each rank and device
     ("streaming_encoder.py", "_draw"),  # another one
     ("batch.py", "total_tokens"),  # numbers of tokens of the batch, from the data loader
-    ("objective.py", "seconds_of"),  # lengths of the batch, from the data loader
+    ("batch.py", "seconds"),  # lengths of the batch, from the data loader
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
     ("scaled_adam.py", "_clipping_factor"),  # step count, which the optimizer state keeps on the CPU
     ("scaled_adam.py", "_update_group"),
