@@ -46,7 +46,6 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
 _EXTRA = "pip install 'icefall_pathways[{}]' installs it"
 # Packages that only some commands need, and how to install them.
 _OPTIONAL_PACKAGES = {
-    "k2": "install the build for your torch, see https://k2-fsa.github.io/k2/installation",
     "kaldifeat": "build it for your torch with tools/kaldifeat/build.sh",
     "sounddevice": _EXTRA.format("mic"),
     **dict.fromkeys(

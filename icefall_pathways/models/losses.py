@@ -1,16 +1,45 @@
 """The pruned RNN-T loss.
 
 "Pruned RNN-T for fast, memory-efficient ASR training" (Kuang et al., arXiv 2206.13236): a simple loss, whose joiner is
-an addition, selects a few tokens per frame; the full joiner computes the loss on those.
+an addition, selects a few tokens per frame; the full joiner computes the loss on those. Both are computed by k2 or by
+`icefall_pathways.models.rnnt`.
 """
 
+import warnings
 from collections.abc import Callable
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from icefall_pathways.errors import first_line, k2_error
+from icefall_pathways.models import rnnt
+
+RnntLoss = Literal["auto", "k2", "builtin"]
+
 # Initial scale of the pruned loss: its pruning depends on a simple loss that is not yet trained.
 _INITIAL_PRUNED_SCALE = 0.1
+
+
+@cache
+def resolve_rnnt_loss(choice: RnntLoss) -> Literal["k2", "builtin"]:
+    """Return the implementation of the pruned RNN-T loss: the one chosen, or for "auto" k2 if it can be imported.
+
+    Raises:
+      ValueError: k2 is chosen and cannot be imported.
+    """
+    if choice == "builtin":
+        return "builtin"
+    try:
+        import k2  # noqa: F401  # not at import time: the command line and decoding do not need it
+    except ImportError as error:
+        if choice == "k2":
+            raise k2_error("--rnnt-loss k2", error, "--rnnt-loss builtin") from error
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"k2 is installed but cannot be imported ({first_line(error)})", stacklevel=2)
+        return "builtin"
+    return "k2"
 
 
 def loss_scales(update: int, warm_updates: int, simple_loss_scale: float) -> tuple[float, float]:
@@ -54,7 +83,14 @@ def boundaries(frame_lens: Tensor, y_lens: Tensor) -> Tensor:
 
 
 def simple_loss(
-    am: Tensor, lm: Tensor, y: Tensor, boundary: Tensor, prune_range: int, am_scale: float, lm_scale: float
+    am: Tensor,
+    lm: Tensor,
+    y: Tensor,
+    boundary: Tensor,
+    prune_range: int,
+    am_scale: float,
+    lm_scale: float,
+    implementation: RnntLoss = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Compute the smoothed simple loss and the pruning ranges.
 
@@ -66,6 +102,7 @@ def simple_loss(
       prune_range: Predictor outputs R to keep per frame, at least 2; at most S + 1 are kept.
       am_scale: Weight of the encoder-only scores in the loss.
       lm_scale: Weight of the predictor-only scores in the loss.
+      implementation: See `resolve_rnnt_loss`.
 
     Returns:
       The loss, summed over the batch, and the indices of the kept predictor outputs (N, T, R).
@@ -75,7 +112,10 @@ def simple_loss(
     """
     if prune_range < 2:
         raise ValueError(f"prune_range is {prune_range}: expected at least 2; with fewer no token can be emitted")
-    import k2  # not at import time: the command line and decoding do not need it
+    if resolve_rnnt_loss(implementation) == "builtin":
+        loss, px_grad, py_grad = rnnt.smoothed_rnnt_loss(am.float(), lm.float(), y, boundary, am_scale, lm_scale)
+        return loss, rnnt.prune_ranges(px_grad, py_grad, boundary, prune_range)
+    import k2
 
     loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
         lm=lm.float(),
@@ -93,7 +133,13 @@ def simple_loss(
 
 
 def pruned_loss(
-    join: Callable[[Tensor, Tensor], Tensor], am: Tensor, lm: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor
+    join: Callable[[Tensor, Tensor], Tensor],
+    am: Tensor,
+    lm: Tensor,
+    y: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    implementation: RnntLoss = "auto",
 ) -> Tensor:
     """Return the pruned loss, summed over the batch.
 
@@ -104,7 +150,12 @@ def pruned_loss(
       y: Tokens (N, S), int64.
       ranges: See `simple_loss`.
       boundary: See `boundaries`.
+      implementation: See `resolve_rnnt_loss`.
     """
+    if resolve_rnnt_loss(implementation) == "builtin":
+        rows = rnnt.select_rows(lm, ranges)
+        logits = join(am[:, :, None].expand_as(rows), rows)
+        return rnnt.pruned_rnnt_loss(logits.float(), y, ranges, boundary)
     import k2
 
     logits = join(*k2.do_rnnt_pruning(am=am, lm=lm, ranges=ranges))

@@ -12,7 +12,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.encoder import Encoder, encoder_lens
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
-from icefall_pathways.models.losses import boundaries, ctc_loss, pruned_loss, simple_loss
+from icefall_pathways.models.losses import RnntLoss, boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
 
 #: The layers whose size is that of the vocabulary.
@@ -75,6 +75,7 @@ class Transducer(nn.Module):
         prune_range: int = 5,
         am_scale: float = 0.0,
         lm_scale: float = 0.25,
+        rnnt_loss: RnntLoss = "auto",
     ) -> TransducerLoss:
         """Compute the losses of a batch, in float32 even under autocast.
 
@@ -86,6 +87,7 @@ class Transducer(nn.Module):
           prune_range: Predictor outputs to keep per frame in the pruned loss.
           am_scale: Weight of the encoder-only scores in the simple loss.
           lm_scale: Weight of the predictor-only scores in the simple loss.
+          rnnt_loss: Implementation of the pruned RNN-T loss, see `resolve_rnnt_loss`.
 
         Raises:
           ValueError: An utterance has more tokens than encoder frames.
@@ -99,9 +101,9 @@ class Transducer(nn.Module):
         joiner_am, joiner_lm = self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out)
         ctc_logits = None if self.ctc_output is None else self.ctc_output(encoder_out)
         with torch.amp.autocast_mode.autocast(x.device.type, enabled=False):
-            simple, ranges = simple_loss(am, lm, y, boundary, prune_range, am_scale, lm_scale)
+            simple, ranges = simple_loss(am, lm, y, boundary, prune_range, am_scale, lm_scale, rnnt_loss)
             ctc = None if ctc_logits is None else ctc_loss(ctc_logits, lens, y, y_lens)
-            pruned = pruned_loss(self._join, joiner_am.float(), joiner_lm.float(), y, ranges, boundary)
+            pruned = pruned_loss(self._join, joiner_am.float(), joiner_lm.float(), y, ranges, boundary, rnnt_loss)
         return TransducerLoss(simple, pruned, ctc)
 
     def _join(self, am: Tensor, lm: Tensor) -> Tensor:

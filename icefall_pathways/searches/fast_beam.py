@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import k2_error
 from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState, TransducerHead
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ class FastBeamSearch(Search[FastBeamState]):
       max_states: Maximum number of lattice states per stream and frame.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
       num_paths: Number of paths sampled from the lattice by `n_best`.
+
+    Raises:
+      ValueError: k2 cannot be imported, or a limit is not positive.
     """
 
     def __init__(
@@ -100,7 +104,11 @@ class FastBeamSearch(Search[FastBeamState]):
         blank_penalty: float = 0.0,
         num_paths: int = 200,
     ) -> None:
-        import k2
+        try:
+            import k2
+        except ImportError as error:
+            alternative = "--decoding-method modified_beam_search"
+            raise k2_error("--decoding-method fast_beam_search", error, alternative) from error
 
         super().__init__(model, blank_penalty)
         for name, value in (("beam", beam), ("max_contexts", max_contexts), ("max_states", max_states)):

@@ -7,6 +7,7 @@ from typing import Literal
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.experiment.model_files import choose_tokenizer
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.losses import RnntLoss
 from icefall_pathways.pathways.criteria import PruneCriterion, RegrowCriterion
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import MasksHeader
@@ -110,6 +111,10 @@ class TrainingConfig:
     clipping_scale: float = 2.0
     """scaled-adam: clip the gradient of the active entries to this multiple of its median norm over the last 100
     updates of the sub-network. 0: no clipping."""
+
+    rnnt_loss: RnntLoss = "auto"
+    """Implementation of the pruned RNN-T loss: k2, or builtin, which needs only torch. auto: k2 if it can be
+    imported."""
 
     prune_range: int = 5
     """Symbols per frame in the pruned RNN-T loss."""

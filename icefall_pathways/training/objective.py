@@ -47,6 +47,7 @@ class Objective:
                 prune_range=options.prune_range,
                 am_scale=options.am_scale,
                 lm_scale=options.lm_scale,
+                rnnt_loss=options.rnnt_loss,
             )
         simple_scale, pruned_scale = loss_scales(update, options.warm_updates, options.simple_loss_scale)
         total = simple_scale * losses.simple + pruned_scale * losses.pruned

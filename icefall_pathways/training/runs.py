@@ -16,6 +16,7 @@ from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import store_model_files
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import LanguageCode, codes_of
+from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.allocation import budget_groups
@@ -62,7 +63,7 @@ def train(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> None:
     Raises:
       ValueError: Options, masks, checkpoints or data are missing or incompatible; the message says what to do.
     """
-    config = replace(config, training=_with_tokenizer(config.training))
+    config = replace(config, training=_resolve_defaults(config.training))
     initial = read_initial_checkpoint(config.training)
     config = with_optimizer(with_architecture(config, initial))
     check_training_options(config, initial)
@@ -92,9 +93,9 @@ def _pin_initial_masks(masks: PathwayMasks, path: Path) -> None:
         )
 
 
-def _with_tokenizer(training: TrainingConfig) -> TrainingConfig:
-    """Set --bpe-model to the SentencePiece model that is used."""
-    return replace(training, bpe_model=training.tokenizer_path)
+def _resolve_defaults(training: TrainingConfig) -> TrainingConfig:
+    """Set --bpe-model to the SentencePiece model and --rnnt-loss to the implementation that are used."""
+    return replace(training, bpe_model=training.tokenizer_path, rnnt_loss=resolve_rnnt_loss(training.rnnt_loss))
 
 
 def _frozen_languages(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
@@ -113,7 +114,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     Raises:
       ValueError: Options, masks, checkpoints or data are missing or incompatible; the message says what to do.
     """
-    config = replace(config, training=_with_tokenizer(config.training))
+    config = replace(config, training=_resolve_defaults(config.training))
     initial = read_initial_checkpoint(config.training)
     if initial is None:
         raise ValueError("a mask search starts from a trained dense model: specify it with --init-from")

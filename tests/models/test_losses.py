@@ -1,12 +1,22 @@
 """The losses against the public implementation's numbers and torchaudio's unpruned loss."""
 
+import sys
+import types
+
 import pytest
 import torch
 import torchaudio
 from public_numbers import load_numbers
 
 from icefall_pathways.models.joiner import Joiner
-from icefall_pathways.models.losses import boundaries, ctc_loss, loss_scales, pruned_loss, simple_loss
+from icefall_pathways.models.losses import (
+    boundaries,
+    ctc_loss,
+    loss_scales,
+    pruned_loss,
+    resolve_rnnt_loss,
+    simple_loss,
+)
 from icefall_pathways.models.predictor import Predictor
 
 
@@ -28,8 +38,15 @@ def reference():
     return load_numbers("causal")
 
 
+@pytest.fixture(params=["k2", "builtin"])
+def implementation(request):
+    if request.param == "k2":
+        pytest.importorskip("k2", reason="k2 cannot be imported", exc_type=ImportError)
+    return request.param
+
+
 @pytest.mark.parametrize("case", ["default", "am_scaled", "plain"])
-def test_losses_equal_icefall(reference, case):
+def test_losses_equal_icefall(reference, case, implementation):
     expected, head = reference["loss"][case], _Head(reference["state_dict"])
     y_lens = torch.tensor([len(tokens) for tokens in reference["loss"]["y"]])
     y = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in reference["loss"]["y"]], batch_first=True)
@@ -45,10 +62,11 @@ def test_losses_equal_icefall(reference, case):
         expected["prune_range"],
         am_scale=float(expected["am_scale"]),
         lm_scale=float(expected["lm_scale"]),
+        implementation=implementation,
     )
     am, lm = head.joiner.encoder_proj(encoder_out), head.joiner.decoder_proj(decoder_out)
     # The posteriors of this reference are peaked: the best range depends on rounding, so take the reference's.
-    pruned = pruned_loss(head.join, am, lm, y, expected["ranges"], boundary)
+    pruned = pruned_loss(head.join, am, lm, y, expected["ranges"], boundary, implementation)
 
     assert ranges.shape == expected["ranges"].shape
     assert simple.item() == pytest.approx(expected["simple_loss"], rel=1e-5)
@@ -59,7 +77,7 @@ def test_losses_equal_icefall(reference, case):
         torch.testing.assert_close(head.get_parameter(name).grad, gradient, atol=1e-3, rtol=1e-4)
 
 
-def test_ranges_equal_k2():
+def test_ranges_equal_k2(implementation):
     numbers = load_numbers("rnnt")
     for case in numbers["cases"]:
         loss, ranges = simple_loss(
@@ -70,12 +88,13 @@ def test_ranges_equal_k2():
             case["s_range"],
             am_scale=float(case["am_only_scale"]),
             lm_scale=float(case["lm_only_scale"]),
+            implementation=implementation,
         )
         torch.testing.assert_close(loss, case["simple_loss"].sum(), rtol=1e-5, atol=0)
         assert torch.equal(ranges, case["ranges"])
 
 
-def test_unpruned_loss_equals_torchaudio():
+def test_unpruned_loss_equals_torchaudio(implementation):
     y, y_lens, lens = torch.randint(1, 12, (3, 6)), torch.tensor([6, 2, 4]), torch.tensor([15, 9, 4])
     y = y * (torch.arange(6) < y_lens[:, None])
     am = torch.randn(3, 15, 8, requires_grad=True)
@@ -86,9 +105,9 @@ def test_unpruned_loss_equals_torchaudio():
         return joiner(am, lm, project_input=False)
 
     boundary = boundaries(lens, y_lens)
-    _, ranges = simple_loss(torch.randn(3, 15, 12), torch.randn(3, 7, 12), y, boundary, 100, 0.0, 0.25)
+    _, ranges = simple_loss(torch.randn(3, 15, 12), torch.randn(3, 7, 12), y, boundary, 100, 0.0, 0.25, implementation)
     assert ranges.shape == (3, 15, 7)
-    actual = pruned_loss(join, am, lm, y, ranges, boundary)
+    actual = pruned_loss(join, am, lm, y, ranges, boundary, implementation)
     actual_grads = torch.autograd.grad(actual, [am, lm])
     expected = torchaudio.functional.rnnt_loss(
         join(am[:, :, None], lm[:, None]), y.int(), lens.int(), y_lens.int(), blank=0, reduction="sum"
@@ -102,6 +121,40 @@ def test_unpruned_loss_equals_torchaudio():
 def test_error_names_the_utterances_with_too_few_frames():
     with pytest.raises(ValueError, match="utterance 1 has 3 for 4 tokens, utterance 2 has 0 for 0 tokens"):
         boundaries(torch.tensor([4, 3, 0]), torch.tensor([4, 4, 0]))
+
+
+@pytest.fixture
+def fresh_choice():
+    """Forget which implementations could be imported."""
+    resolve_rnnt_loss.cache_clear()
+    yield
+    resolve_rnnt_loss.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_auto_is_k2_where_it_can_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", types.ModuleType("k2"))
+    assert [resolve_rnnt_loss(choice) for choice in ("auto", "k2", "builtin")] == ["k2", "k2", "builtin"]
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.filterwarnings("error")
+def test_auto_is_builtin_without_k2(monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", None)
+    assert [resolve_rnnt_loss(choice) for choice in ("auto", "builtin")] == ["builtin", "builtin"]
+    with pytest.raises(ValueError, match=r"--rnnt-loss k2 needs k2, .* or use --rnnt-loss builtin"):
+        resolve_rnnt_loss("k2")
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_a_k2_of_another_torch_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "k2.py").write_text("raise ImportError('k2 was built for torch 1.0\\nBut this is another one')")
+    monkeypatch.delitem(sys.modules, "k2", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match=r"k2 is installed but cannot be imported \(k2 was built for torch 1.0\)"):
+        assert resolve_rnnt_loss("auto") == "builtin"
+    with pytest.raises(ValueError, match=r"cannot be imported \(k2 was built for torch 1.0\): install the build for"):
+        resolve_rnnt_loss("k2")
 
 
 def test_prune_range_below_two_is_rejected():

@@ -1,6 +1,7 @@
 """Fast beam search, compared with an enumeration of all paths."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -80,3 +81,9 @@ def test_best_path_is_at_least_as_probable_as_the_greedy_one(reference):
 def test_invalid_options_are_refused(make_head):
     with pytest.raises(ValueError, match="max_states 0"):
         FastBeamSearch(make_head(4), max_states=0)
+
+
+def test_error_without_k2_says_what_needs_it(make_head, monkeypatch):
+    monkeypatch.setitem(sys.modules, "k2", None)
+    with pytest.raises(ValueError, match=r"--decoding-method fast_beam_search needs k2, .* use --decoding-method"):
+        FastBeamSearch(make_head(4))
