@@ -1,4 +1,4 @@
-"""Architecture of a transducer, as options."""
+"""Model options: encoder, predictor and joiner."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 from icefall_pathways.models.encoder_options import Architecture
 from icefall_pathways.models.registry import ENCODERS, EncoderSpec
 
-# The option classes of all encoders are base classes, so that every registered encoder is configured by the one flat
-# command line. The value of an option of another encoder than the selected one has no effect.
+# The options classes of all encoders are base classes, so that one flat command line configures every encoder. Options
+# of encoders that are not selected have no effect.
 _ENCODER_OPTIONS: Any = tuple(spec.options for spec in ENCODERS.values())
 
 
 @dataclass(frozen=True)
 class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
-    """Options of the architecture: the encoder (options of each type are in a base class), predictor and joiner.
+    """Options of the encoder (inherited from the options class of each encoder), the predictor and the joiner.
 
     Raises:
       ValueError: An option of the predictor, the joiner or the selected encoder is out of range.
     """
 
     encoder_type: str = "emformer"
-    """The encoder: emformer or zipformer."""
+    """Encoder type: emformer or zipformer."""
 
     decoder_dim: int = 0
-    """Width of the predictor; a multiple of 4. 0: that of the Zipformer's size, 512 with the Emformer."""
+    """Width of the predictor; a multiple of 4. 0: the default of the Zipformer's size, or 512 for the Emformer."""
 
     joiner_dim: int = 0
-    """Width of the joiner. 0: that of the Zipformer's size, 512 with the Emformer."""
+    """Width of the joiner. 0: the default of the Zipformer's size, or 512 for the Emformer."""
 
     context_size: int = 2
-    """Tokens that the predictor sees; 1 makes a bigram."""
+    """Number of previous tokens that the predictor reads; 1: bigram, 2: trigram."""
 
     ctc_head: bool = False
     """Add an output layer for an auxiliary CTC loss."""
@@ -50,12 +50,12 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
 
     @property
     def encoder_spec(self) -> EncoderSpec:
-        """The selected type of encoder."""
+        """Registry entry of the selected encoder."""
         return ENCODERS[self.encoder_type]
 
     @property
     def architecture(self) -> Architecture[Any]:
-        """The architecture that the selected encoder's options describe.
+        """Validated architecture of the selected encoder.
 
         Raises:
           ValueError: An option is out of range, or the options do not fit together.

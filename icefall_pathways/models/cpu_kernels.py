@@ -1,7 +1,7 @@
-"""Hand-tiled kernels for CPUs, several times as fast as the torch operations that they replace.
+"""Hand-tiled CPU kernels, several times faster than the torch operations that they replace.
 
-They compute the functions of `F.conv2d`, `F.linear` and `F.softplus` tile by tile, so that intermediate results stay in
-a core's cache, and store less for the backward pass. No other module depends on how they do it.
+They evaluate `F.conv2d`, `F.linear` and `F.softplus` tile by tile, so that intermediate results stay in a core's cache,
+and store less for the backward pass. The tiling is internal to this module.
 """
 
 import math
@@ -17,16 +17,17 @@ from icefall_pathways.models.regularizers import balancing_coefficients
 #: Slope of the linear term of both Swoosh functions. Scripted functions cannot read it and repeat it as 0.08.
 SWOOSH_SLOPE = 0.08
 
-# Elements of a tile.
+# Elements per tile.
 _TILE = 1 << 16
 
-# Rows of one image, and of several short images, over which the gradient of a depthwise kernel is summed per call.
+# Rows per convolution call when computing the gradient of a depthwise kernel: of one image, and of several short images
+# together.
 _ROWS = 64
 _ROWS_OF_SHORT_IMAGES = 1024
 
 
 def use_cpu_kernels(x: Tensor) -> bool:
-    """Return whether to run these kernels on `x`: it is on a CPU, and no graph is being traced for export."""
+    """Return True if `x` is on a CPU and no graph is being traced for export."""
     return x.device.type == "cpu" and not torch.jit.is_tracing()
 
 
@@ -35,8 +36,8 @@ def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
 
     Args:
       x: Any shape, float32 or float64.
-      shift: See above.
-      offset: See above.
+      shift: Constant of the formula.
+      offset: Constant of the formula.
     """
     out: Tensor = _tiled_swoosh(x, shift, offset, _TILE)
     return out
@@ -44,9 +45,9 @@ def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
 
 @torch.jit.script  # all loops without gradients are scripted, so that a trace contains them as loops
 def _swoosh_tile(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Optional[Tensor]) -> None:  # noqa: UP045
-    """Write the value into `out`, and what its derivative is computed from into `inverse`, if not None.
+    """Write the value into `out` and, unless it is None, the input of the backward pass into `inverse`.
 
-    exp and log run in torch's vector library; softplus takes four times as long. With s = x - shift - offset and
+    torch vectorizes exp and log; softplus takes four times as long. With s = x - shift - offset and
     k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).
     """
     s = torch.sub(x, shift + offset)
@@ -76,7 +77,7 @@ def _swoosh_tile_backward(grad: Tensor, inverse: Tensor, offset: float, out: Ten
 
 
 class TiledSwoosh(torch.autograd.Function):
-    """`tiled_swoosh` with gradients; arguments as there, of any floating-point type."""
+    """`tiled_swoosh` with gradients, for any floating-point dtype; same arguments."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: float, offset: float) -> Tensor:
@@ -107,7 +108,7 @@ class TiledSwoosh(torch.autograd.Function):
 def tiled_swoosh_block(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float
 ) -> Tensor:
-    """Return linear(swoosh(linear(x))) of rows x (R, C), without gradients.
+    """Return linear(swoosh(linear(x))) for rows x (R, C), without gradients.
 
     Args:
       x: (R, C).
@@ -115,8 +116,8 @@ def tiled_swoosh_block(
       bias1: (H,).
       weight2: (D, H).
       bias2: (D,).
-      shift: Of Swoosh; see `tiled_swoosh`.
-      offset: Of Swoosh.
+      shift: Constant of Swoosh; see `tiled_swoosh`.
+      offset: Constant of Swoosh.
 
     Returns:
       (R, D).
@@ -129,7 +130,7 @@ def tiled_swoosh_block(
 def _tiled_swoosh_block(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float, tile: int
 ) -> Tensor:
-    """Run `tiled_swoosh_block`; the first layer computes `s` of `_swoosh_tile`, and constants move into the biases."""
+    """Compute `tiled_swoosh_block`: the biases absorb the constants, and the first layer outputs `s` of Swoosh."""
     constant = shift + offset
     bias1 = (bias1 - constant).unsqueeze(0)
     bias2 = bias2 - 0.08 * constant * weight2.sum(dim=1)
@@ -145,7 +146,7 @@ def _tiled_swoosh_block(
 
 
 class TiledSwooshBlock(torch.autograd.Function):
-    """Linear, balancer, Swoosh, linear over rows (R, C), with gradients; see `functions.swoosh_l_block`.
+    """Linear, balancer, Swoosh and linear over rows (R, C), with gradients; see `functions.swoosh_l_block`.
 
     The hidden values before and after Swoosh are stored for the backward pass: 8 H bytes per row in float32.
     """
@@ -194,7 +195,7 @@ class TiledSwooshBlock(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_weight1, grad_bias1 = torch.zeros_like(weight1), weight1.new_zeros(weight1.size(0))
         for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
-            # 1 / (k + exp(s)) of `_swoosh_tile`, from its value.
+            # Recompute 1 / (k + exp(s)) of `_swoosh_tile` from its output.
             inverse = torch.add(value[tile], hidden[tile], alpha=SWOOSH_SLOPE).neg_().exp_()
             grad_value = torch.mm(grad[tile], weight2)
             grad_hidden = _swoosh_tile_backward(grad_value, inverse, ctx.offset, out=torch.empty_like(grad_value))
@@ -213,13 +214,13 @@ def _tiles(size: int, tile: int) -> list[slice]:
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-    """Convolve every channel with its own kernel; the channels are the last axis.
+    """Apply a depthwise 2-D convolution to channels-last maps.
 
     Args:
       x: (N, A, B, C).
       weight: (C, 1, a, b).
       bias: (C,).
-      padding: Zeros before and after, on the axes A and B.
+      padding: Zeros added on both sides of the axes A and B.
 
     Returns:
       (N, A + 2 * padding[0] - a + 1, B + 2 * padding[1] - b + 1, C).
@@ -259,13 +260,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Return the gradient of the input: the output's gradient, convolved with the flipped kernels."""
+    """Return the gradient of the input: the gradient of the output convolved with the flipped kernels."""
     vertical, horizontal = (size - 1 - zeros for size, zeros in zip(weight.shape[2:], padding, strict=True))
     return _conv2d(F.pad(grad, (horizontal, horizontal, vertical, vertical)), weight.flip(2, 3), None, (0, 0))
 
 
 def _kernel_gradient(maps: Tensor, grad: Tensor, kernel: torch.Size, padding: tuple[int, int]) -> Tensor:
-    """Return the gradient of the kernels (C, 1, a, b): the input, convolved with the output's gradient as kernels.
+    """Return the gradient of the kernels (C, 1, a, b): the input convolved with the gradient of the output.
 
     torch's own function takes three to five times as long.
     """

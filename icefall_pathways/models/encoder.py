@@ -1,8 +1,8 @@
-"""The interface between the transducer and its encoder, which every type of encoder implements.
+"""Encoder interface of the transducer.
 
-All encoders output frames of 40 ms: an utterance of T feature frames has ceil(T / 4), whether it is encoded whole or
-chunk by chunk. The features after its end count as silence, into which the last frames look ahead: the last word is
-complete, and the result does not depend on the other utterances of a batch and their padding.
+All encoders output one frame per 40 ms: ceil(T / 4) frames for T feature frames, both for whole utterances and for
+streams. Features after the end of an utterance are replaced by silence, which serves as the look-ahead of its last
+frames. The last word is therefore complete, and the output does not depend on the padding of a batch.
 """
 
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from icefall_pathways.constants import LOG_EPS, SUBSAMPLING_FACTOR
 
 
 class Encoder(nn.Module, ABC):
-    """From features to encoder frames.
+    """Base class of encoders, which map features to encoder frames.
 
-    The module that turns features into the encoder's input belongs to the transducer, so that parameters have icefall's
-    names (`encoder_embed` and `encoder`); methods receive it as an argument.
+    The transducer owns the subsampling module, so that parameters have icefall's names (`encoder_embed` and `encoder`);
+    methods receive it as an argument.
     """
 
-    #: Whether every parameter takes part in every call; otherwise DDP has to search for unused ones.
+    #: Whether every forward pass uses every parameter; if not, DDP has to search for unused parameters.
     uses_all_parameters = True
 
     @property
@@ -41,15 +41,15 @@ class Encoder(nn.Module, ABC):
     @property
     @abstractmethod
     def state_axes(self) -> list[int]:
-        """The axis of the streams in each tensor of the state."""
+        """Batch axis (streams) of each state tensor."""
 
     @abstractmethod
     def encode(self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
         """Encode whole utterances.
 
         Args:
-          encoder_embed: The module that turns features into the encoder's input.
-          x: Features (N, T, F); those after an utterance's length may have any value.
+          encoder_embed: The subsampling module.
+          x: Features (N, T, F); padding after the end of an utterance may have any value.
           x_lens: Feature frames of each utterance (N,).
 
         Returns:
@@ -69,10 +69,10 @@ class Encoder(nn.Module, ABC):
         """Encode one chunk of every stream.
 
         Args:
-          encoder_embed: The module that turns features into the encoder's input.
-          x: Features (N, chunk_window, F); those from `x_lens` on may have any value.
-          x_lens: Valid feature frames of each stream (N,); fewer than `chunk_window` only where it ends.
-          states: See `init_states`; not changed.
+          encoder_embed: The subsampling module.
+          x: Features (N, chunk_window, F); padding from frame `x_lens` on may have any value.
+          x_lens: Valid feature frames of each stream (N,); less than `chunk_window` only at the end of a stream.
+          states: See `init_states`; not modified.
 
         Returns:
           Frames (N, chunk_shift / 4, D), and the new states.
@@ -80,12 +80,12 @@ class Encoder(nn.Module, ABC):
 
 
 def encoder_lens(x_lens: Tensor) -> Tensor:
-    """Return the number of encoder frames of utterances of `x_lens` feature frames."""
+    """Return the numbers of encoder frames for `x_lens` feature frames: ceil(x_lens / 4), of any shape."""
     return torch.div(x_lens + SUBSAMPLING_FACTOR - 1, SUBSAMPLING_FACTOR, rounding_mode="floor")
 
 
 def pad_with_silence(x: Tensor, x_lens: Tensor, frames: int) -> Tensor:
-    """Pad features (N, T, F) to (N, frames, F), and set those from `x_lens` (N,) on to silence."""
+    """Pad features (N, T, F) to (N, frames, F), and replace frames from `x_lens` (N,) on by silence."""
     x = nn.functional.pad(x, (0, 0, 0, frames - x.size(1)))
     padding = torch.arange(frames, device=x.device) >= x_lens.unsqueeze(1)
     return x.masked_fill(padding.unsqueeze(-1), LOG_EPS)

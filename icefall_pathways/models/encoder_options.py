@@ -1,4 +1,4 @@
-"""Options and architecture of an encoder: what every type of encoder defines in its `config.py`."""
+"""Options and architecture of an encoder, which each encoder defines in its `config.py`."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -8,25 +8,26 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """Options that encoders share, as typed. Each type of encoder adds its own options in a subclass.
+    """Options that all encoders share. Each encoder adds its own options in a subclass.
 
-    Their form depends on the encoder (one number, or a list with one number per stack), so they are text that the
-    encoder parses. An empty one stands for the encoder's own default.
+    They are strings, which the encoder parses, because their form depends on the encoder: one number, or a list with
+    one number per stack. An empty string selects the encoder's default.
     """
 
     num_encoder_layers: str = ""
-    """Layers. A number for the Emformer (12), one for each stack for the Zipformer, such as 2,2,3,4,3,2."""
+    """Number of layers: one number for the Emformer (default 12), one per stack for the Zipformer (2,2,3,4,3,2)."""
 
     encoder_dim: str = ""
-    """Width. A number for the Emformer (512), a multiple of nhead; one for each stack for the Zipformer."""
+    """Width: one number for the Emformer (default 512; a multiple of nhead), one per stack for the Zipformer."""
 
     cnn_module_kernel: str = ""
-    """Kernel of the convolution modules. Emformer: kernel of the causal convolution module in each layer, in encoder
-    frames of 40 ms; 0, the default, is the plain Emformer and needs much data. Zipformer: one for each stack, odd."""
+    """Kernel size of the convolution modules. Emformer: kernel of the causal convolution module in each layer, in
+    encoder frames of 40 ms; 0 (default): the plain Emformer, which needs much data. Zipformer: one odd number per
+    stack."""
 
     def __post_init__(self) -> None:
         for name in ("num_encoder_layers", "encoder_dim", "cnn_module_kernel"):
-            object.__setattr__(self, name, str(getattr(self, name)))  # code and old checkpoints may have numbers
+            object.__setattr__(self, name, str(getattr(self, name)))  # code and old checkpoints may pass integers
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Architecture(Generic[Config]):
 
 
 def parse_ints(name: str, text: str) -> tuple[int, ...]:
-    """Parse a comma-separated list of integers; an empty text is an empty list.
+    """Parse integers separated by commas or spaces; an empty string gives an empty tuple.
 
     Args:
-      name: Name of the option, for the message.
-      text: The list.
+      name: Name of the option, for the error message.
+      text: The integers.
 
     Raises:
       ValueError: An item is not an integer.

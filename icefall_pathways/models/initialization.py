@@ -1,11 +1,11 @@
-"""Initialization of weights."""
+"""Weight initialization."""
 
 import torch
 from torch import nn
 
 
 def scale_initial_values(layer: nn.Linear | nn.Conv2d, scale: float) -> None:
-    """Scale new weights by `scale`, and draw the bias, if any, from U(-0.1 scale, 0.1 scale)."""
+    """Multiply the initial weights by `scale`, and draw the bias, if any, from U(-0.1 scale, 0.1 scale)."""
     with torch.no_grad():
         layer.weight.mul_(scale)
         if layer.bias is not None:

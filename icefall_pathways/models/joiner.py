@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 
 class Joiner(nn.Module):
-    """Projections of both inputs, their sum, tanh, and a linear layer onto the tokens. Never pruned.
+    """Project both inputs, add them, and apply tanh and a linear layer onto the vocabulary. Never pruned.
 
     Args:
       encoder_dim: Width of the encoder's output.
       decoder_dim: Width of the predictor's output.
-      joiner_dim: Width of the sum.
-      vocab_size: Tokens, including blank.
+      joiner_dim: Width of the projections.
+      vocab_size: Number of tokens, including blank.
     """
 
     prunable = False
@@ -27,7 +27,7 @@ class Joiner(nn.Module):
 
         Args:
           encoder_out: (..., encoder_dim), or (..., joiner_dim) after `encoder_proj`.
-          decoder_out: (..., decoder_dim), or (..., joiner_dim) after `decoder_proj`; its other axes broadcast against
+          decoder_out: (..., decoder_dim), or (..., joiner_dim) after `decoder_proj`; the leading axes broadcast with
             those of `encoder_out`.
           project_input: Whether to apply the projections.
 

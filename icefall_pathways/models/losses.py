@@ -18,7 +18,7 @@ from icefall_pathways.models import rnnt
 
 RnntLoss = Literal["auto", "k2", "builtin"]
 
-# Initial scale of the pruned loss: its pruning depends on a simple loss that is not yet trained.
+# Initial scale of the pruned loss, whose pruning bounds come from the simple loss, which is not trained yet.
 _INITIAL_PRUNED_SCALE = 0.1
 
 
@@ -73,7 +73,7 @@ def boundaries(frame_lens: Tensor, y_lens: Tensor) -> Tensor:
     if short:
         cases = ", ".join(f"utterance {i} has {int(frame_lens[i])} for {int(y_lens[i])} tokens" for i in short)
         raise ValueError(
-            f"too few encoder frames in the batch: {cases}; the loss needs one for each token, so leave out such "
+            f"too few encoder frames in the batch: {cases}; the loss needs one per token, so remove such "
             "utterances or use a larger vocabulary"
         )
     boundary = torch.zeros(y_lens.size(0), 4, dtype=torch.int64, device=y_lens.device)

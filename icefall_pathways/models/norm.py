@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`, computed in the type of its weights.
+    """`torch.nn.LayerNorm`, computed in the dtype of its weights.
 
-    Autocast does this on CUDA; on the CPU, older versions of torch reject an input of another type.
+    Autocast does this on CUDA; on the CPU, older versions of torch reject an input of another dtype.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ class Predictor(nn.Module):
     "RNN-Transducer with Stateless Prediction Network" (Ghodsi et al., 2020), with the convolution in groups.
 
     Args:
-      vocab_size: Tokens, including blank.
+      vocab_size: Number of tokens, including blank.
       decoder_dim: Width; a multiple of 4.
-      context_size: Tokens of context; 1 has no convolution.
+      context_size: Number of previous tokens; 1 omits the convolution.
       blank_id: The token that starts every sequence.
-      balanced: Whether balancers keep the embedding and the output in range, as in icefall's Zipformer recipe.
+      balanced: Apply balancers to the embedding and the output, as icefall's Zipformer recipe does.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Predictor(nn.Module):
         self.out_balancer = _balancer() if balanced else nn.Identity()
 
     def forward(self, y: Tensor, need_pad: bool = True) -> Tensor:
-        """Predict from each token and its context.
+        """Return the output at each token, computed from its context.
 
         Args:
           y: Tokens (N, U); negative ones are padding, which embeds to zero.
-          need_pad: Whether to prepend `context_size - 1` padding tokens, so that every token has an output; otherwise
-            the first `context_size - 1` tokens are context only.
+          need_pad: Prepend `context_size - 1` padding tokens, so that every token has an output; otherwise, the first
+            `context_size - 1` tokens are context only.
 
         Returns:
           (N, U, decoder_dim), or (N, U - context_size + 1, decoder_dim) without `need_pad`.
@@ -60,7 +60,7 @@ class Predictor(nn.Module):
     def _predict_next(self, embedded: Tensor) -> Tensor:
         """Return the output (N, 1, decoder_dim) of a single context (N, context_size, decoder_dim).
 
-        It is the convolution as a product, which is twice as fast for one output.
+        The convolution is computed as a matrix product, which is twice as fast for a single output.
         """
         grouped = embedded.unflatten(2, (-1, _CHANNELS_PER_GROUP))
         weight = self.conv.weight.unflatten(0, (-1, _CHANNELS_PER_GROUP))

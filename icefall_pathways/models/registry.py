@@ -1,4 +1,4 @@
-"""Registry of the encoders that `--encoder-type` selects; a new encoder is one folder and one line of `ENCODERS`."""
+"""Registry of the encoders that `--encoder-type` selects. To add one, write a folder and a line of `ENCODERS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class EncoderSpec:
 
     Attributes:
       options: Dataclass of its options, which become options of the command line and of `ModelConfig`. Two encoders
-        may share an option only if both have it from `EncoderOptions`.
+        may share an option only if both inherit it from `EncoderOptions`.
       resolve: Validates the options and returns the architecture; raises ValueError.
-      build: From `Architecture.encoder` and the number of mel bins, creates with initial weights the module that turns
-        features into the encoder's input (`encoder_embed`), and the encoder.
-      optimizer: The optimizer of `--optimizer auto`.
-      balanced_predictor: Whether balancers keep the predictor's activations in range.
+      build: Creates the subsampling module (`encoder_embed`) and the encoder, with initial weights, from
+        `Architecture.encoder` and the number of mel bins.
+      optimizer: The optimizer that `--optimizer auto` selects.
+      balanced_predictor: Whether the predictor has balancers; see `Predictor`.
     """
 
     options: type[EncoderOptions]

@@ -1,7 +1,7 @@
-"""Regularizers of training: schedules, dropout per sequence, and modifications of gradients.
+"""Training regularizers: schedules, dropout per sequence, and gradient modifiers.
 
 Balancers, whiteners and limits are the identity in the forward pass and modify the gradient in the backward pass, so
-that activations and parameters stay within ranges (Yao et al., "Zipformer", arXiv 2310.11230; settings are icefall's).
+that activations and parameters stay within ranges (Yao et al., "Zipformer", arXiv 2310.11230; with icefall's settings).
 All randomness comes from torch's global generator. No regularizer has parameters or buffers.
 """
 
@@ -49,7 +49,7 @@ ScheduledFloat = float | Schedule
 
 
 class Scheduled(nn.Module):
-    """A module with values that depend on the position in training, which `set_position` sets."""
+    """Base class of modules whose parameters follow schedules; `set_position` sets the position in training."""
 
     position: float = 0.0
 
@@ -62,17 +62,17 @@ class Scheduled(nn.Module):
         return self.value_at(value) if self.training else 0.0
 
     def sample(self, probability: ScheduledFloat) -> bool:
-        """Draw whether an event of this probability occurs; it never does in eval mode."""
+        """Sample an event with this probability; return False in eval mode."""
         rate = self.rate(probability)
         return rate > 0.0 and bool(torch.rand(()) < rate)
 
 
 def set_position(model: nn.Module, position: float) -> None:
-    """Set the position in training of all scheduled modules of `model`.
+    """Set the position in training in all scheduled modules of `model`.
 
     Args:
       model: Any module.
-      position: Batches so far, in units of batches of 600 s of audio.
+      position: Number of batches so far, normalized to batches of 600 s of audio.
     """
     for module in model.modules():
         if isinstance(module, Scheduled):
@@ -80,7 +80,7 @@ def set_position(model: nn.Module, position: float) -> None:
 
 
 def regularizer_state(model: nn.Module) -> dict[str, float]:
-    """Return the state of the regularizers of `model`, by module name; a resumed run continues identically with it."""
+    """Return the regularizers' state by module name, with which a resumed run equals an uninterrupted one."""
     return {name: module.probability for name, module in model.named_modules() if isinstance(module, Whiten)}
 
 
@@ -93,17 +93,17 @@ def load_regularizer_state(model: nn.Module, state: dict[str, float]) -> None:
 
 
 def pending_whiteners(model: nn.Module) -> "dict[Whiten, Tensor]":
-    """Return `was_active` of all whiteners whose probability has not been updated with it."""
+    """Return `was_active` of every whitener whose probability has not been updated since."""
     return {m: m.was_active for m in model.modules() if isinstance(m, Whiten) and m.was_active is not None}
 
 
 def drop_sequences(x: Tensor, rate: float) -> Tensor:
-    """Set a fraction `rate` of the sequences of (N, ...) to zero, without scaling the others."""
+    """Set each sequence of (N, ...) to zero with probability `rate`, without scaling the others."""
     return x * keep_sequences(x, rate) if rate > 0.0 else x
 
 
 def keep_sequences(x: Tensor, rate: float) -> Tensor:
-    """Return zeros for a fraction `rate` of the sequences and ones for the others: (N, 1, ..., 1) for x of (N, ...)."""
+    """Return a random mask (N, 1, ..., 1) for x (N, ...): 0 with probability `rate` for each sequence, else 1."""
     shape = (x.size(0), *(1,) * (x.dim() - 1))
     return (torch.rand(shape, device=x.device) >= rate).to(x.dtype)
 
@@ -120,16 +120,16 @@ class Balancer(Scheduled):
 
     The limits of the mean, in units of the standard deviation, are those of a Gaussian that is positive with a
     probability of `min_positive` to `max_positive`; those of the root mean square are those of a Gaussian whose mean
-    absolute value is `min_abs` to `max_abs`. Outside the limits, gradients that increase the violation are made a
-    little smaller, and those that decrease it a little larger.
+    absolute value is `min_abs` to `max_abs`. Outside the limits, gradients that increase the violation are slightly
+    decreased, and those that reduce it slightly increased.
 
     Args:
-      min_positive: Lower limit, 0 for none.
-      max_positive: Upper limit, 1 for none.
-      min_abs: Lower limit.
-      max_abs: Upper limit.
+      min_positive: Lower limit of the probability of a positive value; 0 disables it.
+      max_positive: Upper limit of that probability; 1 disables it.
+      min_abs: Lower limit of the mean absolute value.
+      max_abs: Upper limit of the mean absolute value.
       probability: Probability of being active in a call.
-      grad_scale: Relative size of the change of the gradient.
+      grad_scale: Relative change of the gradient.
     """
 
     def __init__(
@@ -149,11 +149,16 @@ class Balancer(Scheduled):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, with a modified gradient."""
-        limits = self.draw(x)
+        limits = self.sample_limits(x)
         return x if limits is None else balance(x, limits, self.grad_scale)
 
-    def draw(self, x: Tensor) -> tuple[float, float, float, float] | None:
-        """Draw whether to be active on `x`; return the limits of mean / deviation and root mean square, or None."""
+    def sample_limits(self, x: Tensor) -> tuple[float, float, float, float] | None:
+        """Sample whether the balancer is active on `x`.
+
+        Returns:
+          The limits (min_mean, max_mean, min_rms, max_rms), with means relative to the standard deviation; None if the
+          balancer is not active.
+        """
         if not (x.requires_grad and self.sample(self.probability)):
             return None
         min_mean, max_mean = (_mean_limit(self.value_at(probability)) for probability in self.positive)
@@ -176,13 +181,13 @@ def balancing_coefficients(
     A + B x, whose mean square is A^2 + 2 A B m + B^2 s.
 
     Args:
-      mean: Of each channel (C,).
-      mean_square: Of each channel (C,).
-      limits: See `Balancer.draw`.
-      grad_scale: Relative size of the change.
+      mean: Mean of each channel (C,).
+      mean_square: Mean square of each channel (C,).
+      limits: See `Balancer.sample_limits`.
+      grad_scale: Relative change of the gradient.
 
     Returns:
-      a and b (C,), in the type of `mean`.
+      a and b (C,), in the dtype of `mean`.
     """
     min_mean, max_mean, min_rms, max_rms = limits
     m, s = mean.double(), mean_square.double()
@@ -192,7 +197,7 @@ def balancing_coefficients(
     ratio = m / deviation
     mean_violation = (ratio > max_mean).double() - (ratio < min_mean).double()
     rms_violation = (rms > max_rms).double() - (rms < min_rms).double()
-    # At the floor, for a channel that is constant or zero, the deviation or the root mean square has no gradient.
+    # A channel that is constant or zero is at the floor, where the deviation or the RMS has no gradient.
     is_varying, is_nonzero = (variance > _FLOOR).double(), (s > _FLOOR).double()
     a = mean_violation * (1.0 / deviation + is_varying * m * m / deviation**3)
     b = is_nonzero * rms_violation / rms**2 - is_varying * mean_violation * m / deviation**3
@@ -201,7 +206,7 @@ def balancing_coefficients(
 
 
 def balance(x: Tensor, limits: tuple[float, float, float, float], grad_scale: float) -> Tensor:
-    """Return `x` (..., C), with a balanced gradient; see `Balancer.draw` and `balancing_coefficients`."""
+    """Return `x` (..., C), with a balanced gradient; see `Balancer.sample_limits` and `balancing_coefficients`."""
     balanced: Tensor = _Balance.apply(x, limits, grad_scale)
     return balanced
 
@@ -227,12 +232,12 @@ class Whiten(Scheduled):
     """Keep the covariance of the input (..., C) from being dominated by few directions.
 
     The metric is the mean square of the covariance's eigenvalues over the square of their mean, which is 1 if all are
-    equal. Above the limit, a penalty on the metric is added to the gradient, and the module computes the metric in more
-    calls; see `update_probability`.
+    equal. Above the limit, a penalty on the metric is added to the gradient, and the metric is computed more often; see
+    `update_probability`.
 
     Args:
       num_groups: Groups of channels, with one covariance per group.
-      limit: Of the metric.
+      limit: Upper limit of the metric.
       grad_scale: Norm of the penalty's gradient, relative to that of the gradient.
 
     Attributes:
@@ -259,12 +264,12 @@ class Whiten(Scheduled):
         return whitened
 
     def update_probability(self, was_active: bool) -> None:
-        """Set the probability after a call; separate from `modify_gradient`, which must not wait for the device."""
+        """Set the probability from the last call; not in `modify_gradient`, to avoid synchronizing with the device."""
         self.probability = self._HIGH_PROBABILITY if was_active else self._LOW_PROBABILITY
         self.was_active = None
 
     def modify_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Return the gradient of the input `x` for that of the output, both (..., C)."""
+        """Return the gradient of the input `x` (..., C), given the gradient of the output."""
         groups = x.float().reshape(-1, self.num_groups, x.size(-1) // self.num_groups).transpose(0, 1)
         groups = groups - groups.mean(dim=1, keepdim=True)
         covariance = torch.matmul(groups.transpose(1, 2), groups)
@@ -292,7 +297,7 @@ class _Whitening(torch.autograd.Function):
 
 
 def limit_gradient(x: Tensor, low: float, high: float) -> Tensor:
-    """Return `x`; gradients that would move an entry further out of [low, high] change their sign."""
+    """Return `x`; flip the sign of gradients that would move an entry further outside [low, high]."""
     limited: Tensor = _Limit.apply(x, low, high)
     return limited
 
@@ -313,7 +318,7 @@ class _Limit(torch.autograd.Function):
 
 
 def penalize_large_scores(x: Tensor, limit: float, penalty: float) -> Tensor:
-    """Return `x`; entries above `limit` in absolute value have `penalty` times their sign added to the gradient."""
+    """Return `x`; add `penalty` times the sign to the gradient of entries above `limit` in absolute value."""
     penalized: Tensor = _Penalize.apply(x, limit, penalty)
     return penalized
 

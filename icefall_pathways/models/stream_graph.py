@@ -1,8 +1,8 @@
-"""Streaming by a frozen TorchScript graph, for inference on CPUs, where a chunk is a thousand small operations.
+"""Streaming inference with a frozen TorchScript graph, for CPUs, where a chunk takes a thousand small operations.
 
 The graph is a trace of `Transducer.stream` with fixed weights. Everything that depends on the weights alone becomes a
 constant (position keys, transposed weights, kernels of convolutions), and no Python runs between operations. Before the
-trace, modules with a faster equivalent for fixed weights are replaced by it (`Foldable`).
+trace, modules that have a faster equivalent for fixed weights (`Foldable`) are replaced by it.
 """
 
 import copy
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from icefall_pathways.constants import NUM_MEL_BINS
 from icefall_pathways.models.transducer import Transducer
 
-#: As `Transducer.stream`.
-Step = Callable[[Tensor, Tensor, list[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]
+#: Signature of `Transducer.stream`.
+StreamFunction = Callable[[Tensor, Tensor, list[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]
 
-_TRACED_STREAMS = 3  # batch size of the trace, which becomes a variable; a trace makes 1 a constant
+_TRACED_STREAMS = 3  # batch size of the trace; the graph accepts any, but tracing makes a size of 1 a constant
 
 
 @runtime_checkable
@@ -36,8 +36,8 @@ class StreamGraph:
     Later changes of the model, its weights or its chunk size have no effect.
 
     Args:
-      model: In eval mode, on a CPU.
-      weights: Replacements of parameters, by name, such as masked weights.
+      model: A transducer in eval mode on a CPU.
+      weights: Tensors that replace parameters (masked weights), by parameter name.
     """
 
     def __init__(self, model: Transducer, weights: Mapping[str, Tensor]) -> None:
@@ -47,25 +47,25 @@ class StreamGraph:
     @torch.inference_mode()
     def __call__(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode one chunk of every stream; see `Transducer.stream`."""
-        # torch's optimizations compile for seconds, again for every batch size, and are not faster.
+        # torch's optimizations take seconds to compile for every batch size, without a speed-up.
         with torch.jit.optimized_execution(False):
             out, lens, new_states = self._graph(x, x_lens, states)
         return out, lens, new_states
 
 
 class _StreamModule(nn.Module):
-    """A function as a module without parameters, so that a trace contains the weights as constants."""
+    """Wrap a function in a module without parameters, so that the trace contains the weights as constants."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, function: StreamFunction) -> None:
         super().__init__()
-        self.step = step
+        self.function = function
 
     def forward(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        return self.step(x, x_lens, states)
+        return self.function(x, x_lens, states)
 
 
 def _with_weights(model: Transducer, weights: Mapping[str, Tensor]) -> Transducer:
-    """Return a copy of the model with `weights` that shares all other tensors."""
+    """Return a copy of the model with `weights`; all other tensors are shared."""
     memo = {
         id(parameter): nn.Parameter(weights.get(name, parameter).detach(), requires_grad=False)
         for name, parameter in model.named_parameters()
@@ -78,7 +78,7 @@ def _fold(model: Transducer) -> Transducer:
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Linear):
-                # Transposed in memory, the order in which it is read faster.
+                # Stored transposed, a weight is read faster.
                 module.weight = nn.Parameter(module.weight.t().contiguous().t(), requires_grad=False)
             elif isinstance(module, Foldable):
                 setattr(parent, name, module.folded())
@@ -86,13 +86,12 @@ def _fold(model: Transducer) -> Transducer:
 
 
 @torch.no_grad()
-def _trace(step: _StreamModule, model: Transducer) -> torch.jit.ScriptModule:
+def _trace(module: _StreamModule, model: Transducer) -> torch.jit.ScriptModule:
     states = model.init_states(_TRACED_STREAMS)
     x = torch.zeros(_TRACED_STREAMS, model.chunk_window, NUM_MEL_BINS, dtype=model.joiner.encoder_proj.weight.dtype)
     x_lens = torch.full((_TRACED_STREAMS,), model.chunk_window)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", torch.jit.TracerWarning
-        )  # about shapes, which are fixed except for the batch size
-        traced = torch.jit.trace(step.eval(), (x, x_lens, states), check_trace=False)
+        # The warnings are about shapes, which are fixed except for the batch size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(module.eval(), (x, x_lens, states), check_trace=False)
     return torch.jit.freeze(traced)

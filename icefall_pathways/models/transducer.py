@@ -15,7 +15,7 @@ from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.losses import RnntLoss, boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
 
-#: The layers whose size is that of the vocabulary.
+#: Layers with one row per token of the vocabulary.
 VOCABULARY_LAYERS = ("decoder.embedding", "joiner.output_linear", "simple_am_proj", "simple_lm_proj", "ctc_output")
 
 _PROJECTION_SCALE = 0.25
@@ -39,11 +39,11 @@ class Transducer(nn.Module):
     """A streaming transducer. Submodules have icefall's names: `decoder` is the predictor.
 
     Args:
-      encoder_embed: Turns features into the encoder's input.
+      encoder_embed: The subsampling module.
       encoder: The encoder.
       decoder: The predictor.
       joiner: The joiner.
-      ctc_head: Whether to have an output layer for an auxiliary CTC loss.
+      ctc_head: Add an output layer for an auxiliary CTC loss.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Transducer(nn.Module):
         """
         y = F.pad(y, (0, max(0, 1 - y.size(1))))  # k2 requires one column even if no utterance has a token
         lens = encoder_lens(x_lens)
-        boundary = boundaries(lens, y_lens).to(x.device, non_blocking=True)  # first: it raises
+        boundary = boundaries(lens, y_lens).to(x.device, non_blocking=True)  # first, since it may raise
         encoder_out, _ = self.encode(x, x_lens.to(x.device, non_blocking=True))
         decoder_out = self.decoder(F.pad(y, (1, 0), value=self.decoder.blank_id))
         am, lm = self.simple_am_proj(encoder_out), self.simple_lm_proj(decoder_out)
@@ -114,7 +114,7 @@ class Transducer(nn.Module):
         """Encode whole utterances; equal to `stream` over their chunks.
 
         Args:
-          x: Features (N, T, 80). Those after an utterance's length are replaced by silence.
+          x: Features (N, T, 80). Padding after the end of an utterance is replaced by silence.
           x_lens: Feature frames of each utterance (N,).
 
         Returns:
@@ -137,13 +137,13 @@ class Transducer(nn.Module):
         return self.encoder.init_states(self.encoder_embed, batch_size, device, self.joiner.encoder_proj.weight.dtype)
 
     def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode one chunk of every stream; the streams may have different ages.
+        """Encode one chunk of every stream; the streams may have started at different times.
 
         Args:
-          x: Features (N, chunk_window, 80); the next chunk of a stream starts `chunk_shift` later. Those from `x_lens`
-            on are replaced by silence.
-          x_lens: Valid feature frames of each stream (N,); fewer than `chunk_window` only where it ends.
-          states: See `init_states`; not changed.
+          x: Features (N, chunk_window, 80); the next chunk of a stream starts `chunk_shift` frames later. Frames from
+            `x_lens` on are replaced by silence.
+          x_lens: Valid feature frames of each stream (N,); less than `chunk_window` only at the end of a stream.
+          states: See `init_states`; not modified.
 
         Returns:
           Frames (N, chunk_shift / 4, D), the valid frames of each stream (N,), and the new states.
@@ -157,7 +157,7 @@ class Transducer(nn.Module):
         return [torch.cat(tensors, dim=axis) for tensors, axis in grouped]
 
     def unstack_states(self, states: list[Tensor]) -> list[list[Tensor]]:
-        """Split the state of a batch into the state of each stream, as a batch of one."""
+        """Split the state of a batch into states of single streams (batches of one); the inverse of `stack_states`."""
         pieces = (tensor.split(1, dim=axis) for tensor, axis in zip(states, self.encoder.state_axes, strict=True))
         return [list(tensors) for tensors in zip(*pieces, strict=True)]
 
@@ -167,7 +167,7 @@ def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
 
     Args:
       config: The architecture.
-      vocab_size: Tokens, including blank (0).
+      vocab_size: Number of tokens, including blank (0).
     """
     encoder_embed, encoder = config.encoder_spec.build(config.architecture.encoder, NUM_MEL_BINS)
     decoder_dim, joiner_dim = config.decoder_and_joiner_dim

@@ -15,7 +15,7 @@ from torch import Tensor
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE, SUBSAMPLING_FACTOR
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
-from icefall_pathways.models.stream_graph import Step, StreamGraph
+from icefall_pathways.models.stream_graph import StreamFunction, StreamGraph
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.searches import Hypothesis, Search, SearchState
@@ -200,7 +200,7 @@ class StreamingDecoder:
         """Languages whose chunks are encoded by a graph."""
         return list(self._graphs)
 
-    def _encoder_step(self, language: str) -> Step:
+    def _encoder_step(self, language: str) -> StreamFunction:
         """Return the function that encodes the next chunk of streams in this language."""
         self._num_batches[language] += 1
         if self._num_batches[language] > self.graph_after:

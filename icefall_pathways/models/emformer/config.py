@@ -12,13 +12,13 @@ class EmformerOptions(EncoderOptions):
     """Options of the Emformer. Context lengths are in feature frames of 10 ms, before subsampling by 4."""
 
     nhead: int = 8
-    """Emformer: attention heads of a layer."""
+    """Emformer: attention heads per layer."""
 
     dim_feedforward: int = 2048
-    """Emformer: hidden width of a layer's feed-forward module."""
+    """Emformer: hidden width of the feed-forward modules."""
 
     segment_length: int = 32
-    """Emformer: feature frames (10 ms) of a segment, the unit in which a stream is encoded; a multiple of 4."""
+    """Emformer: feature frames (10 ms) per segment, the unit in which a stream is encoded; a multiple of 4."""
 
     left_context_length: int = 32
     """Emformer: feature frames (10 ms) before a segment that its frames attend to; a multiple of 4."""
@@ -27,10 +27,10 @@ class EmformerOptions(EncoderOptions):
     """Emformer: feature frames (10 ms) of look-ahead after a segment; a multiple of 4."""
 
     memory_size: int = 0
-    """Emformer: earlier segments that are summarized in one vector each (its memory bank); 0 has no memory bank."""
+    """Emformer: size of the memory bank, in earlier segments summarized by one vector each; 0 disables it."""
 
     dropout: float = 0.1
-    """Emformer: dropout rate. (The Zipformer has schedules instead.)"""
+    """Emformer: dropout rate. (The Zipformer uses schedules instead.)"""
 
     subsampling_channels: str = "32,128"
     """Emformer: output channels of the two 3x3 convolutions that subsample by 4, such as 8,32 for a small model."""
@@ -38,7 +38,7 @@ class EmformerOptions(EncoderOptions):
 
 @dataclass(frozen=True)
 class EmformerConfig:
-    """A validated architecture of the Emformer; attributes are the options, as numbers.
+    """Validated architecture of the Emformer: the values of `EmformerOptions` as numbers.
 
     Raises:
       ValueError: A value is out of range; the message names the option.
@@ -87,8 +87,8 @@ def resolve(options: EmformerOptions) -> Architecture[EmformerConfig]:
         numbers = parse_ints(shared.name, values.pop(shared.name))
         if len(numbers) > 1:
             raise ValueError(
-                f"{shared.name} is {getattr(options, shared.name)}: expected one number with the Emformer; lists are "
-                "the Zipformer's"
+                f"{shared.name} is {getattr(options, shared.name)}: expected one number for the Emformer; only the "
+                "Zipformer takes lists"
             )
         if numbers:
             values[shared.name] = numbers[0]

@@ -1,8 +1,8 @@
-"""The streaming Emformer encoder; the streams of a batch may have different ages.
+"""The streaming Emformer encoder; the streams of a batch may have started at different times.
 
 "Emformer: Efficient Memory Transformer Based Acoustic Model for Low Latency Streaming Speech Recognition" (Shi et al.,
-arXiv 2010.10759). Parameters have the names and shapes of `torchaudio.models.Emformer`, and without the convolution
-module the outputs are the same.
+arXiv 2010.10759). Parameters have the names and shapes of `torchaudio.models.Emformer`, and the outputs are the same if
+the convolution module is disabled.
 
 An utterance is split into S segments. A segment and the R frames of right context after it are a *window* of
 W = segment + R frames; all tensors are (N, S, W, D). Every window has its own copy of its right-context frames, so the
@@ -12,8 +12,8 @@ is one long chunk, and `forward` and `streaming_forward` run the same code. Mask
 once for all layers.
 
 An utterance may end within a window. The right context then follows its last frame directly, and later frames of the
-window are masked, so padding does not affect the shorter utterances of a batch. (torchaudio leaves a gap there: it
-equals this encoder for a single utterance, and for lengths that are the longest or a multiple of the segment.)
+window are masked, so padding does not affect the shorter utterances of a batch. (torchaudio leaves a gap there: its
+outputs equal these for single utterances, the longest ones, and lengths that are multiples of the segment.)
 """
 
 import math
@@ -47,6 +47,9 @@ class EmformerAttention(nn.Module):
       dropout: Dropout rate of the attention weights.
       weight_init_gain: Gain of the initial projections of queries, keys and values; None keeps torch's initialization.
       tanh_on_mem: Limit memory vectors by tanh; otherwise they are clamped to [-10, 10].
+
+    Raises:
+      ValueError: `input_dim` is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class EmformerAttention(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor | None, past_memory: Tensor, past: Tensor, plan: WindowPlan
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Attend.
+        """Compute the attention output and the memory vectors.
 
         Args:
           x: Windows (N * S, W, D), layer-normalized.
@@ -92,7 +95,7 @@ class EmformerAttention(nn.Module):
         return out, memory, past_memory, past
 
     def _attend(self, query: Tensor, key_value: Tensor, attn_mask: Tensor) -> Tensor:
-        """Attend with queries (N * S, Q, D) to keys and values (N * S, K, 2D); return (N * S, Q, D)."""
+        """Apply multi-head attention of queries (N * S, Q, D) to keys and values (N * S, K, 2D): (N * S, Q, D)."""
         query_heads = (query * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         heads = key_value.unflatten(-1, (2, self.num_heads, -1))
         key, value = heads.permute(2, 0, 3, 1, 4)  # each (N * S, H, K, D / H)
@@ -181,7 +184,7 @@ class EmformerLayer(nn.Module):
         Args:
           x: Windows (N * S, W, D).
           memory: One vector per segment (N * S, 1, D); None without a memory bank.
-          past: This layer's part of the state: of memory, left context and convolution.
+          past: This layer's state: memory bank, left context, and inputs of the convolution.
           plan: Indices and mask.
 
         Returns:
@@ -200,11 +203,12 @@ class EmformerLayer(nn.Module):
 
 
 class Emformer(nn.Module):
-    """The encoder. All lengths are in encoder frames.
+    """Emformer encoder. All lengths are in encoder frames.
 
     The state of N streams is four tensors: keys and values of the memory bank (N, layers, max_memory_size, 2D) and of
     the left context (N, layers, left_context_length, 2D), the last inputs of the convolutions
-    (N, layers, kernel - 1, D), and the age of each stream in frames (N,), int64. The state of a new stream is zero.
+    (N, layers, kernel - 1, D), and the number of processed frames of each stream (N,), int64. The state of a new stream
+    is zero.
 
     Args:
       input_dim: Width D.
@@ -221,6 +225,9 @@ class Emformer(nn.Module):
       cnn_module_kernel: Kernel of the convolution module in every layer; 0 disables it.
       weight_init_scale_strategy: Scale of the initial projections of queries, keys and values: "depthwise" decreases
         it with depth, "constant" does not, None keeps torch's initialization.
+
+    Raises:
+      ValueError: The activation or the strategy is unknown, or `input_dim` is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -297,15 +304,15 @@ class Emformer(nn.Module):
 
         Args:
           x: Frames (N, segment_length + R, D): R frames of right context follow each stream's `lens` frames.
-          lens: Frames without right context (N,), at most `segment_length`. Fewer end a stream: its new state is
-            undefined.
-          states: The state of the streams, which may have different ages; see the class. It is not changed.
+          lens: Frames without right context (N,), at most `segment_length`. Fewer are allowed at the end of a stream,
+            whose new state is undefined.
+          states: The state of the streams; see the class. It is not modified.
 
         Returns:
           Frames (N, segment_length, D), where those from `lens` on are undefined; `lens`; and the new state.
 
         Raises:
-          ValueError: The chunk has another number of frames than a window.
+          ValueError: A chunk does not have `segment_length` + R frames.
         """
         window = self.segment_length + self.right_context_length
         if x.size(1) != window:
@@ -318,9 +325,9 @@ class Emformer(nn.Module):
 
     def _run(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Encode windows (N, S, W, D); return frames (N, S * segment_length, D) and the new state."""
-        *pasts, ages = states
+        *pasts, processed_lens = states
         batch_size, num_segments = x.shape[:2]
-        plan = self._plan(num_segments, lens, ages)
+        plan = self._plan(num_segments, lens, processed_lens)
         x = x.flatten(0, 1)
         memory = x[:, : plan.segment_length].mean(dim=1, keepdim=True) if plan.memory else None
         new_pasts = []
@@ -329,9 +336,9 @@ class Emformer(nn.Module):
             new_pasts.append(past)
         out = x[:, : plan.segment_length].reshape(batch_size, -1, x.size(2))
         new_states = [torch.stack(tensors, dim=1) for tensors in zip(*new_pasts, strict=True)]
-        return out, [*new_states, ages + out.size(1)]
+        return out, [*new_states, processed_lens + out.size(1)]
 
-    def _plan(self, num_segments: int, lens: Tensor, ages: Tensor) -> WindowPlan:
+    def _plan(self, num_segments: int, lens: Tensor, processed_lens: Tensor) -> WindowPlan:
         segment_length, device = self.segment_length, lens.device
         window_length, past_inputs = segment_length + self.right_context_length, max(self.cnn_module_kernel - 1, 0)
         memory = None
@@ -344,10 +351,10 @@ class Emformer(nn.Module):
                 num_segments, segment_length, window_length, self.left_context_length, True, device
             ),
             convolution=WindowIndex.make(num_segments, segment_length, window_length, past_inputs, True, device),
-            attn_mask=self._attn_mask(num_segments, lens, ages),
+            attn_mask=self._attn_mask(num_segments, lens, processed_lens),
         )
 
-    def _attn_mask(self, num_segments: int, lens: Tensor, ages: Tensor) -> Tensor:
+    def _attn_mask(self, num_segments: int, lens: Tensor, processed_lens: Tensor) -> Tensor:
         """Return the attention mask of each window; see `WindowPlan`.
 
         Sources are the memory bank and the left context, oldest first, masked before the start of the stream; and the
@@ -355,7 +362,7 @@ class Emformer(nn.Module):
         """
         segment_length, device = self.segment_length, lens.device
         starts = torch.arange(num_segments, device=device) * segment_length
-        before = (ages.unsqueeze(1) + starts)[..., None]  # frames of the stream before each segment (N, S, 1)
+        before = (processed_lens.unsqueeze(1) + starts)[..., None]  # frames of the stream before each segment (N, S, 1)
         valid = (lens.unsqueeze(1) - starts).clamp(0, segment_length)[..., None] + self.right_context_length
         distance_memory = torch.arange(self.max_memory_size, 0, -1, device=device)
         distance_left = torch.arange(self.left_context_length, 0, -1, device=device)
@@ -364,7 +371,7 @@ class Emformer(nn.Module):
             [distance_memory * segment_length > before, distance_left > before, positions >= valid], dim=-1
         ).flatten(0, 1)[:, None, None]
         if self.max_memory_size:
-            # The last query computes this segment's memory vector, and does not attend to earlier ones.
+            # The last query computes this segment's memory vector and does not attend to earlier memory vectors.
             summary_mask = torch.zeros(positions.numel() + 1, attn_mask.size(-1), dtype=torch.bool, device=device)
             summary_mask[-1, : self.max_memory_size] = True
             attn_mask = attn_mask | summary_mask

@@ -1,4 +1,4 @@
-"""The Emformer as an encoder of the transducer."""
+"""The Emformer with the encoder interface of the transducer."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from icefall_pathways.models.encoder import Encoder, encoder_lens, pad_with_sile
 
 
 class EmformerEncoder(Emformer, Encoder):
-    """An Emformer after its `EmformerSubsampling`; parameters have the Emformer's names."""
+    """Encode features by `EmformerSubsampling` and an Emformer; parameters have the Emformer's names."""
 
     @property
     def output_dim(self) -> int:
@@ -20,7 +20,7 @@ class EmformerEncoder(Emformer, Encoder):
 
     @property
     def chunk_shift(self) -> int:
-        """Feature frames of a segment."""
+        """Feature frames per segment."""
         return SUBSAMPLING_FACTOR * self.segment_length
 
     @property
@@ -30,7 +30,7 @@ class EmformerEncoder(Emformer, Encoder):
 
     @property
     def state_axes(self) -> list[int]:
-        """The axis of the streams in each tensor of the state."""
+        """Batch axis (streams) of each state tensor."""
         return [0, 0, 0, 0]
 
     def encode(self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.models.norm import LayerNorm
 
-#: Feature frames that T output frames read in addition to 4 T: an output frame reads 7.
+#: Feature frames that T output frames depend on in addition to 4 T: the receptive field is 7 frames.
 LOOK_AHEAD = 3
 
 # Approximate mean and inverse standard deviation of log-mel energies of speech with samples in [-1, 1]. They are
@@ -16,8 +16,8 @@ _FEATURE_SCALE = 0.25
 class EmformerSubsampling(nn.Module):
     """Two 3x3 convolutions of stride 2 in time and frequency, then a linear layer and layer normalization.
 
-    Nothing is padded in time: output frame j depends on input frames 4j to 4j + 6 alone, so that pieces of an utterance
-    give the same frames as the whole.
+    There is no padding in time: output frame j depends only on input frames 4j to 4j + 6, so that the chunks of an
+    utterance give the same frames as the whole utterance.
 
     Args:
       num_bins: Features per frame, at least 7.
@@ -38,7 +38,7 @@ class EmformerSubsampling(nn.Module):
         self.out_norm = LayerNorm(output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample.
+        """Subsample features.
 
         Args:
           x: Features (N, T, num_bins), T at least 7.

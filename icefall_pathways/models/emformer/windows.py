@@ -1,4 +1,4 @@
-"""Index tensors and masks for the windows of the Emformer; `encoder` defines windows."""
+"""Index tensors and masks for the windows of the Emformer, which `encoder` defines."""
 
 from dataclasses import dataclass
 
@@ -35,10 +35,10 @@ class WindowIndex:
           window_length: Frames W of a window.
           past_length: Frames P before each segment.
           include_windows: Whether `sources` contains the windows' own frames.
-          device: Of the indices.
+          device: Device of the indices.
         """
         starts = torch.arange(num_segments + 1, device=device).unsqueeze(1)
-        frames = starts * segment_length + torch.arange(-past_length, 0, device=device)  # negative: of the past
+        frames = starts * segment_length + torch.arange(-past_length, 0, device=device)  # negative: past frames
         segments = torch.div(frames, segment_length, rounding_mode="floor")
         in_windows = segments * window_length + frames % segment_length
         before = past_length + torch.where(frames < 0, frames, in_windows)
@@ -58,7 +58,7 @@ class WindowIndex:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Indices and mask that all layers share in one call.
+    """Indices and mask that all layers of a forward pass share.
 
     Attributes:
       segment_length: Frames of a segment, which are the first of its window.

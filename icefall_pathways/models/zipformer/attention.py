@@ -27,12 +27,13 @@ class PositionProjection(nn.Linear):
 class AttentionWeights(Scheduled):
     """Multi-head attention weights, which a layer computes once and applies three times.
 
-    A score is query times key, plus position query times the projected encoding of the distance, without 1/sqrt(d).
+    A score is query times key, plus position query times the projected encoding of the relative position, without the
+    factor 1/sqrt(d).
 
     Args:
       dim: Width of the input.
       pos_dim: Width of the positional encoding.
-      num_heads: Heads H.
+      num_heads: Number of heads H.
       query_head_dim: Width of queries and keys per head.
       pos_head_dim: Width of position queries per head.
     """
@@ -51,7 +52,7 @@ class AttentionWeights(Scheduled):
 
         Args:
           x: Frames (N, T, C).
-          cached_key: Keys of the preceding frames (left, N, H * q).
+          cached_key: Keys of the preceding frames (left, N, H * q), with q = `query_head_dim`.
           plan: Masks and positional encoding.
 
         Returns:
@@ -69,7 +70,7 @@ class AttentionWeights(Scheduled):
         return scores.masked_fill(plan.attn_mask, _MASKED_SCORE).softmax(dim=-1), cached_key
 
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
-        """Return position queries (N, T, H * p) times the projected encoding (R, D): (N, H, T, S)."""
+        """Return the products of position queries (N, T, H * p) and the projected encoding (R, D): (N, H, T, S)."""
         batch_size, frames = query.shape[:2]
         encoding = F.dropout(positions.to(query.dtype), _POSITION_DROPOUT, self.training)
         key = self.linear_pos(encoding).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
@@ -78,13 +79,14 @@ class AttentionWeights(Scheduled):
 
 
 def relative_shift(scores: Tensor) -> Tensor:
-    """Convert scores by distance to scores by source.
+    """Convert scores indexed by relative position to scores indexed by source frame.
 
     Args:
-      scores: (..., T, S + T); column r is of distance r - S + 1, source minus frame, as in `positional_encoding`.
+      scores: (..., T, S + T); column r is for the relative position r - S + 1 (source minus frame), as in
+        `positional_encoding`.
 
     Returns:
-      (..., T, S), a view: row i is that row of `scores` from column T - 1 - i on.
+      (..., T, S), a view: row i is `scores[..., i, T - 1 - i : T - 1 - i + S]`.
     """
     frames, columns = scores.shape[-2:]
     flat = scores.flatten(-2).narrow(-1, frames - 1, frames * (columns - 1))
@@ -92,11 +94,11 @@ def relative_shift(scores: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Values, averaged with given attention weights.
+    """Self-attention with given attention weights.
 
     Args:
       dim: Width.
-      num_heads: Heads H.
+      num_heads: Number of heads H.
       value_head_dim: Width of values per head.
     """
 
@@ -108,16 +110,16 @@ class SelfAttention(nn.Module):
         self.whiten = Whiten(1, Schedule((0, 7.5), (20000, 22.5)))
 
     def forward(self, x: Tensor, weights: Tensor, cached_val: Tensor, left: int) -> tuple[Tensor, Tensor]:
-        """Attend.
+        """Return the weighted means of the values, projected.
 
         Args:
           x: Frames (N, T, C).
-          weights: (N, H, T, S).
+          weights: Attention weights (N, H, T, S).
           cached_val: Values of the `left` preceding frames (left, N, H * v).
           left: See `AttentionPlan`.
 
         Returns:
-          The branch (N, T, C), and the new `cached_val`.
+          The output without the residual (N, T, C), and the new `cached_val`.
         """
         value, cached_val = extend_cache(self.in_proj(x), cached_val, left)
         heads = value.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
@@ -126,7 +128,7 @@ class SelfAttention(nn.Module):
 
 
 class NonlinAttention(nn.Module):
-    """Gated attention of one head over many channels.
+    """Nonlinear attention: single-head attention over gated values, with a gated output.
 
     Args:
       dim: Width; the hidden width is three quarters of it.
@@ -147,16 +149,16 @@ class NonlinAttention(nn.Module):
         self.whiten2 = Whiten(1, Schedule((0, 5.0), (20000, 15.0)))
 
     def forward(self, x: Tensor, weights: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
-        """Attend.
+        """Return the gated weighted means of the gated values, projected.
 
         Args:
           x: Frames (N, T, C).
-          weights: Of the first head (N, T, S).
+          weights: Attention weights of one head (N, T, S).
           cached: Gated values of the `left` preceding frames (1, N, left, hidden).
           left: See `AttentionPlan`.
 
         Returns:
-          The branch (N, T, C), and the new `cached`.
+          The output without the residual (N, T, C), and the new `cached`.
         """
         gate_in, value, gate_out = self.in_proj(x).chunk(3, dim=-1)
         gated = self.whiten1(value) * self.balancer(gate_in).tanh()
@@ -167,9 +169,9 @@ class NonlinAttention(nn.Module):
 
 
 def extend_cache(x: Tensor, cached: Tensor, left: int) -> tuple[Tensor, Tensor]:
-    """Append frames (N, T, C) to cached ones (left, N, C); return both (left + T, N, C), and the new cache.
+    """Append frames (N, T, C) to the cache (left, N, C); return all frames (left + T, N, C) and the new cache.
 
-    With time as the first axis, matrix products per head need no copy.
+    With time as the first axis, the matrix product of each head needs no copy.
     """
     if left == 0:
         return x.transpose(0, 1), cached

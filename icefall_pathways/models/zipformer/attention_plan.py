@@ -20,8 +20,8 @@ class AttentionPlan:
     Attributes:
       attn_mask: True where a frame does not attend to a source (N, 1, T or 1, S).
       padding_mask: True in padding (N, T, 1).
-      positions: `positional_encoding` of `left` and T.
-      chunk: Frames of a chunk; T if the call encodes one chunk.
+      positions: The `positional_encoding` of `left` and T frames.
+      chunk: Frames per chunk; T if the call encodes one chunk.
       left: Frames of the state.
     """
 
@@ -33,15 +33,15 @@ class AttentionPlan:
 
 
 def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
-    """Compute the plan of a stack for whole utterances.
+    """Return the plan of a stack for whole utterances.
 
     Args:
       lens: Frames of each utterance (N,), at the encoder's rate.
-      frames: Frames of the longest one, at the encoder's rate.
+      frames: Frames of the longest utterance, at the encoder's rate.
       factor: Downsampling factor of the stack.
       pos_dim: Width of the positional encoding.
-      chunk: Frames of a chunk at the encoder's rate, a multiple of `factor`; -1 is the whole utterance.
-      left: Frames before its chunk that a frame attends to; -1 is all of them.
+      chunk: Frames per chunk at the encoder's rate, a multiple of `factor`; -1: the whole utterance.
+      left: Left context: frames before its chunk that a frame attends to; -1: all of them.
     """
     times = torch.arange(0, frames, factor, device=lens.device)
     padding_mask = times >= lens.unsqueeze(1)
@@ -58,19 +58,19 @@ def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk:
     return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, stack_chunk, left=0)
 
 
-def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
-    """Compute the plan of a stack for the next chunk of streams.
+def plan_chunk(lens: Tensor, processed_lens: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
+    """Return the plan of a stack for the next chunk of every stream.
 
     Args:
-      lens: Frames of each chunk (N,), at the encoder's rate.
-      ages: Frames of each stream before the chunk (N,).
+      lens: Valid frames of each chunk (N,), at the encoder's rate.
+      processed_lens: Frames of each stream before the chunk (N,), at the encoder's rate.
       factor: Downsampling factor of the stack.
       pos_dim: Width of the positional encoding.
-      chunk: Frames of a chunk at the encoder's rate.
+      chunk: Frames per chunk, at the encoder's rate.
       left: Frames of the state, at the encoder's rate.
     """
     padding_mask = torch.arange(0, chunk, factor, device=lens.device) >= lens.unsqueeze(1)
-    before_start = torch.arange(left - 1, -1, -factor, device=lens.device) >= ages.unsqueeze(1)
+    before_start = torch.arange(left - 1, -1, -factor, device=lens.device) >= processed_lens.unsqueeze(1)
     positions = positional_encoding(left // factor, chunk // factor, pos_dim, lens.device)
     attn_mask = torch.cat([before_start, padding_mask], dim=1)[:, None, None]
     return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, chunk // factor, left // factor)
@@ -78,21 +78,21 @@ def plan_chunk(lens: Tensor, ages: Tensor, factor: int, pos_dim: int, chunk: int
 
 @lru_cache(maxsize=64)
 def positional_encoding(left: int, frames: int, dim: int, device: torch.device) -> Tensor:
-    """Compute the encoding of every distance between a frame and its sources.
+    """Return the encoding of every relative position (source minus frame).
 
-    Distances are compressed by a logarithm, so that the resolution is highest for short ones.
+    Distances are compressed by a logarithm, so that nearby positions have the highest resolution.
 
     Args:
-      left: Sources before the first frame.
-      frames: Frames.
+      left: Number of sources before the first frame.
+      frames: Number of frames.
       dim: Width, even.
-      device: Of the result.
+      device: Device of the result.
 
     Returns:
-      (left + 2 * frames, dim), float32. Row r encodes the distance r - left - frames + 1, source minus frame; the last
-      row, of a distance that does not occur, is needed by `attention.relative_shift`.
+      (left + 2 * frames, dim), float32. Row r encodes the relative position r - left - frames + 1. The last row, for a
+      position that does not occur, is needed by `attention.relative_shift`.
     """
-    with torch.inference_mode(False):  # the cached result serves training too
+    with torch.inference_mode(False):  # training uses the cached result too
         distance = torch.arange(1 - left - frames, frames + 1, dtype=torch.float32, device=device)
         width = math.sqrt(dim)
         compressed = width * distance.sign() * ((distance.abs() + width).log() - math.log(width))

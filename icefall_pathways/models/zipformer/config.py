@@ -5,7 +5,7 @@ from typing import Any
 
 from icefall_pathways.models.encoder_options import Architecture, EncoderOptions, parse_ints
 
-#: The chunk size of whole utterances, and the left context that includes everything before a chunk.
+#: Chunk size of whole utterances, and left context of all frames before a chunk.
 UNLIMITED = -1
 
 _PER_STACK = (
@@ -24,34 +24,36 @@ _PER_STACK = (
 
 def _require(condition: bool, name: str, values: tuple[int, ...], expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} is {_joined(values)}: expected {expected}")
+        raise ValueError(f"{name} is {_comma_separated(values)}: expected {expected}")
 
 
-def _joined(values: tuple[int, ...]) -> str:
+def _comma_separated(values: tuple[int, ...]) -> str:
     return ",".join(str(value) for value in values)
 
 
 @dataclass(frozen=True)
 class ZipformerConfig:
-    """A validated architecture of the Zipformer, with the names of icefall's options. Tuples have a number per stack.
+    """Validated architecture of the Zipformer, with the names of icefall's options.
+
+    Tuples have one number per stack, except where noted.
 
     Attributes:
-      num_encoder_layers: Layers.
+      num_encoder_layers: Number of layers.
       downsampling_factor: Factor by which a stack downsamples frames of 20 ms.
       encoder_dim: Width.
-      encoder_unmasked_dim: Channels that the feature mask of training never covers.
+      encoder_unmasked_dim: Channels that the feature mask of training never zeroes.
       feedforward_dim: Hidden width of the second of a layer's three feed-forward modules.
-      num_heads: Attention heads.
+      num_heads: Number of attention heads.
       query_head_dim: Width of queries and keys per head.
       value_head_dim: Width of values per head.
       pos_head_dim: Width of position queries per head.
       pos_dim: Width of the positional encoding, the same for all stacks.
       cnn_module_kernel: Kernel size of the convolution modules; odd.
-      causal: Whether convolutions see no later chunk, so that the encoder can stream.
-      chunk_size: Chunk sizes in frames of 20 ms, one of which training draws for every batch; -1 is the whole
-        utterance.
-      left_context_frames: Frames of 20 ms before a chunk that it attends to, one of which training draws for every
-        batch; -1 is all of them.
+      causal: Whether convolutions exclude later chunks, so that the encoder can stream.
+      chunk_size: Any number of chunk sizes in frames of 20 ms, one of which is sampled for every training batch; -1:
+        the whole utterance.
+      left_context_frames: Any number of left contexts in frames of 20 ms, one of which is sampled for every training
+        batch; -1: all frames before the chunk.
       front_end_channels: Output channels of the three convolutions of the subsampling.
 
     Raises:
@@ -88,7 +90,7 @@ class ZipformerConfig:
             all(unmasked <= dim for unmasked, dim in pairs),
             "encoder_unmasked_dim",
             self.encoder_unmasked_dim,
-            f"no more than encoder_dim ({_joined(self.encoder_dim)})",
+            f"no more than encoder_dim ({_comma_separated(self.encoder_dim)})",
         )
         channels = self.front_end_channels
         _require(len(channels) == 3 and min(channels) > 0, "front_end_channels", channels, "three positive numbers")
@@ -114,7 +116,7 @@ class ZipformerConfig:
             (chunk_size,),
             f"{UNLIMITED}, because the encoder was built with --causal 0 and needs whole utterances",
         )
-        factors = f"a multiple of every downsampling_factor ({_joined(self.downsampling_factor)})"
+        factors = f"a multiple of every downsampling_factor ({_comma_separated(self.downsampling_factor)})"
         _require(
             chunk_size > 0 and not any(chunk_size % factor for factor in self.downsampling_factor),
             "chunk_size",
@@ -154,21 +156,21 @@ class ZipformerConfig:
 
 @dataclass(frozen=True)
 class ZipformerOptions(EncoderOptions):
-    """Options of the Zipformer, as typed: comma-separated lists with a number per stack, as in icefall.
+    """Options of the Zipformer: strings of comma-separated numbers, one per stack, as in icefall.
 
-    The value of an empty one is that of the size `--zipformer`.
+    An empty string takes the value of the named size (`--zipformer`).
     """
 
     zipformer: str = "default"
     """Size of the Zipformer: default (66 M parameters, icefall's streaming recipe), medium (20 M), small (5 M), mini
-    (2.6 M), micro (0.5 M, with fewer channels in the front end) or tiny (for tests). The options below override single
-    values of it."""
+    (2.6 M), micro (0.5 M, with fewer channels in the subsampling) or tiny (for tests). The options below override
+    individual values of the size."""
 
     downsampling_factor: str = ""
     """Zipformer: factor by which each stack downsamples frames of 20 ms, such as 1,2,4,8,4,2."""
 
     encoder_unmasked_dim: str = ""
-    """Zipformer: channels of each stack that the feature mask of training never covers."""
+    """Zipformer: channels of each stack that the feature mask of training never zeroes."""
 
     feedforward_dim: str = ""
     """Zipformer: hidden width of the feed-forward modules of each stack."""
@@ -177,30 +179,30 @@ class ZipformerOptions(EncoderOptions):
     """Zipformer: attention heads of each stack."""
 
     query_head_dim: str = ""
-    """Zipformer: width of queries and keys per head; one number serves all stacks."""
+    """Zipformer: width of queries and keys per head; one number applies to all stacks."""
 
     value_head_dim: str = ""
-    """Zipformer: width of values per head; one number serves all stacks."""
+    """Zipformer: width of values per head; one number applies to all stacks."""
 
     pos_head_dim: str = ""
-    """Zipformer: width of position queries per head; one number serves all stacks."""
+    """Zipformer: width of position queries per head; one number applies to all stacks."""
 
     pos_dim: str = ""
     """Zipformer: width of the positional encoding."""
 
     front_end_channels: str = ""
-    """Zipformer: output channels of the front end's three convolutions; 8,32,128 in icefall and in most sizes."""
+    """Zipformer: output channels of the three convolutions of the subsampling; 8,32,128 in icefall and most sizes."""
 
     causal: bool = True
-    """Zipformer: whether it can stream; 0 needs whole utterances and is for offline recognition only."""
+    """Zipformer: support streaming; 0 requires whole utterances, for offline recognition only."""
 
     chunk_size: str = "16,32,64,-1"
-    """Zipformer: chunk sizes in frames of 20 ms, one of which training draws for every batch; -1 is the whole
+    """Zipformer: chunk sizes in frames of 20 ms, one of which is sampled for every training batch; -1: the whole
     utterance. Decoding uses the first by default."""
 
     left_context_frames: str = "64,128,256,-1"
-    """Zipformer: frames of 20 ms before a chunk that it attends to, one of which training draws for every batch; -1 is
-    all of them."""
+    """Zipformer: left contexts in frames of 20 ms, one of which is sampled for every training batch; -1: all frames
+    before the chunk."""
 
 
 def _size(
@@ -227,7 +229,7 @@ def _size(
     return Architecture(encoder, other_dim, other_dim)
 
 
-# For small corpora such as the demo's. icefall's subsampling would have more than half of the parameters.
+# For small corpora like the demo's. With icefall's subsampling, more than half of the parameters would be there.
 _MICRO = Architecture(
     ZipformerConfig(
         num_encoder_layers=(1,) * 4,
@@ -266,7 +268,7 @@ SIZES = {
 
 
 def resolve(options: ZipformerOptions) -> Architecture[ZipformerConfig]:
-    """Parse and validate the options; an empty one takes its value from the named size.
+    """Parse and validate the options; an empty one takes the value of the named size.
 
     Raises:
       ValueError: An option is not a list of numbers, or the options do not fit together.

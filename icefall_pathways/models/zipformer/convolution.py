@@ -14,11 +14,11 @@ from icefall_pathways.models.zipformer.functions import swoosh_r
 class ChunkCausalConvolution(nn.Module):
     """The sum of a causal depthwise convolution and one that is restricted to the chunk of the frame.
 
-    The latter is scaled by a learned factor per frame near the edges of the chunk.
+    Near the edges of the chunk, a learned factor per frame scales the latter.
 
     Args:
       dim: Channels C.
-      kernel: Kernel size k of the convolution within the chunk, odd; that of the causal one is k // 2 + 1.
+      kernel: Kernel size k of the convolution within the chunk, odd; the causal convolution has k // 2 + 1.
     """
 
     def __init__(self, dim: int, kernel: int) -> None:
@@ -36,7 +36,7 @@ class ChunkCausalConvolution(nn.Module):
         Args:
           x: Frames (N, T, C).
           cached: The k // 2 preceding frames (N, C, k // 2).
-          chunk: Frames of a chunk.
+          chunk: Frames per chunk.
 
         Returns:
           (N, T, C), and the new `cached`.
@@ -49,11 +49,11 @@ class ChunkCausalConvolution(nn.Module):
         return causal + within.flatten(1, 2)[:, :frames], joined[:, frames:].transpose(1, 2)
 
     def folded(self) -> "FoldedChunkConvolution":
-        """Return an equivalent for chunks of streams and fixed weights."""
+        """Return an equivalent module for single chunks and fixed weights."""
         return FoldedChunkConvolution(self)
 
     def scale(self, chunk: int) -> Tensor:
-        """Return the factor of each frame of a chunk (chunk, C)."""
+        """Return the factors of the frames of a chunk (chunk, C)."""
         left, right = self.chunkwise_conv_scale
         unscaled = chunk - self.kernel  # frames far from both edges
         if unscaled < 0:
@@ -62,9 +62,9 @@ class ChunkCausalConvolution(nn.Module):
 
 
 class FoldedChunkConvolution(nn.Module):
-    """A `ChunkCausalConvolution` of one chunk, as a product of each channel's frames with a matrix.
+    """A `ChunkCausalConvolution` over one chunk, as one matrix product per channel.
 
-    It is fast if the matrices, which depend on the weights alone, are computed once (`stream_graph`).
+    It is fast if the matrices, which depend only on the weights, are computed once (`stream_graph`).
 
     Args:
       conv: The convolution.
@@ -114,7 +114,7 @@ class SymmetricConvolution(nn.Conv1d):
 
 
 def _depthwise_conv1d(x: Tensor, conv: nn.Conv1d, padding: int) -> Tensor:
-    """Convolve rows of frames (N, rows, T, C) over T, as images: many times faster than torch's conv1d."""
+    """Convolve (N, rows, T, C) over T as 2-D maps, which is many times faster than torch's conv1d."""
     return depthwise_conv2d(x, conv.weight.unsqueeze(2), conv.bias, (0, padding))
 
 
@@ -123,8 +123,8 @@ class ConvolutionModule(nn.Module):
 
     Args:
       dim: Width.
-      kernel: Kernel of the depthwise convolution.
-      causal: Whether the convolution sees no frame of a later chunk, so that the module can stream.
+      kernel: Kernel size of the depthwise convolution.
+      causal: Whether the convolution excludes later chunks, so that the module can stream.
     """
 
     def __init__(self, dim: int, kernel: int, causal: bool) -> None:
@@ -155,7 +155,7 @@ class ConvolutionModule(nn.Module):
           plan: Masks and chunk size.
 
         Returns:
-          The branch (N, T, C), and the new `cached`.
+          The output without the residual (N, T, C), and the new `cached`.
         """
         value, gate = self.in_proj(x).chunk(2, dim=-1)
         gated = (value * self.gate_balancer(gate).sigmoid()).masked_fill_(plan.padding_mask, 0.0)

@@ -4,8 +4,8 @@
 have the names and shapes of icefall's recipe `zipformer`, and weights trained there give the same outputs here.
 
 Input frames are 20 ms long; a stack downsamples them by its `downsampling_factor`; output frames are 40 ms long. All
-tensors are (N, T, C). Chunks of streams and whole utterances run the same code: an utterance starts from zero states
-and attends to earlier chunks through masks, a chunk through the state.
+tensors are (N, T, C). Streams and whole utterances run the same code: an utterance starts from zero states, and its
+frames attend to earlier chunks according to masks; the frames of a stream's chunk attend to them through the state.
 """
 
 import math
@@ -26,16 +26,16 @@ from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR
 #: Frames of the stacks per output frame.
 OUTPUT_FACTOR = SUBSAMPLING_FACTOR // CONV_FACTOR
 
-# Probability, per sequence, that the feature mask covers both halves of the maskable channels, and otherwise that it
-# covers the second half.
+# Probability, per sequence, that the feature mask zeroes both halves of the maskable channels, and otherwise that it
+# zeroes the second half.
 _FEATURE_MASK_RATE = 0.125
 
 
 class Downsample(nn.Module):
-    """Weighted means of groups of frames; the learned weights are the same for all channels.
+    """Downsample by learned weighted means of groups of frames; all channels share the weights.
 
     Args:
-      factor: Frames of a group.
+      factor: Frames per group.
     """
 
     def __init__(self, factor: int) -> None:
@@ -85,7 +85,7 @@ class Stack(nn.Module):
         return len(self.layers)
 
     def get_init_states(self, like: Tensor, batch_size: int, left: int) -> list[Tensor]:
-        """Return the initial states of the layers, with the type and device of `like`.
+        """Return the initial states of the layers, with the dtype and device of `like`.
 
         Args:
           like: Any tensor.
@@ -151,10 +151,10 @@ class DownsampledStack(nn.Module):
 
 
 class Zipformer(nn.Module):
-    """The encoder, from frames of 20 ms to frames of 40 ms.
+    """Zipformer encoder, from frames of 20 ms to frames of 40 ms.
 
-    The state of N streams is a list: for every layer its six tensors (`ZipformerLayer.get_init_states`), and last, the
-    age of each stream in frames (N,), int32. The state of a new stream is zero.
+    The state of N streams is a list: six tensors per layer (`ZipformerLayer.get_init_states`), then the number of
+    processed frames of each stream (N,), int32. The state of a new stream is zero.
 
     Args:
       config: The architecture.
@@ -182,11 +182,11 @@ class Zipformer(nn.Module):
         Args:
           x: Frames (N, T, D).
           lens: Frames of each utterance (N,).
-          chunk_size: Frames of a chunk, whose frames see no later chunk; -1 is the whole utterance.
-          left_context_frames: Frames before a chunk that it attends to; -1 is all of them.
+          chunk_size: Frames per chunk; frames do not depend on later chunks. -1: the whole utterance.
+          left_context_frames: Frames before a chunk that its frames attend to; -1: all of them.
 
         Returns:
-          Frames (N, ceil(T / 2), output_dim), undefined after the lengths; and the lengths (N,).
+          Frames (N, ceil(T / 2), output_dim), undefined in padding; and the valid frames of each utterance (N,).
         """
         plans = {
             factor: plan_utterances(lens, x.size(1), factor, self.config.pos_dim, chunk_size, left_context_frames)
@@ -197,7 +197,7 @@ class Zipformer(nn.Module):
         return out, _output_lens(lens)
 
     def get_init_states(self, like: Tensor, batch_size: int, left_context_frames: int) -> list[Tensor]:
-        """Return the state of `batch_size` new streams, with the type and device of `like`."""
+        """Return the state of `batch_size` new streams, with the dtype and device of `like`; see the class."""
         states = [
             state for stack in self.encoders for state in stack.get_init_states(like, batch_size, left_context_frames)
         ]
@@ -211,20 +211,20 @@ class Zipformer(nn.Module):
         Args:
           x: Frames (N, chunk, D).
           lens: Valid frames of each stream (N,).
-          states: The state of the streams, which may have different ages; it is not changed.
+          states: The state of the streams, which may have started at different times; it is not modified.
           left_context_frames: Frames of left context in the state.
 
         Returns:
-          Frames (N, chunk / 2, output_dim), the valid ones of each stream (N,), and the new state.
+          Frames (N, chunk / 2, output_dim), the valid frames of each stream (N,), and the new state.
         """
-        *caches, ages = states
+        *caches, processed_lens = states
         chunk, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in traces
         plans = {
-            factor: plan_chunk(lens, ages, factor, pos_dim, chunk, left_context_frames)
+            factor: plan_chunk(lens, processed_lens, factor, pos_dim, chunk, left_context_frames)
             for factor in set(self.config.downsampling_factor)
         }
         out, caches = self._run(x, caches, plans)
-        return out, _output_lens(lens), [*caches, ages + lens.to(ages.dtype)]
+        return out, _output_lens(lens), [*caches, processed_lens + lens.to(processed_lens.dtype)]
 
     def _run(self, x: Tensor, states: list[Tensor], plans: dict[int, AttentionPlan]) -> tuple[Tensor, list[Tensor]]:
         outputs: list[Tensor] = []
@@ -244,7 +244,7 @@ class Zipformer(nn.Module):
 
 
 def layer_skip_rates(config: ZipformerConfig, index: int) -> list[Schedule]:
-    """Return the skip rate of each layer of a stack in training: it decreases in one layer after the other."""
+    """Return the schedule of each layer's skip rate in a stack; later layers decrease theirs later."""
     layers, step = config.num_encoder_layers[index], 4000 / (len(config.num_encoder_layers) + 1)
     last = 0.035 * math.sqrt(config.downsampling_factor[index])
     starts = [step * (index + 1 + i / layers) for i in range(layers + 1)]
@@ -252,18 +252,18 @@ def layer_skip_rates(config: ZipformerConfig, index: int) -> list[Schedule]:
 
 
 def _sample_kept_halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw which sequences of x (N, ...) keep the first, and the second, half of their maskable channels (N, 1, 1)."""
+    """Sample two masks (N, 1, 1): 1 where a sequence of x (N, ...) keeps each half of the maskable channels."""
     first = keep_sequences(x, _FEATURE_MASK_RATE)
     return first, first * keep_sequences(x, _FEATURE_MASK_RATE)
 
 
 def feature_mask(kept_halves: tuple[Tensor, Tensor], dim: int, unmasked: int) -> Tensor:
-    """Return the mask (N, 1, dim) of a stack.
+    """Return the feature mask (N, 1, dim) of a stack.
 
     Args:
-      kept_halves: 1 where the first, and the second, half of the maskable channels is kept, each (N, 1, 1).
+      kept_halves: 1 where the first (second) half of the maskable channels is kept, each (N, 1, 1).
       dim: Channels of the stack.
-      unmasked: Channels that the mask never covers, the first ones.
+      unmasked: Number of leading channels that the mask never zeroes.
     """
     first, second = kept_halves
     half = (dim - unmasked) // 2
@@ -272,14 +272,14 @@ def feature_mask(kept_halves: tuple[Tensor, Tensor], dim: int, unmasked: int) ->
 
 
 def _resize_channels(x: Tensor, dim: int) -> Tensor:
-    """Drop the last channels of frames (N, T, C), or append channels of zeros."""
+    """Truncate or zero-pad the channels of frames (N, T, C) to `dim`."""
     if x.size(-1) == dim:
         return x
     return x[..., :dim] if x.size(-1) > dim else F.pad(x, (0, dim - x.size(-1)))
 
 
 def _join_channels(outputs: list[Tensor]) -> Tensor:
-    """Return the last stack's output, extended by channels from the latest stack that has them."""
+    """Return the last stack's output, extended by further channels from the latest stack that has them."""
     pieces, width = [outputs[-1]], outputs[-1].size(-1)
     for output in reversed(outputs[:-1]):
         if output.size(-1) > width:

@@ -1,4 +1,4 @@
-"""Swoosh activations and bias normalization, with fast paths for CPUs and small memory for the backward pass."""
+"""Swoosh activations and BiasNorm, with fast paths on CPUs and low memory use in the backward pass."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ _SHIFT_R, _OFFSET_R = 1.0, 0.313261687
 
 
 def swoosh_l(x: Tensor) -> Tensor:
-    """Return log(1 + exp(x - 4)) - 0.08 x - 0.035, which suits modules whose output should be near zero when off."""
+    """Return log(1 + exp(x - 4)) - 0.08 x - 0.035, for "normally off" modules (feed-forward, ConvNeXt)."""
     return _swoosh(x, _SHIFT_L, _OFFSET_L)
 
 
@@ -50,7 +50,7 @@ def swoosh_l_block(
     limits: tuple[float, float, float, float] | None,
     grad_scale: float,
 ) -> Tensor:
-    """Apply linear, balancer, SwooshL, linear, in tiles on a CPU.
+    """Apply linear, balancer, SwooshL and linear, in tiles on a CPU.
 
     Args:
       x: (..., C).
@@ -58,8 +58,8 @@ def swoosh_l_block(
       bias1: (H,).
       weight2: (D, H).
       bias2: (D,).
-      limits: Of a balancer of the hidden channels, see `Balancer.draw`; None applies no balancer.
-      grad_scale: Of the balancer.
+      limits: Limits of the balancer of the hidden channels (`Balancer.sample_limits`); None disables it.
+      grad_scale: Gradient scale of the balancer.
 
     Returns:
       (..., D).
@@ -67,7 +67,7 @@ def swoosh_l_block(
     if not torch.is_grad_enabled() and limits is None and x.device.type == "cpu" and x.dtype == weight1.dtype:
         rows = tiled_swoosh_block(x.flatten(0, -2), weight1, bias1, weight2, bias2, _SHIFT_L, _OFFSET_L)
         return rows.unflatten(0, x.shape[:-1])
-    if not use_cpu_kernels(x) or x.dtype != weight1.dtype:  # the types differ under autocast
+    if not use_cpu_kernels(x) or x.dtype != weight1.dtype:  # dtypes differ under autocast
         hidden = F.linear(x, weight1, bias1)
         if limits is not None:
             hidden = balance(hidden, limits, grad_scale)

@@ -21,11 +21,11 @@ from icefall_pathways.models.zipformer.functions import swoosh_l
 from icefall_pathways.models.zipformer.norm import BiasNorm, Bypass
 
 STATES_PER_LAYER = 6
-#: The axis of the streams in each of a layer's states.
+#: Batch axis (streams) of each state tensor of a layer.
 STATE_AXES = (1, 1, 1, 1, 0, 0)
 
 
-# Probabilities in training: of skipping a branch, per sequence, and of uniform weights in the nonlinear attention.
+# Probabilities in training: of skipping a branch, per sequence, and of uniform weights in nonlinear attention.
 _SKIP_RATE = Schedule((0, 0.2), (4000, 0.05), (16000, 0.0))
 _FEED_FORWARD_SKIP_RATE = Schedule((0, 0.1), (4000, 0.01), (50000, 0.0))
 _UNIFORM_WEIGHTS_RATE = Schedule((0, 0.25), (4000, 0.025))
@@ -49,7 +49,7 @@ class FeedForward(Scheduled):
         self.out_whiten = Whiten(1, Schedule((0, 7.5), (20000, 15.0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branch of frames (N, T, C), without the residual."""
+        """Return the output for frames (N, T, C), without the residual."""
         hidden = drop_channels(swoosh_l(self.hidden_balancer(self.in_proj(x))), self.rate(_DROPOUT))
         out: Tensor = self.out_whiten(self.out_proj(hidden))
         return out
@@ -68,7 +68,7 @@ class ZipformerLayer(Scheduled):
       feedforward_dim: Hidden width of the second feed-forward module; three quarters of it in the first, five quarters
         in the third.
       kernel: Kernel size k of the convolutions.
-      causal: Whether convolutions see no later chunk.
+      causal: Whether convolutions exclude later chunks.
       skip_rate: Probability of skipping the layer in training, per sequence.
     """
 
@@ -90,7 +90,7 @@ class ZipformerLayer(Scheduled):
         self.kernel = kernel
         self.key_dim = num_heads * query_head_dim
         self.value_dim = num_heads * value_head_dim
-        # Unused; checkpoints of icefall contain it.
+        # Unused, but icefall's checkpoints contain it.
         self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))
         self.bypass = Bypass(dim, skip_rate)
         self.bypass_mid = Bypass(dim)
@@ -157,7 +157,7 @@ class ZipformerLayer(Scheduled):
         return self.whiten(self.balancer2(x)), [key, nonlin, value1, value2, conv1, conv2]
 
     def _nonlin_weights(self, weights: Tensor, plan: AttentionPlan) -> Tensor:
-        """Return the weights (N, T, S) of the nonlinear attention: the first head's or, at random, uniform."""
+        """Return the weights (N, T, S) of nonlinear attention: the first head's or, at random, uniform weights."""
         if not self.sample(_UNIFORM_WEIGHTS_RATE):
             return weights[:, 0]
         attended = (~plan.attn_mask[:, 0]).to(weights.dtype).expand_as(weights[:, 0])
@@ -165,5 +165,5 @@ class ZipformerLayer(Scheduled):
 
 
 def _add(x: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-    """Add a branch in the sequences where `mask` (N, 1, 1) is 1; None adds it in all of them."""
+    """Add a branch to the sequences where `mask` (N, 1, 1) is 1, or to all if it is None."""
     return x + branch if mask is None else x + branch * mask

@@ -1,4 +1,4 @@
-"""Normalization and bypass."""
+"""BiasNorm and bypass modules."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ _LIMIT_PROBABILITY = 0.6
 
 
 class BiasNorm(Scheduled):
-    """y = x * exp(log_scale) / rms(x - bias): the bias affects the root mean square alone.
+    """y = x * exp(log_scale) / rms(x - bias): the bias affects only the root mean square.
 
     Args:
       dim: Width.
@@ -50,6 +50,6 @@ class Bypass(Scheduled):
             scale = limit_gradient(scale, self.value_at(self._MIN_SCALE), 1.0)
         if skip_rate := self.rate(self.skip_rate):
             scale = scale * keep_sequences(x, skip_rate)
-        # Under autocast, `x` has half precision and the scale has full precision.
+        # Under autocast, `x` has half precision and the scale full precision.
         dtype = torch.promote_types(torch.promote_types(start.dtype, x.dtype), scale.dtype)
         return torch.lerp(start.to(dtype), x.to(dtype), scale.to(dtype))

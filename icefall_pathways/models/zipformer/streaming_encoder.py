@@ -1,4 +1,4 @@
-"""The Zipformer as an encoder of the transducer."""
+"""The Zipformer with the encoder interface of the transducer."""
 
 import math
 
@@ -14,14 +14,14 @@ from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR, LOOK_AHEA
 
 
 class ZipformerEncoder(Zipformer, Encoder):
-    """A Zipformer after its `ZipformerSubsampling`; parameters have the Zipformer's names.
+    """Encode features by `ZipformerSubsampling` and a Zipformer; parameters have the Zipformer's names.
 
-    One model runs with many chunk sizes and left contexts. Training draws them for every batch from those of `config`;
-    in eval mode they are `chunk_size` and `left_context_frames` (in frames of 20 ms), which `set_context` changes.
+    One model supports many chunk sizes and left contexts. In training, they are sampled for every batch from those of
+    `config`; in eval mode, they are `chunk_size` and `left_context_frames` (in frames of 20 ms): see `set_context`.
 
-    The state of N streams is a list in icefall's order: six tensors for every layer (`ZipformerLayer.get_init_states`),
-    the last frames of the subsampling (N, 128, 3, 19), and the age of each stream in frames of 20 ms (N,), int32. The
-    state of a new stream is zero.
+    The state of N streams is a list in icefall's order: six tensors per layer (`ZipformerLayer.get_init_states`), the
+    last frames of the subsampling (N, channels, 3, bins), and the number of processed frames of 20 ms of each stream
+    (N,), int32. The state of a new stream is zero.
 
     Args:
       config: The architecture.
@@ -39,8 +39,8 @@ class ZipformerEncoder(Zipformer, Encoder):
         """Set the chunk size and left context of eval mode.
 
         Args:
-          chunk_size: Frames of 20 ms; -1 is the whole utterance, which excludes streaming.
-          left_context_frames: Frames of 20 ms before a chunk that it attends to; -1 is all of them, which excludes
+          chunk_size: In frames of 20 ms; -1: the whole utterance, without streaming.
+          left_context_frames: Frames of 20 ms before a chunk that its frames attend to; -1: all of them, without
             streaming.
 
         Raises:
@@ -51,23 +51,23 @@ class ZipformerEncoder(Zipformer, Encoder):
 
     @property
     def chunk_shift(self) -> int:
-        """Feature frames of a chunk."""
+        """Feature frames per chunk."""
         return CONV_FACTOR * self.chunk_size
 
     @property
     def chunk_window(self) -> int:
-        """Feature frames of a chunk and of the look-ahead of the subsampling."""
+        """Feature frames of a chunk and the look-ahead of the subsampling."""
         return self.chunk_shift + LOOK_AHEAD
 
     @property
     def state_axes(self) -> list[int]:
-        """The axis of the streams in each tensor of the state."""
+        """Batch axis (streams) of each state tensor."""
         return [*STATE_AXES * sum(self.config.num_encoder_layers), 0, 0]
 
     def encode(self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:  # type: ignore[override]
-        """Encode whole utterances chunk by chunk, which gives the frames of `stream`; see `Encoder`."""
-        # Round up to where the groups of frames of all stacks end, so that the last group of an utterance contains the
-        # same frames whatever else is in the batch. Chunks and attention do not see later frames.
+        """Encode whole utterances with the same result as `stream`; see `Encoder`."""
+        # Round up to a multiple of the group sizes of all stacks, so that the last group of an utterance contains the
+        # same frames in any batch. Chunked convolution and attention do not read later frames.
         group = math.lcm(OUTPUT_FACTOR, *self.config.downsampling_factor)
         frames = -(-x.size(1) // (CONV_FACTOR * group)) * group
         features = pad_with_silence(x, x_lens, CONV_FACTOR * frames + LOOK_AHEAD)
@@ -76,11 +76,11 @@ class ZipformerEncoder(Zipformer, Encoder):
         return out[:, : -(-x.size(1) // SUBSAMPLING_FACTOR)]
 
     def sample_context(self) -> tuple[int, int]:
-        """Draw the chunk size and left context of a batch in training, or return those of eval mode."""
+        """Sample the chunk size and left context of a training batch, or return those of eval mode."""
         if not self.training or not self.config.causal:
             return self.chunk_size, self.left_context_frames
-        chunk_size = _draw(self.config.chunk_size)
-        return chunk_size, UNLIMITED if chunk_size == UNLIMITED else _draw(self.config.left_context_frames)
+        chunk_size = _sample(self.config.chunk_size)
+        return chunk_size, UNLIMITED if chunk_size == UNLIMITED else _sample(self.config.left_context_frames)
 
     def init_states(  # type: ignore[override]
         self, encoder_embed: ZipformerSubsampling, batch_size: int, device: torch.device | str, dtype: torch.dtype
@@ -92,19 +92,21 @@ class ZipformerEncoder(Zipformer, Encoder):
         """
         self.config.check_streaming(self.chunk_size, self.left_context_frames)
         like = torch.empty(0, device=device, dtype=dtype)
-        *caches, ages = self.get_init_states(like, batch_size, self.left_context_frames)
-        return [*caches, encoder_embed.get_init_states(like, batch_size), ages]
+        *caches, processed_lens = self.get_init_states(like, batch_size, self.left_context_frames)
+        return [*caches, encoder_embed.get_init_states(like, batch_size), processed_lens]
 
     def stream(  # type: ignore[override]
         self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode one chunk of every stream; see `Encoder`."""
-        *caches, embed_state, ages = states
+        *caches, embed_state, processed_lens = states
         features = pad_with_silence(x, x_lens, x.size(1))
         embedded, embed_state = encoder_embed.streaming_forward(features, embed_state)
         lens = _embedded_lens(x_lens).clamp(max=self.chunk_size)
-        out, _, (*caches, ages) = self.streaming_forward(embedded, lens, [*caches, ages], self.left_context_frames)
-        return out, [*caches, embed_state, ages]
+        out, _, (*caches, processed_lens) = self.streaming_forward(
+            embedded, lens, [*caches, processed_lens], self.left_context_frames
+        )
+        return out, [*caches, embed_state, processed_lens]
 
 
 def build_zipformer(config: ZipformerConfig, num_bins: int) -> tuple[ZipformerSubsampling, ZipformerEncoder]:
@@ -114,9 +116,9 @@ def build_zipformer(config: ZipformerConfig, num_bins: int) -> tuple[ZipformerSu
 
 
 def _embedded_lens(x_lens: Tensor) -> Tensor:
-    """Return the frames of 20 ms of utterances of `x_lens` feature frames."""
+    """Return the number of frames of 20 ms (N,) for `x_lens` feature frames."""
     return torch.div(x_lens + CONV_FACTOR - 1, CONV_FACTOR, rounding_mode="floor")
 
 
-def _draw(values: tuple[int, ...]) -> int:
+def _sample(values: tuple[int, ...]) -> int:
     return values[int(torch.randint(len(values), ()))]

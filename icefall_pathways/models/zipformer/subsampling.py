@@ -22,12 +22,13 @@ from icefall_pathways.models.zipformer.norm import BiasNorm
 
 #: Feature frames per frame of the stacks: 20 ms.
 CONV_FACTOR = 2
-#: Frames of context of the ConvNeXt block, on either side.
+#: Frames of context of the ConvNeXt block on each side.
 CONTEXT = 3
-#: Feature frames that T frames read in addition to 2 T: 7 for the strided convolutions, 6 for the ConvNeXt block.
+#: Feature frames that T output frames depend on in addition to 2 T: 7 for the strided convolutions, 6 for the ConvNeXt
+#: block.
 LOOK_AHEAD = 7 + CONV_FACTOR * CONTEXT
 
-# Hidden channels of the ConvNeXt block per channel.
+# Ratio of hidden channels to channels in the ConvNeXt block.
 _EXPANSION = 3
 
 _SKIP_RATE = Schedule((0, 0.2), (20000, 0.015))
@@ -38,11 +39,11 @@ _FIRST_GRADIENT_SCALE = 0.2
 
 
 class ConvNeXt(Scheduled):
-    """A 7x7 depthwise convolution, then two pointwise ones with SwooshL between them; with a residual.
+    """A 7x7 depthwise convolution and two pointwise convolutions with SwooshL in between, with a residual.
 
     Args:
       channels: Channels C.
-      hidden: Channels between the pointwise convolutions.
+      hidden: Hidden channels between the pointwise convolutions.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -66,7 +67,7 @@ class ConvNeXt(Scheduled):
             first.get_parameter("bias"),
             second.weight.flatten(1),
             second.get_parameter("bias"),
-            self.hidden_balancer.draw(convolved),
+            self.hidden_balancer.sample_limits(convolved),
             self.hidden_balancer.grad_scale,
         )
         out = x[:, CONTEXT:-CONTEXT] + drop_sequences(branch, self.rate(_SKIP_RATE))
@@ -77,7 +78,7 @@ class ZipformerSubsampling(Scheduled):
     """Three 3x3 convolutions, a ConvNeXt block, a linear layer and a norm.
 
     Frame j of the strided convolutions depends on feature frames 2j to 2j + 8, and the ConvNeXt block on 3 of those
-    frames on either side. Maps are (N, T, bins, C), as they are in memory.
+    frames on each side. Maps are (N, T, bins, C), the order in memory.
 
     Args:
       num_bins: Features per frame.
@@ -90,7 +91,7 @@ class ZipformerSubsampling(Scheduled):
         first, second, third = channels
         self.channels = third
         self.bins = ((num_bins - 1) // 2 - 1) // 2
-        # The keys are icefall's, where modules without weights are counted too.
+        # The keys are icefall's indices, which also count modules without weights.
         self.conv = nn.ModuleDict(
             {
                 "0": nn.Conv2d(1, first, 3, padding=(0, 1)),
@@ -105,7 +106,7 @@ class ZipformerSubsampling(Scheduled):
         self.out_norm = BiasNorm(output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample whole utterances, with zeros around the strided convolutions' output.
+        """Subsample whole utterances, with zero padding around the output of the strided convolutions.
 
         Args:
           x: Features (N, T, num_bins), T at least 9.
@@ -123,8 +124,8 @@ class ZipformerSubsampling(Scheduled):
         """Subsample the next chunk of each stream, or a whole utterance with its look-ahead.
 
         Args:
-          x: Features (N, 2 T + 13, num_bins); the next chunk starts 2 T later.
-          state: See `get_init_states`; not changed.
+          x: Features (N, 2 T + 13, num_bins); the next chunk starts 2 T frames later.
+          state: See `get_init_states`; not modified.
 
         Returns:
           Frames (N, T, output_dim), and the new state.

@@ -115,17 +115,17 @@ def _advanced(cache, added):
 
 @torch.no_grad()
 def test_streaming_from_random_states_equals_icefall(reference):
-    """Streams of different ages, one of which ends in this chunk: the public recipe ends it before the look-ahead."""
+    """Streams of different lengths, one of which ends in this chunk: icefall ends it before the look-ahead."""
     numbers, model = reference.numbers["stream_random_state"], reference.model
-    *caches, embed_state, ages = numbers["states_in"]
+    *caches, embed_state, processed_lens = numbers["states_in"]
     embedded, embed_state = model.encoder_embed.streaming_forward(numbers["x"], embed_state)
     lens = torch.div(numbers["x_lens"] - 7, 2, rounding_mode="floor") - 3
-    out, out_lens, (*caches, ages) = model.encoder.streaming_forward(
-        embedded, lens, [*caches, ages], left_context_frames=64
+    out, out_lens, (*caches, processed_lens) = model.encoder.streaming_forward(
+        embedded, lens, [*caches, processed_lens], left_context_frames=64
     )
     _close(out, numbers["out"])
     assert torch.equal(out_lens, numbers["out_lens"])
-    states_out = [*caches, embed_state, ages]
+    states_out = [*caches, embed_state, processed_lens]
     for state, before, expected in zip(states_out, numbers["states_in"], numbers["states_out"], strict=True):
         _close(state, _advanced(before, expected))
 
