@@ -150,4 +150,4 @@ def test_the_study_resumes_from_finished_steps(finished):
         *("seed-3-dense:", "seed-3-sparsity-0.8-imp:", "seed-3-sparsity-0.8-dynamic:")
     ]
     complaint = run("run_study.sh", options | {"rounds": "2"}, folder, fails=True)
-    assert "was started with other settings (rounds: now '2', then '1')" in complaint
+    assert "was started with other settings (rounds: now '2', stored '1')" in complaint

@@ -8,14 +8,15 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-#: One thread per process that sleeps while it waits: processes share the cores of this machine.
+#: One thread per process, which sleeps while it waits, because processes share the cores of this machine.
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def cpu_defaults(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     """Return the variables for this machine's CPU."""
-    # Keep freed memory for the next tensors. glibc returns large blocks to the system and every page fetched again is a
-    # fault: a training step took ten times as long on a virtual machine whose host reclaims free pages.
+    # Keep freed memory for the next tensors. By default glibc returns large blocks to the system, and each page that is
+    # allocated again causes a page fault: on a virtual machine whose host reclaims free pages, a training step took
+    # ten times as long.
     defaults = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
     # The matrix library in the wheel of torch 1.13.1 (MKL 2020.0) takes a slow path on AMD processors; with this
     # variable, which newer versions ignore, it uses AVX2: twice the speed on an AMD EPYC.

@@ -1,4 +1,4 @@
-"""Options and steps that the run and the study share."""
+"""Options and commands that the run and the study share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ _SCRIPTS = "pruned_transducer_pathways"
 
 @dataclass(frozen=True)
 class ExperimentsConfig:
-    """Options of the run and of the study."""
+    """Options that the run and the study share."""
 
     corpus: CorpusName = "mls"
     """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
@@ -41,7 +41,7 @@ class ExperimentsConfig:
     """The encoder, emformer or zipformer."""
 
     world_size: int = 1
-    """Number of processes (GPUs) to train on."""
+    """Number of training processes, one per GPU."""
 
     num_epochs: int = 30
     """Epochs of the dense model."""
@@ -59,19 +59,19 @@ class ExperimentsConfig:
     """Number of mask searches and trainings that run in parallel (CPU)."""
 
     prepare_args: str = ""
-    """More options for prepare.sh."""
+    """Additional options for prepare.sh."""
 
     train_args: str = ""
-    """More options for train.py, for the dense model."""
+    """Additional options for train.py, for the dense model."""
 
     search_args: str = ""
-    """More options for prune.py."""
+    """Additional options for prune.py."""
 
     finetune_args: str = ""
-    """More options for train.py, for fine-tuning."""
+    """Additional options for train.py, for fine-tuning."""
 
     decode_args: str = ""
-    """More options for decoding."""
+    """Additional options for decode.py and streaming_decode.py."""
 
     dry_run: bool = False
     """Print the graph of jobs with their commands and done marks, and run nothing."""
@@ -83,13 +83,13 @@ class ExperimentsConfig:
 
     @property
     def single_thread(self) -> bool:
-        """Return whether every process has one thread unless OMP_NUM_THREADS is set."""
+        """True if every process has one thread unless OMP_NUM_THREADS is set."""
         return False
 
 
 def environment(config: ExperimentsConfig) -> dict[str, str]:
     """Return the environment of all commands."""
-    # A model of the demo's size is as fast with one thread, and two would wait for each other when other programs run.
+    # A model of the demo's size is as fast with one thread, and two threads wait for each other when cores are shared.
     return with_defaults(cpu_defaults() | (SINGLE_THREAD if config.single_thread else {}))
 
 
@@ -113,7 +113,7 @@ def data_jobs(config: ExperimentsConfig) -> list[Job]:
 
 
 def data_options(config: ExperimentsConfig) -> tuple[str, ...]:
-    """Return the options of train.py and prune.py that name the data."""
+    """Return the options of train.py and prune.py that select the data and the number of processes."""
     return option_words(
         manifest_dir=config.data_dir / "fbank",
         languages=config.languages,
@@ -122,7 +122,7 @@ def data_options(config: ExperimentsConfig) -> tuple[str, ...]:
     )
 
 
-def train_dense(config: ExperimentsConfig, exp_dir: Path, *options: str) -> tuple[str, ...]:
+def train_dense_command(config: ExperimentsConfig, exp_dir: Path, *options: str) -> tuple[str, ...]:
     """Return the command that trains the dense model."""
     model = option_words(encoder_type=config.encoder_type, num_epochs=config.num_epochs)
     experiment = option_words(exp_dir=exp_dir)
@@ -136,13 +136,15 @@ def train_dense(config: ExperimentsConfig, exp_dir: Path, *options: str) -> tupl
     )
 
 
-def finetune(config: ExperimentsConfig, dense: Path, exp_dir: Path, num_updates: int, *options: str) -> tuple[str, ...]:
-    """Return the command that trains from the dense model."""
+def finetune_command(
+    config: ExperimentsConfig, dense: Path, exp_dir: Path, num_updates: int, *options: str
+) -> tuple[str, ...]:
+    """Return the command that fine-tunes the dense model."""
     training = option_words(init_from=dense, exp_dir=exp_dir, num_updates=num_updates)
     return (*program(_SCRIPTS, "train"), *data_options(config), *training, *config.finetune_args.split(), *options)
 
 
-def search_masks(
+def search_command(
     config: ExperimentsConfig,
     dense: Path,
     exp_dir: Path,
@@ -160,7 +162,7 @@ def search_masks(
       prune_for: each-language or all-languages.
       num_updates: Updates of each search, divided among the rounds.
       sparsity: Share of pruned entries, as typed.
-      options: More options.
+      options: Additional options.
     """
     search = option_words(
         init_from=dense,
@@ -173,12 +175,12 @@ def search_masks(
     return (*program(_SCRIPTS, "prune"), *data_options(config), *search, *config.search_args.split(), *options)
 
 
-def decode(config: ExperimentsConfig, script: str, exp_dir: Path, split: str) -> tuple[str, ...]:
-    """Return the command that decodes a split with modified beam search, with decode or streaming_decode."""
+def decode_command(config: ExperimentsConfig, script: str, exp_dir: Path, split: str) -> tuple[str, ...]:
+    """Return the command that decodes a split with modified beam search; `script` is decode or streaming_decode."""
     options = option_words(exp_dir=exp_dir, decoding_method="modified_beam_search", split=split)
     return (*program(_SCRIPTS, script), *options, *config.decode_args.split())
 
 
-def report(script: str, **options: object) -> Step:
-    """Return the step that compares systems; it has no done mark, so that its table is printed every time."""
+def report_step(script: str, **options: object) -> Step:
+    """Return the step that runs report or study; it has no done mark, so its table is printed every time."""
     return Step((*program(_SCRIPTS, script), *option_words(**options)))

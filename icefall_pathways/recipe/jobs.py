@@ -30,8 +30,8 @@ class Step:
 
     Attributes:
       command: Program and arguments; empty if there is nothing to run.
-      mark: File that is written when the command has succeeded; None: the command runs every time.
-      mark_text: Content of the mark; a mark with other content does not count. None: any content counts.
+      mark: Done mark, a file that is written when the command has succeeded; None: the command runs every time.
+      mark_text: Content of the mark; a mark with other content is ignored. None: any content is accepted.
       message: Printed before the command runs.
     """
 
@@ -41,7 +41,7 @@ class Step:
     message: str = ""
 
     def is_done(self) -> bool:
-        """Return whether the mark exists and was written for this command."""
+        """Return whether the mark exists, with the content expected."""
         if self.mark is None or not self.mark.exists():
             return False
         return self.mark_text is None or self.mark.read_text(encoding="utf-8").rstrip("\n") == self.mark_text
@@ -58,13 +58,13 @@ class Job:
     """Commands that run one after another.
 
     Attributes:
-      name: Unique in its graph.
+      name: Unique name in the graph.
       steps: The commands; finished ones are skipped.
-      after: Names of the jobs that must have succeeded before.
-      parallel: Whether it may run next to other parallel jobs; then it has one thread per process.
-      heading: Printed before the first of consecutive jobs that share it.
+      after: Names of the jobs that must have succeeded before this one starts.
+      parallel: The job may run in parallel with others of this kind, then with one thread per process.
+      heading: Printed before the first of consecutive jobs with this heading.
       log: File that the output is appended to; None: the terminal.
-      log_dir: Folder where the commands write logs of their own, named if the job fails.
+      log_dir: Folder in which the commands write their own logs; reported if the job fails.
     """
 
     name: str
@@ -96,7 +96,7 @@ def check_graph(jobs: Sequence[Job]) -> None:
     """Check that names are unique and that every job is listed after those it depends on.
 
     Raises:
-      ValueError: It is not so; the message names the job.
+      ValueError: A name is repeated, or a job is listed before one that it depends on.
     """
     names: set[str] = set()
     for job in jobs:
@@ -118,7 +118,7 @@ def print_graph(jobs: Sequence[Job]) -> None:
         after = f", after {' '.join(job.after)}" if job.after else ""
         print(f"{job.name}: {'finished' if job.is_done() else 'to run'}{after}")
         for step in job.steps:
-            print(f"    {' '.join(_shown(step)) or step.message}")
+            print(f"    {' '.join(_display_words(step)) or step.message}")
             mark = "none, runs every time" if step.mark is None else str(step.mark)
             print(f"      done mark: {mark}{' (exists)' if step.is_done() else ''}")
         if job.log is not None:
@@ -137,7 +137,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, environ: Mapping[str, str]) -> N
       environ: Environment of the commands.
 
     Raises:
-      ValueError: The graph is not valid, or jobs failed; the message names them and their logs.
+      ValueError: The graph is not valid, or jobs failed; the message lists them and their logs.
       JobsInterrupted: A signal stopped the jobs.
     """
     check_graph(jobs)
@@ -175,7 +175,7 @@ class _Runner:
             raise JobsInterrupted(self._processes.stopped_by)
         if self._failed:
             logs = ", ".join(f"{job.name} (see {_output_location(job)})" for job in self._failed)
-            skipped = f"; not started because they depend on it: {_names(self._skipped)}" if self._skipped else ""
+            skipped = f"; not started because of their dependencies: {_names(self._skipped)}" if self._skipped else ""
             raise ValueError(f"failed: {logs}{skipped}. Run the same command again to resume")
 
     def _start_ready(self) -> None:
@@ -241,7 +241,7 @@ class _Runner:
 
 
 class _Processes:
-    """The running commands, and the signals that they receive."""
+    """The running commands, to which signals are forwarded."""
 
     def __init__(self) -> None:
         self.stopped_by = 0  # the last signal
@@ -264,7 +264,7 @@ class _Processes:
                 signal.signal(signum, handler)
 
     def run(self, step: Step, log: Path | None, environ: dict[str, str]) -> str:
-        """Run a command and return its error, empty if it succeeded."""
+        """Run a command, and return its error message; empty if it succeeded."""
         with ExitStack() as files:
             output = None
             if log is not None:
@@ -277,7 +277,7 @@ class _Processes:
                     print(step.message, flush=True)
                 if not step.command:
                     return ""
-                # A session of its own: a terminal does not send Ctrl-C to the command a second time.
+                # In a new session, so that the terminal does not send Ctrl-C to the command a second time.
                 process = subprocess.Popen(
                     step.command,
                     env=environ,
@@ -300,8 +300,8 @@ class _Processes:
             self.stopped_by = signum
             for process in self._running:
                 with suppress(ProcessLookupError):
-                    # To the processes that the command started, too, as a terminal does. Commands save their state on
-                    # SIGTERM, not on SIGHUP.
+                    # Signal the whole process group, as a terminal does. Commands save their state on SIGTERM, not on
+                    # SIGHUP.
                     os.killpg(process.pid, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
@@ -323,7 +323,7 @@ def _last_lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
 
 
-def _shown(step: Step) -> list[str]:
+def _display_words(step: Step) -> list[str]:
     """Return the words of a command as a user would type them."""
     words = ["python" if word == sys.executable else word for word in step.command]
     return [shlex.quote(word) for word in words]

@@ -31,7 +31,7 @@ class PrepareConfig:
     """Languages, separated by spaces, of en fr it nl de es pt pl."""
 
     data_dir: Path = Path("data")
-    """Folder for everything that is made from the corpus."""
+    """Folder for manifests, features and tokens."""
 
     vocab_size: int = 500
     """Number of tokens of the vocabulary that all languages share."""
@@ -79,7 +79,7 @@ class PrepareConfig:
     """Number of processes; 0 uses all cores."""
 
     dry_run: bool = False
-    """Print the jobs with their commands, and run nothing."""
+    """Print the jobs with their commands and done marks, and run nothing."""
 
     @property
     def corpus_folder(self) -> str:
@@ -92,12 +92,12 @@ class _Stage:
     """A stage of the preparation.
 
     Attributes:
-      index: What --stage and --stop-stage select.
+      index: Number of the stage, for --stage and --stop-stage.
       name: Name of its job.
       title: Printed when it starts.
       options: Options that its result depends on; they are stored in its done mark.
       command: Program and arguments; empty if there is nothing to do.
-      variant: Suffix of the done mark, for results that exist next to each other.
+      variant: Suffix of the done mark, for a stage that can be run with several values of an option.
       message: Printed before the command runs.
     """
 
@@ -111,7 +111,7 @@ class _Stage:
 
 
 def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]:
-    """Return the jobs of the selected stages, each after the one before.
+    """Return the jobs of the selected stages; each depends on the previous one.
 
     Raises:
       ValueError: A stage was finished in this folder with other options, or the MUSAN folder does not exist.
@@ -125,8 +125,8 @@ def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]
         if mark.exists() and not step.is_done():
             stored = mark.read_text(encoding="utf-8").strip()
             raise ValueError(
-                f"stage {stage.index} ({stage.title}) was finished in {config.data_dir} with other options "
-                f"({stored}), now they are ({stage.options}); use another --data-dir, or remove {config.data_dir}"
+                f"stage {stage.index} ({stage.title}) was finished in {config.data_dir} with other options: "
+                f"({stored}), now ({stage.options}); use another --data-dir, or remove {config.data_dir}"
             )
         after = (jobs[-1].name,) if jobs else ()
         heading = f"Stage {stage.index}{stage.variant}: {stage.title}"
@@ -151,7 +151,7 @@ def _stages(config: PrepareConfig, environ: Mapping[str, str]) -> Iterator[_Stag
 
 
 def _corpus_options(config: PrepareConfig) -> str:
-    """Return the options that decide the content of the corpus; done marks of existing data folders hold them."""
+    """Return the options that determine the content of the corpus, as done marks of existing data folders hold them."""
     values = [as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options]
     return " ".join([config.corpus, config.corpus_folder, config.languages, *values])
 
@@ -186,7 +186,7 @@ def _manifests_command(config: PrepareConfig, environ: Mapping[str, str]) -> tup
         languages=config.languages,
         subset=config.subset,
         max_dropped_share=config.max_dropped_share,
-        num_jobs=4 * cores,  # reading headers waits for the disk most of the time
+        num_jobs=4 * cores,  # reading audio headers is I/O-bound
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings of the recipe as values: the demo and the study of the embedded corpus."""
+"""Presets of the recipe: defaults of the options for the demo, for the study and for MLS."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ _TRAINING = (
     "--max-duration 15 --num-workers 0 --enable-spec-aug 0 --sampling-temperature 2 --lr-schedule linear "
     "--ctc-loss-scale 1.0 --log-interval 25 --valid-interval 500 --valid-wer-cuts 20 --save-every-n 500 --keep-last-k 2"
 )
-# At a constant learning rate: one that falls to zero would leave no differences between weights to the last rounds.
+# Constant learning rate: if it decayed to zero, weights would hardly change in the last rounds of a search.
 _SEARCH = "--lr-warmup 25 --warm-updates 0 --lr-schedule eden --lr-batches 1000000 --lr-epochs 1000000"
 
 _EMFORMER = (
@@ -34,7 +34,7 @@ def _mini(config: Config, model: str, training: str, lrs: tuple[str, str, str]) 
     that size confuses the languages; pathways reduce that.
 
     Args:
-      config: The options that stay.
+      config: The options; those that are not set here keep their values.
       model: Options of the model.
       training: Options of every training.
       lrs: Base learning rates of the dense model, of fine-tuning and of the mask search.
@@ -87,24 +87,24 @@ _STUDIES = {preset.encoder_type: preset for preset in (STUDY, STUDY_ZIPFORMER)}
 
 
 def run_preset(config: RunConfig) -> RunConfig:
-    """Return the defaults that the options given so far select.
+    """Return the preset that the options select.
 
     Raises:
       ValueError: The demo has no preset for the encoder.
     """
-    return _of_encoder(config, _DEMOS) if config.demo else MLS
+    return _preset_for_encoder(config, _DEMOS) if config.demo else MLS
 
 
 def study_preset(config: StudyConfig) -> StudyConfig:
-    """Return the defaults that the options given so far select.
+    """Return the preset that the options select.
 
     Raises:
       ValueError: The study of the embedded corpus has no preset for the encoder.
     """
-    return _of_encoder(config, _STUDIES) if config.corpus == "mini" else STUDY_MLS
+    return _preset_for_encoder(config, _STUDIES) if config.corpus == "mini" else STUDY_MLS
 
 
-def _of_encoder(config: Config, presets: dict[str, Config]) -> Config:
+def _preset_for_encoder(config: Config, presets: dict[str, Config]) -> Config:
     if config.encoder_type not in presets:
         raise ValueError(
             f"--encoder-type is {config.encoder_type}, and the embedded corpus has presets for {', '.join(presets)} "

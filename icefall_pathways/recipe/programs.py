@@ -1,4 +1,4 @@
-"""Command lines of the recipe's programs."""
+"""Command lines of the scripts that the recipe runs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ Config = TypeVar("Config")
 
 
 def program(folder: str, name: str) -> tuple[str, ...]:
-    """Return the words that run a command: its script in the recipe's folder, elsewhere `python -m icefall_pathways`.
+    """Return the command of a script: the script itself in the recipe's folder, else `python -m icefall_pathways`.
 
     Args:
       folder: Folder of the script, relative to the working directory of the recipe.
       name: The script's name without its suffix.
     """
     script = Path(folder) / f"{name}.py"
-    # Recipes of icefall have scripts of the same names.
+    # Check the content: other recipes of icefall have scripts of the same names.
     if script.exists() and "icefall_pathways" in script.read_text(encoding="utf-8"):
         return sys.executable, str(script)
     return sys.executable, "-m", "icefall_pathways", name.replace("_", "-")
@@ -33,7 +33,7 @@ def option_words(**values: object) -> tuple[str, ...]:
 
 
 def as_typed(value: object) -> str:
-    """Return `value` as a user types it: 1 or 0 for booleans, 0.4 or 1 for floats."""
+    """Format `value` as users type it: 1 or 0 for booleans, 0.4 or 1 for floats."""
     if isinstance(value, bool):
         return str(int(value))
     return f"{value:.12g}" if isinstance(value, float) else str(value)
@@ -46,7 +46,7 @@ def read_options(
     default: Config | None = None,
     prog: str | None = None,
 ) -> Config:
-    """Parse a command line on which options for other commands are values: `--train-args "--num-updates 10"`."""
+    """Parse a command line whose -args options take options as values, such as `--train-args "--num-updates 10"`."""
     words: list[str] = []
     for word in argv:
         if words and words[-1].startswith("--") and words[-1].endswith(("-args", "_args")):
@@ -60,7 +60,7 @@ def read_with_preset(
     config_class: type[Config],
     description: str,
     argv: Sequence[str],
-    choose: Callable[[Config], Config],
+    select_preset: Callable[[Config], Config],
     prog: str | None = None,
 ) -> Config:
     """Parse a command line whose options select their own defaults.
@@ -69,9 +69,9 @@ def read_with_preset(
       config_class: Dataclass of the options.
       description: Shown by `--help` above the options.
       argv: The arguments.
-      choose: Returns the defaults that the options select.
+      select_preset: Returns the defaults that the options select.
       prog: The program's name in usage and error messages.
     """
     without_help = [word for word in argv if word not in ("-h", "--help")]
-    default = choose(read_options(config_class, description, without_help, prog=prog))
+    default = select_preset(read_options(config_class, description, without_help, prog=prog))
     return read_options(config_class, description, argv, default, prog)

@@ -1,4 +1,4 @@
-"""The recipe from the corpus to the comparison of dense model, LAP and pathways."""
+"""The recipe, from the corpus to the comparison of the dense model, LAP and pathways."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ class RunConfig(ExperimentsConfig):
 
     @property
     def single_thread(self) -> bool:
-        """Return whether every process has one thread unless OMP_NUM_THREADS is set."""
+        """True if every process has one thread unless OMP_NUM_THREADS is set."""
         return self.demo
 
 
@@ -62,15 +62,15 @@ def run(config: RunConfig) -> None:
 
 
 def run_graph(config: RunConfig) -> list[Job]:
-    """Return the jobs of the selected stages; a stage starts when the one before has finished."""
+    """Return the jobs of the selected stages; a stage starts when the previous one has finished."""
     stages = (
         experiments.data_jobs,
-        _train_dense,
-        _search_masks,
-        _finetune,
-        _decode_offline,
-        _decode_streaming,
-        _compare,
+        _dense_jobs,
+        _search_jobs,
+        _finetune_jobs,
+        _offline_decoding_jobs,
+        _streaming_decoding_jobs,
+        _comparison_jobs,
     )
     jobs: list[Job] = []
     previous: tuple[str, ...] = ()
@@ -83,60 +83,60 @@ def run_graph(config: RunConfig) -> list[Job]:
     return jobs
 
 
-def _training(name: str, exp_dir: Path, command: tuple[str, ...], parallel: bool = True) -> Job:
-    """Return a job that is done when its command has succeeded with the same options."""
+def _training_job(name: str, exp_dir: Path, command: tuple[str, ...], parallel: bool = True) -> Job:
+    """Return a job that is finished if its command has succeeded with the same options."""
     options = " ".join(command[command.index("--manifest-dir") :])
     return Job(name, (Step(command, exp_dir / DONE_MARK, options),), parallel=parallel, log_dir=exp_dir)
 
 
-def _train_dense(config: RunConfig) -> list[Job]:
+def _dense_jobs(config: RunConfig) -> list[Job]:
     exp_dir = config.exp_root / "dense"
-    return [_training("dense", exp_dir, experiments.train_dense(config, exp_dir), parallel=False)]
+    return [_training_job("dense", exp_dir, experiments.train_dense_command(config, exp_dir), parallel=False)]
 
 
-def _search_masks(config: RunConfig) -> list[Job]:
+def _search_jobs(config: RunConfig) -> list[Job]:
     return [
-        _search(config, "masks-lap", "all-languages", config.num_languages * config.mask_updates),
-        _search(config, "masks-pathways", "each-language", config.mask_updates),
+        _search_job(config, "masks-lap", "all-languages", config.num_languages * config.mask_updates),
+        _search_job(config, "masks-pathways", "each-language", config.mask_updates),
     ]
 
 
-def _search(config: RunConfig, name: str, prune_for: str, num_updates: int) -> Job:
+def _search_job(config: RunConfig, name: str, prune_for: str, num_updates: int) -> Job:
     dense, exp_dir = config.exp_root / "dense", config.exp_root / name
-    command = experiments.search_masks(config, dense, exp_dir, prune_for, num_updates, as_typed(config.sparsity))
-    return _training(name, exp_dir, command)
+    command = experiments.search_command(config, dense, exp_dir, prune_for, num_updates, as_typed(config.sparsity))
+    return _training_job(name, exp_dir, command)
 
 
-def _finetune(config: RunConfig) -> list[Job]:
+def _finetune_jobs(config: RunConfig) -> list[Job]:
     return [
-        _finetune_one(config, "dense-continued"),
-        _finetune_one(config, "lap", "--masks", str(config.exp_root / "masks-lap" / layout.MASKS_FILE)),
-        _finetune_one(config, "pathways", "--masks", str(config.exp_root / "masks-pathways" / layout.MASKS_FILE)),
+        _finetune_job(config, "dense-continued"),
+        _finetune_job(config, "lap", "--masks", str(config.exp_root / "masks-lap" / layout.MASKS_FILE)),
+        _finetune_job(config, "pathways", "--masks", str(config.exp_root / "masks-pathways" / layout.MASKS_FILE)),
     ]
 
 
-def _finetune_one(config: RunConfig, name: str, *options: str) -> Job:
+def _finetune_job(config: RunConfig, name: str, *options: str) -> Job:
     dense, exp_dir = config.exp_root / "dense", config.exp_root / name
-    command = experiments.finetune(config, dense, exp_dir, config.finetune_updates, *options)
-    return _training(name, exp_dir, command)
+    command = experiments.finetune_command(config, dense, exp_dir, config.finetune_updates, *options)
+    return _training_job(name, exp_dir, command)
 
 
-def _decode_offline(config: RunConfig) -> list[Job]:
-    return _decode(config, "decode")
+def _offline_decoding_jobs(config: RunConfig) -> list[Job]:
+    return _decoding_jobs(config, "decode")
 
 
-def _decode_streaming(config: RunConfig) -> list[Job]:
-    return _decode(config, "streaming_decode")
+def _streaming_decoding_jobs(config: RunConfig) -> list[Job]:
+    return _decoding_jobs(config, "streaming_decode")
 
 
-def _decode(config: RunConfig, script: str) -> list[Job]:
-    """Return the decoding jobs: one at a time, because they measure real-time factors."""
-    commands = {name: experiments.decode(config, script, config.exp_root / name, "test") for name in SYSTEMS}
+def _decoding_jobs(config: RunConfig, script: str) -> list[Job]:
+    """Return the decoding jobs, which are not parallel because they measure real-time factors."""
+    commands = {name: experiments.decode_command(config, script, config.exp_root / name, "test") for name in SYSTEMS}
     prefix = script.replace("_", "-")
     return [Job(f"{prefix}-{name}", (Step(command),)) for name, command in commands.items()]
 
 
-def _compare(config: RunConfig) -> list[Job]:
+def _comparison_jobs(config: RunConfig) -> list[Job]:
     systems = " ".join(f"'{label}={config.exp_root / name}'" for name, label in SYSTEMS.items())
-    step = experiments.report("report", systems=systems, output=config.exp_root / "report.html")
+    step = experiments.report_step("report", systems=systems, output=config.exp_root / "report.html")
     return [Job("report", (step,))]

@@ -1,4 +1,4 @@
-"""The study: every way to obtain pathways, at several sparsities, over several seeds, with one budget of updates."""
+"""The study: all ways to obtain pathways, at several sparsities, over several seeds, with equal budgets of updates."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_
 #: The systems that can be compared, all trained from the dense model of their seed.
 SYSTEMS = ("dense-continued", "lap", "lsp", "pathways-imp", "pathways-lth", "dynamic")
 
-#: Options that must not change within a study: its parts would not be comparable.
+#: Options that must not change within a study, because its results would not be comparable.
 _SETTINGS = (
     *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
     *("hours", "prepare_args", "train_args", "search_args", "finetune_args", "dynamic_args"),
@@ -46,7 +46,7 @@ class StudyConfig(ExperimentsConfig):
     """Folder for all results; its study.md holds the tables."""
 
     dynamic_args: str = "--prune-every 25"
-    """More options for train.py, for dynamic pathways."""
+    """Additional options for train.py, for dynamic pathways."""
 
     def __post_init__(self) -> None:
         for system in self.systems.split():
@@ -56,7 +56,7 @@ class StudyConfig(ExperimentsConfig):
 
     @property
     def single_thread(self) -> bool:
-        """Return whether every process has one thread unless OMP_NUM_THREADS is set."""
+        """True if every process has one thread unless OMP_NUM_THREADS is set."""
         return self.corpus == "mini"
 
     @property
@@ -91,12 +91,12 @@ def study_graph(config: StudyConfig) -> list[Job]:
     for sparsity in config.sparsities.split():
         for seed in config.seeds.split():
             jobs += _Seed(config, seed).system_jobs(sparsity)
-    step = experiments.report("study", study_dir=config.study_dir, output=config.study_dir / "study.md")
+    step = experiments.report_step("study", study_dir=config.study_dir, output=config.study_dir / "study.md")
     return [*jobs, Job("tables", (step,), tuple(job.name for job in jobs), heading="")]
 
 
 def keep_settings(config: StudyConfig) -> None:
-    """Store the settings of a study in its folder, or check that they are those stored.
+    """Store the settings of a study in its folder; if settings are stored, check that they are the same.
 
     Raises:
       ValueError: The folder holds a study with other settings; the message lists the differences.
@@ -109,19 +109,19 @@ def keep_settings(config: StudyConfig) -> None:
         return
     stored = _read_settings(file)
     changed = [
-        f"{name}: now {value!r}, then {stored.get(name)!r}"
+        f"{name}: now {value!r}, stored {stored.get(name)!r}"
         for name, value in settings.items()
         if value != stored.get(name)
     ]
     if changed:
         raise ValueError(
-            f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same, or another "
-            "--study-dir"
+            f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same settings, or "
+            "another --study-dir"
         )
 
 
 def _read_settings(file: Path) -> dict[str, str]:
-    """Read NAME="VALUE" lines; earlier versions wrote them as bash declares variables."""
+    """Read NAME="VALUE" lines, also in the format of bash's `declare`, which earlier versions wrote."""
     lines = re.findall(r"""^(?:declare \S+ )?(\w+)=\$?(["'])(.*?)\2$""", file.read_text(encoding="utf-8"), re.M | re.S)
     return {name: " ".join(value.replace(r"\n", " ").split()) for name, _, value in lines}
 
@@ -138,7 +138,7 @@ class _Seed:
 
     def dense_job(self) -> Job:
         """Return the job that trains the dense model."""
-        command = experiments.train_dense(self._config, self._dense, "--seed", self._seed)
+        command = experiments.train_dense_command(self._config, self._dense, "--seed", self._seed)
         heading = f"Dense models, seeds {self._config.seeds}"
         return self._job("dense", [Step(command, self._dense / DONE_MARK)], heading)
 
@@ -152,7 +152,7 @@ class _Seed:
         """Return the jobs of the selected systems at a sparsity."""
         systems, jobs = self._config.systems.split(), []
         name = f"sparsity-{sparsity}"
-        # LSP uses the masks of pathways-imp.
+        # LSP uses the masks of pathways-imp, so one job trains both.
         if "pathways-imp" in systems or "lsp" in systems:
             jobs.append(self._system_job(f"{name}-imp", self._imp_steps(sparsity)))
         for system, make_steps in (("lap", self._lap_steps), ("pathways-lth", self._lth_steps)):
@@ -202,7 +202,7 @@ class _Seed:
     def _search(self, sparsity: str, name: str, prune_for: str, num_updates: int, method: str) -> Step:
         exp_dir = self._folder / f"sparsity-{sparsity}" / "masks" / name
         options = ("--prune-method", method, "--seed", self._seed)
-        command = experiments.search_masks(
+        command = experiments.search_command(
             self._config, self._dense, exp_dir, prune_for, num_updates, sparsity, *options
         )
         return Step(command, exp_dir / DONE_MARK)
@@ -217,8 +217,10 @@ class _Seed:
         save_every = max(num_updates // 4 // period * period, 1)
         checkpoints = ("--average-period", str(period), "--save-every-n", str(save_every), "--keep-last-k", "2")
         seed = ("--seed", self._seed)
-        command = experiments.finetune(self._config, self._dense, exp_dir, num_updates, *seed, *checkpoints, *options)
+        command = experiments.finetune_command(
+            self._config, self._dense, exp_dir, num_updates, *seed, *checkpoints, *options
+        )
         yield Step(command, exp_dir / DONE_MARK)
         for split in self._config.splits.split():
-            decode = experiments.decode(self._config, "streaming_decode", exp_dir, split)
+            decode = experiments.decode_command(self._config, "streaming_decode", exp_dir, split)
             yield Step(decode, exp_dir / f"{DONE_MARK}-{split}")

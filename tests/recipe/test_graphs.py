@@ -265,7 +265,7 @@ def test_a_study_keeps_its_settings(tmp_path):
     settings = (tmp_path / "study" / "settings.txt").read_text()
     assert 'mask_updates="7"\n' in settings and 'finetune_updates="1500"\n' in settings
     changed = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 8")
-    with pytest.raises(ValueError, match="started with other settings \\(mask_updates: now '8', then '7'\\)"):
+    with pytest.raises(ValueError, match="started with other settings \\(mask_updates: now '8', stored '7'\\)"):
         keep_settings(changed)
     more = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7 --seeds 9 --sparsities 0.9 --at-once 2")
     keep_settings(more)
