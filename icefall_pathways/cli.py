@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -43,13 +44,14 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "calibrate-language-id": {"--listen-seconds": "--min-speech-seconds"},
 }
 
-_EXTRA = "pip install 'icefall_pathways[{}]' installs it"
+_INSTALL_EXTRA = "install it with pip install 'icefall_pathways[{}]'"
 # Packages that only some commands need, and how to install them.
 _OPTIONAL_PACKAGES = {
     "kaldifeat": "build it for your torch with tools/kaldifeat/build.sh",
-    "sounddevice": _EXTRA.format("mic"),
+    "sounddevice": _INSTALL_EXTRA.format("mic"),
     **dict.fromkeys(
-        ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard", "torchaudio"), _EXTRA.format("train")
+        ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard", "torchaudio"),
+        _INSTALL_EXTRA.format("train"),
     ),
 }
 
@@ -89,8 +91,8 @@ def read_config(name: str, argv: Sequence[str], prog: str | None = None) -> Any:
 
     Args:
       name: The command.
-      argv: The words after the command.
-      prog: The program's name in usage and error messages; None: that of the running script.
+      argv: The command-line arguments after the command.
+      prog: The program's name in usage and error messages; None: the name of the running script.
 
     Returns:
       An instance of the command's `Config`.
@@ -99,6 +101,7 @@ def read_config(name: str, argv: Sequence[str], prog: str | None = None) -> Any:
     help_text = cleandoc(command.__doc__ or "")
     if prog is not None and prog.startswith(_PROGRAM):
         for other, script in SCRIPTS.items():
+            help_text = re.sub(rf"(torchrun .*)\./{re.escape(script)}", rf"\1-m icefall_pathways {other}", help_text)
             help_text = help_text.replace(f"./{script}", f"{_PROGRAM} {other}")
     words = _replace_renamed(argv, RENAMED_OPTIONS.get(name, {}))
     read = getattr(command, "read", options.parse)
@@ -106,12 +109,12 @@ def read_config(name: str, argv: Sequence[str], prog: str | None = None) -> Any:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Run a command; an error that the user can fix becomes one line and exit status 1.
+    """Run a command; report an error that the user can fix in one line, with exit status 1.
 
     Args:
       name: The command.
-      argv: The words after the command; None: those after the script's name.
-      prog: The program's name in usage and error messages; None: that of the running script.
+      argv: The command-line arguments after the command; None: those of the running script.
+      prog: The program's name in usage and error messages; None: the name of the running script.
     """
     words = sys.argv[1:] if argv is None else argv
 
@@ -146,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def usage() -> str:
-    """Return the list of commands with the first line of each one's help."""
+    """Return the usage message: every command with the first line of its help."""
     width = max(map(len, SCRIPTS))
     commands = "\n".join(f"  {name:<{width}}  {_summary(name)}" for name in SCRIPTS)
     return _USAGE.strip().format(package=icefall_pathways.__doc__, commands=commands)
@@ -160,6 +163,7 @@ def _summary(name: str) -> str:
 
 
 def _replace_renamed(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
+    """Return the arguments with previous option names replaced by the current ones."""
     words = []
     for word in argv:
         option, equals, value = word.partition("=")

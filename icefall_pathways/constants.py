@@ -1,17 +1,17 @@
-"""Facts of audio, features and frame rates that several packages share, each defined once."""
+"""Constants of audio, features and frame rates, shared by several packages."""
 
 import math
 
-#: Hz; recordings of any other rate are resampled to it.
+#: Sample rate in Hz; recordings at other rates are resampled.
 SAMPLE_RATE = 16000
 
-#: Samples between the starts of two feature frames: 10 ms.
+#: Samples between the starts of consecutive feature frames (10 ms).
 FRAME_SHIFT = 160
 
-#: Log-mel filter bank energies of a feature frame.
+#: Log-mel filter bank bins of a feature frame.
 NUM_MEL_BINS = 80
 
-#: Log energy of silence: the floor of the feature extraction, with which batches and the ends of streams are padded.
+#: Log energy of silence: the floor of the features, and the padding of batches and of the ends of streams.
 LOG_EPS = math.log(1e-10)
 
 #: Feature frames per encoder frame: every encoder outputs one frame per 40 ms.

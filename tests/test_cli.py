@@ -74,7 +74,7 @@ def test_a_missing_optional_package_is_named_with_how_to_install_it(monkeypatch,
     with pytest.raises(SystemExit):
         cli.run_command("report", [])
     assert capsys.readouterr().err == (
-        "error: matplotlib is not installed: pip install 'icefall_pathways[train]' installs it\n"
+        "error: matplotlib is not installed: install it with pip install 'icefall_pathways[train]'\n"
     )
 
 

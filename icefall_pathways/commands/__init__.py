@@ -1,4 +1,4 @@
-"""Commands of `icefall-pathways` and of the recipe's scripts, a module each.
+"""Commands of `icefall-pathways` and of the recipe's scripts, one module per command.
 
-The docstring of a module is the help text, `Config` the dataclass of its options and `run` what it does with them.
+The docstring of a module is its help text, `Config` is the dataclass of its options, and `run(config)` runs it.
 """

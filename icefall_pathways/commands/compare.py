@@ -6,8 +6,8 @@ Usage:
   ./pruned_transducer_pathways/compare.py --system-a exp/lap --system-b exp/pathways --method greedy_search \
     --resample speaker --output exp/lap-pathways.json
 
-Per language and on average: both word error rates, their difference with its 95 % interval by the paired bootstrap, and
-the two-sided p-values of the bootstrap and of the matched-pairs test.
+Prints, per language and on average, both word error rates, their difference with its 95 % confidence interval from the
+paired bootstrap, and the two-sided p-values of the bootstrap and of the matched-pairs test.
 """
 
 from icefall_pathways.reporting.compare import CompareConfig as Config

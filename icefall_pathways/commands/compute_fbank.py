@@ -1,4 +1,4 @@
-"""Compute and store the features of all splits, and print what was kept.
+"""Compute and store the features of all splits, and print how many utterances were kept.
 
 Usage:
 

@@ -17,7 +17,7 @@ __all__ = ["Config", "run"]
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the acquisition."""
+    """Options of downloading or synthesizing a corpus."""
 
     corpus: CorpusName = "mls"
     """Name of the corpus in corpora/registry.py."""
@@ -33,13 +33,13 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Bring the corpus into its folder.
+    """Download or synthesize the corpus.
 
     Raises:
       CorpusError: The corpus can be neither downloaded nor synthesized.
     """
     spec, languages = get_corpus(config.corpus), parse_languages(config.languages)
     if spec.acquire_command is None:
-        raise CorpusError(f"--corpus {spec.name} cannot be downloaded: obtain it and name its folder by --corpus-dir")
+        raise CorpusError(f"--corpus {spec.name} cannot be downloaded: obtain it and pass its folder as --corpus-dir")
     spec.check_languages(languages)
     spec.load().acquire(config.corpus_dir, languages, config.num_jobs)

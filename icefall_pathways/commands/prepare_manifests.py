@@ -1,4 +1,4 @@
-"""Convert a corpus into Lhotse manifests, and print what was rejected.
+"""Convert a corpus into Lhotse manifests, and print how many utterances were kept and rejected.
 
 Usage:
 
@@ -22,7 +22,7 @@ class Config:
     """Name of the corpus in corpora/registry.py; mini has the layout of mls."""
 
     corpus_dir: Path = Path("download/mls")
-    """Folder of the corpus; of MLS, the one that holds mls_<language> folders."""
+    """Folder of the corpus; for MLS, the folder that contains the mls_<language> folders."""
 
     output_dir: Path = Path("data/manifests")
     """Folder for the manifests."""
@@ -37,11 +37,11 @@ class Config:
     """Fail if a split of a language loses more than this share of its utterances."""
 
     num_jobs: int = 4
-    """Files read in parallel."""
+    """Number of files to read in parallel."""
 
 
 def run(config: Config) -> None:
-    """Write the manifests and print the numbers of kept and rejected utterances."""
+    """Write the manifests and print the counts of kept and rejected utterances."""
     languages = parse_languages(config.languages)
     spec = get_corpus(config.corpus)
     spec.check_languages(languages)

@@ -11,16 +11,16 @@ Systems, all trained from the dense model of their seed:
 
   dense-continued   the dense model, trained further
   lap               one mask for all languages, searched on all of them by IMP
-  lsp               one model per language: a mask searched by IMP and weights of its own
+  lsp               one model per language, each with its own weights and a mask searched by IMP
   pathways-imp      one mask per language searched by IMP, weights shared
-  pathways-lth      the same; the search rewinds to the dense model after every round
+  pathways-lth      as pathways-imp, but the search rewinds to the dense model after every round
   dynamic           masks and weights learned together, starting without masks
 
 Budget: after the dense model every system takes N x M + F updates, where N is the number of languages, M is
 --mask-updates and F is --finetune-updates.
 
   dense-continued   N x M + F updates of training
-  lap               N x M of its search on all languages, F of training
+  lap               N x M of search on all languages, F of training
   lsp               M of each language's search (the one of pathways-imp), F / N of training for each language's model
   pathways-imp, pathways-lth
                     M of each language's search, F of training on all languages together

@@ -4,7 +4,7 @@ Usage:
 
   ./pruned_transducer_pathways/study.py --study-dir exp/study --output exp/study/study.md
 
-run_study.sh trains and decodes the systems; those that are not decoded yet are left out.
+run_study.sh trains and decodes the systems; systems that have not been decoded yet are omitted.
 """
 
 from icefall_pathways.reporting.study import StudyConfig as Config

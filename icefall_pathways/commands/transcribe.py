@@ -7,10 +7,10 @@ Usage:
   ffmpeg -v error -i talk.webm -f wav - | ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways -
   ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways mic
 
-Files may have any format and sample rate that libsndfile reads, or ffmpeg if it is installed. Standard input is WAV or
+Files may have any format and sample rate that libsndfile or, if installed, ffmpeg can read. Standard input is WAV or
 raw 16-bit little-endian mono samples at --sample-rate. With --lang auto, all pathways decode the first seconds and the
 most confident one continues; run calibrate_language_id.py once before. Truncated or damaged audio is transcribed up to
-the damage; the exit status is then 1.
+the damage, and the exit status is 1.
 """
 
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compute and store the features of all splits, and print what was kept.
+"""Compute and store the features of all splits, and print how many utterances were kept.
 
 Usage and options: --help.
 """

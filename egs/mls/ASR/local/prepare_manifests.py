@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a folder in MLS layout into Lhotse manifests, and print what was rejected.
+"""Convert a corpus into Lhotse manifests, and print how many utterances were kept and rejected.
 
 Usage and options: --help.
 """
