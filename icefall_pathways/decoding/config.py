@@ -21,16 +21,17 @@ class TrainedModelConfig(SearchConfig):
     """Experiment folder. Checkpoints and options are read from it, and results are written below it."""
 
     epoch: int = 0
-    """Decode with epoch-<epoch>.pt."""
+    """Decode with epoch-<epoch>.pt; 0: see --iter."""
 
     iter: int = 0
     """Decode with checkpoint-<iter>.pt; takes precedence over --epoch. If both are 0, use the newest checkpoint."""
 
     avg: int = 1
-    """Average the weights from the checkpoint this many checkpoints before the selected one up to the selected one."""
+    """Number of checkpoints to average, up to the selected one; with --use-averaged-model 1, average the weights over
+    all updates since the checkpoint that precedes them."""
 
     use_averaged_model: bool = True
-    """Average over all updates in between (from the stored running averages) instead of over the checkpoints only."""
+    """Average the weights over all updates, from the running averages in the checkpoints. 0: over --avg checkpoints."""
 
     masks: str = ""
     """Masks file, with one pathway per language. Empty: the masks of the experiment, if it has any; none: no masks."""

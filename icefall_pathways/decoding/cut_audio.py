@@ -18,12 +18,12 @@ _MAX_MISSING_SECONDS = 0.025  # tolerated if a file is shorter than its manifest
 def read_blocks(cut: MonoCut, size: int) -> Iterator[Tensor]:
     """Read the samples of a cut lazily, in blocks of `size` (the last one may be shorter).
 
-    The blocks are the same samples as those of `load_samples`. Files that libsndfile reads (flac, wav, opus, mp3) are
+    The samples equal those of `load_samples`. Files that libsndfile reads (flac, wav, opus, mp3) are
     read sequentially, one block in memory at a time: restarting a decoder at each block may change the samples.
     Recordings that lhotse has to resample, unpack or read in another way are read at once.
 
     Raises:
-      AudioError: The audio cannot be read, or not to its end; the blocks before the error are returned.
+      AudioError: The audio cannot be read completely; the blocks before the error are yielded first.
     """
     with closing(_blocks(cut, size)) as blocks:
         while True:
@@ -58,7 +58,7 @@ def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
             remaining -= block.size
             yield torch.from_numpy(block)
     if remaining > _MAX_MISSING_SECONDS * cut.sampling_rate:
-        raise ValueError(f"it ends {remaining / cut.sampling_rate:.2f} s before its manifest says")
+        raise ValueError(f"it is {remaining / cut.sampling_rate:.2f} s shorter than its manifest states")
 
 
 def _open(cut: MonoCut) -> soundfile.SoundFile | None:

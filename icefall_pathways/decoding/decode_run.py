@@ -36,7 +36,13 @@ class LoadedExperiment:
 
 @dataclass
 class Timing:
-    """Total seconds spent on streams, seconds of these spent on reading audio from disk, and seconds of audio."""
+    """Durations of streaming decoding in seconds.
+
+    Attributes:
+      total: Time spent, including `reading`.
+      reading: Time spent on reading audio from disk.
+      audio: Duration of the decoded audio.
+    """
 
     total: float = 0.0
     reading: float = 0.0
@@ -95,7 +101,7 @@ def load_experiment(config: CommonConfig) -> LoadedExperiment:
     data = SpeechDataModule(data_config)
     codes = [language.code for language in data.languages]
     trained.check_languages(codes)
-    return LoadedExperiment(trained, data, trained.decoder(config, codes))
+    return LoadedExperiment(trained, data, trained.build_decoder(config, codes))
 
 
 def _decode_languages(
@@ -162,13 +168,13 @@ def _decode_streams(
     timing.audio += sum(cut.duration for cut in cuts)
     if errors:
         raise AudioError(
-            f"{description}: {len(errors)} of {len(cuts)} utterances cannot be decoded, so that there is no word error "
+            f"{description}: {len(errors)} of {len(cuts)} utterances cannot be decoded, so there is no word error "
             f"rate; repair them or remove them from the manifest: {'; '.join(errors[:3])}"
         )
 
 
 def _timed(blocks: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:
-    """Yield the blocks and add the time that reading them takes to `timing`."""
+    """Yield the blocks, and add the time spent on reading them to `timing`."""
     while True:
         start = time.perf_counter()
         block = next(blocks, None)

@@ -30,10 +30,10 @@ class LatencyConfig(StreamingDecodeConfig):
     """Options of the latency benchmark."""
 
     streams: str = "1 16"
-    """Numbers of simultaneous streams, each a row of the table."""
+    """Numbers of simultaneous streams to measure, separated by spaces; each is a row of the table."""
 
     utterances: int = 64
-    """Utterances per language."""
+    """Number of utterances to decode per language."""
 
     packet: float = 0.04
     """Seconds of audio per packet."""
@@ -48,7 +48,7 @@ class LatencyConfig(StreamingDecodeConfig):
 
     @property
     def stream_counts(self) -> list[int]:
-        """`streams` as numbers."""
+        """`streams` as integers."""
         return [int(word) for word in self.streams.split()]
 
 
@@ -95,7 +95,7 @@ class _LiveStream:
       num_received: Number of samples passed to the stream.
       hypothesis: The current hypothesis.
       token_times: For each of its tokens, the time since which it has been shown unchanged.
-      first_text: Time of the first text; None before.
+      first_text: Time of the first text; None if there is none yet.
     """
 
     samples: Tensor
@@ -116,10 +116,10 @@ class _LiveStream:
 
 
 class Simulation:
-    """Decodes simultaneous streams on a simulated clock.
+    """Decode simultaneous streams on a simulated clock.
 
     The clock advances by the actual computation time, and jumps to the next packet when there is nothing to compute.
-    The latencies are those of a server of this speed, but the simulation takes less time than the audio.
+    The latencies equal those of a server of this speed, but the simulation takes less time than the audio.
 
     Args:
       decoder: The decoder of the streams.
@@ -178,7 +178,7 @@ class Simulation:
         return live.start + min(live.num_received + self.packet, len(live.samples)) / self.sample_rate
 
     def _receive(self, live: _LiveStream, now: float) -> None:
-        """Pass on the packets that are complete by now, and the end of the utterance with the last one."""
+        """Pass the packets that are complete to the stream; finish the stream after the last one."""
         if live.stream.input_finished:
             return
         recorded = round(max(0.0, now - live.start) * self.sample_rate)
@@ -204,7 +204,7 @@ class Simulation:
 
 
 def measure(config: LatencyConfig) -> str:
-    """Measure the latency of an experiment; returns the table and writes it to the results folder.
+    """Measure the latency of an experiment, write the table to the results folder, and return it.
 
     Raises:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.

@@ -22,14 +22,14 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model and its parts that inference needs.
+    """A trained model with everything that inference needs.
 
     Attributes:
       model: The transducer, in eval mode and on its device.
       pathways: The languages' sub-networks of `model`.
       tokenizer: The tokenizer of the model.
-      data_config: Data options of the training.
-      suffix: Last part of the names of result files: the decoding settings.
+      data_config: Data options used in training.
+      suffix: The decoding settings, as the last part of the names of result files.
     """
 
     model: Transducer
@@ -58,8 +58,8 @@ class TrainedModel:
             for language in languages:
                 self.masks.bit(language)
 
-    def decoder(self, config: TrainedModelConfig, languages: Iterable[str]) -> StreamingDecoder:
-        """Build a decoder of streams in these languages.
+    def build_decoder(self, config: TrainedModelConfig, languages: Iterable[str]) -> StreamingDecoder:
+        """Build a streaming decoder for these languages.
 
         Raises:
           ValueError: An option of the search is out of range, or a file is missing or damaged.

@@ -19,7 +19,7 @@ from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
-_GAP = "*"  # replaces the missing word of an insertion or a deletion; not a word of any transcript
+_GAP = "*"  # stands for the missing word of an insertion or a deletion; never a word of a transcript
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
       ValueError: There are no utterances.
     """
     if not utterances:
-        raise ValueError(f"{test_set}: no utterances were decoded, so that there is no word error rate")
+        raise ValueError(f"{test_set}: no utterances were decoded, so there is no word error rate")
     utterances = sorted(utterances, key=lambda utterance: utterance.cut_id)
     result = score(utterances)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
@@ -235,7 +235,7 @@ def summarize(
       ValueError: There are no languages.
     """
     if not scores:
-        raise ValueError("no languages were decoded, so that there is no average word error rate")
+        raise ValueError("no languages were decoded, so there is no average word error rate")
     # One seed per language: their test sets are drawn independently.
     samples = [result.resampled_wer(BOOTSTRAP_SEED + i) for i, result in enumerate(scores.values())]
     return {
@@ -250,7 +250,7 @@ def summarize(
 
 
 def write_summary(folder: Path, corpus: str, suffix: str, summary: Mapping[str, Any]) -> str:
-    """Write `wer-summary-all-<corpus>-<split>-<suffix>.txt` and `.json`; returns the table."""
+    """Write `wer-summary-all-<corpus>-<split>-<suffix>.txt` and `.json`, and return the table."""
     path = layout.result_file(folder, "wer-summary", f"all-{corpus}-{summary['split']}", suffix)
     table = format_table(summary)
     write_json(path.with_suffix(".json"), {"corpus": corpus, **summary})

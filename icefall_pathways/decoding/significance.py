@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 
-_ROUNDS_PER_BLOCK = 500
+_ROUNDS_PER_BLOCK = 500  # limits the memory of the drawn counts
 
 
 def resample(counts: Counts, rounds: int, seed: int, groups: Sequence[str] | None = None) -> Counts:
@@ -64,7 +64,7 @@ def matched_pairs_p_value(differences: NDArray[np.int64]) -> float:
     """Return the two-sided p-value of a mean difference of 0 in errors per utterance, by the normal approximation.
 
     "Some statistical issues in the comparison of speech recognition algorithms" (Gillick and Cox, 1989), with
-    utterances as segments; with less than about 30 utterances it is too optimistic.
+    utterances as segments; with fewer than about 30 utterances it is too optimistic.
     """
     mean = float(differences.mean())
     if len(differences) < 2 or mean == 0.0:

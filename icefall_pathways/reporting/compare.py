@@ -43,7 +43,7 @@ class CompareConfig:
     speakers)."""
 
     rounds: int = 10000
-    """Bootstrap samples."""
+    """Number of bootstrap samples."""
 
     seed: int = 42
     """Seed of the bootstrap."""
@@ -54,7 +54,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two systems on one language, or on the average of all languages.
+    """Comparison of two systems in one language, or on average over all languages.
 
     Attributes:
       wer: Word error rates of both systems in percent.
@@ -83,7 +83,7 @@ class Comparison:
 
 
 def compare(config: CompareConfig) -> str:
-    """Compare two systems; returns a table.
+    """Compare two systems, and return a table.
 
     Raises:
       ValueError: A system has not been decoded, or the systems were decoded on different utterances.

@@ -45,8 +45,8 @@ def plot_wer(results: list[SystemResult], path: Path) -> None:
 def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> None:
     """Plot average word error rates over sparsity: one line of means per system, and one point per seed.
 
-    The means are over the seeds that are available at every sparsity, so that lines show the effect of sparsity rather
-    than that of seeds; the points of other seeds are hollow.
+    Means are over the seeds that are available at every sparsity, so that lines show the effect of sparsity and not of
+    seeds. Points of other seeds are hollow.
 
     Args:
       curves: Word error rates by system, sparsity and seed; a system with the single sparsity 0 is drawn as a
@@ -77,6 +77,6 @@ def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> 
 
 
 def common_seeds(curves: dict[str, dict[float, dict[int, float]]]) -> set[int]:
-    """Return the seeds that every system has at each of its sparsities; all seeds if there are none."""
+    """Return the seeds that every system has at each of its sparsities; if there are none, return all seeds."""
     seeds = [set(runs) for points in curves.values() for runs in points.values()]
     return set.intersection(*seeds) or set.union(*seeds)

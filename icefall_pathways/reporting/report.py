@@ -38,7 +38,7 @@ class ReportConfig:
     """Decoded split."""
 
     output: Path = Path("exp/report.html")
-    """The report."""
+    """HTML file of the report."""
 
     def experiments(self) -> dict[str, Path]:
         """Return the experiment folder of each system by its name.
@@ -116,9 +116,9 @@ def _masks_section(system: SystemResult, folder: Path) -> list[str]:
         _html_table(*results.density_rows(system.types, "type of module")),
         _embed(images[0]),
         _embed(images[1]),
-        f"<p>The {len(ranked[:_NUM_RANKED])} most language-specific of {len(ranked)} layers. One alone: fraction of "
-        "the used entries that a single language uses. Specificity: 0 if all languages use the same entries, 1 if "
-        "their overlap is that of random masks (1 minus the mean of Cohen's kappa).</p>",
+        f"<p>The {len(ranked[:_NUM_RANKED])} most language-specific of {len(ranked)} layers. One language only: share "
+        "of the entries in any mask that are in a single mask. Specificity: 1 minus the mean of Cohen's kappa; 0 if "
+        "all languages use the same entries, 1 if their masks overlap as much as random masks.</p>",
         _html_table(*results.density_rows(ranked[:_NUM_RANKED], "layer")),
         _embed(images[2]),
     ]

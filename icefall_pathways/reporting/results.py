@@ -23,7 +23,7 @@ class SystemResult:
       name: Name in the table.
       wer: Word error rate in percent, by language code.
       average_wer: Mean over the languages.
-      utterances: Number of decoded utterances, all languages together.
+      utterances: Number of decoded utterances of all languages.
       active_parameters: Number of parameters in the sub-network of each language, by language code.
       masks: The masks; None for a dense system.
       metrics: Records of metrics.jsonl.
@@ -134,7 +134,7 @@ def masks_summary(masks: PathwayMasks) -> str:
 def density_rows(rows: Sequence[DensityRow], first: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of a table of densities; `first` is the title of the first column."""
     languages = list(rows[0].density) if rows else []
-    header = [first, "entries", *languages, "any language", "one alone", "overlap of two", "specificity"]
+    header = [first, "entries", *languages, "any language", "one language only", "mean overlap", "specificity"]
     body = [
         [
             row.name,

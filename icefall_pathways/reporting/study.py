@@ -1,7 +1,7 @@
-"""Study over systems, sparsities and seeds: collects the results in the folders that run_study.sh writes.
+"""Results of a study over systems, sparsities and seeds, in the folders that run_study.sh writes.
 
 STUDY/seed-1/dense                               the dense model that all systems with this seed start from
-STUDY/seed-1/dense-continued                     the dense model, trained as long as every other system
+STUDY/seed-1/dense-continued                     the dense model, trained for as many updates as every other system
 STUDY/seed-1/sparsity-0.7/<system>               a system with masks
 STUDY/seed-1/sparsity-0.7/lsp/<language code>    language-specific pruning: one model per language
 """
@@ -68,7 +68,7 @@ class StudyResult:
 
 
 def gather(config: StudyConfig) -> list[StudyResult]:
-    """Read all results that are available.
+    """Read all available results.
 
     Raises:
       ValueError: There are none.
@@ -104,7 +104,7 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
 
 
 def tables(results: list[StudyResult]) -> str:
-    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and changes paired by seed."""
+    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and relative changes per seed."""
     languages = list(results[0].wer)
     parts = []
     for sparsity in sorted({result.sparsity for result in results} - {0.0}):
@@ -157,7 +157,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_study(config: StudyConfig) -> str:
-    """Write the tables and the plot; returns the tables.
+    """Write the tables and the plot, and return the tables.
 
     Raises:
       ValueError: Nothing has been decoded.

@@ -30,7 +30,7 @@ from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, T
 from icefall_pathways.transcription.transcript import Segment, Transcript
 
 Samples: TypeAlias = Tensor | NDArray[Any] | Sequence[float]
-"""Mono samples (n,), (1, n) or (n, 1): floating point in [-1, 1], or integers of 16 or 32 bits at full scale."""
+"""Mono samples (n,), (1, n) or (n, 1): floating point in [-1, 1], or 16-bit or 32-bit integers."""
 
 
 class Pathways:
@@ -51,7 +51,7 @@ class Pathways:
         """Load the model of an experiment folder, onto the GPU if there is one.
 
         Args:
-          folder: Experiment folder: its newest checkpoint, masks, tokenizer and language identification are used.
+          folder: Experiment folder, with checkpoints, tokenizer and, if they exist, masks and language identification.
           **options: Options of transcribe.py by their Python names, for example
             `decoding_method="modified_beam_search"`, `epoch=30`, `avg=9`, `masks="none"` or
             `rule2_min_trailing_silence=0.8`.
@@ -102,15 +102,15 @@ class Pathways:
         Args:
           audio: Path of an audio file of any format that libsndfile (or ffmpeg, if installed) reads, or samples.
           language: Code or name of the language; "auto" identifies it.
-          sample_rate: Sample rate of samples, in Hz; None: 16 kHz. A file has its own.
+          sample_rate: Sample rate of samples, in Hz; None: 16 kHz. Not allowed with a file, which states its own.
 
         Raises:
-          AudioError: The audio is missing, damaged, incomplete or out of range; the message says where it stops.
-          ValueError: The model does not have the language, or cannot identify languages.
+          AudioError: The audio is missing, damaged, truncated or out of range.
+          ValueError: The model does not support the language, or cannot identify languages.
         """
         if isinstance(audio, str | Path):
             if sample_rate is not None:
-                raise ValueError(f"sample_rate={sample_rate} with a file: it has its own, leave sample_rate out")
+                raise ValueError(f"sample_rate={sample_rate} with a file, which states its own: omit sample_rate")
             name, blocks = str(audio), read_file(Path(audio))
         else:
             name, blocks = "samples", read_samples(as_mono(audio), sample_rate or self.sample_rate)
@@ -124,14 +124,14 @@ class Pathways:
         return transcript
 
     def stream(self, language: str = AUTO, sample_rate: int | None = None) -> "TranscriptionStream":
-        """Open a stream for audio that arrives over time; use it in a `with` block.
+        """Open a stream for audio that arrives over time, for use in a `with` block.
 
         Args:
-          language: Code or name of the language; "auto" identifies it, and results start when it is known.
+          language: Code or name of the language; "auto" identifies it, and results start once it is identified.
           sample_rate: Sample rate of the samples, in Hz; None: 16 kHz.
 
         Raises:
-          ValueError: The model does not have the language, or cannot identify languages.
+          ValueError: The model does not support the language, or cannot identify languages.
         """
         return TranscriptionStream(self._transcriber(language), sample_rate or self.sample_rate)
 
@@ -150,8 +150,8 @@ class TranscriptionStream:
                     print(segment.text, "(final)" if segment.is_final else "...")
         print(stream.transcript.text)
 
-    Leaving the block decodes the remaining audio, so that all results are final. After an exception in the block it
-    does not.
+    At the end of the block the remaining audio is decoded, and all results become final; not if the block raises an
+    exception.
 
     Args:
       transcriber: Transcriber of the language.
@@ -183,7 +183,7 @@ class TranscriptionStream:
 
     @property
     def language(self) -> str | None:
-        """Language code of the results; None before the first result, or if the model has one network for all."""
+        """Language code of the results; None before the first result, or if the model is dense."""
         return self.transcript.language
 
     @property
@@ -193,25 +193,25 @@ class TranscriptionStream:
 
     @property
     def transcript(self) -> Transcript:
-        """The transcript up to now; the whole one after `finish`."""
+        """The transcript so far; complete after `finish`."""
         return Transcript.from_results(self.results)
 
     @property
     def finished(self) -> bool:
-        """True after `finish`, or after the `with` block."""
+        """The audio has ended: after `finish`, or after the `with` block."""
         return self._session.finished
 
     def accept(self, samples: Samples) -> list[Segment]:
-        """Append samples, any number of them, and decode the chunks that they complete.
+        """Append any number of samples, and decode the chunks that they complete.
 
         Args:
           samples: Mono samples (n,).
 
         Returns:
-          New partial and final results, in order; often none.
+          New partial and final results, in order; empty if no chunk is complete.
 
         Raises:
-          AudioError: The samples are not finite or out of range. The stream can continue with other samples.
+          AudioError: The samples are not mono, not finite or out of range; the stream accepts further samples.
           ValueError: The stream is finished.
         """
         if self.finished:

@@ -21,7 +21,7 @@ from icefall_pathways.transcription.resampling import StreamingResampler
 
 STDIN, MICROPHONE = "-", "mic"
 
-_BLOCK_SECONDS = 0.16  # duration of a block; no more than one is buffered
+_BLOCK_SECONDS = 0.16  # duration of a block; at most one is buffered
 _RATE = FbankConfig.sample_rate
 _COMPRESSED = {
     b"fLaC": "FLAC",
@@ -40,7 +40,7 @@ def read_audio(source: str, sample_rate: int = _RATE) -> Iterator[Tensor]:
       sample_rate: Sample rate of raw samples on standard input, in Hz.
 
     Raises:
-      AudioError: The source cannot be read, or not to its end; the readable part is yielded first.
+      AudioError: The source cannot be read completely; the readable part is yielded first.
     """
     if source == STDIN:
         return read_pipe(sys.stdin.buffer, sample_rate)
@@ -50,17 +50,17 @@ def read_audio(source: str, sample_rate: int = _RATE) -> Iterator[Tensor]:
 
 
 def as_mono(samples: Any) -> Tensor:
-    """Convert samples to a float tensor (n,); integers of 16 or 32 bits are scaled to [-1, 1].
+    """Convert samples to a float tensor (n,); 16-bit and 32-bit integers are scaled to [-1, 1].
 
     Args:
       samples: A tensor, an array or a sequence of numbers: (n,), (1, n) or (n, 1).
 
     Raises:
-      AudioError: There are several channels, or the type is not one of these.
+      AudioError: There are several channels, or the type is not supported.
     """
     try:
         tensor = samples.detach().cpu() if isinstance(samples, Tensor) else torch.from_numpy(np.array(samples))
-    except (TypeError, ValueError) as error:  # of texts, nested lists of different lengths, ...
+    except (TypeError, ValueError) as error:  # strings, nested lists of different lengths, ...
         raise AudioError(f"samples that are not numbers ({first_line(error)}): expected mono samples (n,)") from error
     if tensor.dim() > 2 or (tensor.dim() == 2 and 1 not in tensor.shape):
         raise AudioError(f"samples of shape {tuple(tensor.shape)}: expected mono (n,); average or select the channels")
@@ -68,13 +68,13 @@ def as_mono(samples: Any) -> Tensor:
         return tensor.flatten().float() / 2.0 ** (torch.iinfo(tensor.dtype).bits - 1)
     if not tensor.is_floating_point() and tensor.numel() > 0:
         raise AudioError(
-            f"samples of type {tensor.dtype}: expected floating point in [-1, 1], or integers of 16 or 32 bits"
+            f"samples of type {tensor.dtype}: expected floating point in [-1, 1], or 16-bit or 32-bit integers"
         )
     return tensor.flatten().float()
 
 
 def split_blocks(samples: Tensor, sample_rate: int) -> Iterator[Tensor]:
-    """Split samples (n,) into blocks as they are read from files."""
+    """Split samples (n,) into blocks of the duration of those that are read from files."""
     if samples.numel() > 0:
         yield from samples.split(max(1, int(_BLOCK_SECONDS * sample_rate)))
 
@@ -116,7 +116,7 @@ def read_file(path: Path) -> Iterator[Tensor]:
     except soundfile.LibsndfileError as error:
         if shutil.which("ffmpeg") is None:
             raise AudioError(
-                f"cannot read it ({error.error_string}): it is not audio, is damaged, or requires ffmpeg: install it"
+                f"cannot read it ({error.error_string}): not audio, damaged, or requires ffmpeg; install ffmpeg"
             ) from error
         yield from _read_with_ffmpeg(path)
         return
@@ -136,7 +136,7 @@ def _file_blocks(file: soundfile.SoundFile, path: Path) -> Iterator[Tensor]:
             break
         read += len(block)
         yield torch.from_numpy(block.mean(axis=1))
-    # Formats without a length declare a huge one.
+    # Formats that do not store a length report a huge one.
     if read < expected < 2**40:
         raise AudioError(_truncation_message(read, expected, file.samplerate, "shorter than its header declares"))
 
@@ -165,7 +165,7 @@ def _read_with_ffmpeg(path: Path) -> Iterator[Tensor]:
         message = process.stderr.read().decode(errors="replace").strip()
     if process.returncode != 0 or message:
         reason = message.splitlines()[-1] if message else f"exit status {process.returncode}"
-        raise AudioError(f"ffmpeg cannot read it, or not to its end: {reason}")
+        raise AudioError(f"ffmpeg cannot read it completely: {reason}")
 
 
 def read_pipe(stream: IO[bytes], sample_rate: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""PCM samples: raw, or after a WAV header that is read from a pipe."""
+"""PCM samples: raw, or after a WAV header, which can be read from a pipe."""
 
 import struct
 from dataclasses import dataclass
@@ -70,13 +70,13 @@ def check_sample_rate(sample_rate: int) -> None:
     """
     if not _MIN_RATE <= sample_rate <= _MAX_RATE:
         raise AudioError(
-            f"a sample rate of {sample_rate} Hz: expected {_MIN_RATE} to {_MAX_RATE}; check the sample rate that was "
-            "given (--sample-rate), or the header of the audio"
+            f"a sample rate of {sample_rate} Hz: expected {_MIN_RATE} to {_MAX_RATE}; check the given sample rate "
+            "(--sample-rate) or the header of the audio"
         )
 
 
 def read_wav_header(stream: IO[bytes]) -> tuple[PcmFormat, int | None]:
-    """Read a WAV stream, after its "RIFF", up to its first sample.
+    """Read the header of a WAV stream, from after its "RIFF" up to the first sample.
 
     Returns:
       Encoding of the samples, and their declared length in bytes; None if it is unknown.
@@ -91,9 +91,7 @@ def read_wav_header(stream: IO[bytes]) -> tuple[PcmFormat, int | None]:
         name, size = struct.unpack("<4sI", _read_exactly(stream, 8))
         if name == b"data":
             if pcm is None:
-                raise AudioError(
-                    "a WAV stream without a format before its samples: convert it, for example with ffmpeg"
-                )
+                raise AudioError("a WAV stream whose samples precede their format: convert it, for example with ffmpeg")
             return pcm, None if size in _UNKNOWN_LENGTHS else size
         content = _read_exactly(stream, size + size % 2)
         if name == b"fmt ":

@@ -35,7 +35,7 @@ class StreamingResampler:
         self._next = 0  # index of the next output sample
 
     def accept(self, samples: Tensor) -> Tensor:
-        """Append input samples (n,); returns the output samples (m,) that are complete."""
+        """Append input samples (n,), and return the output samples (m,) that are complete."""
         self._samples = torch.cat([self._samples, samples])
         end = self._first + self._samples.numel()
         # The last tap of output sample n is at floor(n * from / to) + half_width, which must be before `end`.

@@ -1,4 +1,4 @@
-"""Transcription of audio files, standard input and microphones, as `transcribe.py` runs it."""
+"""Transcription of audio files, standard input and microphones, as run by `transcribe.py`."""
 
 import signal
 import sys
@@ -34,7 +34,7 @@ class TranscribeConfig(RecognizerConfig):
     """Write one file per source into this folder; None: write to standard output."""
 
     num_decode_streams: int = 16
-    """Files transcribed in parallel; with standard output, files are transcribed one at a time."""
+    """Number of files to transcribe in parallel with --output-dir; without it, files are transcribed one at a time."""
 
     sample_rate: int = 16000
     """Sample rate of raw samples on standard input, in Hz."""
@@ -42,7 +42,7 @@ class TranscribeConfig(RecognizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.audio:
-            raise ValueError("nothing to transcribe: name audio files, or - for standard input, or mic")
+            raise ValueError("nothing to transcribe: pass audio files, - for standard input, or mic")
         live = [source for source in self.audio if source in (STDIN, MICROPHONE)]
         if live and len(self.audio) > 1:
             raise ValueError(f"{live[0]} with {len(self.audio) - 1} other sources: it must be the only source")
@@ -66,13 +66,13 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
 
     Args:
       config: The options.
-      out: Standard output.
+      out: Stream for the transcripts if there is no output folder; None: standard output.
 
     Returns:
-      Error message of each source with bad audio; the audio that precedes the error is transcribed all the same.
+      Error message of each source with invalid audio; the audio before the error is transcribed.
 
     Raises:
-      ValueError: The model or an option is missing, damaged or does not fit.
+      ValueError: A file of the model is missing or damaged, or an option does not fit the model.
     """
     transcriber = Transcriber(load_trained_model(config), config, config.lang)
     out = out or sys.stdout
@@ -107,7 +107,7 @@ def _read(source: str, sample_rate: int) -> Iterator[Tensor]:
 
 
 class UntilInterrupted(Iterator[Tensor]):
-    """Live audio that Ctrl-C ends; the audio before it is still transcribed.
+    """Live audio that ends at Ctrl-C; the audio before it is still transcribed.
 
     Args:
       blocks: The audio.

@@ -18,7 +18,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class RecognizerConfig(TrainedModelConfig):
-    """The trained model, the search and the segmentation."""
+    """Options that select a trained model, a search and the segmentation."""
 
     beam_size: NumActivePaths = 4
     """For modified_beam_search: hypotheses kept per stream."""
@@ -35,34 +35,37 @@ class Transcriber:
       language: Code or name of the language; "auto" to identify it.
 
     Raises:
-      ValueError: The model does not have the language, or cannot identify languages.
+      ValueError: The model does not support the language, or cannot identify languages.
     """
 
     def __init__(self, trained: TrainedModel, config: RecognizerConfig, language: str = AUTO) -> None:
         self.tokenizer = trained.tokenizer
-        known, choose = trained.languages, None
+        supported, select_language = trained.languages, None
         self.language: str | None  # of new sessions; None: to be identified
         self._reports_language = True
         if language != AUTO:
             self.language = get_language(language).code
-            if self.language not in known:
+            if self.language not in supported:
                 raise ValueError(
-                    f"language {language!r}: the model in {config.exp_dir} has {', '.join(known)}; choose one of these"
+                    f"language {language!r}: the model in {config.exp_dir} supports {', '.join(supported)}; choose one"
                 )
-            decoder = trained.decoder(config, [self.language])
-        elif trained.masks is None or trained.masks.share_mask(known):
+            decoder = trained.build_decoder(config, [self.language])
+        elif trained.masks is None or trained.masks.share_mask(supported):
             if config.context_file or config.ngram_lm:
-                raise ValueError("hotwords and language models depend on the language: name it, for example --lang fr")
-            self.language = known[0]  # any: they all use the same weights
+                raise ValueError("hotwords and language models depend on the language: specify it, such as --lang fr")
+            self.language = supported[0]  # any of them: all use the same weights
             self._reports_language = False
-            decoder = trained.decoder(config, [self.language])
+            decoder = trained.build_decoder(config, [self.language])
         else:
             self.language = None
-            decoder = with_scoring(trained.decoder(config, known))
-            choose = load_language_identifier(config.exp_dir, decoder)
+            decoder = with_scoring(trained.build_decoder(config, supported))
+            select_language = load_language_identifier(config.exp_dir, decoder)
         symbols = trained.tokenizer.symbols
         self.recognizer = Recognizer(
-            decoder, config.endpoint, choose, is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY)
+            decoder,
+            config.endpoint,
+            select_language,
+            is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY),
         )
 
     def transcribe(
@@ -75,8 +78,8 @@ class Transcriber:
 
         Args:
           sources: Name of each source, and its samples (n,) at 16 kHz in blocks.
-          num_streams: Sources open at the same time.
-          on_error: Called with the name of a source whose audio is bad; what precedes the error is transcribed.
+          num_streams: Maximum number of open sources.
+          on_error: Called with the name of a source that contains invalid audio; the audio before it is transcribed.
 
         Yields:
           Name of the source, and its next partial or final result.
@@ -90,7 +93,7 @@ class Transcriber:
         return self.recognizer.open(self.language)
 
     def advance(self, session: Session) -> Iterator[Segment]:
-        """Decode the complete chunks of a session; yields partial and final results."""
+        """Decode the complete chunks of a session, and yield partial and final results."""
         while self.recognizer.is_ready(session):
             for _, result in self.recognizer.advance([session]):
                 yield self._segment(result)

@@ -27,12 +27,12 @@ class Segment:
     """The text of one segment: a partial result while audio arrives, then the final result.
 
     Attributes:
-      language: Language code; None if the model has a single network for all languages and none was requested.
+      language: Language code; None if the model is dense and no language was requested.
       start: Start of the segment, in seconds from the start of the audio.
-      end: Up to where the audio has been decoded, in seconds.
+      end: End of the decoded audio, in seconds from the start of the audio.
       text: Text of the segment.
-      stable_text: Leading part of `text` that no later result of this segment changes.
-      revised: Text of the previous result was replaced or removed, not only extended.
+      stable_text: Leading part of `text` that later results of this segment do not change.
+      revised: The previous result was changed, not only extended.
       words: Words of `text` with their times.
       is_final: The segment is complete.
       is_last: The audio has ended; no further result follows.
@@ -54,8 +54,8 @@ class Transcript:
     """The transcript of one recording or stream.
 
     Attributes:
-      language: Language code; None if the model has a single network for all languages and none was requested, or if
-        the language has not been identified yet.
+      language: Language code; None if the model is dense and no language was requested, or if the language has not
+        been identified yet.
       duration: Seconds of audio decoded.
       segments: Segments that contain text, in order of time.
     """

@@ -36,7 +36,7 @@ class Writer(ABC):
 
 
 class TextWriter(Writer):
-    """One line per segment. On a terminal, partial results are shown too; text that may still change is dim."""
+    """Write one line per segment. On a terminal, also show partial results, with text that may still change dimmed."""
 
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
@@ -57,7 +57,7 @@ class TextWriter(Writer):
 
 
 class JsonWriter(Writer):
-    """One object per source: text, language, duration, and segments with words and times in seconds."""
+    """Write one JSON object per source: text, language, duration, and segments with words and times in seconds."""
 
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
@@ -91,12 +91,12 @@ class JsonWriter(Writer):
 
 
 def _times(item: Segment | Word) -> dict[str, float]:
-    """Return the times for JSON, the start also under its key of version 0.1."""
+    """Return the times for JSON, with the start also under the key of version 0.1."""
     return {"start": item.start, "begin": item.start, "end": item.end}
 
 
 class SubtitleWriter(Writer):
-    """Subtitles, each written when its end is known."""
+    """Write subtitles, each as soon as its end is known."""
 
     separator: str
 
@@ -118,7 +118,7 @@ class SubtitleWriter(Writer):
         super().close(error)
 
     def _write_pending(self, until: float) -> None:
-        """Write the pending subtitle, which must disappear at time `until`."""
+        """Write the pending subtitle, which must end by time `until`."""
         if not self.pending:
             return
         self.index += 1
@@ -137,7 +137,7 @@ class SubtitleWriter(Writer):
 
 
 class SrtWriter(SubtitleWriter):
-    """Subtitles in SubRip format."""
+    """Write subtitles in SubRip format."""
 
     separator = ","
 
@@ -146,7 +146,7 @@ class SrtWriter(SubtitleWriter):
 
 
 class VttWriter(SubtitleWriter):
-    """Subtitles in WebVTT format."""
+    """Write subtitles in WebVTT format."""
 
     separator = "."
 

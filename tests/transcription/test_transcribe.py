@@ -115,14 +115,14 @@ def test_language_is_given_or_identified(exp_dir, speech):
     (exp_dir / layout.LANGUAGE_ID_FILE).write_text('{"weight": 1}')
     with pytest.raises(ValueError, match="damaged"):
         _transcribe(exp_dir, speech, lang="auto")
-    with pytest.raises(ValueError, match="has en, nl"):
+    with pytest.raises(ValueError, match="supports en, nl"):
         _transcribe(exp_dir, speech, lang="fr")
 
 
 def test_languages_are_those_of_the_masks(exp_dir, speech):
     PathwayMasks.dense(build_model(MODEL, VOCAB_SIZE), ["nl", "fr"]).save(exp_dir / "masks.safetensors")
     assert _json(exp_dir, speech, lang="fr")[0]["language"] == "fr"
-    with pytest.raises(ValueError, match="has nl, fr"):
+    with pytest.raises(ValueError, match="supports nl, fr"):
         _transcribe(exp_dir, speech, lang="en")
 
 

@@ -29,13 +29,15 @@ from icefall_pathways.decoding.streaming.decoder import push_next
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
 
-_WEIGHT_DECAY = 1e-3  # of weights and offsets: those that the dev split does not determine stay at 0
+_WEIGHT_DECAY = 1e-3  # keeps weights and offsets at 0 if the dev split does not determine them
+
+#: Name of the model that uses all features.
 COMBINED = "all"
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(StreamingDecodeConfig):
-    """Options of calibrating language identification."""
+    """Options of the calibration of language identification."""
 
     split: Literal["test", "dev"] = "test"
     """Split of the corpus for the evaluation. Calibration uses dev."""
@@ -56,7 +58,7 @@ class CalibrationConfig(StreamingDecodeConfig):
 
     @property
     def evaluated_seconds(self) -> list[float]:
-        """`seconds` as numbers, followed by infinity for whole utterances."""
+        """`seconds` as floats, followed by infinity for whole utterances."""
         return [*map(float, self.seconds.split()), math.inf]
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class LanguageIdExample:
 
 
 def calibrate(config: CalibrationConfig) -> str:
-    """Calibrate and evaluate the language identification of an experiment; returns the report.
+    """Calibrate and evaluate the language identification of an experiment, and return the report.
 
     Writes the model for `transcribe.py --lang auto` to the experiment folder and the report to the results folder.
 
@@ -197,7 +199,7 @@ def fit(
     Args:
       examples: Decoded utterances.
       languages: Language codes.
-      seconds: Amounts of speech; the regression uses the features of every example after each of them.
+      seconds: Durations of speech; the regression uses the features of every example after each of them.
       features: Names of the features to use.
     """
     values, targets = _training_data(examples, seconds)
@@ -261,7 +263,7 @@ def word_error_rates(
     examples: Sequence[LanguageIdExample],
     seconds: Sequence[float],
 ) -> dict[str, list[float]]:
-    """Return the word error rates of each language: with the language given, and identified after each of `seconds`."""
+    """Return word error rates (%) per language: with the language given, and identified after each duration."""
     languages = [language.code for language in experiment.data.languages]
     tokenizer = experiment.trained.tokenizer
     texts = [

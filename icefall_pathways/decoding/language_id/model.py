@@ -25,7 +25,7 @@ search_per_frame, search_per_token: Log-probability of the best hypothesis per e
 ctc_per_frame: Mean log-probability of the best CTC output over all encoder frames.
 ctc_per_token: The same over the frames in which the best CTC output is not a blank.
 text_per_token: Mean log-probability, under the unigram model of the language, of the tokens that all pathways decoded:
-  pathways share weights, so that they decode words of other languages, too.
+  pathways share weights, so they also decode words of other languages.
 """
 
 
@@ -52,7 +52,7 @@ class ScoringState(SearchState):
 
 
 class ScoringSearch(Search[ScoringState]):
-    """Wraps a search and accumulates the scores for language identification.
+    """Wrap a search, and accumulate the scores for language identification.
 
     Args:
       inner: The search.
@@ -214,7 +214,7 @@ class LanguageIdModel:
         """
         if not path.is_file():
             raise ValueError(
-                f"{path} not found: run calibrate_language_id.py to calibrate language identification, or name the "
+                f"{path} not found: run calibrate_language_id.py to calibrate language identification, or specify the "
                 "language"
             )
         try:
@@ -224,7 +224,7 @@ class LanguageIdModel:
 
 
 class LanguageIdentifier:
-    """Selects the language with the largest logit as soon as there is enough speech.
+    """Select the language with the largest logit as soon as there is enough speech.
 
     Args:
       model: The calibrated model.

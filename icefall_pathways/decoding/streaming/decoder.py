@@ -1,4 +1,4 @@
-"""Decoding chunk by chunk; streams of any age and length share batches."""
+"""Decoding chunk by chunk, with streams of any age and length in one batch."""
 
 import math
 from collections import Counter
@@ -104,7 +104,7 @@ class Stream:
 
 
 class StreamingDecoder:
-    """Runs a transducer and its searches on streams; streams of one language share a batch.
+    """Run a transducer and its searches on streams; streams of one language share a batch.
 
     Args:
       model: The transducer, in eval mode and on its device.
@@ -120,7 +120,7 @@ class StreamingDecoder:
         searches: Search | Mapping[str, Search],
         fbank: FbankConfig,
         pathways: FoldedPathways | None = None,
-        graph_after: float = 100,  # by then, half of the time spent is about the time to build the graph
+        graph_after: float = 100,  # by then, a graph would have saved about the time that it takes to build
     ) -> None:
         self.model = model
         self.searches = {ANY_LANGUAGE: searches} if isinstance(searches, Search) else dict(searches)
@@ -138,7 +138,7 @@ class StreamingDecoder:
           ValueError: There is no search for the language.
         """
         if language is None or language not in self.searches:
-            raise ValueError(f"no stream in language {language!r}: expected one of {', '.join(self.searches)}")
+            raise ValueError(f"unsupported language {language!r}: expected one of {', '.join(self.searches)}")
         with self._pathway(language):
             search_state = self.searches[language].init(1)
         return Stream(
@@ -149,7 +149,7 @@ class StreamingDecoder:
         )
 
     def is_ready(self, stream: Stream) -> bool:
-        """Return whether a chunk can be processed: all its frames are buffered, or the last ones of the input are."""
+        """Return whether a chunk can be processed: all its frames, or the last frames of the input, are buffered."""
         frames = stream.features.size(0)
         return frames > 0 if stream.input_finished else frames >= self.model.chunk_window
 
@@ -159,8 +159,8 @@ class StreamingDecoder:
 
     @torch.inference_mode()
     def advance(self, streams: Iterable[Stream]) -> list[Stream]:
-        """Process one chunk of every stream that is ready, in one batch per language; returns these streams."""
-        ready = by_language([stream for stream in streams if self.is_ready(stream)])
+        """Process one chunk of every stream that is ready, in one batch per language, and return these streams."""
+        ready = group_by_language([stream for stream in streams if self.is_ready(stream)])
         for language, group in ready.items():
             with self._pathway(language):
                 self._advance(group, language)
@@ -169,7 +169,7 @@ class StreamingDecoder:
     def _advance(self, streams: list[Stream], language: str) -> None:
         """Process one chunk of streams of one language."""
         window, shift = self.model.chunk_window, self.model.chunk_shift
-        # The last chunk is padded to include the look-ahead, which the model treats as silence: no final word is lost.
+        # Pad the last chunk to a full window; the model treats the padding as silence, so no final word is lost.
         chunks = [stream.features[:window] for stream in streams]
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
@@ -183,9 +183,9 @@ class StreamingDecoder:
             stream.features = stream.features[shift:]
 
     def compile(self, languages: Iterable[str] | None = None) -> None:
-        """Build the graphs that encode chunks in half the time. Has no effect on GPUs.
+        """Build the graphs, which encode chunks in about half the time. Has no effect on GPUs.
 
-        Building takes half a second per language. Later changes of weights and masks have no effect on a graph.
+        Building takes about half a second per language. A graph does not follow later changes of weights and masks.
 
         Args:
           languages: Languages to build graphs for; None: all.
@@ -216,9 +216,9 @@ class StreamingDecoder:
         return self._query(streams, lambda search, state: search.stable_lengths(state))
 
     def _query(self, streams: Sequence[Stream], query: Callable[[Search, SearchState], Iterable[T]]) -> list[T]:
-        """Apply a query to the searches of the streams; returns the answers in the order of the streams."""
+        """Apply a query to the searches of the streams, and return the answers in the order of the streams."""
         answers: dict[int, T] = {}
-        for language, group in by_language(streams).items():
+        for language, group in group_by_language(streams).items():
             state = join_search_states([stream.state for stream in group])
             answers.update(zip(map(id, group), query(self.searches[language], state), strict=True))
         return [answers[id(stream)] for stream in streams]
@@ -257,7 +257,7 @@ class StreamingDecoder:
                 active.append((source.key, iter(source.blocks), self.open(source.language)))
             if not active:
                 return
-            broken = []
+            failed = []
             for key, blocks, stream in active:
                 try:
                     if not self.is_ready(stream) and not stream.input_finished:
@@ -265,9 +265,9 @@ class StreamingDecoder:
                 except AudioError as error:
                     if on_error is None:
                         raise
-                    broken.append(id(stream))
+                    failed.append(id(stream))
                     on_error(key, error)
-            active = [entry for entry in active if id(entry[2]) not in broken]
+            active = [entry for entry in active if id(entry[2]) not in failed]
             self.advance(stream for _, _, stream in active)
             done = [entry for entry in active if self.is_done(entry[2])]
             active = [entry for entry in active if not self.is_done(entry[2])]
@@ -279,7 +279,7 @@ def check_samples(samples: Tensor) -> None:
     """Check that samples are finite and approximately in [-1, 1].
 
     Raises:
-      AudioError: They are not.
+      AudioError: They are not finite, or too large.
     """
     if samples.numel() == 0:
         return
@@ -289,8 +289,8 @@ def check_samples(samples: Tensor) -> None:
         raise AudioError(f"samples {actual}: expected numbers in [-1, 1]; divide 16-bit integers by 32768")
 
 
-def by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
-    """Group streams that can share a batch."""
+def group_by_language(streams: Iterable[Stream]) -> dict[str, list[Stream]]:
+    """Group streams by language: those of one language can share a batch."""
     groups: dict[str, list[Stream]] = {}
     for stream in streams:
         groups.setdefault(stream.language, []).append(stream)
@@ -317,7 +317,7 @@ def push_next(sink: AudioSink, blocks: Iterator[Tensor]) -> None:
 
 
 class FeatureSink:
-    """Adapter for streams whose blocks are features instead of samples."""
+    """Adapter that passes blocks of features (n, F), instead of samples, to a stream."""
 
     def __init__(self, stream: Stream) -> None:
         self.accept_samples = stream.accept_features

@@ -26,7 +26,7 @@ class EndpointConfig:
         """Return whether the speaker pauses (rules 1 and 2).
 
         Args:
-          nonsilence: Whether something was decoded in the segment.
+          nonsilence: Whether tokens were decoded in the segment.
           trailing_silence: Seconds since the last token, or since the start of the segment.
         """
         if trailing_silence >= self.rule1_min_trailing_silence:

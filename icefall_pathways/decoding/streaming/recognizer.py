@@ -1,4 +1,4 @@
-"""Recognition sessions: partial and final results, segments, and languages that are identified from the audio."""
+"""Recognition sessions: partial and final results, segments, and language identification."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,14 +64,14 @@ class Result:
 
 @dataclass(eq=False)
 class Session:
-    """One recognition session: a single stream, or one stream per candidate language until it is identified.
+    """One recognition session: a single stream, or one per candidate language until the language is identified.
 
     Attributes:
-      candidates: The streams; they get the same audio.
+      candidates: The streams; all receive the same audio.
       segment: Index of the current segment, from 0.
       first_frame: First encoder frame of the segment.
       previous_tokens: Tokens of the previous result.
-      carried_over: Tokens and times taken over from the previous segment: its last word, if it may be incomplete.
+      carried_over: Tokens and times moved from the previous segment to this one: a last word that may be incomplete.
       num_samples: Number of samples received.
       first_loud: Index of the first sample that is louder than silence; infinity if there is none.
       last_loud: Index of the last such sample; -1 if there is none.
@@ -139,7 +139,7 @@ class LanguageSelector(Protocol):
 
 
 class Recognizer:
-    """Runs recognition sessions, which may start and end at any time and have different languages.
+    """Run recognition sessions, which may start and end at any time and have different languages.
 
     Args:
       decoder: Decodes the streams.
@@ -162,7 +162,7 @@ class Recognizer:
         self.is_word_start = is_word_start
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Session:
-        """Open a session; None as the language means that it is to be identified.
+        """Open a session; if the language is None, it is identified from the audio.
 
         Raises:
           ValueError: The language is unknown, or cannot be identified.
@@ -170,17 +170,17 @@ class Recognizer:
         if language is not None:
             return Session([self.decoder.open(language)])
         if self.select_language is None:
-            raise ValueError("the language is not given and this recognizer cannot identify it: name it")
+            raise ValueError("no language given, and this recognizer cannot identify languages: specify the language")
         return Session([self.decoder.open(candidate) for candidate in self.decoder.searches])
 
     def is_ready(self, session: Session) -> bool:
-        """Return whether `advance` has something to do for this session."""
+        """Return whether `advance` can return a result or process a chunk of this session."""
         return not session.finished and (
             self.decoder.is_ready(session.candidates[0]) or self.decoder.is_done(session.candidates[0])
         )
 
     def advance(self, sessions: Iterable[Session]) -> list[tuple[Session, Result]]:
-        """Decode one chunk of every session that is ready; returns the new results.
+        """Decode one chunk of every session that is ready, and return the new results.
 
         A session returns a partial result per chunk, once its language is known, and a final one per segment.
         """
@@ -208,9 +208,9 @@ class Recognizer:
         """Recognize several sources in parallel; when one ends, the next takes its place.
 
         Args:
-          sources: Sources in any languages; None as a language means that it is to be identified.
+          sources: Sources in any languages; a language of None is identified from the audio.
           num_streams: Maximum number of open sessions.
-          on_error: Called with a source whose audio is bad from some point on; the audio before it is recognized.
+          on_error: Called with a source that contains invalid audio; the audio before it is recognized.
 
         Yields:
           Key of a source, and its next result.
@@ -236,7 +236,7 @@ class Recognizer:
 
     def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
         stream, num_carried = session.candidates[0], len(session.carried_over)
-        # Models are trained on speech only: they emit words in silence.
+        # Models are trained on speech only, so they may emit words in silence.
         if session.last_loud < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
             hypothesis, stable = Hypothesis([], [], 0.0), 0
         is_pause, is_too_long = self._endpoint(session, stream, hypothesis)

@@ -14,7 +14,7 @@ from icefall_pathways.searches import SearchState
 class BatchState:
     """State of the streams of one batch, in their order.
 
-    It is split only if the same streams do not form the next batch again.
+    It is split into the states of single streams only if the next batch has other streams or another order.
 
     Attributes:
       model: The model that the states belong to.
