@@ -135,6 +135,14 @@ def test_an_update_synchronizes_once(corpus, tmp_path, reads, model, masked):
         assert device_reads(reads.counts[update]) == {("update.py", "sync_flags"): 1} | K2_READS, update
 
 
+def test_the_builtin_loss_does_not_synchronize(corpus, tmp_path, reads):
+    config = tiny_run.config(
+        corpus, tmp_path / "exp", "en", rnnt_loss="builtin", valid_interval=100, log_interval=100, num_updates=6
+    )
+    runs.train(config, [reads])
+    assert device_reads(reads.counts[5]) == {("update.py", "sync_flags"): 1}
+
+
 def test_gradient_accumulation_does_not_synchronize_more_often(corpus, tmp_path, reads):
     config = tiny_run.config(
         corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, log_interval=100, num_updates=6
