@@ -96,4 +96,5 @@ def test_two_killed_and_resumed_ranks_equal_two_uninterrupted_ones(corpus, tmp_p
         fork_ranks(_train_until, 2, tmp_path / f"killed-ranks-{i}", killed, update)
     end = checkpoints.read(tmp_path / "calm" / "checkpoint-6.pt")
     assert len(end["regularizers"]) == 2 and end["gradients"] and end["masks"]
-    assert_same_course(tmp_path / "calm", tmp_path / "killed", 6)
+    # A validation of the same weights in another process can differ in the last bits of float32.
+    assert_same_course(tmp_path / "calm", tmp_path / "killed", 6, loss_tolerance=1e-6)
