@@ -14,7 +14,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the checkpoints whose tensors are read."""
+    """Record the names of the checkpoints whose tensors are read."""
     names = []
     read = checkpoints.read
 

@@ -38,7 +38,7 @@ def assert_same(weights, expected=WEIGHTS):
 
 @pytest.fixture
 def foreign_class(monkeypatch):
-    """A class of a package that is not installed when the file is read."""
+    """Create a class of a package that is not installed when the file is read."""
     module = types.ModuleType("icefall.utils")
     module.AttributeDict = type("AttributeDict", (dict,), {"__module__": "icefall.utils"})
     monkeypatch.setitem(sys.modules, "icefall", types.ModuleType("icefall"))

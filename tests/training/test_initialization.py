@@ -165,7 +165,7 @@ def test_icefall_checkpoint_is_pruned_and_trained_into_pathways(corpus, tmp_path
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The checkpoints whose tensors are read, in order."""
+    """Record the checkpoints whose tensors are read, in order."""
     paths = []
 
     def count(module, name):
@@ -184,7 +184,7 @@ def reads(monkeypatch):
 
 @pytest.fixture(scope="module")
 def dense(corpus, tmp_path_factory):
-    """A dense training with both kinds of checkpoints."""
+    """Train a dense model and return its folder, with both kinds of checkpoints."""
     exp_dir = tmp_path_factory.mktemp("dense")
     config = tiny_run.config(corpus, exp_dir, num_updates=1, save_every_n=1, valid_interval=1)
     runs.train(config)

@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 import torch
 from ranks import fork_ranks
-from test_resuming import assert_same_course
+from test_resuming import assert_same_checkpoints
 
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.config import ModelConfig
@@ -97,4 +97,4 @@ def test_two_killed_and_resumed_ranks_equal_two_uninterrupted_ones(corpus, tmp_p
     end = checkpoints.read(tmp_path / "calm" / "checkpoint-6.pt")
     assert len(end["regularizers"]) == 2 and end["gradients"] and end["masks"]
     # A validation of the same weights in another process can differ in the last bits of float32.
-    assert_same_course(tmp_path / "calm", tmp_path / "killed", 6, loss_tolerance=1e-6)
+    assert_same_checkpoints(tmp_path / "calm", tmp_path / "killed", 6, loss_tolerance=1e-6)

@@ -1,4 +1,4 @@
-"""Runs that are killed, or asked to stop, end as runs that are left alone."""
+"""Killed or stopped runs resume and end in the same state as uninterrupted runs."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ UPDATES = 16
 
 
 def start(run, *args):
-    """Start `run(*args)` in a forked process: no imports, so that most of its life is training."""
+    """Start `run(*args)` in a forked process, which does not spend time on imports."""
     child = os.fork()
     if child:
         return child
@@ -43,29 +43,29 @@ def start(run, *args):
 
 
 def wait(child):
-    """How a process ended: its exit status, or minus the signal that killed it."""
+    """Wait for a process; return its exit status, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def ended(child):
+def has_exited(child):
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def wait_until(holds, child):
+def wait_until(condition, child):
     deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline, "nothing happened"
-        if ended(child):
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
+        if has_exited(child):
             return
         time.sleep(0.001)
 
 
-def assert_same_course(a, b, update=UPDATES, loss_tolerance=0.0):
+def assert_same_checkpoints(a, b, update=UPDATES, loss_tolerance=0.0):
     """Assert that the checkpoints of two runs are bitwise equal, except for the validation loss within a tolerance."""
     a, b = (checkpoints.read(exp_dir / f"checkpoint-{update}.pt") for exp_dir in (a, b))
     for run in (a, b):
         run["config"]["training"].pop("exp_dir")
-        run.pop("plain")  # the same, as it stands in the file
+        run.pop("plain")  # the same data as a string
     assert a.keys() == b.keys()
     assert a.pop("best_valid_loss") == pytest.approx(b.pop("best_valid_loss"), rel=loss_tolerance, abs=0)
     for key, value in a.items():
@@ -85,7 +85,7 @@ def _assert_equal(a, b, name):
 
 @pytest.fixture(scope="module")
 def masked(corpus, tmp_path_factory):
-    """A run with masks and random augmentation, left alone; and its options."""
+    """Run an uninterrupted training with masks and random augmentation; return its options."""
     folder = tmp_path_factory.mktemp("masked")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     model = checkpoints.build(checkpoints.newest(folder / "dense")[1])
@@ -96,7 +96,7 @@ def masked(corpus, tmp_path_factory):
     masks.save(folder / "masks.safetensors")
     config = tiny_run.config(
         corpus,
-        folder / "calm",
+        folder / "uninterrupted",
         init_from=folder / "dense",
         masks=folder / "masks.safetensors",
         num_updates=UPDATES,
@@ -109,13 +109,13 @@ def masked(corpus, tmp_path_factory):
     return config
 
 
-def elsewhere(config, exp_dir, **options):
+def with_exp_dir(config, exp_dir, **options):
     return replace(config, training=replace(config.training, exp_dir=exp_dir, **options))
 
 
-def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
-    """SIGKILL 20 times, every second time while a checkpoint is being written."""
-    config = elsewhere(masked, tmp_path / "killed")
+def test_run_killed_at_random_points_equals_uninterrupted_run(masked, tmp_path):
+    """Send SIGKILL 20 times, every second time while a checkpoint is being written."""
+    config = with_exp_dir(masked, tmp_path / "killed")
     config.training.exp_dir.mkdir()
     rng = random.Random(3)
     kills = writing = 0
@@ -128,84 +128,84 @@ def test_killed_at_random_points_it_ends_the_same(masked, tmp_path):
             time.sleep(rng.uniform(0.0, 0.6))
         was_writing = any(config.training.exp_dir.glob(".writing-*.pt"))
         os.kill(child, signal.SIGKILL)
-        assert wait(child) == -signal.SIGKILL, "the run was over before it had been killed often enough"
+        assert wait(child) == -signal.SIGKILL, "the run finished before all kills"
         kills += 1
         writing += was_writing
     assert kills == 20 and writing >= 4
     assert wait(start(runs.train, config)) == 0
-    assert_same_course(masked.training.exp_dir, config.training.exp_dir)
+    assert_same_checkpoints(masked.training.exp_dir, config.training.exp_dir)
     assert not list(config.training.exp_dir.glob(".writing-*"))
 
 
-def train_in_a_group(config):
-    """Train in a group of processes that this one is not in."""
+def train_in_process_group(config):
+    """Train in a new process group."""
     os.setpgrp()
     runs.train(config)
 
 
-@pytest.mark.parametrize("signalled", [os.kill, os.killpg])  # the process; it and those that load its batches
-@pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
-def test_asked_to_stop_it_saves_and_goes_on_the_same(masked, tmp_path, number, signalled):
-    config = elsewhere(masked, tmp_path / "stopped", save_every_n=1000)
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # to the process, or also to its loader workers
+@pytest.mark.parametrize("signum", sorted(EXIT_CODES.values()))
+def test_run_stopped_by_a_signal_saves_and_resumes_bit_for_bit(masked, tmp_path, signum, send):
+    config = with_exp_dir(masked, tmp_path / "stopped", save_every_n=1000)
     log = config.training.exp_dir / "metrics.jsonl"
-    child = start(train_in_a_group, config)
+    child = start(train_in_process_group, config)
     wait_until(lambda: log.exists() and log.stat().st_size > 0, child)
-    signalled(child, number)
-    assert wait(child) == 128 + number
+    send(child, signum)
+    assert wait(child) == 128 + signum
     (saved,) = layout.batch_checkpoints(config.training.exp_dir)
     assert 2 <= checkpoints.read(saved)["update"] < UPDATES
     assert wait(start(runs.train, config)) == 0
-    calm, stopped = (checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config))
+    uninterrupted, stopped = (
+        checkpoints.read(c.training.exp_dir / f"checkpoint-{UPDATES}.pt") for c in (masked, config)
+    )
     for part in ("model", "model_avg", "optimizer", "masks"):
-        _assert_equal(calm[part], stopped[part], part)
+        _assert_equal(uninterrupted[part], stopped[part], part)
 
 
-def searching(corpus, dense, exp_dir):
-    """A search of three languages, two at a time; long enough to be met at it."""
+def search_config(corpus, dense, exp_dir):
+    """Return the options of a search of three languages, two in parallel, long enough to be interrupted."""
     pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=40, num_jobs=2)
     return tiny_run.search(corpus, exp_dir, pruning, init_from=dense, save_every_n=1000, log_interval=1)
 
 
-def begun(exp_dir):
-    """The searches that have made updates."""
+def started_searches(exp_dir):
+    """Return the names of the searches that have logged updates."""
     logs = [path for path in exp_dir.glob("*/metrics.jsonl") if path.stat().st_size > 0]
     return {path.parent.name for path in logs}
 
 
 @pytest.fixture
 def forked_searches(monkeypatch):
-    """Searches side by side in forked processes, which need not import everything anew."""
+    """Run parallel searches in forked processes, which need not repeat imports."""
     monkeypatch.setattr(jobs, "get_context", lambda _: multiprocessing.get_context("fork"))
 
 
-@pytest.mark.parametrize("number", sorted(EXIT_CODES.values()))
-def test_searches_side_by_side_are_saved_and_go_on_when_asked_to_stop(
-    corpus, masked, tmp_path, forked_searches, number
-):
-    config = searching(corpus, masked.training.init_from, tmp_path)
+@pytest.mark.parametrize("signum", sorted(EXIT_CODES.values()))
+def test_parallel_searches_save_checkpoints_when_stopped_by_a_signal(corpus, masked, tmp_path, forked_searches, signum):
+    config = search_config(corpus, masked.training.init_from, tmp_path)
     child = start(runs.find_masks, config)
-    wait_until(lambda: len(begun(tmp_path)) == 2, child)
-    os.kill(child, number)
-    assert wait(child) == 128 + number
+    wait_until(lambda: len(started_searches(tmp_path)) == 2, child)
+    os.kill(child, signum)
+    assert wait(child) == 128 + signum
     assert not multiprocessing.active_children()
-    stopped = begun(tmp_path)
-    assert stopped == {"en", "fr"}  # Italian had not been begun, and is not
+    stopped = started_searches(tmp_path)
+    assert stopped == {"en", "fr"}  # Italian is not started after the signal
     for code in stopped:
         (saved,) = layout.batch_checkpoints(tmp_path / code)
         assert 1 <= checkpoints.read(saved)["update"] < 40
 
 
-def fail_when_begun(folder):
-    while not begun(folder):
+def fail_after_start(folder):
+    while not started_searches(folder):
         time.sleep(0.01)
     raise ValueError("no French")
 
 
-def test_one_that_fails_stops_those_beside_it(corpus, tmp_path, forked_searches):
+def test_failed_job_stops_the_other_jobs(corpus, tmp_path, forked_searches):
     long = {"num_updates": 100, "save_every_n": 1000, "log_interval": 1}
     trainings = [partial(runs.train, tiny_run.config(corpus, tmp_path / code, code, **long)) for code in ["en", "it"]]
     with pytest.raises(ValueError, match="no French"):
-        jobs.run_in_parallel([trainings[0], partial(fail_when_begun, tmp_path), trainings[1]], 2)
-    assert begun(tmp_path) == {"en"} and not (tmp_path / "it").exists()
+        jobs.run_in_parallel([trainings[0], partial(fail_after_start, tmp_path), trainings[1]], 2)
+    assert started_searches(tmp_path) == {"en"} and not (tmp_path / "it").exists()
     (saved,) = layout.batch_checkpoints(tmp_path / "en")
     assert checkpoints.read(saved)["update"] < 100

@@ -1,4 +1,4 @@
-"""Ranks that torchrun starts on several machines do what ranks do that --world-size starts on one."""
+"""Ranks started by torchrun on several machines compute the same as ranks spawned on one machine."""
 
 import subprocess
 import sys
@@ -17,19 +17,19 @@ from icefall_pathways.training.config import PruningConfig
 RECIPE = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
 
 
-def as_words(config):
-    """The options of a script that say what a config says."""
+def to_arguments(config):
+    """Return the command-line arguments that give a script the options of `config`."""
     options = {name: value for part in to_dict(config).values() for name, value in part.items() if value is not None}
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def torchrun(script, port, words):
-    """Run a script on two machines, both of them this one, with a rank each; wait for them."""
+def torchrun(script, port, arguments):
+    """Run a script on two nodes with one rank each, both on this machine, and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     command += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     nodes = [
         subprocess.Popen(
-            [*command, "--node_rank", node, str(RECIPE / script), *words],
+            [*command, "--node_rank", node, str(RECIPE / script), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -44,10 +44,10 @@ def torchrun(script, port, words):
     assert not any(node.returncode for node in nodes), printed
 
 
-def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path, free_port):
+def test_training_on_several_nodes_equals_training_with_spawned_ranks(corpus, tmp_path, free_port):
     options = {"num_updates": 4, "valid_interval": 4, "world_size": 2, "master_port": free_port}
-    over_nodes = tiny_run.config(corpus, tmp_path / "torchrun", **options | {"world_size": 1})
-    torchrun("train.py", free_port, as_words(over_nodes))
+    on_nodes = tiny_run.config(corpus, tmp_path / "torchrun", **options | {"world_size": 1})
+    torchrun("train.py", free_port, to_arguments(on_nodes))
     runs.train(tiny_run.config(corpus, tmp_path / "spawned", **options))
     a, b = (checkpoints.newest(tmp_path / name)[1] for name in ("torchrun", "spawned"))
     assert (a["update"], a["world_size"]) == (b["update"], b["world_size"]) == (4, 2)
@@ -60,11 +60,11 @@ def test_training_over_nodes_equals_training_with_spawned_ranks(corpus, tmp_path
     assert logs == ["-0", "-1"]
 
 
-def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, free_port):
+def test_mask_search_on_several_nodes_searches_one_language_after_another(corpus, tmp_path, free_port):
     runs.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
     pruning = PruningConfig(prune_rounds=1, updates_per_round=2)
     search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
-    torchrun("prune.py", free_port, as_words(search))
+    torchrun("prune.py", free_port, to_arguments(search))
     masks = PathwayMasks.load(tmp_path / "masks" / "masks.safetensors")
     assert masks.languages == ("en", "fr") and masks.overlap("en", "fr") < 1
     assert masks.sparsity("en") == pytest.approx(0.7, abs=0.01)
@@ -72,7 +72,7 @@ def test_a_search_over_nodes_goes_from_language_to_language(corpus, tmp_path, fr
         assert checkpoints.newest(tmp_path / "masks" / code)[1]["world_size"] == 2
 
 
-def test_searches_side_by_side_are_refused_under_torchrun(corpus, tmp_path, monkeypatch):
+def test_parallel_searches_are_rejected_under_torchrun(corpus, tmp_path, monkeypatch):
     runs.train(tiny_run.config(corpus, tmp_path / "dense", num_updates=1))
     pruning = PruningConfig(num_jobs=2)
     search = tiny_run.search(corpus, tmp_path / "masks", pruning, "en fr", init_from=tmp_path / "dense")
