@@ -1,7 +1,10 @@
 """The languages of Multilingual LibriSpeech: code, folder name and alphabet."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NewType
+from typing import Annotated, NewType
+
+import tyro
 
 #: An ISO 639-1 language code, such as "fr".
 LanguageCode = NewType("LanguageCode", str)
@@ -49,6 +52,10 @@ LANGUAGES: dict[LanguageCode, Language] = {
 }
 
 
+#: The languages of the ASR pathways paper.
+DEFAULT_LANGUAGES = (LanguageCode("en"), LanguageCode("fr"), LanguageCode("it"), LanguageCode("nl"))
+
+
 def get_language(tag: str) -> Language:
     """Return the language with the given code ("fr") or MLS name ("french").
 
@@ -62,22 +69,43 @@ def get_language(tag: str) -> Language:
     raise UnknownLanguageError(f"unknown language {tag!r}: expected one of {known}")
 
 
-def codes_of(tags: str) -> list[LanguageCode]:
-    """Return the codes of the languages in an option value; see `parse_languages`."""
+def codes_of(tags: str | Iterable[str]) -> list[LanguageCode]:
+    """Return the codes of a list of languages; see `parse_languages`."""
     return [language.code for language in parse_languages(tags)]
 
 
-def parse_languages(tags: str) -> list[Language]:
-    """Parse an option value that lists languages: codes or names, separated by spaces or commas.
+def parse_languages(tags: str | Iterable[str]) -> list[Language]:
+    """Parse a list of languages: codes or names, in a string separated by spaces or commas.
 
     Raises:
       UnknownLanguageError: One of them is not a language of MLS.
-      ValueError: The list is empty or names a language twice.
+      ValueError: The list is empty or contains a language twice.
     """
-    languages = [get_language(tag) for tag in tags.replace(",", " ").split()]
+    words = tags.replace(",", " ").split() if isinstance(tags, str) else list(tags)
+    languages = [get_language(word) for word in words]
     if not languages:
         raise ValueError('no languages given: expected a list such as "en fr it nl"')
     codes = [language.code for language in languages]
     if len(set(codes)) < len(codes):
-        raise ValueError(f"duplicate language in {tags!r}: list each language once")
+        raise ValueError(f"duplicate language in {' '.join(words)!r}: list each language once")
     return languages
+
+
+def normalize_languages(tags: str | Iterable[str]) -> tuple[LanguageCode, ...]:
+    """Return the codes of a list of languages, which may be empty; see `parse_languages`."""
+    text = tags if isinstance(tags, str) else " ".join(tags)
+    return tuple(codes_of(text)) if text.strip() else ()
+
+
+#: Type of an option that lists languages by code or name: `--languages "en fr"`, `en,fr` or `en fr`. A dataclass with
+#: such a field should apply `normalize_languages` to it, so that code can pass a string too.
+LanguageList = Annotated[
+    tuple[LanguageCode, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="LANGUAGES",
+        instance_from_str=normalize_languages,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda codes: [" ".join(codes)],
+    ),
+]

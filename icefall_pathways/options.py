@@ -116,6 +116,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
         values[field.name] = str(value) if isinstance(value, Path) else value
     return values
 

@@ -28,7 +28,14 @@ from icefall_pathways.data.sampling import (
     updates_per_epoch,
 )
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.languages import Language, get_language, parse_languages
+from icefall_pathways.languages import (
+    DEFAULT_LANGUAGES,
+    Language,
+    LanguageList,
+    get_language,
+    normalize_languages,
+    parse_languages,
+)
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -45,7 +52,7 @@ class DataConfig(AugmentationConfig):
     manifest_dir: Path = Path("data/fbank")
     """Folder of the cuts with features."""
 
-    languages: str = "en fr it nl"
+    languages: LanguageList = DEFAULT_LANGUAGES
     """Languages, by code or name, in the order of their bits in masks."""
 
     max_duration: float = 200.0
@@ -74,6 +81,10 @@ class DataConfig(AugmentationConfig):
 
     max_cut_duration: float = 20.0
     """Drop training cuts longer than this (seconds)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "languages", normalize_languages(self.languages))
 
 
 class SpeechDataModule:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from icefall_pathways.experiment import layout
+from icefall_pathways.languages import LanguageList, normalize_languages
 from icefall_pathways.searches.config import SearchConfig
 
 NumActivePaths = Annotated[int, tyro.conf.arg(name="num-active-paths")]
@@ -44,7 +45,7 @@ class TrainedModelConfig(SearchConfig):
 class CommonConfig(TrainedModelConfig):
     """Options common to offline and streaming decoding of a corpus."""
 
-    languages: str = ""
+    languages: LanguageList = ()
     """Languages to decode, for example "en fr"; empty: those of the experiment."""
 
     split: Literal["test", "dev"] = "test"
@@ -55,6 +56,10 @@ class CommonConfig(TrainedModelConfig):
 
     manifest_dir: Path | None = None
     """Folder of the cuts; None: the one of the experiment."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "languages", normalize_languages(self.languages))
 
     @property
     def results_dir(self) -> Path:

@@ -13,7 +13,6 @@ from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.streaming import StreamingDecoder
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import check_features, find_tokenizer
-from icefall_pathways.languages import codes_of
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import FoldedPathways
@@ -46,7 +45,7 @@ class TrainedModel:
     @property
     def languages(self) -> list[str]:
         """Codes of the supported languages: those with a pathway or, for a dense model, those of its training."""
-        return list(codes_of(self.data_config.languages) if self.masks is None else self.masks.languages)
+        return list(self.data_config.languages if self.masks is None else self.masks.languages)
 
     def check_languages(self, languages: Iterable[str]) -> None:
         """Check that there is a pathway for each of these language codes.

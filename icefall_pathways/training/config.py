@@ -6,6 +6,7 @@ from typing import Literal
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.experiment.model_files import choose_tokenizer
+from icefall_pathways.languages import LanguageList, normalize_languages
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.losses import RnntLoss
 from icefall_pathways.pathways.criteria import PruneCriterion, RegrowCriterion
@@ -56,7 +57,7 @@ class TrainingConfig:
     masks: Path | None = None
     """Masks file: each language trains and runs through its own sub-network. Default: train the dense model."""
 
-    freeze_languages: str = ""
+    freeze_languages: LanguageList = ()
     """With --masks: languages whose output must not change; the weights that they use are not trained."""
 
     world_size: int = 1
@@ -190,6 +191,7 @@ class TrainingConfig:
         return choose_tokenizer(self.exp_dir, self.bpe_model, init_from)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "freeze_languages", normalize_languages(self.freeze_languages))
         if self.use_fp16 and self.use_bf16:
             raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
         for name in ("base_lr", "clip_norm", "clipping_scale", "weight_decay", "ctc_loss_scale"):

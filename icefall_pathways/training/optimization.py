@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from icefall_pathways.languages import codes_of
 from icefall_pathways.optim.learning_rate import Eden, LearningRate, LinearDecay
 from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters
@@ -41,7 +40,7 @@ def trainable_masks(model: nn.Module, masks: PathwayMasks | None, options: Train
     """
     if masks is None or not options.freeze_languages:
         return masks
-    return freeze_languages(model, masks, codes_of(options.freeze_languages))
+    return freeze_languages(model, masks, options.freeze_languages)
 
 
 def build_learning_rate(options: TrainingConfig, num_updates: int) -> LearningRate:

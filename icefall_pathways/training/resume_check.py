@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from icefall_pathways.experiment.checkpoints import CheckpointError
-from icefall_pathways.languages import codes_of
+from icefall_pathways.languages import normalize_languages
 
 #: Properties of a run that its checkpoints store: options, masks, ranks, tokens; see `Trainer`.
 Description = Mapping[str, Any]
@@ -21,16 +21,22 @@ def _masks_property(name: str) -> Callable[[Description], Any]:
     return value_of
 
 
+def _join(languages: str | list[str]) -> str:
+    return " ".join(normalize_languages(languages))  # older checkpoints store what the user typed
+
+
 # Properties that must not change: otherwise masks would be mixed up, or the position in the data lost.
 _FIXED: dict[str, Callable[[Description], Any]] = {
     "world_size": lambda run: run["world_size"],
     "accum_grad": lambda run: run["accum_grad"],
     "vocab_size": lambda run: run["vocab_size"],
     "hash of --bpe-model": lambda run: run.get("tokens"),
-    "languages": lambda run: " ".join(codes_of(run["config"]["data"]["languages"])),
+    "languages": lambda run: _join(run["config"]["data"]["languages"]),
     "masked": lambda run: bool(run["masks_header"]),
     "optimizer": lambda run: run["config"]["training"].get("optimizer", "adamw"),
-    "freeze_languages": lambda run: run["config"]["training"].get("freeze_languages", ""),
+    "freeze_languages": lambda run: " ".join(
+        normalize_languages(run["config"]["training"].get("freeze_languages", ""))
+    ),
     "prune_method": lambda run: run["config"]["pruning"]["prune_method"],
     **{
         f"masks' {name}": _masks_property(name)

@@ -15,7 +15,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import store_model_files
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import LanguageCode, codes_of
+from icefall_pathways.languages import LanguageCode
 from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
@@ -67,15 +67,14 @@ def train(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> None:
     initial = read_initial_checkpoint(config.training)
     config = with_optimizer(with_architecture(config, initial))
     check_training_options(config, initial)
-    languages = codes_of(config.data.languages)
     model, comparison = build_initial_model(config, initial)
     if config.training.masks is not None:
-        frozen = _frozen_languages(config.training, languages)
-        masks = PathwayMasks.load(config.training.masks).restrict(frozen + languages)
+        frozen = _frozen_languages(config)
+        masks = PathwayMasks.load(config.training.masks).restrict([*frozen, *config.data.languages])
         masks.check(model)
         if config.pruning.prune_method != "none":
             parse_granularity(masks.header.granularity).check_sparsity(config.pruning.sparsity)
-        if config.training.freeze_languages:
+        if frozen:
             _check_vocabulary(config)
         _pin_initial_masks(masks, config.training.exp_dir / _initial_masks_file(config))
     _write_run_files(config, comparison)
@@ -98,10 +97,10 @@ def _resolve_defaults(training: TrainingConfig) -> TrainingConfig:
     return replace(training, bpe_model=training.tokenizer_path, rnnt_loss=resolve_rnnt_loss(training.rnnt_loss))
 
 
-def _frozen_languages(training: TrainingConfig, languages: list[LanguageCode]) -> list[LanguageCode]:
+def _frozen_languages(config: ExperimentConfig) -> Sequence[LanguageCode]:
     """Return the languages of --freeze-languages; check that none of them is trained."""
-    frozen = codes_of(training.freeze_languages) if training.freeze_languages else []
-    if overlap := [code for code in frozen if code in languages]:
+    frozen = config.training.freeze_languages
+    if overlap := [code for code in frozen if code in config.data.languages]:
         raise ValueError(
             f"{', '.join(overlap)} in both --languages and --freeze-languages: either train it or freeze it"
         )
@@ -118,7 +117,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     initial = read_initial_checkpoint(config.training)
     if initial is None:
         raise ValueError("a mask search starts from a trained dense model: specify it with --init-from")
-    languages = codes_of(config.data.languages)
+    languages = config.data.languages
     groups = [languages] if config.pruning.prune_for == "all-languages" else [[code] for code in languages]
     searches = [_search_config(config, group, initial) for group in groups]
     check_search_options(config, searches[0], initial)
@@ -174,7 +173,7 @@ def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
 def _load_masks_to_extend(config: MaskSearchConfig, path: Path, model: Transducer) -> PathwayMasks:
     """Load the masks that languages are added to; check them before a search takes hours."""
     masks = PathwayMasks.load(path)
-    languages = codes_of(config.data.languages)
+    languages = config.data.languages
     if existing := [code for code in languages if code in masks.languages]:
         raise ValueError(f"{path} has masks of {', '.join(existing)} already: list only new languages with --languages")
     roots = PRUNE_SCOPES[config.pruning.prune_scope]
@@ -199,7 +198,7 @@ def _check_vocabulary(config: ExperimentConfig) -> None:
 
 
 def _search_config(
-    config: MaskSearchConfig, languages: list[LanguageCode], initial: InitialCheckpoint
+    config: MaskSearchConfig, languages: Sequence[LanguageCode], initial: InitialCheckpoint
 ) -> ExperimentConfig:
     """Return the options of the training that finds one mask for `languages`."""
     training = replace(
@@ -207,7 +206,7 @@ def _search_config(
         exp_dir=config.training.exp_dir / "-".join(languages),
         num_updates=search_schedule(config.pruning).num_updates,
     )
-    data = replace(config.data, languages=" ".join(languages))
+    data = replace(config.data, languages=tuple(languages))
     return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model), initial))
 
 
@@ -297,7 +296,7 @@ def train_rank(
         _save_masks(trainer, config, pruning or config.pruning, initial)
 
 
-def _dense_masks(model: Transducer, languages: list[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
+def _dense_masks(model: Transducer, languages: Sequence[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
     """Return masks that keep all entries, with the shape options for pruning them; check that these fit the model."""
     masks = PathwayMasks.dense(model, languages, PRUNE_SCOPES[shape.prune_scope])
     masks.header = shape.shape(masks.header)
@@ -309,7 +308,7 @@ def _initial_masks_file(config: ExperimentConfig) -> str:
     return layout.MASKS_FILE if config.pruning.prune_method == "none" else layout.INITIAL_MASKS_FILE
 
 
-def _initial_masks(config: ExperimentConfig, model: Transducer, languages: list[LanguageCode]) -> PathwayMasks:
+def _initial_masks(config: ExperimentConfig, model: Transducer, languages: Sequence[LanguageCode]) -> PathwayMasks:
     """Return the masks of --masks, or masks that keep all entries."""
     if config.training.masks is None:
         return _dense_masks(model, languages, config.pruning)

@@ -17,10 +17,14 @@ from icefall_pathways.training.config import PruningConfig
 RECIPE = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways"
 
 
+def _to_text(value):
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
 def to_arguments(config):
     """Return the command-line arguments that give a script the options of `config`."""
     options = {name: value for part in to_dict(config).values() for name, value in part.items() if value is not None}
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", _to_text(value))]
 
 
 def torchrun(script, port, arguments):
