@@ -4,21 +4,21 @@
 SHELL := /bin/bash
 PYTHON_BIN := .venv/bin
 ENCODER ?= emformer
-# Tests run one process per core with one thread each: spinning barriers of several threads slow down shared cores.
+# Tests run one process per core, with one thread each: threads that spin while they wait slow down shared cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: help env demo bench test lint format docs lock clean
 
 help:
 	@echo "make demo     run the recipe on the embedded corpus: features, dense training, mask search, pathways, report"
-	@echo "make test     run ruff, mypy and the tests; build the documentation"
+	@echo "make test     run ruff and mypy, build the documentation, and run all tests"
 	@echo "make lint     run ruff and mypy"
 	@echo "make format   format the code and fix what ruff can fix"
-	@echo "make docs     build the documentation in site/"
-	@echo "make bench    run the benchmarks and update their tables in benchmarks/; on an otherwise idle machine"
+	@echo "make docs     build the documentation in site/; fails on broken links"
+	@echo "make bench    run the benchmarks and update their tables in benchmarks/; needs an otherwise idle machine"
 	@echo "make env      create or update .venv"
 	@echo "make lock     update requirements.txt from requirements.in"
-	@echo "make clean    remove the results of the demo, caches and builds; keeps .venv and the kaldifeat wheel"
+	@echo "make clean    remove all recipe data and experiments (egs/mls/ASR/{data,download,exp}), caches and builds; keep .venv"
 
 env:
 	@tools/make_env.sh
@@ -39,7 +39,7 @@ format: env
 	$(PYTHON_BIN)/ruff format .
 
 docs: env
-	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN)/mkdocs build --strict
 
 bench: env
 	@. tools/cpu_env.sh && \

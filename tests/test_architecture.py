@@ -1,6 +1,6 @@
-"""Imports run one way: no cycle between modules, and no import of a package of a higher layer.
+"""Imports run one way: no cycle between modules, and no import from a higher layer.
 
-The imports are read with `ast`, those inside functions and under `if TYPE_CHECKING` included.
+Imports are read with `ast`, including those inside functions and under `if TYPE_CHECKING`.
 """
 
 import ast
@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "icefall_pathways"
 
-# From the bottom to the top. A package imports itself and packages of the lines above it, not those of its own line.
-# "" is the package's own `__init__.py`.
+# From bottom to top. A component imports itself and components of lower layers, not other components of its layer.
+# "" is `icefall_pathways/__init__.py`.
 LAYERS = (
     ("constants", "errors", "files", "languages", "options"),
     ("corpora", "models"),
@@ -25,14 +25,13 @@ LAYERS = (
     ("training", "decoding"),
     ("transcription", "reporting"),
     ("recipe",),
-    ("api",),
     ("",),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
 
-# The project's packages that a package may import at most, besides itself.
+# For some components, the only other components that they may import.
 ALLOWED = {
     "models": {"constants", "errors"},  # no languages, masks or files
     "pathways": {"errors", "files"},  # no speech
@@ -54,7 +53,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import of a module's tree; the name is "" for `import module`."""
+    """Yield (module, name) of each import in a module; the name is "" for `import module`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 K2_PY310_SHA256=1404589732fdb7f6f5bf62297a20dd73318b7b4f2e10dd52dc3d5b6669688a4c
 
 command -v uv >/dev/null || { echo "error: uv not found; install it (pip install uv) and run this again" >&2; exit 1; }
-cp requirements.txt requirements.txt.new # the versions locked so far are kept, unless --upgrade is given
+cp requirements.txt requirements.txt.new # keep the locked versions, unless --upgrade is given
 uv pip compile --python-version 3.10 --generate-hashes --no-header --no-annotate --quiet "$@" \
   --output-file requirements.txt.new requirements.in
 awk -v k2_hash="$K2_PY310_SHA256" '

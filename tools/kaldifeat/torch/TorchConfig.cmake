@@ -1,4 +1,4 @@
-# Describes the installed torch to kaldifeat's build. Torch's own TorchConfig.cmake insists on a CUDA toolkit of the version
+# Describes the installed torch to kaldifeat's build. Torch's TorchConfig.cmake requires the CUDA toolkit of the version that
 # torch was built with, although kaldifeat compiles no CUDA code and runs on CUDA tensors through torch itself.
 # Expects -DTORCH_DIR=<the folder of the torch package>.
 if(NOT TORCH_DIR)
