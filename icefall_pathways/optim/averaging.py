@@ -1,4 +1,4 @@
-"""Running averages of weights over a training."""
+"""Running averages of model weights during training."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ StateDict = dict[str, Tensor]
 
 
 class ModelAverage:
-    """Running mean of a model's weights over its training, in float64.
+    """Running mean of a model's weights during training, in float64.
 
     Every `period` updates: average <- average * (1 - period / n) + model * period / n, after n updates in total. The
     average of an entry that no active sub-network trains is its constant value.
 
     Args:
-      model: The model at the start.
-      period: Updates between two samples.
+      model: The model at the start of training.
+      period: Number of updates between two samples of the weights.
     """
 
     def __init__(self, model: nn.Module, period: int) -> None:
@@ -23,7 +23,7 @@ class ModelAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, update: int) -> None:
-        """Add the weights after `update` updates to the average, if it is a multiple of the period."""
+        """Add the weights after `update` updates to the average, if `update` is a multiple of the period."""
         if update % self._period:
             return
         share = self._period / update
@@ -34,7 +34,7 @@ class ModelAverage:
                 self._state[name].copy_(value)
 
     def state_dict(self) -> StateDict:
-        """Return the average, under the model's names."""
+        """Return the average, with the model's parameter and buffer names."""
         return self._state
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -44,13 +44,13 @@ class ModelAverage:
 
 
 def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int) -> StateDict:
-    """Return the mean of the weights over the updates after `num_start` up to `num_end`.
+    """Return the mean of the weights over the updates from `num_start` (exclusive) to `num_end`.
 
     Args:
       start: The running mean at `num_start`.
       end: The running mean at `num_end`.
-      num_start: Updates before the range.
-      num_end: Updates up to the end of the range.
+      num_start: Number of updates before the range.
+      num_end: Number of updates at the end of the range.
 
     Raises:
       ValueError: `num_end` is not after `num_start`.

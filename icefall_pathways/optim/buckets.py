@@ -1,4 +1,4 @@
-"""Parameters as flat vectors, so that an optimizer step takes few operations for any number of tensors."""
+"""Flat parameter buckets, so that an optimizer step takes few operations for any number of tensors."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-# Entries of a bucket, unless a parameter has more: intermediate results stay in the cache of a CPU.
+# Approximate number of entries per bucket: intermediate results stay in a CPU's cache. Larger parameters have their own
+# bucket.
 _BUCKET_SIZE = 2**18
 
-# Integer types of the widths of the floating-point types, for bitwise operations.
+# Integer dtype by element size in bytes, for bitwise operations on floating-point tensors.
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -20,12 +21,12 @@ class Bucket:
     """Concatenated parameters of one dtype, n entries in total.
 
     Attributes:
-      names: The names of the parameters, by which masks identify them.
+      names: The names of the parameters in the masks.
       parameters: The parameters.
       sizes: Number of entries of each parameter.
-      device_sizes: The same as a tensor on the parameters' device, so that no step has to copy it there.
+      device_sizes: `sizes` as a tensor on the parameters' device, so that no step has to copy it.
       masked: Whether masks cover the parameters.
-      state: Flat tensors (n,) of an optimizer's state.
+      state: The optimizer's state: flat tensors (n,) by name.
     """
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], masked: bool) -> None:
@@ -65,7 +66,7 @@ class Bucket:
         return [parameter.grad is not None for parameter in self.parameters]
 
     def gradient(self, active: Tensor | None) -> Tensor:
-        """Return a copy of the gradients (n,), zero for parameters without one and where no bit of `active` is set."""
+        """Return a copy of the gradients (n,), zero where a parameter has none or no bit of `active` is set."""
         gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters)
         return clear_inactive_(self.join(gradients), active)
 
@@ -84,7 +85,7 @@ class Bucket:
 
 
 def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: Iterable[str]) -> list[Bucket]:
-    """Group parameters into buckets of one dtype and device, separately for those in `masked`, in the given order."""
+    """Group parameters, in order, into buckets of one dtype and device; those in `masked` have separate buckets."""
     names = set(masked)
     kinds: dict[tuple[bool, torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
@@ -99,7 +100,7 @@ def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: I
 
 
 def to_bits(mask: Tensor, like: Tensor) -> Tensor:
-    """Convert a bool tensor to integers as wide as the numbers in `like`: all bits set where it is true, else none."""
+    """Convert a bool tensor to integers of the element size of `like`: all bits set where true, none elsewhere."""
     return mask.view(torch.uint8).to(_INTEGERS[like.element_size()]).neg_()
 
 
@@ -110,10 +111,10 @@ def select_active(values: Tensor, active: Tensor, out: Tensor) -> Tensor:
 
 
 def clear_inactive_(values: Tensor, active: Tensor | None) -> Tensor:
-    """Set `values` to +0.0 where no bit of `active` is set, in place; None keeps all.
+    """Set `values` to +0.0 where no bit of `active` is set, in place; None keeps all values.
 
-    Subtracting +0.0 leaves every number as it is, including -0.0. Bitwise operations are several times as fast as
-    `torch.where`, and clear NaN too.
+    Subtracting +0.0 does not change any number, including -0.0. Bitwise operations are several times faster than
+    `torch.where`, and also clear NaN.
     """
     if active is not None:
         values.view(active.dtype).bitwise_and_(active)

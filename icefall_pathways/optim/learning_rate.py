@@ -1,4 +1,4 @@
-"""Learning rate schedules: stateless functions of the position in training, so that resuming needs no state."""
+"""Learning rate schedules: stateless functions of update and epoch, so that checkpoints need no state of them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,21 +8,21 @@ class LearningRate(Protocol):
     """A learning rate schedule."""
 
     def __call__(self, update: int, epoch: int) -> float:
-        """Return the learning rate of update `update`, counted from 1, after `epoch` finished epochs."""
+        """Return the learning rate of update `update` (from 1), after `epoch` finished epochs."""
 
 
 @dataclass(frozen=True)
 class Eden:
-    """icefall's schedule, which decays with the updates and with the epochs.
+    """Eden, icefall's schedule, which decays with both updates and epochs.
 
     lr = base * ((n^2 + A^2) / A^2)^(-1/4) * ((e^2 + E^2) / E^2)^(-1/4) * warm-up,
-    with n the update, e the finished epochs, and a factor that rises linearly from `warmup_start` to 1.
+    with n the update, e the finished epochs, and a warm-up factor that rises linearly from `warmup_start` to 1.
 
     Attributes:
       base: Base learning rate.
       lr_batches: A, in updates.
       lr_epochs: E, in epochs.
-      warmup: Updates of warm-up.
+      warmup: Number of warm-up updates.
       warmup_start: Factor at the start of the warm-up.
     """
 
@@ -44,8 +44,8 @@ class LinearDecay:
 
     Attributes:
       base: Maximum of the learning rate.
-      num_updates: Updates of the whole run.
-      warmup: Updates of warm-up.
+      num_updates: Number of updates of the run.
+      warmup: Number of warm-up updates.
     """
 
     base: float

@@ -16,17 +16,17 @@ _SATURATED = 1e-8  # below this, beta**n has no effect on 1 - beta**n in float32
 class MaskedAdamW(MaskedOptimizer):
     """AdamW (decoupled weight decay) whose step is defined on the entries of one language's mask.
 
-    A step does not change a bit of entries outside the active mask, nor of their moments. The bias correction of an
+    A step leaves the entries outside the active mask and their moments bitwise unchanged. The bias correction of an
     entry counts the updates of that entry: with a global count, the first steps of an entry that few languages use
-    would be far too large. Without masks this is torch's AdamW.
+    would be far too large. Without masks, this is torch's AdamW.
 
     Args:
       named_parameters: The result of `model.named_parameters()`.
       lr: Learning rate.
       betas: Decay rates of the first and second moment.
       eps: Added to the root of the second moment.
-      weight_decay: Of matrices and kernels; biases, norms and scalars are not decayed.
-      max_norm: Maximum norm of the gradient of the active entries (`clip_gradients`); None disables clipping.
+      weight_decay: Weight decay of matrices and kernels; biases, norms and scalars are not decayed.
+      max_norm: Maximum norm of the active entries' gradient (`clip_gradients`); None disables clipping.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class MaskedAdamW(MaskedOptimizer):
         bucket.subtract(clear_inactive_(change, active), alpha=group["lr"])
 
     def _correction_tables(self, beta1: float, beta2: float, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return factors of the first moment and of the root of the second moment, by the updates of an entry.
+        """Return the bias corrections of the first moment and of the root of the second moment, by update count.
 
-        A table lookup is far faster than a power per entry. The tables end where the factors are 1.
+        A table lookup is far faster than a power per entry. The tables end where the corrections are 1.
         """
         key = (beta1, beta2, device)
         if key not in self._tables:
             longest = max(math.ceil(math.log(_SATURATED) / math.log(beta)) if beta > 0 else 1 for beta in key[:2])
-            # The factors of no update are those of one: unused, but they must be finite.
+            # Index 0 (no update) is unused, but must be finite: it repeats index 1.
             counts = torch.arange(longest + 1, dtype=torch.float64).clamp_(min=1)
             table1, table2 = 1 / (1 - beta1**counts), 1 / (1 - beta2**counts).sqrt()
             self._tables[key] = (table1.float().to(device), table2.float().to(device))
@@ -101,7 +101,7 @@ class MaskedAdamW(MaskedOptimizer):
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale gradients in place so that their total norm is at most `max_norm`, without synchronizing with the device.
 
-    If the norm is not finite, the gradients are not changed, and the caller has to handle it.
+    If the norm is not finite, the gradients are not changed, and the caller has to handle this.
 
     Returns:
       The norm before scaling, a 0-dim tensor.

@@ -13,20 +13,20 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
-#: Added to second moments, far below the effect of `eps`: on CPUs, roots of zeros, which are frequent outside masks,
-#: are very slow.
+#: Added to second moments, since square roots of zeros, which are frequent outside masks, are very slow on CPUs. It is
+#: far too small to affect the result.
 TINY = 1e-36
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
     """An optimizer whose step is defined on the entries of one language's mask.
 
-    A step does not change a bit of entries outside the active mask, nor of their state. Parameters are processed in
-    buckets; `state` contains, by parameter, views of the buckets' state.
+    A step leaves the entries outside the active mask and their state bitwise unchanged. Parameters are processed in
+    buckets; `state` contains views of the buckets' state by parameter.
 
     Args:
-      groups: Parameter groups of torch.
-      named_parameters: The names of the parameters, by which masks identify them.
+      groups: Parameter groups, as in torch.optim.Optimizer.
+      named_parameters: All parameters with their names in the masks.
       defaults: Default options of the groups.
     """
 
@@ -39,8 +39,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._language = ""
         self._buckets: list[list[Bucket]] = []
         self._masked: set[str] = set()
-        # Lower bound of the updates of all active entries of a sub-network: its updates since masks were changed, or
-        # state was reset or loaded.
+        # Lower bound on the update count of every active entry of a sub-network: the number of its updates since masks
+        # were changed, or state was reset or loaded.
         self._min_updates: Counter[str] = Counter()
 
     def activate(self, masks: PathwayMasks | None, language: str) -> None:
@@ -53,8 +53,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """Reset the state of some entries of a parameter: their moments and update counts become zero.
 
         Args:
-          name: Of the parameter.
-          entries: Bool mask of the parameter's shape.
+          name: The parameter's name.
+          entries: Mask of the entries, bool, of the parameter's shape.
         """
         parameter = next(p for p, parameter_name in self._names.items() if parameter_name == name)
         for value in self.state.get(parameter, {}).values():
@@ -98,7 +98,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return self._buckets
 
     def _bucket_state(self, bucket: Bucket, *names: str) -> tuple[Tensor, ...]:
-        """Return the bucket's state tensors of these names (n,), initially zero."""
+        """Return the bucket's state tensors (n,) of these names, initially zero."""
         for name in names:
             if name not in bucket.state:
                 earlier = (self.state[p].get(name, torch.zeros_like(p)) for p in bucket.parameters)
@@ -112,7 +112,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
           The number of updates of each entry, int32 (n,), or 0-dim while it is the same for the whole bucket.
         """
         if "step" not in bucket.state:
-            # torch's load_state_dict keeps the dtype and device of "step" alone.
+            # torch's load_state_dict preserves dtype and device of "step" only.
             zero = torch.zeros((), dtype=torch.int32)
             device = bucket.parameters[0].device
             steps = [self.state[p].get("step", zero) for p in bucket.parameters]
@@ -133,5 +133,5 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
 
 def lookup(table: Tensor, counts: Tensor) -> Tensor:
-    """Return the entries of a table (n,) at the indices `counts`, (m,) or 0-dim."""
+    """Return the entries of a table (n,) at the indices `counts`, 1-dim or 0-dim."""
     return table.index_select(0, counts.flatten()).view(counts.shape)

@@ -19,8 +19,8 @@ _MAX_SCALE_CHANGE = 0.1  # relative, per update of the scale
 _MAX_SCALAR = 10.0
 _NO_CORRECTION = 0.99  # bias corrections closer to 1 than this are omitted, as in icefall
 
-_NUM_NORMS = 100  # past norms whose median is the reference of clipping
-_FIRST_MEDIANS = (10, 20, 40)  # steps at which it is computed from fewer norms; the threshold is then doubled
+_NUM_NORMS = 100  # number of past norms whose median is the reference of clipping
+_FIRST_MEDIANS = (10, 20, 40)  # steps at which the median is over fewer norms; the threshold is then doubled
 
 
 class ScaledAdam(MaskedOptimizer):
@@ -36,22 +36,21 @@ class ScaledAdam(MaskedOptimizer):
     - Statistics per tensor (RMS, gradients of the scale and their moment, position in the period) and the norms of past
       gradients are kept per sub-network: the scale of a language is learned from its own gradients, and clipping
       compares a gradient with those of the same language. An entry that all languages share is rescaled as often as in
-      the dense model. Languages with the same mask share their statistics; when the mask of a language becomes
-      different, its statistics are reinitialized. Parameters without masks have one set of statistics for all
-      languages.
+      the dense model. Languages with the same mask share their statistics; once a language's mask diverges, it has
+      new statistics. Parameters without masks have one set of statistics for all languages.
     - State per entry (second moment, momentum, and the count of updates that corrects the bias of the second moment)
       does not change while the entry is inactive.
 
-    Thus languages without common entries train as if alone, and masks that keep everything have no effect.
+    Thus, languages without common entries train independently, and masks that keep all entries have no effect.
 
     Args:
       named_parameters: The result of `model.named_parameters()`. A missing gradient counts as zero.
       lr: Learning rate, relative to the RMS.
-      clipping_scale: Maximum norm of the gradient, relative to the median norm of the last 100 steps (tensors are
-        weighted by their RMS); None disables clipping.
+      clipping_scale: Maximum norm of the gradient (weighted by the RMS of each tensor), relative to the median norm of
+        the last 100 steps; None disables clipping.
       betas: Decay rates of the momentum and of the second moment.
       eps: Added to roots of second moments.
-      scalar_lr_scale: Factor of the learning rate of the scales, and of parameters of one element.
+      scalar_lr_scale: Learning rate factor of the scales and of parameters with one element.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class ScaledAdam(MaskedOptimizer):
         self._min_updates.update(buckets_by_key.keys())
 
     def _statistics_key(self, masks: PathwayMasks) -> str:
-        """Return the language under which the statistics of the active sub-network are kept."""
+        """Return the key of the active sub-network's statistics: the first language with the same mask."""
         versions = [(code, code._version) for code in masks.codes.values()]
         if len(versions) != len(self._mask_versions) or any(
             code is not old_code or version != old_version
@@ -115,16 +114,16 @@ class ScaledAdam(MaskedOptimizer):
             statistics["threshold"] = torch.full((), math.inf, device=device)
         elif len(statistics["rms"]) != len(parameters):
             raise ValueError(
-                f"the optimizer's state has statistics of {len(statistics['rms'])} tensors for {key}, and there are "
+                f"the optimizer's state has statistics of {len(statistics['rms'])} tensors for {key}, but there are "
                 f"{len(parameters)}: masks must cover the same parameters throughout a training"
             )
-        for name in statistics.keys() - {"step"}:  # "step" stays on the CPU, to be read without synchronization
+        for name in statistics.keys() - {"step"}:  # "step" stays on the CPU, to avoid synchronization
             statistics[name] = statistics[name].to(device)
         needs_correction = self._min_updates[key] < len(self._correction)
         return _StatisticsGroup(buckets, active, gradients, statistics, needs_correction)
 
     def _clipping_factor(self, groups: list["_StatisticsGroup"]) -> Tensor | None:
-        """Return the factor of the gradient, zero if it is not finite, or None if clipping is disabled."""
+        """Return the clipping factor, 0 for nonfinite gradients; None in the first step or if clipping is disabled."""
         statistics = groups[-1].statistics
         step = int(statistics["step"])
         if self._clipping_scale is None or step == 0:
@@ -138,7 +137,7 @@ class ScaledAdam(MaskedOptimizer):
         return (statistics["threshold"] / norm).clamp(max=1.0).nan_to_num(nan=0.0)
 
     def _threshold(self, norms: Tensor, step: int) -> Tensor:
-        """Return the maximum norm of gradients.
+        """Return the clipping threshold.
 
         Raises:
           ValueError: At least half of the gradients were not finite.
@@ -180,7 +179,7 @@ class ScaledAdam(MaskedOptimizer):
             start = own.stop
 
     def _rms(self, group: "_StatisticsGroup") -> Tensor:
-        """Return the RMS of every tensor's active entries, and `scalar_lr_scale` for tensors of one element."""
+        """Return the RMS of every tensor's active entries, or `scalar_lr_scale` for tensors with one element."""
         pairs = zip(group.buckets, group.active, strict=True)
         norms = _norms(group, [clear_inactive_(bucket.weights(), bits) for bucket, bits in pairs])
         rms = norms / group.active_sizes().clamp(min=1).sqrt()
@@ -214,9 +213,9 @@ class ScaledAdam(MaskedOptimizer):
           bucket: The parameters.
           gradient: Their gradient (n,), zero for inactive entries.
           active: Bits of the active entries; None without masks.
-          step: Steps before this one; None if no second moment needs a bias correction anymore.
-          step_sizes: Of each parameter.
-          growth: Relative change of each parameter's scale; None within a period.
+          step: Number of previous steps; None if second moments no longer need a bias correction.
+          step_sizes: Step size of each parameter.
+          growth: Relative change of each parameter's scale; None except at the end of a period.
         """
         beta1, beta2 = self._betas
         exp_avg_sq, delta = self._bucket_state(bucket, "exp_avg_sq", "delta")
@@ -239,7 +238,7 @@ class ScaledAdam(MaskedOptimizer):
                 parameter.clamp_(-_MAX_SCALAR, _MAX_SCALAR)
 
     def _corrections(self, bucket: Bucket, active: Tensor) -> Tensor:
-        """Count this update of the active entries; return the bias correction of every second moment's root."""
+        """Count this update of the active entries; return the bias correction of the root of every second moment."""
         if active.device not in self._tables:
             self._tables[active.device] = torch.tensor(self._correction, device=active.device)
         return lookup(
@@ -249,7 +248,7 @@ class ScaledAdam(MaskedOptimizer):
 
 @dataclass
 class _StatisticsGroup:
-    """Parameters with common statistics, in one step.
+    """Parameters that share statistics, in one step.
 
     Attributes:
       buckets: The parameters.
@@ -301,8 +300,8 @@ def _scale_gradients(group: _StatisticsGroup) -> Tensor:
 
 
 def _correction_table(beta2: float) -> list[float]:
-    """Return factors of the root of the second moment, by the number of updates; the last, 1, is for all later ones."""
-    table = [1.0]  # of no update: unused, but it must be finite
+    """Return the bias corrections of the root of the second moment by update count; the last is for all higher ones."""
+    table = [1.0]  # index 0 (no update) is unused, but must be finite
     while (correction := 1 - beta2 ** len(table)) < _NO_CORRECTION:
         table.append(correction**-0.5)
     return [*table, 1.0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-#: Called with a language, a parameter name, and the gradient of the loss with respect to `mask * weight`.
+#: Callback with a language, a parameter name, and the gradient of the loss with respect to `mask * weight`.
 GradientObserver = Callable[[str, str, Tensor], None]
 
 
@@ -28,12 +28,12 @@ def activate(
       model: The model that the masks belong to.
       masks: The sub-networks; None runs the dense model.
       language: The language whose sub-network is active.
-      observer: Called in the backward pass with the gradient of each product. It is defined for all entries, while the
-        gradient of the stored weight is zero outside the mask.
+      observer: Called in the backward pass with the gradient of each product. This gradient is defined for all entries,
+        while the gradient of the stored weight is zero outside the mask.
 
     Raises:
       MasksError: The masks have no such language.
-      RuntimeError: A sub-network of the model is active already.
+      RuntimeError: A sub-network of the model is already active.
     """
     if masks is None:
         yield
@@ -43,10 +43,10 @@ def activate(
 
 
 class FoldedPathways:
-    """The sub-networks of a model for inference, each multiplied once, at its first use.
+    """Cached sub-networks for inference: `mask * weight` is computed once per language, at its first use.
 
-    Switching the language then costs no multiplication; every language in use takes the memory of the prunable weights.
-    Later changes of weights or masks have no effect.
+    Switching the language then costs no multiplication, but every language in use takes the memory of the prunable
+    weights. Later changes of weights or masks have no effect.
 
     Args:
       model: The model that the masks belong to.
@@ -82,7 +82,7 @@ class FoldedPathways:
 
 
 class _Product(NamedTuple):
-    """`mask * weight` of a parameter, the module that owns the parameter, and the attribute name there."""
+    """`mask * weight` of a parameter, the module that owns the parameter, and its attribute name."""
 
     owner: nn.Module
     attribute: str
@@ -108,7 +108,7 @@ def _products(
 def _check_not_shadowed(owner: nn.Module, attribute: str) -> None:
     if attribute in owner.__dict__:
         raise RuntimeError(
-            f"a sub-network is active already ({attribute} of {owner}): leave that context before entering another"
+            f"a sub-network is already active ({attribute} of {owner}): leave that context before entering another"
         )
 
 
@@ -137,15 +137,15 @@ def _shadow(products: Iterable[_Product]) -> Iterator[None]:
 
 
 def _masked(weight: nn.Parameter, mask: Tensor) -> Tensor:
-    # In the dtype of the weight: a product of mixed dtypes is several times slower, as is a cast from bool to float.
+    # Products of mixed dtypes, and casts from bool to float, are several times slower.
     return weight * mask.view(torch.uint8).to(weight.dtype)
 
 
 class PathwayModule(nn.Module):
-    """A model whose forward takes a language and uses its sub-network; wrap this module in DDP.
+    """Wrap a model so that its forward pass runs the sub-network of a given language; wrap this module in DDP.
 
     Args:
-      model: Any module; its parameters keep their names under `model.`.
+      model: Any module; the names of its parameters get the prefix `model.`.
       masks: The sub-networks, on the model's device; None runs the dense model. The state_dict does not contain them.
       observer: See `activate`.
 

@@ -1,4 +1,4 @@
-"""Allocate a target sparsity over parameters: layer-wise, globally, or with given sparsities of single layers."""
+"""Allocate a target sparsity over parameters: layer-wise, globally, or with fixed sparsities of single layers."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -8,7 +8,7 @@ from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 
 def budget_groups(header: MasksHeader, sizes: Mapping[str, int], sparsity: float) -> list[tuple[list[str], float]]:
-    """Group the parameters that share a budget of entries, with the sparsity of each group.
+    """Group the parameters that share a budget of entries, and compute the sparsity of each group.
 
     Layer-wise allocation prunes every parameter to the same sparsity. Global allocation ranks the entries of all
     parameters together. Parameters listed in `header.layer_sparsity` are pruned separately to the given sparsity, and
@@ -24,13 +24,13 @@ def budget_groups(header: MasksHeader, sizes: Mapping[str, int], sparsity: float
       (parameter names, sparsity) of each group.
 
     Raises:
-      ValueError: A pattern matches no parameter, or the other parameters cannot compensate for the given sparsities.
+      ValueError: A pattern matches no parameter, or the other parameters cannot compensate for the fixed sparsities.
     """
     given = _given_sparsities(header.layer_sparsity, sizes)
     others = [name for name in sizes if name not in given]
     target = header.target_sparsity if given else sparsity
     at_target = given | dict.fromkeys(others, _compensating_sparsity(given, sizes, target))
-    current = {name: _interpolated_sparsity(share, sparsity, target) for name, share in at_target.items()}
+    current = {name: _interpolated_sparsity(final, sparsity, target) for name, final in at_target.items()}
     if header.allocation == "global" and others:
         return [([name], current[name]) for name in given] + [(others, current[others[0]])]
     return [([name], current[name]) for name in sizes]
@@ -54,7 +54,7 @@ def _compensating_sparsity(given: Mapping[str, float], sizes: Mapping[str, int],
     """Return the sparsity of the other parameters for which the overall sparsity is `sparsity`."""
     if not given:
         return sparsity
-    to_prune = sparsity * sum(sizes.values()) - sum(share * sizes[name] for name, share in given.items())
+    to_prune = sparsity * sum(sizes.values()) - sum(fixed * sizes[name] for name, fixed in given.items())
     entries = sum(size for name, size in sizes.items() if name not in given)
     rest = to_prune / entries if entries else (0.0 if abs(to_prune) < 1 else -1.0)
     if not 0 <= rest < 1:
@@ -65,8 +65,8 @@ def _compensating_sparsity(given: Mapping[str, float], sizes: Mapping[str, int],
     return rest
 
 
-def _interpolated_sparsity(share: float, sparsity: float, target: float) -> float:
-    """Return the sparsity of a part at overall `sparsity`, given its `share` at overall sparsity `target`."""
+def _interpolated_sparsity(final: float, sparsity: float, target: float) -> float:
+    """Return a parameter's sparsity at overall `sparsity`, if it is `final` at the overall sparsity `target`."""
     if sparsity <= target:
-        return share * (sparsity / target) if target else share
-    return 1 - (1 - share) * ((1 - sparsity) / (1 - target))
+        return final * (sparsity / target) if target else final
+    return 1 - (1 - final) * ((1 - sparsity) / (1 - target))

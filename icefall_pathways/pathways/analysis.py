@@ -1,4 +1,4 @@
-"""Statistics of masks: densities, overlaps, active parameters."""
+"""Mask statistics: densities, overlaps, active parameters."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ class DensityRow:
     """Statistics of the masks of one parameter, or of all parameters of one module type.
 
     Attributes:
-      name: The parameter, or the type.
-      module_type: Class of the module that owns the parameter, such as "Linear".
+      name: The parameter, or the module type.
+      module_type: Class of the module that owns the parameter, e.g. "Linear".
       num_entries: Number of prunable entries.
-      density: Share of them that each language uses.
-      union: Share that at least one language uses.
-      overlap: Mean intersection over union of the masks of two languages.
-      exclusive: Share of the used entries that a single language uses.
+      density: Share of the entries that each language uses.
+      union: Share of the entries that at least one language uses.
+      overlap: Mean intersection over union of pairs of masks.
+      exclusive: Share of the used entries that exactly one language uses.
       specificity: 1 minus the mean of Cohen's kappa over pairs of masks: 0 if all masks are equal, 1 if they agree no
-        more than random masks of their densities. Unlike `overlap`, it is comparable between layers of different
+        more than random masks of the same densities. Unlike `overlap`, it is comparable across layers of different
         density.
     """
 
@@ -39,12 +39,12 @@ class DensityRow:
 
 
 def density_per_parameter(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
-    """Return a row per parameter, in the order of the model."""
+    """Return one row per parameter, in model order."""
     return [_row(name, _module_type(model, name), masks.subset(name)) for name in masks.names]
 
 
 def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
-    """Return a row per module type."""
+    """Return one row per module type."""
     names = defaultdict(list)
     for name in masks.names:
         names[_module_type(model, name)].append(name)
@@ -52,7 +52,7 @@ def density_per_type(model: nn.Module, masks: PathwayMasks) -> list[DensityRow]:
 
 
 def rank_by_specificity(rows: Sequence[DensityRow]) -> list[DensityRow]:
-    """Return the rows in descending order of their specificity."""
+    """Return the rows in descending order of specificity."""
     return sorted(rows, key=lambda row: -row.specificity)
 
 

@@ -1,4 +1,4 @@
-"""Bit counts of mask codes."""
+"""Count the bits of mask codes."""
 
 from collections.abc import Iterable
 
@@ -34,7 +34,7 @@ def joint_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
 
 
 def sharing_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
-    """Count the entries that 0, 1, 2, ... of the languages use: (languages + 1,), int64."""
+    """Count the entries by the number of languages that use them: (languages + 1,), int64."""
     bits_set = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).sum(1).to(torch.uint8)
     counts = torch.zeros(num_languages + 1, dtype=torch.int64)
     for code in codes:

@@ -1,7 +1,7 @@
 """Pruning criteria: the scores by which the entries of a language's mask are ranked.
 
-A new criterion is one function and one line in `CRITERIA`. The options --prune-by and --regrow take their choices from
-there.
+A new criterion is one function and one line in `CRITERIA`, from which the options --prune-by and --regrow take their
+choices.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 @dataclass(frozen=True)
 class ParameterStatistics:
-    """The inputs of a criterion for one parameter and one language.
+    """Inputs of a criterion for one parameter and one language.
 
     Attributes:
       magnitude: |w| of the shared weights, of the parameter's shape.
@@ -36,12 +36,12 @@ class ParameterStatistics:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to rank entries.
+    """A pruning criterion.
 
     Attributes:
-      score: Return the scores of a parameter's entries, of its shape; the largest are kept.
-      needs_gradients: The score uses gradients. Before the first batch of a language, magnitudes replace it.
-      only_regrows: The criterion selects entries to regrow (--regrow), not entries to keep (--prune-by).
+      score: Returns the scores of a parameter's entries, of its shape; entries with the largest scores are kept.
+      needs_gradients: Whether the score uses gradients. Before the first batch of a language, magnitudes replace it.
+      only_regrows: Whether the criterion can only select entries to regrow (--regrow), not to keep (--prune-by).
     """
 
     score: Callable[[ParameterStatistics], Tensor]
@@ -55,26 +55,26 @@ def magnitude(statistics: ParameterStatistics) -> Tensor:
 
 
 def gradient(statistics: ParameterStatistics) -> Tensor:
-    """Return rms(g): entries through which the language's loss falls fastest (RigL, Evci et al. 2020)."""
+    """Return rms(g), which is largest where a change reduces the language's loss most (RigL, Evci et al. 2020)."""
     return statistics.gradient_rms
 
 
 def sensitivity(statistics: ParameterStatistics) -> Tensor:
-    """Return |w| rms(g), which ranks as the saliency of Optimal Brain Damage does (LeCun et al. 1989).
+    """Return |w| rms(g), which ranks entries as the saliency of Optimal Brain Damage does (LeCun et al. 1989).
 
-    The saliency is w^2 E[g^2] / 2, with the empirical Fisher information for the curvature.
+    The saliency is w^2 E[g^2] / 2, where the empirical Fisher information approximates the curvature.
     """
     return statistics.magnitude * statistics.gradient_rms
 
 
-#: The criteria by the names that options use.
+#: Criteria by option value.
 CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude, needs_gradients=False),
     "gradient": Criterion(gradient, only_regrows=True),
     "sensitivity": Criterion(sensitivity),
 }
 
-# Choices of options: a type checker cannot read a table, and sees any text.
+# Choices of the options. Type checkers cannot evaluate a table, so for them the choices are any string.
 if TYPE_CHECKING:
     PruneCriterion = str
     RegrowCriterion = str
@@ -84,7 +84,7 @@ else:
 
 
 def get_criterion(name: str) -> Criterion:
-    """Return the criterion of a name.
+    """Return the criterion with this name.
 
     Raises:
       ValueError: `CRITERIA` has no such name.
@@ -106,9 +106,9 @@ def criterion_scores(
     Args:
       name: A criterion of `CRITERIA`.
       model: The model whose weights are scored.
-      masks: They name the parameters to score.
-      languages: The languages whose gradients count.
-      gradients: Without them, or before the first batch of these languages, magnitudes are the scores.
+      masks: Masks of the parameters to score.
+      languages: The languages whose gradients are used.
+      gradients: Gradient statistics. If they are None or have no batch of these languages yet, scores are magnitudes.
 
     Returns:
       Tensors of the parameters' shapes.

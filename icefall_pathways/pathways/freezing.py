@@ -1,4 +1,4 @@
-"""Train some languages without a change of the output of others."""
+"""Freeze languages: train others without changing the output of the frozen ones."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 
 def freeze_languages(model: nn.Module, masks: PathwayMasks, frozen: Sequence[str]) -> PathwayMasks:
-    """Freeze all weights that the languages in `frozen` compute with.
+    """Freeze all weights that the languages in `frozen` use.
 
     All languages share the parameters without masks (biases, norms, embeddings, the joiner), so these stop requiring
     gradients. Of the masked parameters, the optimizer may change the entries that no frozen language uses. The forward
     pass still uses `masks`, so the other languages read the frozen entries of their masks.
 
     Args:
-      model: Its parameters without masks are changed to require no gradient.
+      model: The model; its parameters without masks are set to `requires_grad = False`.
       masks: The sub-networks; not changed. They must not change during training either.
       frozen: The languages whose output must not change.
 

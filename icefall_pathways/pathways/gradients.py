@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 class LanguageGradients:
-    """The running mean, per language, of the squared gradient of its loss with respect to `mask * weight`.
+    """Running mean, per language, of the squared gradient of the loss with respect to `mask * weight`.
 
-    `activate` computes the product in any case, so its gradient is available for every entry at no cost, while the
-    gradient of the stored weight is zero outside the mask. Only batches of a language update its mean. With several
+    `activate` computes this product in any case, so its gradient is available for every entry at no extra cost, while
+    the gradient of the stored weight is zero outside the mask. Only batches of a language update its mean. With several
     ranks, each rank holds the contribution of its own batches.
 
     Memory: four bytes per prunable entry and language.
 
     Args:
       decay: The mean covers about 1 / (1 - decay) batches of the language.
-      all_reduce_sum: Replaces a tensor by its sum over all ranks, and returns it.
+      all_reduce_sum: Replaces a tensor by its sum over all ranks in place, and returns it.
 
     Attributes:
-      scale: The factor by which gradients are too large: that of the loss scaler, 0-dim, on the gradients' device.
+      scale: The factor of the loss scaler, by which gradients are divided: 0-dim, on the gradients' device.
     """
 
     def __init__(self, decay: float = 0.95, all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:

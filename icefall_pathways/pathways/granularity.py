@@ -1,8 +1,8 @@
 """Pruning granularity: single entries, blocks, rows, columns, or N of every M entries.
 
-A parameter is viewed as a matrix with a row for each output unit: (out, in) for a linear layer, (out, in x kernel) for
-a convolution, where the kernel positions of an input channel are adjacent. A recurrent layer's matrices have a row for
-each gate of each unit, (4H, in) and (4H, H) for an LSTM: a row is one gate of one unit.
+A parameter is viewed as a matrix with one row per output unit: (out, in) for a linear layer, (out, in x kernel) for
+a convolution, where the kernel positions of an input channel are adjacent. A recurrent layer's matrices have one row
+per gate and unit: (4H, in) and (4H, H) for an LSTM.
 
   element     single entries
   block:RxC   R rows by C columns; `*` is all of them: `block:16x*` is a head of 16 outputs in a projection
@@ -34,7 +34,7 @@ def num_kept(num_entries: int, sparsity: float) -> int:
     """Return the number of entries to keep at `sparsity`, rounded to the nearest integer.
 
     Raises:
-      ValueError: `sparsity` is not within 0 (nothing pruned) and below 1.
+      ValueError: `sparsity` is not at least 0 (dense) and below 1.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity {sparsity}: expected at least 0 and below 1 (0.7 removes 70 %)")
@@ -42,9 +42,9 @@ def num_kept(num_entries: int, sparsity: float) -> int:
 
 
 class Granularity(ABC):
-    """The groups of entries that are kept or pruned together."""
+    """Base class of granularities: groups of entries that are kept or pruned together."""
 
-    #: Parameters may share one budget (global allocation) or differ in sparsity.
+    #: Whether parameters may share a budget (global allocation) or differ in sparsity.
     shares_budget = True
 
     @abstractmethod
@@ -60,16 +60,16 @@ class Granularity(ABC):
           Bool tensors of the parameters' shapes.
 
         Raises:
-          ValueError: The candidates cut through groups.
+          ValueError: A group is only partly a candidate.
         """
 
     @abstractmethod
     def matches(self, mask: Tensor) -> bool:
-        """Return True if a mask, or codes, of a parameter's shape consist of groups of this granularity."""
+        """Return True if a mask, or codes, of a parameter's shape consist of whole groups of this granularity."""
 
     @abstractmethod
     def check_sparsity(self, sparsity: float) -> None:
-        """Check that masks of this granularity can have a sparsity.
+        """Check that masks of this granularity can have this sparsity.
 
         Raises:
           ValueError: They cannot; the message names a possible one.
@@ -80,13 +80,13 @@ class Granularity(ABC):
 class Blocks(Granularity):
     """Rectangular groups, including single entries.
 
-    The number of kept entries differs from that of the sparsity by at most half the largest group; it is exact for
-    single entries. At least one group of every parameter is kept, because a layer without weights has no output.
+    The number of kept entries deviates from the sparsity's by at most half the largest group; it is exact for single
+    entries. At least one group of every parameter is kept, because a layer without weights has no output.
 
     Attributes:
       rows: Rows of a group; 0 for all.
       inputs: Columns of a group; 0 for all.
-      whole_kernels: `inputs` counts input channels, each with its kernel, in place of columns.
+      whole_kernels: `inputs` counts input channels, each with its kernel, instead of columns.
     """
 
     rows: int = 1
@@ -94,11 +94,11 @@ class Blocks(Granularity):
     whole_kernels: bool = False
 
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Select the groups of largest mean score; of equal ones, the first."""
+        """Select the groups with the largest mean scores; break ties by index."""
         for candidate in candidates:
             if not self.matches(candidate):
                 raise ValueError(
-                    f"the masks cut through groups of {self}: prune masks of the same granularity, or dense"
+                    f"the masks split groups of {self}: start from dense masks or masks of the same granularity"
                 )
         means = [self.group_means(score) for score in scores]
         candidate_groups = [self._first_entries(candidate) for candidate in candidates]
@@ -152,7 +152,7 @@ class Blocks(Granularity):
         return sums / self.group_sizes(scores)
 
     def group_sizes(self, like: Tensor) -> Tensor | int:
-        """Return the number of entries of each group of a parameter, or one integer if all groups are equally large."""
+        """Return the number of entries of each group of a parameter, or one integer if all groups have one size."""
         rows, columns = self._group_shape(like.shape)
         height, width = like.size(0), math.prod(like.shape[1:])
         if height % rows == 0 and width % columns == 0:
@@ -173,8 +173,8 @@ class Blocks(Granularity):
 class NofM(Granularity):
     """Keep `n` of every `m` adjacent entries of a row.
 
-    At a lower sparsity, as in the rounds of iterative pruning, the count per `m` entries is rounded to the nearest
-    integer. So is the count of the last entries of a row, if these are fewer than `m`.
+    At a lower sparsity, as in the rounds of iterative pruning, the number of kept entries per `m` is rounded to the
+    nearest integer, and so is the number in the last group of a row if that group is smaller than `m`.
     """
 
     n: int
@@ -183,12 +183,12 @@ class NofM(Granularity):
     shares_budget = False
 
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Select the entries of largest score; of equal ones, the first."""
+        """Select the entries with the largest scores; break ties by index."""
         return [self._select(score, candidate, sparsity) for score, candidate in zip(scores, candidates, strict=True)]
 
     def _select(self, scores: Tensor, candidates: Tensor, sparsity: float) -> Tensor:
         allowed = candidates.flatten(1)
-        # Candidates of the lowest score rank above entries that are not candidates.
+        # Even the lowest candidates rank above entries that are not candidates.
         ranked = torch.nan_to_num(scores.detach().float(), nan=_LOWEST, posinf=torch.inf, neginf=_LOWEST).flatten(1)
         ranked = ranked.masked_fill(~allowed, -torch.inf)
         whole = ranked.size(1) // self.m * self.m
@@ -226,7 +226,7 @@ class NofM(Granularity):
 
 
 def parse_granularity(text: str) -> Granularity:
-    """Parse a granularity as options and masks headers write it.
+    """Parse a granularity in the notation of options and masks headers.
 
     Raises:
       ValueError: The text is not a granularity.

@@ -11,8 +11,8 @@ from icefall_pathways.pathways.layer_sparsity import parse_layer_sparsity
 
 ALLOCATIONS = ("layer-wise", "global")
 
-# Older headers lack these fields.
-_LATER_FIELDS = ("allocation", "layer_sparsity")
+# Fields that older headers lack.
+_OPTIONAL_FIELDS = ("allocation", "layer_sparsity")
 
 
 class MasksError(ValueError):
@@ -21,7 +21,7 @@ class MasksError(ValueError):
 
 @dataclass(frozen=True)
 class MasksHeader:
-    """Languages, origin and shape of masks.
+    """Metadata of masks: languages, origin, granularity and allocation.
 
     Attributes:
       languages: Language tags in the order of their bits.
@@ -31,10 +31,10 @@ class MasksHeader:
       source: Hash of the checkpoint that the masks were computed from.
       roots: The submodules whose prunable parameters all have masks; "" is the whole model.
       allocation: "layer-wise": every parameter has the same sparsity; "global": all parameters are ranked together.
-      layer_sparsity: Sparsities of single layers, as "PATTERN=SPARSITY ..."; see `pathways.layer_sparsity`.
+      layer_sparsity: Fixed sparsities of single layers, "PATTERN=SPARSITY ..."; see `pathways.layer_sparsity`.
 
     Raises:
-      ValueError: A value is out of range, or values exclude each other.
+      ValueError: A value is invalid, or values exclude each other.
     """
 
     languages: tuple[str, ...]
@@ -59,14 +59,14 @@ class MasksHeader:
 
 
 def read_header(path: Path) -> tuple[MasksHeader, dict[str, torch.Size], str]:
-    """Read the header, the shapes of the codes and the SHA-256 of their file.
+    """Read a header, the shapes of the codes and the SHA-256 of their file.
 
     Raises:
       MasksError: The file is damaged or not a masks header.
     """
     try:
         values = read_json(path)
-        names = [name for name in MasksHeader.__dataclass_fields__ if name in values or name not in _LATER_FIELDS]
+        names = [name for name in MasksHeader.__dataclass_fields__ if name in values or name not in _OPTIONAL_FIELDS]
         fields = {name: values[name] for name in names}
         fields |= {name: tuple(str(item) for item in fields[name]) for name in ("languages", "roots")}
         shapes = {name: torch.Size(shape) for name, shape in values["prunable"].items()}

@@ -1,16 +1,16 @@
-"""Per-layer sparsities as options and masks headers write them."""
+"""Parse per-layer sparsities of options and masks headers."""
 
 
 def parse_layer_sparsity(text: str) -> dict[str, float]:
-    """Parse per-layer sparsities "PATTERN=SPARSITY ...", where patterns are shell patterns of parameter names.
+    """Parse per-layer sparsities "PATTERN=SPARSITY ...", where patterns are shell-style patterns of parameter names.
 
-    A pattern that names a module stands for all of its parameters.
+    A pattern that matches a module applies to all of its parameters.
 
     Returns:
       Sparsity by pattern, in the order of the text.
 
     Raises:
-      ValueError: An entry does not have this form, or a sparsity is not at least 0 (dense) and below 1.
+      ValueError: An item does not have this form, or a sparsity is not at least 0 (dense) and below 1.
     """
     sparsities = {}
     for word in text.replace(",", " ").split():

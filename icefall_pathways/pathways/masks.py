@@ -1,7 +1,7 @@
 """Binary masks of all languages, one bit per language.
 
-There is one integer tensor ("code") per prunable parameter, of the parameter's shape; bit `i` of an entry is set if
-language `i` uses that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
+Each prunable parameter has an integer tensor of its shape, its *code*: bit `i` of an entry is set if language `i` uses
+that entry. Overlap, union and density are bit counts. See `PathwayMasks`.
 """
 
 import json
@@ -31,7 +31,7 @@ class PathwayMasks:
     """The sub-network of each language inside one model.
 
     Attributes:
-      header: Languages in bit order, origin and shape of the masks.
+      header: Languages in bit order, origin and granularity of the masks.
       codes: One integer tensor per prunable parameter, by the parameter's name, of the parameter's shape.
     """
 
@@ -96,7 +96,7 @@ class PathwayMasks:
         return codes.bitwise_and_(_bits([self.bit(language)], codes.dtype)).bool()
 
     def set_mask(self, name: str, languages: str | Iterable[str], mask: Tensor) -> None:
-        """Set the mask of parameter `name` for one or several languages; those of other languages do not change."""
+        """Set the mask of parameter `name` for one or several languages; other languages keep theirs."""
         code = self.codes[name]
         if mask.shape != code.shape or mask.dtype != torch.bool:
             raise MasksError(
@@ -141,12 +141,12 @@ class PathwayMasks:
     def share_mask(self, languages: Sequence[str]) -> bool:
         """Return True if the languages have the same mask (language-agnostic pruning)."""
         all_set = _bits([self.bit(language) for language in languages], code_type(len(self.languages)))
-        # The masks are equal where all of these bits are set or none.
+        # The masks are equal where either all or none of these bits are set.
         selected = (code.bitwise_and(all_set) for code in self.codes.values())
         return all(bool(((bits == all_set) | (bits == 0)).all()) for bits in selected)
 
     def equals(self, other: "PathwayMasks") -> bool:
-        """Return True if languages (in the same order) and codes are equal; other fields of the header may differ."""
+        """Return True if languages (and their order) and codes are equal; other fields of the header may differ."""
         return (
             self.languages == other.languages
             and self.codes.keys() == other.codes.keys()
@@ -163,7 +163,7 @@ class PathwayMasks:
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
     def excluding(self, languages: Iterable[str]) -> "PathwayMasks":
-        """Return the masks without the entries that any of `languages` uses; the masks of these are empty."""
+        """Return the masks without the entries that any of `languages` uses; these languages have empty masks."""
         bits = [self.bit(language) for language in languages]
         codes = {}
         for name, code in self.codes.items():
@@ -183,9 +183,9 @@ class PathwayMasks:
 
     @staticmethod
     def merge(parts: Iterable["PathwayMasks"]) -> "PathwayMasks":
-        """Return the masks of all languages of `parts`, which must cover the same parameters.
+        """Merge the masks of different languages, which must cover the same parameters.
 
-        Parts are consumed one at a time: a generator that reads them from files needs the memory of one part.
+        Parts are consumed one at a time, so a generator that reads them from files needs the memory of only one.
 
         Raises:
           MasksError: There are no parts, or they cover different parameters, share a language or differ in granularity.
@@ -214,7 +214,7 @@ class PathwayMasks:
         dtype, old = code_type(len(header.languages)), range(len(self.languages))
         for name, code in self.codes.items():
             if code.dtype != dtype:
-                code = code.to(dtype).bitwise_and_(_bits(old, dtype))  # clears the copies of a sign bit
+                code = code.to(dtype).bitwise_and_(_bits(old, dtype))  # clears the bits of the sign extension
             for bit, language in enumerate(part.languages, len(old)):
                 code |= part.mask(name, language).to(dtype).mul_(_bits([bit], dtype))
             self.codes[name] = code

@@ -1,4 +1,4 @@
-"""Figures of masks, and the colors and the empty figure of all plots: the only module that imports matplotlib."""
+"""Mask figures, and the colors and figure factory of all plots; the only module that imports matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ __all__ = [
     "plot_specificity",
 ]
 
-#: Colors that color-blind readers can distinguish (Okabe and Ito).
+#: Color-blind-safe palette (Okabe and Ito).
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555")
-# A marker for each color, for black-and-white prints.
+# A marker per color, for black-and-white prints.
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of a size in inches; it needs no display."""
+    """Return an empty figure of this size in inches, which does not require a display."""
     from matplotlib.figure import Figure  # not at import time: the command line does not need it
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -43,7 +43,7 @@ def mask_figures(model: nn.Module, masks: PathwayMasks) -> "dict[str, Figure]":
 
 
 def density_figure(rows: Sequence[DensityRow]) -> "Figure":
-    """Return a figure with the density of each language, the union and the mean overlap, for every row.
+    """Plot the density of each language, the union and the mean overlap of every row.
 
     Args:
       rows: Rows of parameters, in the order of the model, or of module types.
@@ -61,7 +61,7 @@ def density_figure(rows: Sequence[DensityRow]) -> "Figure":
     unions = [row.union for row in rows]
     axis.plot(unions, positions, color="black", marker="|", markersize=7, linestyle="", label="any language")
     overlaps = [row.overlap for row in rows]
-    axis.plot(overlaps, positions, color="black", marker="x", markersize=4, linestyle="", label="overlap of two")
+    axis.plot(overlaps, positions, color="black", marker="x", markersize=4, linestyle="", label="mean pairwise overlap")
     _label_rows(axis, rows)
     axis.set(xlim=(0, 1.02), xlabel="share of entries; overlap: intersection over union", title="Density per layer")
     figure.legend(loc="outside right upper", fontsize=8)
@@ -74,7 +74,7 @@ def plot_density(rows: Sequence[DensityRow], path: Path) -> None:
 
 
 def plot_specificity(rows: Sequence[DensityRow], path: Path) -> None:
-    """Plot specificity and the share of entries of a single language, in descending order of specificity.
+    """Plot specificity and the share of entries that one language uses, in descending order of specificity.
 
     Args:
       rows: Rows of parameters, in any order.
@@ -105,7 +105,7 @@ def _label_rows(axis: "Axes", rows: Sequence[DensityRow]) -> None:
 
 
 def overlap_figure(masks: PathwayMasks) -> "Figure":
-    """Return the overlap matrix of all languages as a heat map with its values."""
+    """Plot the overlap matrix of all languages as an annotated heat map."""
     matrix = masks.overlaps()
     figure = new_figure(4.5, 4)
     axis = figure.subplots()

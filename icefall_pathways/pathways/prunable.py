@@ -1,10 +1,10 @@
-"""Selection of the parameters that masks cover."""
+"""Select the parameters that masks cover."""
 
 from collections.abc import Iterable
 
 from torch import nn
 
-# The weights of these modules are matrices or convolution kernels. Embeddings are tables and never pruned.
+# Modules whose weights are matrices or convolution kernels. Embeddings are lookup tables and never pruned.
 _PRUNABLE_MODULES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
 
 
@@ -16,7 +16,7 @@ def prunable_parameters(model: nn.Module, roots: Iterable[str] | None = None) ->
 
     Args:
       model: Any module.
-      roots: Names of the submodules to search, such as ("encoder", "decoder"); None searches the whole model.
+      roots: Names of the submodules to search, e.g. ("encoder", "decoder"); None searches the whole model.
 
     Raises:
       ValueError: `model` lacks one of the submodules, or has no prunable parameter there.

@@ -14,7 +14,7 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 def prune_by_scores(
     scores: Mapping[str, Tensor], masks: PathwayMasks, languages: Sequence[str], sparsity: float, regrow: bool = False
 ) -> None:
-    """Set the mask of `languages` to the entries, or groups of entries, of largest score, in place.
+    """Set the mask of `languages` to the entries, or groups of entries, with the largest scores, in place.
 
     Args:
       scores: Scores by parameter name, of the parameter's shape.
@@ -26,14 +26,15 @@ def prune_by_scores(
 
     Raises:
       MasksError: The masks of the languages differ.
-      ValueError: The sparsity is out of range, or the masks cut through groups.
+      ValueError: The sparsity is out of range, or the masks split groups of the granularity.
     """
     if not masks.share_mask(languages):
         raise MasksError(f"{', '.join(languages)} have different masks: prune one language at a time")
     granularity = parse_granularity(masks.header.granularity)
     sizes = {name: code.numel() for name, code in masks.codes.items()}
-    for names, share in budget_groups(masks.header, sizes, sparsity):
+    for names, group_sparsity in budget_groups(masks.header, sizes, sparsity):
         current = [masks.mask(name, languages[0]) for name in names]
         candidates = [torch.ones_like(mask) for mask in current] if regrow else current
-        for name, kept in zip(names, granularity.select([scores[n] for n in names], candidates, share), strict=True):
+        selected = granularity.select([scores[name] for name in names], candidates, group_sparsity)
+        for name, kept in zip(names, selected, strict=True):
             masks.set_mask(name, languages, kept)

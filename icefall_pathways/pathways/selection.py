@@ -5,20 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_DIGITS = 1 << 16  # values of half of a float's bits
+_DIGITS = 1 << 16  # values of a digit: one half of the 32 bits of a score
 _HALF = _DIGITS // 2
 
 
 def top_k(scores: Tensor, candidates: Tensor, k: int) -> Tensor:
     """Return the mask of the `k` candidates with the largest scores.
 
-    The count is exact for any scores: equal scores are selected in the order of their indices, on every machine. NaN
-    counts as the smallest score.
+    The count is exact for any scores, and ties are broken by index, on every machine. NaN counts as the smallest score.
 
     Args:
       scores: Floating point, any shape.
       candidates: Bool, same shape; other entries are never selected.
-      k: The count; if there are fewer candidates, all are selected.
+      k: The number to select; if there are fewer candidates, all are selected.
 
     Returns:
       Bool, same shape.
@@ -29,10 +28,10 @@ def top_k(scores: Tensor, candidates: Tensor, k: int) -> Tensor:
 def top_k_joint(
     scores: Sequence[Tensor], candidates: Sequence[Tensor], sizes: Sequence[Tensor | int], budget: int
 ) -> list[Tensor]:
-    """Select the candidates with the largest scores from several tensors together, within a budget of sizes.
+    """Select the candidates with the largest scores jointly from several tensors, within a budget of sizes.
 
-    Items are selected in descending order of their scores (equal ones in the order of the tensors, then of the indices)
-    while the sum of their sizes stays within `budget`. No tensor is sorted or concatenated: histograms of the upper and
+    Items are selected in descending order of their scores (ties in the order of the tensors, then of the indices) while
+    the sum of their sizes stays within `budget`. No tensor is sorted or concatenated: histograms of the upper and
     of the lower half of the scores' bits determine the threshold.
 
     Args:
@@ -62,7 +61,7 @@ def top_k_joint(
 
 
 def _sort_keys(scores: Tensor) -> Tensor:
-    """Return int32 keys in the order of the scores: the bits of a float, those below its sign flipped if negative."""
+    """Return int32 keys in the order of the scores: the bits of a float, with all but the sign flipped if negative."""
     finite = torch.nan_to_num(scores.detach().float(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     bits = finite.add(0.0).view(torch.int32)  # -0.0 becomes 0.0
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -79,7 +78,7 @@ def _histogram(digits: Tensor, items: Tensor, size: Tensor | int) -> Tensor:
 
 
 def _threshold(histograms: Sequence[Tensor], budget: int) -> tuple[int, int]:
-    """Return the largest digit whose items exceed `budget`, and the budget that remains for them."""
+    """Return the largest digit at which the total size exceeds `budget`, and the budget that remains for it."""
     from_top = torch.stack(list(histograms)).sum(0).flip(0).cumsum(0)
     index = int((from_top <= budget).sum())
     used = int(from_top[index - 1]) if index else 0
@@ -87,7 +86,7 @@ def _threshold(histograms: Sequence[Tensor], budget: int) -> tuple[int, int]:
 
 
 def _first_within(items: Tensor, size: Tensor | int, budget: int) -> Tensor:
-    """Return the first of the items while the sum of their sizes stays within `budget`."""
+    """Return the leading items while the sum of their sizes stays within `budget`."""
     filled = (items * size).flatten().cumsum(0).view(items.shape)
     return items & (filled <= budget)
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_MAX_TABLE_ENTRIES = 2**24  # states times tokens up to which all transitions are tabulated: 200 MB at most
-_STATES_PER_BLOCK = 1024  # states tabulated at once
+_MAX_TABLE_ENTRIES = 2**24  # default of `max_table_entries`: 200 MB at most
+_STATES_PER_BLOCK = 1024  # states that are tabulated at once
 
 
 class FailureAutomaton:
@@ -14,20 +14,19 @@ class FailureAutomaton:
 
     A state has arcs for some tokens. For any other token, its failure arc leads, without consuming the token, to a
     state with a shorter history, and finally to state 0, the root. The root accepts every token; a token without an arc
-    leads back to the root. Both the Aho-Corasick automaton (hotwords) and a back-off language model ("Weighted
-    finite-state transducers in speech recognition", Mohri et al., 2002, section 3.2: failure transitions) have this
-    form.
+    leads back to the root. Both Aho-Corasick automata (hotwords) and back-off language models have this form (failure
+    transitions: Mohri et al., "Weighted finite-state transducers in speech recognition", 2002, section 3.2).
 
     Args:
       arcs: Arcs of each state: token -> (next state, score).
-      failures: Failure arc of each state: (next state, score); the one of the root is ignored.
+      failures: Failure arc of each state: (next state, score); the root's is ignored.
       vocab_size: Number of tokens, including the blank.
       start: The initial state.
-      final_scores: Score of each state, added if the sequence ends there; None: 0.
+      final_scores: Score of each state that is added if the sequence ends there; None: all 0.
       default_score: Score of a token for which the root has no arc.
       scale: Factor of all scores.
-      max_table_entries: States times tokens up to which all transitions are tabulated; larger automata are evaluated
-        from their arcs, which is slower.
+      max_table_entries: Tabulate all transitions if the number of states times tokens is at most this; larger automata
+        are evaluated from their arcs, which is slower.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class FailureAutomaton:
         scale: float = 1.0,
         max_table_entries: int = _MAX_TABLE_ENTRIES,
     ) -> None:
-        flat = [(token, target, score) for of_state in arcs for token, (target, score) in sorted(of_state.items())]
-        counts = torch.tensor([len(of_state) for of_state in arcs])
+        flat = [(token, target, score) for state_arcs in arcs for token, (target, score) in sorted(state_arcs.items())]
+        counts = torch.tensor([len(state_arcs) for state_arcs in arcs])
         self.vocab_size = vocab_size
         self.start = start
         self._default_score = default_score * scale
@@ -75,7 +74,7 @@ class FailureAutomaton:
         return self
 
     def transitions(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return score and next state of every token in `states` (M,): both (M, vocab_size), failure arcs included."""
+        """Return scores and next states of all tokens in `states` (M,), via failure arcs: both (M, vocab_size)."""
         if self._table is None:
             return self._evaluate_arcs(states)
         scores, targets = self._table
@@ -86,7 +85,7 @@ class FailureAutomaton:
         return self._final_scores[states]
 
     def _evaluate_arcs(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute `transitions` from the arcs: first those of the shortest history, which longer ones overwrite."""
+        """Compute `transitions` from the arcs; arcs of longer histories overwrite those of shorter ones."""
         chain = [states]
         score = self._failure_scores.new_zeros(len(states))
         chain_scores = [score]

@@ -1,4 +1,4 @@
-"""Interface of the searches: options, batched state that can be split and joined, and hypotheses."""
+"""Search interface: options, hypotheses, and batched state that can be split and joined."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 
 
 class TransducerHead(Protocol):
-    """The parts of a transducer that a search needs: the predictor (`decoder`, as in icefall) and the joiner."""
+    """Parts of a transducer that a search uses: the predictor (`decoder`, as in icefall) and the joiner."""
 
     decoder: Any
     joiner: Any
@@ -26,7 +26,7 @@ class Hypothesis:
     Attributes:
       tokens: Token IDs without blanks.
       timestamps: The encoder frame at which each token was emitted, counted from the start of the stream.
-      log_prob: Natural logarithm of the transducer's probability, summed over all paths merged into this hypothesis.
+      log_prob: Log-probability (natural logarithm) of the transducer, with the probabilities of all merged paths added.
       bonus: Sum of the scores of hotwords and language models.
     """
 
@@ -37,12 +37,12 @@ class Hypothesis:
 
     @property
     def score(self) -> float:
-        """The total score; hypotheses are ranked by it, divided by the number of tokens."""
+        """Total score; hypotheses are ranked by the total score per token."""
         return self.log_prob + self.bonus
 
 
 def common_prefix_length(tokens: Sequence[int], other: Sequence[int]) -> int:
-    """Return the number of leading tokens that two sequences have in common."""
+    """Return the length of the longest common prefix of two token sequences."""
     pairs = zip(tokens, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -56,7 +56,7 @@ class SearchState(ABC):
 
     @staticmethod
     def join(states: Sequence["SearchState"]) -> "SearchState":
-        """Concatenate states of streams of any age into one batch, in the given order; the inverse of `split`."""
+        """Concatenate states into one batch, in the given order; the inverse of `split`."""
         return states[0]._join(states)
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Search(ABC, Generic[State]):
     """A search over encoder frames.
 
     Args:
-      model: A transducer, of which the predictor and the joiner are used.
+      model: A transducer; only its predictor and joiner are used.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
     """
 
@@ -90,9 +90,12 @@ class Search(ABC, Generic[State]):
         """Process the next frames of every stream.
 
         Args:
-          state: State of N streams. It must not be used again unless the search documents that it may.
+          state: State of N streams. Do not reuse it, unless the search documents that `advance` does not modify it.
           encoder_out: Encoder frames (N, T, D).
           lens: Number of valid frames of each stream (N,); the remaining frames are ignored.
+
+        Returns:
+          The new state.
         """
 
     @abstractmethod
@@ -105,18 +108,18 @@ class Search(ABC, Generic[State]):
 
     @abstractmethod
     def stable_lengths(self, state: State) -> list[int]:
-        """Return the length of each stream's stable prefix: leading tokens that no later frame can change."""
+        """Return the length of each stream's stable prefix: the leading tokens that later frames cannot change."""
 
     @abstractmethod
     def reset_hypothesis(self, state: State) -> State:
-        """Return a state with an empty hypothesis per stream, for the next segment.
+        """Return a state with one empty hypothesis per stream, for the next segment.
 
-        The predictor context of the best hypothesis is kept if the search supports that.
+        The predictor context of the best hypothesis is kept if the search supports it.
         """
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
+        """Device of the model."""
         device: torch.device = self.model.joiner.encoder_proj.weight.device
         return device
 
@@ -127,7 +130,7 @@ class Search(ABC, Generic[State]):
         return size
 
     def _logits(self, frames: Tensor, predictor_out: Tensor) -> Tensor:
-        """Return logits (..., V) of projected frames and predictor outputs (..., joiner_dim), with blank penalty."""
+        """Return logits (..., V), with blank penalty, of projected frames and predictor outputs (..., joiner_dim)."""
         logits: Tensor = self.model.joiner(frames, predictor_out, project_input=False).float()
         if self.blank_penalty:
             logits[..., self.blank_id] -= self.blank_penalty
@@ -141,7 +144,7 @@ class Search(ABC, Generic[State]):
 
 @dataclass(frozen=True)
 class SearchOptions(ABC):
-    """Options of a search. Each search has a subclass; its fields become options of the decoding scripts."""
+    """Options of a search. Each search has a subclass, whose fields become options of the decoding scripts."""
 
     blank_penalty: float = 0.0
     """Subtracted from the logit of the blank. Larger values give fewer deletions and more insertions."""
@@ -160,5 +163,5 @@ class SearchOptions(ABC):
         """
 
     def file_name_parts(self) -> list[str]:
-        """Return the options that change the output, as parts of the names of result files."""
+        """Return the options that change the output, as parts of result file names."""
         return [f"blank-penalty-{self.blank_penalty:g}"] if self.blank_penalty else []

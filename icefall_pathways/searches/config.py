@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 else:
     SearchName = Literal[tuple(SEARCHES)]  # lists the choices in --help
 
-# Command lines are flat: one class has the options of all searches. It inherits them, so that each is defined once.
-_OptionsOfAllSearches: Any = dataclasses.make_dataclass(
-    "_OptionsOfAllSearches", [], bases=tuple(SEARCHES.values()), frozen=True
+# Command lines are flat: one class inherits the options of all searches, so that each option is defined once.
+_AllSearchOptions: Any = dataclasses.make_dataclass(
+    "_AllSearchOptions", [], bases=tuple(SEARCHES.values()), frozen=True
 )
 
 
 @dataclass(frozen=True)
-class SearchConfig(_OptionsOfAllSearches):
-    """Options of the search."""
+class SearchConfig(_AllSearchOptions):
+    """Options of the search.
+
+    Raises:
+      ValueError: The search is unknown, or a file is given that the selected search does not use.
+    """
 
     decoding_method: SearchName = "greedy_search"
     """Search algorithm."""
@@ -30,7 +34,7 @@ class SearchConfig(_OptionsOfAllSearches):
         selected = self.search_options
         for name, options in SEARCHES.items():
             for field in dataclasses.fields(options):
-                # An option without a default names a file, which must not be ignored silently.
+                # Options without a default are files, which must not be ignored silently.
                 unused = field.default is None and not hasattr(selected, field.name)
                 if unused and getattr(self, field.name) is not None:
                     raise ValueError(
@@ -46,7 +50,7 @@ class SearchConfig(_OptionsOfAllSearches):
 
     @property
     def search_suffix(self) -> str:
-        """The search and the options that change its output, as a part of the names of result files."""
+        """The search and the options that change its output, as a part of result file names."""
         return "-".join([self.decoding_method, *self.file_name_parts()])
 
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
@@ -54,5 +58,5 @@ class SearchConfig(_OptionsOfAllSearches):
         return self.search_options.build_search(model, tokenizer, language)
 
     def file_name_parts(self) -> list[str]:
-        """Return the options that change the output of the selected search, as parts of file names."""
+        """Return the options that change the output of the selected search, as parts of result file names."""
         return self.search_options.file_name_parts()

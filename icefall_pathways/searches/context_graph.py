@@ -14,8 +14,8 @@ class Phrase:
     """A hotword: one or more words.
 
     Attributes:
-      tokens: Its tokens.
-      score: Added to the log-probability for each of the tokens.
+      tokens: Token IDs.
+      score: Score per token, added to the log-probability.
     """
 
     tokens: tuple[int, ...]
@@ -28,10 +28,10 @@ class _Node:
 
     Attributes:
       depth: Number of tokens.
-      children: token -> node of the prefix extended by this token.
+      children: Token -> node of the prefix extended by this token.
       fail: Node of the longest proper suffix that is also a prefix of a phrase.
-      output_score: Total score of the phrases that end here, those that are suffixes of this prefix included.
-      partial_score: Advance score of phrases that are incomplete here: the maximum over all of them.
+      output_score: Total score of the phrases that end here, including suffixes of this prefix.
+      partial_score: Maximum score of the phrases that are incomplete here, which is granted in advance.
     """
 
     depth: int
@@ -44,11 +44,11 @@ class _Node:
 def build_context_graph(phrases: Sequence[Phrase], vocab_size: int) -> FailureAutomaton:
     """Build the Aho-Corasick automaton that scores hotwords.
 
-    Every occurrence of every phrase, overlapping ones included, scores `score` times its number of tokens. The score is
-    granted token by token, so that the beam keeps a partial match, and is taken back if the match fails.
+    Every occurrence of every phrase, including overlapping ones, scores `score` times its number of tokens. The score
+    is granted token by token, so that the beam keeps a partial match, and is subtracted again if the match fails.
 
     Args:
-      phrases: Phrases with at least one token each; the last score of a repeated phrase counts.
+      phrases: Phrases with at least one token each; a repeated phrase has the last of its scores.
       vocab_size: Number of tokens, including the blank.
 
     Raises:
@@ -68,12 +68,12 @@ def build_context_graph(phrases: Sequence[Phrase], vocab_size: int) -> FailureAu
 
 
 def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Phrase]:
-    """Read hotwords: one phrase per line, optionally followed by its own score as in " :2.5"; empty lines are skipped.
+    """Read hotwords: one phrase per line, optionally followed by its own score (" :2.5"); empty lines are skipped.
 
     Args:
       path: A UTF-8 text file.
       tokenizer: The tokenizer of the model.
-      score: Score of phrases without their own.
+      score: Score per token of phrases without a score of their own.
 
     Raises:
       ValueError: The file is missing or has no phrases, or the tokenizer does not cover a phrase.

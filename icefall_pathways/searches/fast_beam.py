@@ -1,4 +1,4 @@
-"""Fast beam search: k2 keeps a lattice per stream and extends the lattices of all streams at once.
+"""Fast beam search: k2 keeps one lattice per stream and extends the lattices of all streams at once.
 
 "Fast and parallel decoding for transducer" (Kang et al., arXiv 2211.00484).
 """
@@ -26,13 +26,13 @@ _LOG_ZERO = -1e10  # log-probability of impossible tokens; k2 does not accept -i
 
 @dataclass(frozen=True)
 class _Segment:
-    """Frames that some streams processed together; k2 gives lattices only through the object that processed them.
+    """Frames that a group of streams processed together; k2 returns lattices only from the object that processed them.
 
-    k2 leaves the last frame out of its lattices (github.com/k2-fsa/k2/pull/1089), so that a token emitted there is
-    lost. Every segment therefore ends with a flush frame, in which all hypotheses emit a blank with probability 1.
+    k2 omits the last frame from its lattices (github.com/k2-fsa/k2/pull/1089), so that a token emitted there is lost.
+    Every segment therefore ends with a flush frame, in which all hypotheses emit a blank with probability 1.
 
     Attributes:
-      decoder: k2's object, after its end.
+      decoder: k2's object, after it has been terminated.
       flush_frames: Indices of the flush frames of each stream among all frames that k2 processed; the last one is at
         the end of the segment.
     """
@@ -53,11 +53,11 @@ class _Segment:
 
 @dataclass(frozen=True)
 class FastBeamState(SearchState):
-    """The lattices of N streams in k2's objects, which `advance` modifies: a state can be advanced only once.
+    """Lattices of N streams in k2's objects, which `advance` modifies: a state can be advanced only once.
 
     Attributes:
       streams: k2's state of each stream.
-      flush_frames: See `_Segment`, for each stream.
+      flush_frames: Flush frames of each stream; see `_Segment`.
       segments: The last segment of each stream and the stream's index in it; None before the first frame.
     """
 
@@ -79,17 +79,20 @@ class FastBeamState(SearchState):
 
 
 class FastBeamSearch(Search[FastBeamState]):
-    """Beam search in k2, limited by score, by contexts and by lattice states rather than by a number of hypotheses.
+    """Beam search in k2, limited by score, contexts and lattice states instead of a number of hypotheses.
 
     The decoding graph accepts every token sequence, as in icefall's fast_beam_search.
 
     Args:
-      model: A transducer, of which the predictor and the joiner are used.
+      model: A transducer; only its predictor and joiner are used.
       beam: Prune lattice states that score worse than the best one of the stream by more than this log-probability.
       max_contexts: Maximum number of predictor contexts per stream and frame.
       max_states: Maximum number of lattice states per stream and frame.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
-      num_paths: Number of paths sampled from the lattice by `n_best`.
+      num_paths: Number of paths that `n_best` samples from each lattice.
+
+    Raises:
+      ValueError: A limit is not positive.
 
     Raises:
       ValueError: k2 cannot be imported, or a limit is not positive.
@@ -139,7 +142,7 @@ class FastBeamSearch(Search[FastBeamState]):
         frames = self.model.joiner.encoder_proj(encoder_out)
         lengths = lens.tolist()
         all_flush_frames, segments = list(state.flush_frames), list(state.segments)
-        # k2 cannot pause a stream: shorter streams leave, and the remaining ones continue in another segment.
+        # k2 cannot pause a stream: streams that end leave, and the others continue in another segment.
         for start, end in pairwise(sorted({0, *lengths})):
             active = [index for index, length in enumerate(lengths) if length >= end]
             decoder = k2.RnntDecodingStreams([state.streams[index] for index in active], self._config)
@@ -167,7 +170,7 @@ class FastBeamSearch(Search[FastBeamState]):
         return [0] * len(state.streams)
 
     def reset_hypothesis(self, state: FastBeamState) -> FastBeamState:
-        """Return an initial state: k2 starts every lattice without history."""
+        """Return an initial state, because k2 starts every lattice without history."""
         return self.init(len(state.streams))
 
     def _process(self, decoder: "k2.RnntDecodingStreams", frames: Tensor) -> None:
@@ -230,7 +233,7 @@ class FastBeamSearchOptions(SearchOptions):
     """For fast_beam_search: prune hypotheses that score worse than the best by more than this log-probability."""
 
     max_contexts: int = 8
-    """For fast_beam_search: predictor contexts kept per stream."""
+    """For fast_beam_search: predictor contexts kept per stream and frame."""
 
     max_states: int = 64
     """For fast_beam_search: lattice states kept per stream and frame."""

@@ -1,4 +1,4 @@
-"""State and results shared by greedy search and modified beam search: hypotheses as tensors."""
+"""Hypotheses as tensors: state and results of greedy search and modified beam search."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from icefall_pathways.searches.base import Hypothesis, Search, SearchState, Tran
 
 @dataclass(frozen=True)
 class BeamState(SearchState):
-    """The hypotheses of N streams; the first axis of every tensor is the stream.
+    """Hypotheses of N streams; the first axis of every tensor is the stream.
 
     Attributes:
       tokens: (N, beam, L) the start context, followed by the tokens; entries from `num_tokens` on are padding.
@@ -54,7 +54,7 @@ class BeamState(SearchState):
         return BeamState(*(torch.cat(tensors) for tensors in zip(*map(_tensors, states), strict=True)))
 
     def reordered(self, order: Tensor) -> "BeamState":
-        """Return the state with the token history of hypotheses `order` (N, beam); all other tensors are kept."""
+        """Return the state with the token history of the hypotheses `order` (N, beam); other tensors do not change."""
         return dataclasses.replace(
             self,
             tokens=take(self.tokens, order),
@@ -68,7 +68,7 @@ class BeamState(SearchState):
         Args:
           tokens: (N, beam, T) the token emitted in each of the next T frames, or blank.
           lens: (N,) number of frames processed in each stream.
-          blank_id: The blank.
+          blank_id: ID of the blank.
         """
         emits = tokens.ne(blank_id)
         num_tokens = self.num_tokens + emits.sum(dim=2)
@@ -90,10 +90,13 @@ class FrameSearch(Search[BeamState]):
     """Base class of greedy search and modified beam search.
 
     Args:
-      model: A transducer, of which the predictor and the joiner are used.
+      model: A transducer; only its predictor and joiner are used.
       beam_size: Number of hypotheses kept per stream.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
-      automata: Hotwords and language models whose scores are added to those of the tokens.
+      automata: Hotwords and language models, whose scores are added to those of the tokens.
+
+    Raises:
+      ValueError: The beam is empty, or an automaton has another vocabulary than the model.
     """
 
     def __init__(
@@ -136,18 +139,18 @@ class FrameSearch(Search[BeamState]):
         )
 
     def results(self, state: BeamState) -> list[Hypothesis]:
-        """Return the hypothesis of each stream with the best score per token, start context included in the count."""
-        best = self._ranks(state).argmax(dim=1, keepdim=True)
+        """Return the hypothesis of each stream with the best score per token, counting the start context too."""
+        best = self._scores_per_token(state).argmax(dim=1, keepdim=True)
         return [hypotheses[0] for hypotheses in self._hypotheses(state, best)]
 
     def n_best(self, state: BeamState) -> list[list[Hypothesis]]:
         """Return all hypotheses of each stream, ranked as in `results`, with distinct token sequences."""
-        return self._hypotheses(state, self._ranks(state).argsort(dim=1, descending=True, stable=True))
+        return self._hypotheses(state, self._scores_per_token(state).argsort(dim=1, descending=True, stable=True))
 
     def stable_lengths(self, state: BeamState) -> list[int]:
-        """Return the length of the longest common prefix of each stream's hypotheses; all later ones extend it."""
+        """Return the length of the common prefix of each stream's hypotheses, which all later hypotheses extend."""
         alive = state.log_probs.gt(-torch.inf)
-        best = take(state.tokens, self._ranks(state).argmax(dim=1, keepdim=True))
+        best = take(state.tokens, self._scores_per_token(state).argmax(dim=1, keepdim=True))
         column = torch.arange(state.tokens.size(2), device=state.tokens.device)
         same = state.tokens.eq(best) & column.lt(state.num_tokens[..., None])
         common = (same | ~alive[..., None]).all(dim=1)
@@ -158,10 +161,10 @@ class FrameSearch(Search[BeamState]):
     def reset_hypothesis(self, state: BeamState) -> BeamState:
         """Return a state with one empty hypothesis per stream, and the predictor context of the best hypothesis.
 
-        The automata restart in their start states.
+        The automata return to their start states.
         """
         initial = self.init(len(state.num_frames))
-        best = self._ranks(state).argmax(dim=1, keepdim=True)
+        best = self._scores_per_token(state).argmax(dim=1, keepdim=True)
         context = take(self._context(state), best).expand_as(initial.tokens).contiguous()
         predictor_out = take(state.predictor_out, best).expand_as(initial.predictor_out).contiguous()
         return dataclasses.replace(initial, tokens=context, predictor_out=predictor_out)
@@ -178,7 +181,7 @@ class FrameSearch(Search[BeamState]):
             bonus = bonus + automaton.final_scores(state.automaton_states[..., index])
         return bonus
 
-    def _ranks(self, state: BeamState) -> Tensor:
+    def _scores_per_token(self, state: BeamState) -> Tensor:
         return (state.log_probs + self._final_bonus(state)) / state.num_tokens
 
     def _hypotheses(self, state: BeamState, order: Tensor) -> list[list[Hypothesis]]:

@@ -10,14 +10,14 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.base import SearchOptions, TransducerHead
 from icefall_pathways.searches.frame_search import BeamState, FrameSearch
 
-_FRAMES_PER_BLOCK = 8  # of all streams together; up to here, joining more frames takes hardly more time
+_FRAMES_PER_BLOCK = 8  # over all streams; up to this number, more frames hardly take more time in the joiner
 
 
 class GreedySearch(FrameSearch):
     """Greedy search: the most probable token of each frame.
 
-    While all streams emit blanks, their predictor outputs stay the same. With few streams, several frames are
-    therefore joined with the same predictor outputs at once; frames after the first emitted token are joined again.
+    While all streams emit blanks, their predictor outputs stay the same. With few streams, the joiner therefore
+    processes several frames at once with the same predictor outputs, and again those after the first emitted token.
     """
 
     def __init__(self, model: TransducerHead, blank_penalty: float = 0.0) -> None:

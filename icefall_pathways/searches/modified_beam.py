@@ -1,4 +1,4 @@
-"""Modified beam search: one step per frame for all hypotheses of all streams."""
+"""Modified beam search over all hypotheses of all streams at once, with one step per frame."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _HASH_MULTIPLIER = -7046029254386353131
 
 @dataclass(frozen=True)
 class _Beam:
-    """The tensors of a `BeamState` that change in every frame; the token history is written once per `advance`.
+    """Tensors of a `BeamState` that change in every frame; the token history is written once per `advance`.
 
     Attributes:
       history: (N, beam, 2 + context_size) hash, number of tokens and last tokens of each hypothesis. They are in one
@@ -38,14 +38,14 @@ class _Beam:
 
 @dataclass(frozen=True)
 class _Expansion:
-    """The best expansions of the beam by one frame.
+    """Best expansions of the beam by one frame.
 
     Attributes:
       parents: (N, beam) index of the hypothesis that is expanded.
       tokens: (N, beam) token that is appended; a blank leaves the hypothesis unchanged.
-      log_probs: (N, beam) including that token.
-      bonus: (N, beam) including that token.
-      automaton_states: (N, beam, A) after that token.
+      log_probs: (N, beam) log-probabilities, including the token.
+      bonus: (N, beam) automaton scores, including the token.
+      automaton_states: (N, beam, A) states after the token.
     """
 
     parents: Tensor
@@ -56,14 +56,14 @@ class _Expansion:
 
 
 class ModifiedBeamSearch(FrameSearch):
-    """Beam search with at most one token per frame that merges hypotheses with the same tokens.
+    """Beam search that emits at most one token per frame and merges hypotheses with the same tokens.
 
     Args:
-      model: A transducer, of which the predictor and the joiner are used.
+      model: A transducer; only its predictor and joiner are used.
       beam_size: Number of hypotheses kept per stream.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
-      automata: Hotwords and language models for shallow fusion: their scores are added to those of the tokens before
-        the best expansions are selected. The score of the blank is 0.
+      automata: Hotwords and language models for shallow fusion, whose scores are added to those of the tokens before
+        the best expansions are selected. They score the blank as 0.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ModifiedBeamSearch(FrameSearch):
         )
 
     def _expand(self, beam: _Beam, logits: Tensor) -> _Expansion:
-        """Select the best expansions by logits (N, beam, V)."""
+        """Select the best expansions, given logits (N, beam, V)."""
         scores = (logits.log_softmax(dim=-1) + beam.log_probs[..., None]).flatten(1)
         if self.automata:
             return self._expand_with_automata(beam, scores)
@@ -177,8 +177,8 @@ class ModifiedBeamSearch(FrameSearch):
         same = (keys[:, :, None] == keys[:, None]).all(dim=3)
         # log-sum-exp over the hypotheses with the same tokens: x - log_softmax(x) in one kernel.
         shares = log_probs[:, None].masked_fill(~same, -torch.inf).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
-        # Empty slots are duplicates too: at first all of them are the empty hypothesis. A slot with -inf is selected
-        # only if everything above it is selected, the live hypothesis with the same tokens included.
+        # Empty slots are duplicates too: initially, they hold the empty hypothesis. A slot with -inf is selected only
+        # if everything above it is selected, including the live hypothesis with the same tokens.
         duplicates = same.tril(diagonal=-1).any(dim=2)
         return dataclasses.replace(beam, log_probs=(log_probs - shares).masked_fill(duplicates, -torch.inf))
 
@@ -200,11 +200,11 @@ class ModifiedBeamSearchOptions(SearchOptions):
     """For modified_beam_search: hypotheses kept per utterance."""
 
     context_file: Path | None = None
-    """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score as in
-    " :3.0". {language} in the path is replaced by the language code."""
+    """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score
+    (" :3.0"). {language} in the path is replaced by the language code."""
 
     context_score: float = 2.0
-    """Score per token of a hotword, added to the log-probability."""
+    """Score per token of a hotword that is added to the log-probability."""
 
     ngram_lm: Path | None = None
     """For modified_beam_search: ARPA file of an n-gram language model over tokens, for shallow fusion. {language} in
@@ -225,7 +225,7 @@ class ModifiedBeamSearchOptions(SearchOptions):
         return ModifiedBeamSearch(model, self.beam_size, self.blank_penalty, automata)
 
     def file_name_parts(self) -> list[str]:
-        """Return the options that change the output, as parts of file names."""
+        """Return the options that change the output, as parts of result file names."""
         parts = [f"beam-size-{self.beam_size}", *super().file_name_parts()]
         if self.context_file:
             parts.append(f"context-score-{self.context_score:g}")

@@ -13,13 +13,13 @@ _LOG10_ZERO = -99.0  # log10 of probability 0 in ARPA files
 _LN10 = math.log(10.0)
 
 NGrams = list[dict[tuple[str, ...], tuple[float, float]]]
-"""For each order from 1 on: words of the n-gram -> (log10 probability, log10 back-off weight)."""
+"""For each order, starting at 1: n-gram -> (log10 probability, log10 back-off weight)."""
 
 
 def read_ngram(path: Path, symbols: Sequence[str], scale: float = 1.0) -> FailureAutomaton:
     """Read a language model for shallow fusion.
 
-    The end of the sentence is not scored, because the end of a stream is not known in advance.
+    The end of the sentence is not scored, because a stream's end is not known in advance.
 
     Args:
       path: An ARPA file, optionally compressed (.gz), over the tokens of the model (not words).
@@ -62,7 +62,7 @@ def read_arpa(path: Path) -> NGrams:
             raise ValueError(f"{path} is damaged or not an ARPA file: {error or 'unexpected end of file'}") from error
     actual = [len(entries) for entries in ngrams]
     if actual != counts:
-        raise ValueError(f"{path} is damaged: its header announces {counts} n-grams per order, it has {actual}")
+        raise ValueError(f"{path} is damaged: its header lists {counts} n-grams per order, but it has {actual}")
     return ngrams
 
 

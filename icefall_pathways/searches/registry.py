@@ -1,7 +1,7 @@
 """Registry of the searches.
 
-To add a search, write a module with the search and its options, and add a line to `SEARCHES`. The options then appear
-in every decoding script, and the name is accepted by `--decoding-method`.
+To add a search, write a module with the search and its options, and add a line to `SEARCHES`. Every decoding script
+then has its options, and `--decoding-method` accepts its name.
 """
 
 from icefall_pathways.searches.base import SearchOptions
@@ -14,7 +14,7 @@ SEARCHES: dict[str, type[SearchOptions]] = {
     "modified_beam_search": ModifiedBeamSearchOptions,
     "fast_beam_search": FastBeamSearchOptions,
 }
-"""Names of the searches (`--decoding-method`) and their options, which build them."""
+"""Options class of each search, by the value of `--decoding-method`."""
 
 
 def get_search_options(name: str) -> type[SearchOptions]:

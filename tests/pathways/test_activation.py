@@ -94,7 +94,7 @@ def test_state_dict_does_not_contain_masks(model, masks):
 
 def test_nested_activation_is_rejected(model, masks, x):
     dense = model(x)
-    with activate(model, masks, "en"), pytest.raises(RuntimeError, match="a sub-network is active already"):
+    with activate(model, masks, "en"), pytest.raises(RuntimeError, match="a sub-network is already active"):
         activate(model, masks, "fr").__enter__()
     assert torch.equal(model(x), dense)
 

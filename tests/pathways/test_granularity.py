@@ -176,7 +176,7 @@ def test_masks_must_have_the_granularity_of_their_header(granularity, tmp_path):
 
 def test_element_masks_cannot_be_pruned_in_blocks():
     scores = torch.rand(4, 4)
-    with pytest.raises(ValueError, match="the masks cut through groups of block:2x2"):
+    with pytest.raises(ValueError, match="the masks split groups of block:2x2"):
         keep("block:2x2", scores, 0.7, keep("element", scores, 0.5))
 
 

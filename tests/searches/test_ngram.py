@@ -122,7 +122,7 @@ def test_word_level_model_is_refused(tmp_path):
     [
         (lambda text: text.replace("a b", "x b"), "context of 'x b' is not listed"),
         (lambda text: text.replace("\\end\\", ""), r"ends without .end"),
-        (lambda text: text.replace("ngram 2=1", "ngram 2=7"), r"announces \[3, 7\]"),
+        (lambda text: text.replace("ngram 2=1", "ngram 2=7"), r"header lists \[3, 7\]"),
         (lambda text: text.replace("ngram 2=1", "ngram 3=1"), "line 4"),
         (lambda text: text.replace("-0.3000", "much"), "much"),
         (lambda text: text.replace("a b", "a b a b"), "expected log10, 2 words"),

@@ -1,4 +1,4 @@
-"""Adaptive pruning: masks and weights are learned together (dynamic pathways)."""
+"""Adaptive pruning: masks and weights are learned jointly (dynamic pathways)."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from icefall_pathways.pathways.schedules.gradual import GradualPruning, cubic_sp
 class AdaptivePruning(GradualPruning):
     """Recompute every language's mask every few updates of joint training (arXiv 2309.13018).
 
-    Each step keeps the entries of the mask that score highest by `prune_by`, all but the share `exchange` of the mask,
-    and fills the rest of the mask with the entries outside it that score highest by `regrow`. Entries that other
-    languages have trained in the meantime can return, and with a criterion that uses gradients even entries of no
-    language. The number of entries matches the sparsity exactly after every step.
+    Each step keeps the entries of the mask that score highest by `prune_by`, except for a share `exchange`, and fills
+    the mask up to its size with the other entries that score highest by `regrow`. Entries that other languages have
+    trained in the meantime can return, and so can entries that no language uses, if the criterion uses gradients. After
+    every step, the number of entries matches the sparsity exactly.
 
-    All languages share the weights, so masks by magnitude alone converge to the same mask. Gradients differ per
-    language and keep the masks apart: `sensitivity` approximates the increase of the language's own loss when an entry
-    is removed, `gradient` grows masks where that loss falls fastest. Magnitude for both criteria suits a single
-    language, or masks that differ at the start and exchange little.
+    All languages share the weights, so masks by magnitude alone converge to the same mask. Gradients differ between
+    languages and keep the masks different: `sensitivity` approximates the increase of the language's loss when an entry
+    is removed, `gradient` the decrease of that loss when an entry is added. Use magnitude for both criteria only for a
+    single language, or for masks that differ at the start and exchange little.
 
     An entry keeps its stored value while a language does not use it, and returns with that value.
 
@@ -32,7 +32,7 @@ class AdaptivePruning(GradualPruning):
       target_sparsity: Sparsity after the ramp.
       every: Updates between two steps.
       end: Last update after which masks may change.
-      start: Updates before the first step can follow.
+      start: Number of updates before the ramp.
       initial: Sparsity of the masks at the start; at or above the target there is no ramp.
       ramp: Updates over which sparsity rises to the target, along the cubic curve of gradual pruning.
       prune_by: The criterion of the entries to keep.
@@ -61,7 +61,7 @@ class AdaptivePruning(GradualPruning):
         if not 0 <= ramp <= end - start:
             raise ValueError(f"a ramp of {ramp} updates from {start}: expected it to end by {end}")
         if not 0 <= exchange <= 1:
-            raise ValueError(f"a share of {exchange} to exchange: expected 0 to 1")
+            raise ValueError(f"exchange {exchange}: expected a share from 0 to 1")
         self.ramp_steps = max(1, ramp // every) if initial < target_sparsity else 1
         self.regrow = regrow
         self.exchange = exchange
@@ -69,7 +69,7 @@ class AdaptivePruning(GradualPruning):
         self.needs_gradients = any(criterion.needs_gradients for criterion in criteria)
 
     def sparsity_after(self, update: int) -> float | None:
-        """Return the sparsity of the ramp, or the target, after updates with a step."""
+        """Return the sparsity of the ramp, or the target, after an update with a step; None after others."""
         step = self.step_after(update)
         return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.ramp_steps)
 

@@ -13,7 +13,7 @@ from icefall_pathways.pathways.pruning import prune_by_scores
 
 
 class PruningSchedule(ABC):
-    """When to prune, to which sparsity, and whether to rewind the weights.
+    """Base class of schedules: when to prune, to which sparsity, and whether to rewind the weights.
 
     A trainer calls `prune_after(update, ...)` after every update; it changes the masks in place, and the weights too if
     the method rewinds. A schedule is stateless: it is a function of the update, the weights, the masks and the
@@ -23,26 +23,26 @@ class PruningSchedule(ABC):
     #: The value of `MasksHeader.method` for the resulting masks.
     method: str
 
-    #: Rewind the weights to those of the start after each pruning.
+    #: Whether weights are rewound to their initial values after each pruning.
     rewinds: bool = False
 
-    #: The criterion of the entries to keep; see `pathways.criteria`.
+    #: Criterion that ranks the entries to keep; see `pathways.criteria`.
     prune_by: str = "magnitude"
 
-    #: Pruning uses the gradients of each language.
+    #: Whether pruning uses the gradients of each language.
     needs_gradients: bool = False
 
-    #: Updates after which the learning rate schedule restarts; 0: never.
+    #: Number of updates after which the learning rate schedule restarts; 0: never.
     restarts_every: int = 0
 
     @property
     @abstractmethod
     def num_updates(self) -> int:
-        """The updates up to the last pruning."""
+        """Number of updates up to the last pruning."""
 
     @abstractmethod
     def sparsity_after(self, update: int) -> float | None:
-        """Return the sparsity to prune to after this update (from 1), or None to leave the masks unchanged."""
+        """Return the sparsity to prune to after this update (from 1); None: masks do not change."""
 
     def prune_after(
         self,
@@ -56,7 +56,7 @@ class PruningSchedule(ABC):
         """Prune the mask that `languages` share if the schedule prunes after this update.
 
         Args:
-          update: Finished updates, from 1.
+          update: Number of finished updates, from 1.
           model: The model in training.
           masks: Changed in place.
           languages: The languages whose common mask is pruned.
@@ -90,7 +90,7 @@ class PruningSchedule(ABC):
         sparsity: float,
         gradients: LanguageGradients | None,
     ) -> None:
-        """Change the mask of `languages`; by default, remove the entries of lowest score permanently."""
+        """Change the mask of `languages`; by default, remove the entries with the lowest scores permanently."""
         scores = criterion_scores(self.prune_by, model, masks, languages, gradients)
         prune_by_scores(scores, masks, languages, sparsity)
 

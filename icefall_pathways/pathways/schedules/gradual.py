@@ -5,7 +5,7 @@ from icefall_pathways.pathways.schedules.base import PruningSchedule, check_targ
 
 
 def cubic_sparsity(initial: float, target: float, progress: float) -> float:
-    """Return the sparsity at `progress` (0 to 1) of a cubic ramp, which is steep at its start and flat at its end.
+    """Return the sparsity at `progress` (0 to 1) of a cubic ramp, steep at its start and flat at its end.
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune", equation 1.
     """
@@ -13,15 +13,15 @@ def cubic_sparsity(initial: float, target: float, progress: float) -> float:
 
 
 class GradualPruning(PruningSchedule):
-    """Ramp from `initial` to `target_sparsity` in small steps; pruned entries never return.
+    """Ramp up sparsity from `initial` to `target_sparsity` in small steps; pruned entries never return.
 
     Args:
       target_sparsity: Sparsity after the last step.
       every: Updates between two steps.
       end: Last update after which a step may follow.
-      start: Updates before the ramp starts.
+      start: Number of updates before the ramp.
       initial: Sparsity of the masks at the start.
-      prune_by: The criterion of the entries to keep.
+      prune_by: Criterion that ranks the entries to keep.
 
     Raises:
       ValueError: A value is out of range, or there is no step between `start` and `end`.
@@ -62,6 +62,6 @@ class GradualPruning(PruningSchedule):
         return None if remainder or not 1 <= step <= self.steps else step
 
     def sparsity_after(self, update: int) -> float | None:
-        """Return the sparsity of the ramp after updates with a step."""
+        """Return the sparsity of the ramp after an update with a step; None after others."""
         step = self.step_after(update)
         return None if step is None else cubic_sparsity(self.initial, self.target_sparsity, step / self.steps)

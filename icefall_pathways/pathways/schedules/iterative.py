@@ -14,10 +14,10 @@ class IterativeMagnitudePruning(PruningSchedule):
     Args:
       target_sparsity: Sparsity after the last round.
       updates_per_round: Updates of training before each pruning.
-      rounds: Number of rounds; 0 takes as many as `drop` needs.
+      rounds: Number of rounds; 0: as many as `drop` needs to reach the target.
       drop: Share of the remaining entries that a round removes (the paper's 20 %), used if `rounds` is 0.
-      rewinds: Reset the weights to those of the start after every round (lottery ticket hypothesis).
-      prune_by: The criterion of the entries to keep; IMP and LTH of the literature use magnitudes.
+      rewinds: Reset the weights to their initial values after every round (lottery ticket hypothesis).
+      prune_by: Criterion that ranks the entries to keep; IMP and LTH use magnitudes in the literature.
 
     Raises:
       ValueError: A value is out of range.
@@ -44,16 +44,16 @@ class IterativeMagnitudePruning(PruningSchedule):
         self.needs_gradients = get_criterion(prune_by).needs_gradients
         self.restarts_every = updates_per_round if rewinds else 0
         self.method = "lth" if rewinds else "imp"
-        # With a number of rounds, every round removes the same share; with a drop, the last round removes less.
+        # If `rounds` is given, every round removes the same share; with `drop`, the last round removes less.
         self._remaining_per_round = (1 - target_sparsity) ** (1 / self.rounds) if rounds else 1 - drop
 
     @property
     def num_updates(self) -> int:
-        """The updates of all rounds together."""
+        """Number of updates of all rounds."""
         return self.rounds * self.updates_per_round
 
     def sparsity_after(self, update: int) -> float | None:
-        """Return the sparsity of the round that ends with this update."""
+        """Return the sparsity of the round that ends with this update; None after other updates."""
         finished, within = divmod(update, self.updates_per_round)
         if within or not 1 <= finished <= self.rounds:
             return None

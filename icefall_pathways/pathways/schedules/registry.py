@@ -17,7 +17,7 @@ class SearchSettings:
     Attributes:
       target_sparsity: Sparsity after the last round.
       updates_per_round: Updates of training before each pruning.
-      rounds: Number of rounds; 0 takes as many as `drop` needs.
+      rounds: Number of rounds; 0: as many as `drop` needs to reach the target.
       drop: Share of the remaining entries that a round removes.
       prune_by: A criterion of `pathways.criteria`.
     """
@@ -35,14 +35,14 @@ class JointSettings:
 
     Attributes:
       target_sparsity: Sparsity after the ramp.
-      every: Updates between two changes of the masks.
+      every: Updates between two steps, which change the masks.
       end: Last update after which masks may change.
-      start: Updates before the first change.
+      start: Number of updates before the ramp.
       initial: Sparsity of the masks at the start.
-      ramp: Updates over which sparsity rises; 0 takes two thirds of those from `start` to `end`.
-      prune_by: The criterion of entries to keep.
-      regrow: The criterion of entries to regrow.
-      exchange: Share of a mask that the first change may exchange.
+      ramp: Updates over which sparsity rises; 0: two thirds of the updates from `start` to `end`.
+      prune_by: Criterion that ranks the entries to keep.
+      regrow: Criterion that ranks the entries to regrow.
+      exchange: Share of a mask that the first step may exchange.
     """
 
     target_sparsity: float
@@ -56,7 +56,7 @@ class JointSettings:
     exchange: float
 
 
-# The rest of the updates up to the last change is at the target sparsity.
+# Default share of the updates over which sparsity rises; for the rest, it stays at the target.
 _RAMP = 2 / 3
 
 
@@ -112,14 +112,14 @@ SEARCH_METHODS: dict[str, Callable[[SearchSettings], PruningSchedule]] = {
     "one-shot": _one_shot,
 }
 
-#: Methods of pruning during joint training (train.py --prune-method); "none" is the option's own.
+#: Methods of pruning during joint training (train.py --prune-method), which also accepts "none".
 JOINT_METHODS: dict[str, Callable[[JointSettings], PruningSchedule]] = {
     "gradual": _gradual,
     "adaptive": _adaptive,
 }
 
 _JOINT_CHOICES = ("none", *JOINT_METHODS)
-# Choices of options: a type checker cannot read a table, and sees any text.
+# Choices of the options. Type checkers cannot evaluate a table, so for them the choices are any string.
 if TYPE_CHECKING:
     SearchMethod = str
     JointMethod = str
