@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ class InitialCheckpoint:
     Args:
       init_from: A checkpoint, or an experiment folder: its newest checkpoint.
       key: Which weights: "model" or "model_avg".
-      avg: Use the average that decoding takes with this --avg instead; 0: do not average.
+      avg: Use the average that decoding takes with this --avg instead.
 
     Attributes:
       path: The file of the checkpoint.
@@ -39,7 +39,7 @@ class InitialCheckpoint:
         weights.
     """
 
-    def __init__(self, init_from: Path, key: str = "model", avg: int = 0) -> None:
+    def __init__(self, init_from: Path, key: Literal["model", "model_avg"] = "model", avg: int | None = None) -> None:
         self._key = key
         self._avg = avg
         self._weights: dict[str, Tensor] | None = None
@@ -51,7 +51,7 @@ class InitialCheckpoint:
             check_features(self.path.parent)
             self.config, self.tokens = checkpoint["config"], checkpoint.get("tokens")
             self._weights = self._select(checkpoint)
-        elif avg:
+        elif avg is not None:
             raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
 
     @property
@@ -71,7 +71,7 @@ class InitialCheckpoint:
         return checkpoints.file_hash(self.path)
 
     def _select(self, checkpoint: checkpoints.Checkpoint) -> dict[str, Tensor]:
-        if self._avg:
+        if self._avg is not None:
             return checkpoints.running_average(self.path, checkpoint, self._avg)
         weights: dict[str, Tensor] = checkpoint[self._key]
         return weights
@@ -88,7 +88,7 @@ def read_initial_checkpoint(options: TrainingConfig) -> InitialCheckpoint | None
     """
     if options.init_from is None:
         return None
-    return InitialCheckpoint(options.init_from, options.init_key, options.init_avg)
+    return InitialCheckpoint(options.init_from, options.init_key, options.init_avg or None)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def search_schedule(config: PruningConfig) -> PruningSchedule:
       ValueError: An option is out of range.
     """
     settings = SearchSettings(
-        config.sparsity, config.updates_per_round, config.prune_rounds, config.prune_drop, config.prune_by
+        config.sparsity, config.updates_per_round, config.prune_rounds or None, config.prune_drop, config.prune_by
     )
     return SEARCH_METHODS[config.prune_method](settings)
 
@@ -68,7 +68,7 @@ def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int
         end,
         config.prune_start,
         initial,
-        config.prune_ramp,
+        config.prune_ramp or None,
         config.prune_by,
         config.regrow,
         config.prune_exchange,

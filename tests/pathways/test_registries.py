@@ -23,8 +23,8 @@ from icefall_pathways.pathways.schedules.registry import JointMethod, SearchMeth
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
 from icefall_pathways.training.pruning_plan import joint_plan, search_schedule
 
-SEARCH = SearchSettings(0.7, updates_per_round=2, rounds=0, drop=0.2, prune_by="magnitude")
-JOINT = JointSettings(0.7, 2, 12, 0, 0.0, 0, prune_by="sensitivity", regrow="gradient", exchange=0.5)
+SEARCH = SearchSettings(0.7, updates_per_round=2, rounds=None, drop=0.2, prune_by="magnitude")
+JOINT = JointSettings(0.7, 2, 12, 0, 0.0, None, prune_by="sensitivity", regrow="gradient", exchange=0.5)
 
 
 def smallest_magnitude(statistics):

@@ -39,7 +39,12 @@ def test_fixed_number_of_rounds_removes_equal_shares():
 
 
 @settings(max_examples=100, deadline=None)
-@given(target=st.floats(0.01, 0.99), per_round=st.integers(1, 5), rounds=st.integers(0, 8), drop=st.floats(0.05, 0.95))
+@given(
+    target=st.floats(0.01, 0.99),
+    per_round=st.integers(1, 5),
+    rounds=st.none() | st.integers(1, 8),
+    drop=st.floats(0.05, 0.95),
+)
 def test_sparsity_is_monotonic_and_ends_at_the_target(target, per_round, rounds, drop):
     schedule = IterativeMagnitudePruning(target, per_round, rounds, drop)
     values = [schedule.sparsity_after(update) for update in range(schedule.num_updates + 3 * per_round)]
@@ -81,7 +86,7 @@ def test_one_shot_prunes_once():
     assert (schedule.method, IterativeMagnitudePruning(0.7, 1).method) == ("one-shot", "imp")
 
 
-@pytest.mark.parametrize("arguments", [(0.0, 1), (1.0, 1), (0.5, 0), (0.5, 1, -1), (0.5, 1, 0, 0.0)])
+@pytest.mark.parametrize("arguments", [(0.0, 1), (1.0, 1), (0.5, 0), (0.5, 1, -1), (0.5, 1, 0), (0.5, 1, None, 0.0)])
 def test_out_of_range_values_are_rejected(arguments):
     with pytest.raises(ValueError, match="expected"):
         IterativeMagnitudePruning(*arguments)

@@ -14,8 +14,8 @@ class IterativeMagnitudePruning(PruningSchedule):
     Args:
       target_sparsity: Sparsity after the last round.
       updates_per_round: Updates of training before each pruning.
-      rounds: Number of rounds; 0: as many as `drop` needs to reach the target.
-      drop: Share of the remaining entries that a round removes (the paper's 20 %), used if `rounds` is 0.
+      rounds: Number of rounds; None: as many as `drop` needs to reach the target.
+      drop: Share of the remaining entries that a round removes (the paper's 20 %), used if `rounds` is None.
       rewinds: Reset the weights to their initial values after every round (lottery ticket hypothesis).
       prune_by: Criterion that ranks the entries to keep; IMP and LTH use magnitudes in the literature.
 
@@ -27,14 +27,14 @@ class IterativeMagnitudePruning(PruningSchedule):
         self,
         target_sparsity: float,
         updates_per_round: int,
-        rounds: int = 0,
+        rounds: int | None = None,
         drop: float = 0.2,
         rewinds: bool = False,
         prune_by: str = "magnitude",
     ) -> None:
-        if updates_per_round < 1 or rounds < 0:
-            raise ValueError(f"{updates_per_round} updates per round, {rounds} rounds: expected at least 1 and 0")
-        if rounds == 0 and not 0 < drop < 1:
+        if updates_per_round < 1 or (rounds is not None and rounds < 1):
+            raise ValueError(f"{updates_per_round} updates per round, {rounds} rounds: expected at least 1 of each")
+        if rounds is None and not 0 < drop < 1:
             raise ValueError(f"drop {drop}: expected above 0 and below 1 (0.2 removes 20 % of what remains)")
         self.target_sparsity = check_target(target_sparsity)
         self.updates_per_round = updates_per_round

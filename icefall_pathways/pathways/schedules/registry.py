@@ -17,14 +17,14 @@ class SearchSettings:
     Attributes:
       target_sparsity: Sparsity after the last round.
       updates_per_round: Updates of training before each pruning.
-      rounds: Number of rounds; 0: as many as `drop` needs to reach the target.
+      rounds: Number of rounds; None: as many as `drop` needs to reach the target.
       drop: Share of the remaining entries that a round removes.
       prune_by: A criterion of `pathways.criteria`.
     """
 
     target_sparsity: float
     updates_per_round: int
-    rounds: int
+    rounds: int | None
     drop: float
     prune_by: str
 
@@ -39,7 +39,7 @@ class JointSettings:
       end: Last update after which masks may change.
       start: Number of updates before the ramp.
       initial: Sparsity of the masks at the start.
-      ramp: Updates over which sparsity rises; 0: two thirds of the updates from `start` to `end`.
+      ramp: Updates over which sparsity rises; None: two thirds of the updates from `start` to `end`.
       prune_by: Criterion that ranks the entries to keep.
       regrow: Criterion that ranks the entries to regrow.
       exchange: Share of a mask that the first step may exchange.
@@ -50,7 +50,7 @@ class JointSettings:
     end: int
     start: int
     initial: float
-    ramp: int
+    ramp: int | None
     prune_by: str
     regrow: str
     exchange: float
@@ -97,7 +97,7 @@ def _adaptive(settings: JointSettings) -> AdaptivePruning:
         settings.end,
         settings.start,
         settings.initial,
-        settings.ramp or int(_RAMP * (settings.end - settings.start)),
+        int(_RAMP * (settings.end - settings.start)) if settings.ramp is None else settings.ramp,
         settings.prune_by,
         settings.regrow,
         settings.exchange,
