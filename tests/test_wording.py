@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,13 +22,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".py", ".md", ".sh", ".toml", ".yml", ".cfg")
 NOT_READ = ("tests/test_wording.py",)  # it spells out what it forbids
-
-# Temporary: the findings of each folder that are allowed for now. A number may only fall; remove entries that reach 0.
-ALLOWED: dict[str, int] = {
-    "tests": 3,
-    "tests/experiment": 2,
-    "tests/training": 15,
-}
 
 Kind = Literal["name", "function", "docstring", "prose"]
 
@@ -281,23 +273,13 @@ def files() -> list[Path]:
     return [path for path in paths if path.is_file() and (path.suffix in SUFFIXES or path.name == "Makefile")]
 
 
-def folder_of(path: str) -> str:
-    """The folder that a finding counts for: two levels, such as "tests/data"."""
-    return "/".join(Path(path).parent.parts[:2]) or "."
-
-
 FILES = files()
 
 
-@pytest.mark.parametrize("folder", sorted({folder_of(path.relative_to(ROOT).as_posix()) for path in FILES}))
-def test_wording_is_standard(folder):
-    paths = [path for path in FILES if folder_of(path.relative_to(ROOT).as_posix()) == folder]
-    findings = [finding for path in paths for finding in check_file(path)]
-    allowed = ALLOWED.get(folder, 0)
-    listed = "\n".join(map(str, findings[:50]))
-    assert len(findings) <= allowed, f"{len(findings)} findings in {folder}, {allowed} allowed:\n{listed}"
-    if len(findings) < allowed:
-        print(f'ALLOWED["{folder}"] may become {len(findings)}')
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_wording_is_standard(path):
+    findings = check_file(path)
+    assert not findings, "\n".join(map(str, findings))
 
 
 @pytest.mark.parametrize(
@@ -346,13 +328,10 @@ def test_shell_and_markdown_are_read_by_line():
 
 
 def main() -> None:
-    """Print the findings below the paths given, and how many each folder has."""
+    """Print the findings below the paths given."""
     roots = [Path(argument).resolve() for argument in sys.argv[1:]] or [ROOT]
-    findings = [
-        finding for path in FILES if any(path.is_relative_to(root) for root in roots) for finding in check_file(path)
-    ]
-    print(*findings, sep="\n")
-    print(dict(sorted(Counter(folder_of(finding.path) for finding in findings).items())))
+    paths = [path for path in FILES if any(path.is_relative_to(root) for root in roots)]
+    print(*(finding for path in paths for finding in check_file(path)), sep="\n")
 
 
 if __name__ == "__main__":
