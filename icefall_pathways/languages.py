@@ -1,4 +1,4 @@
-"""The languages of Multilingual LibriSpeech: code, folder name and alphabet."""
+"""The supported languages: code, name and alphabet."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ _PUNCTUATION = "'-"  # the only punctuation in transcripts of MLS
 
 
 class UnknownLanguageError(ValueError):
-    """The language is not one of the eight languages of MLS."""
+    """The language is not one of `LANGUAGES`."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """A language of Multilingual LibriSpeech (MLS).
+    """A language.
 
     Attributes:
       code: ISO 639-1 code, such as "fr"; the `language` of every supervision.
-      name: Name in MLS, such as "french"; part of its folder names.
+      name: English name, such as "french"; part of the names of manifests and of MLS folders.
       alphabet: All characters of a normalized transcript, including the space.
     """
 
@@ -57,7 +57,7 @@ DEFAULT_LANGUAGES = (LanguageCode("en"), LanguageCode("fr"), LanguageCode("it"),
 
 
 def get_language(tag: str) -> Language:
-    """Return the language with the given code ("fr") or MLS name ("french").
+    """Return the language with the given code ("fr") or name ("french").
 
     Raises:
       UnknownLanguageError: There is no such language; the message lists all supported languages.
@@ -78,7 +78,7 @@ def parse_languages(tags: str | Iterable[str]) -> list[Language]:
     """Parse a list of languages: codes or names, in a string separated by spaces or commas.
 
     Raises:
-      UnknownLanguageError: One of them is not a language of MLS.
+      UnknownLanguageError: One of them is not supported.
       ValueError: The list is empty or contains a language twice.
     """
     words = tags.replace(",", " ").split() if isinstance(tags, str) else list(tags)

@@ -13,7 +13,8 @@ from typing import Literal
 
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
-from icefall_pathways.corpora.validation import CorpusError, CorpusReport
+from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason, foreign_characters
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import LANGUAGES, Language
 
@@ -79,13 +80,18 @@ def write_manifests(
 ) -> CorpusReport:
     """Write the manifests and the report of a split; a complete split is not written again.
 
+    Utterances without text, and those with characters outside the alphabet of the language, are dropped and counted.
+
     Args:
       files: The paths.
-      read_utterances: Yields the recording and the supervision of each usable utterance; counts them and all rejected
-        ones in the report that it is given.
+      read_utterances: Yields the recording and the supervision of each utterance; counts those that it rejects, with
+        `CorpusReport.drop`, in the report that it is given.
 
     Returns:
       The report.
+
+    Raises:
+      CorpusError: A recording has another sampling rate than 16 kHz, or a supervision has another language.
     """
     if files.recordings.exists() and files.supervisions.exists() and files.report.exists():
         return CorpusReport.load(files.report)
@@ -97,10 +103,39 @@ def write_manifests(
         SupervisionSet.open_writer(supervisions_path) as supervisions,
     ):
         for recording, supervision in read_utterances(report):
+            _check_utterance(files, recording, supervision)
+            rejection = _rejection(files, supervision)
+            if rejection is not None:
+                report.drop(files.language.code, files.split, *rejection)
+                continue
+            report.keep(files.language.code, files.split)
             recordings.write(recording)
             supervisions.write(supervision)
     report.save(files.report)
     return report
+
+
+def _check_utterance(files: SplitFiles, recording: Recording, supervision: SupervisionSegment) -> None:
+    """Check what the module of a corpus sets in the same way for all utterances."""
+    context = f"{files.corpus} {files.language.name} {files.split}: recording {recording.id}"
+    if recording.sampling_rate != SAMPLE_RATE:
+        raise CorpusError(
+            f"{context} has a sampling rate of {recording.sampling_rate} Hz: expected {SAMPLE_RATE} Hz; "
+            f"prepare_manifests of this corpus has to yield recording.resample({SAMPLE_RATE})"
+        )
+    if supervision.language != files.language.code:
+        raise CorpusError(
+            f"{context} has a supervision with the language {supervision.language!r}: expected "
+            f"{files.language.code!r}; prepare_manifests of this corpus has to set it"
+        )
+
+
+def _rejection(files: SplitFiles, supervision: SupervisionSegment) -> tuple[Reason, str] | None:
+    """Return the reason to drop an utterance because of its text, with a description; None if the text is usable."""
+    text = supervision.text or ""
+    if foreign := foreign_characters(text, files.language):
+        return Reason.FOREIGN_CHARACTERS, f"{supervision.id} has {foreign!r} in {text!r}"
+    return None if text.strip() else (Reason.NO_TEXT, supervision.id)
 
 
 def find_corpus(folder: Path, kind: ManifestKind) -> str:

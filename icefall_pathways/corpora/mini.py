@@ -29,6 +29,7 @@ from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
 from icefall_pathways.corpora.mls import prepare_manifests
+from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
@@ -48,7 +49,7 @@ class MiniCorpusConfig:
     """Folder of the corpus."""
 
     languages: str = "en fr it nl"
-    """Languages, separated by spaces, of en fr it nl de es pt pl."""
+    """Languages, separated by spaces."""
 
     hours_per_language: float = 0.4
     """Hours of training speech per language."""
@@ -121,6 +122,7 @@ class MiniCorpusConfig:
           ValueError: An option is out of range, or there are too few sentences for disjoint splits.
         """
         languages = parse_languages(self.languages)
+        get_corpus("mini").check_languages(languages)
         if unused := set(self._hours_by_language()) - {language.code for language in languages}:
             raise ValueError(f"--hours names {' '.join(sorted(unused))}: expected only --languages {self.languages!r}")
         for option, value, minimum in (

@@ -22,7 +22,7 @@ _RETURN_ERRORS = 0x8000  # option of espeak_Initialize: without it, a missing fi
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 
-_VOICES = {
+VOICES = {
     "en": ("en", "en-us", "en-gb-x-rp", "en-gb-scotland"),
     "fr": ("fr", "fr-be", "fr-ch"),
     "it": ("it",),
@@ -66,8 +66,8 @@ def draw_speakers(language: Language, seed: int) -> list[Speaker]:
     rng = random.Random(f"{seed}/{language.code}/speakers")
     variants = [(name, "F") for name in _WOMEN.split()] + [(name, "M") for name in _MEN.split()]
     rng.shuffle(variants)
-    voices = _VOICES[language.code]
-    first = 1000 * (1 + list(_VOICES).index(language.code))
+    voices = VOICES[language.code]
+    first = 1000 * (1 + list(VOICES).index(language.code))
     return [
         Speaker(first + i, f"{voices[i % len(voices)]}+{name}", gender) for i, (name, gender) in enumerate(variants)
     ]

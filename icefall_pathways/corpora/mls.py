@@ -26,6 +26,7 @@ CORPUS = "mls"  # first part of the names of manifests
 # Values of --subset: all training data, or parts of the limited supervision; the two parts together are ten hours.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 
+_UNKNOWN_SPEAKER = "speaker not in metainfo.txt"  # a note in reports
 _MAX_PENDING = 10_000  # utterances held in memory; the English training split has ten million
 
 
@@ -115,7 +116,7 @@ def _read_split(
                     report.drop(language.code, split, *recording)
                     continue
                 speaker = handle.split("_")[0]
-                report.keep(language.code, split, _notes(recording, speaker, genders))
+                report.add_notes(language.code, split, _notes(recording, speaker, genders))
                 yield recording.resample(SAMPLE_RATE), _supervision(handle, text, recording, speaker, language, genders)
 
 
@@ -136,13 +137,13 @@ def _read_recording(folder: Path, language: Language, line: tuple[str, str]) -> 
     return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")
 
 
-def _notes(recording: Recording, speaker: str, genders: dict[str, str]) -> list[Note]:
+def _notes(recording: Recording, speaker: str, genders: dict[str, str]) -> list[str]:
     return [
         note
         for note, applies in (
             (Note.RESAMPLED, recording.sampling_rate != SAMPLE_RATE),
             (Note.DOWNMIXED, recording.num_channels > 1),
-            (Note.UNKNOWN_SPEAKER, speaker not in genders),
+            (_UNKNOWN_SPEAKER, speaker not in genders),
         )
         if applies
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.languages import LANGUAGES, Language, LanguageCode
+from icefall_pathways.languages import Language, LanguageCode
 
 
 class CorpusModule(Protocol):
@@ -23,8 +23,9 @@ class CorpusModule(Protocol):
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split; `layout.write_manifests` does so atomically.
 
-        Every supervision has the code of its language. Recording ids start with the speaker and an underscore, as in
-        MLS, if `compare.py --resample speaker` is to be used.
+        Every supervision has the code of its language and a text in its alphabet, and every recording has 16 kHz
+        (`recording.resample(16000)`); `write_manifests` checks them. Recording ids start with the speaker and an
+        underscore, as in MLS, if `compare.py --resample speaker` is to be used.
 
         Args:
           corpus_dir: Folder of the corpus.
@@ -64,7 +65,7 @@ class CorpusSpec:
     name: str
     description: str
     module: str
-    languages: tuple[LanguageCode, ...] = tuple(LANGUAGES)
+    languages: tuple[LanguageCode, ...]
     acquire_command: str | None = None
     acquire_options: tuple[str, ...] = ("num_jobs",)
     content_options: tuple[str, ...] = ("subset",)
@@ -87,6 +88,7 @@ class CorpusSpec:
             )
 
 
+_LANGUAGES_OF_MLS = tuple(map(LanguageCode, ("en", "fr", "it", "nl", "de", "es", "pt", "pl")))
 _SIZE_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
 
 CORPORA: dict[str, CorpusSpec] = {
@@ -96,6 +98,7 @@ CORPORA: dict[str, CorpusSpec] = {
             name="mini",
             description="the embedded corpus: synthetic speech in MLS layout",
             module="icefall_pathways.corpora.mini",
+            languages=_LANGUAGES_OF_MLS,
             acquire_command="make_mini_corpus",
             acquire_options=(*_SIZE_OPTIONS, "num_jobs"),
             content_options=_SIZE_OPTIONS,
@@ -105,6 +108,7 @@ CORPORA: dict[str, CorpusSpec] = {
             name="mls",
             description="Multilingual LibriSpeech, or any folder in its layout",
             module="icefall_pathways.corpora.mls",
+            languages=_LANGUAGES_OF_MLS,
             acquire_command="download_mls",
             acquire_options=("audio_format", "base_url"),
         ),

@@ -16,8 +16,14 @@ class CorpusError(ValueError):
     """A corpus is incomplete, or loses too many utterances."""
 
 
-class Reason(str, Enum):
-    """Reason to drop an utterance; the values are stored in report files."""
+class _Label(str, Enum):
+    """A name that is stored in report files."""
+
+    __str__ = str.__str__
+
+
+class Reason(_Label):
+    """Common reasons to drop an utterance. A corpus may use other strings as well."""
 
     NO_AUDIO = "no audio"
     NO_TEXT = "no text"
@@ -28,12 +34,11 @@ class Reason(str, Enum):
     TOO_LONG = "too long"
 
 
-class Note(str, Enum):
-    """Property of a kept utterance that the table lists; the values are stored in report files."""
+class Note(_Label):
+    """Common properties of kept utterances that the table lists. A corpus may use other strings as well."""
 
     RESAMPLED = "resampled"
     DOWNMIXED = "downmixed"
-    UNKNOWN_SPEAKER = "speaker not in metainfo.txt"
 
 
 @dataclass
@@ -52,15 +57,25 @@ class CorpusReport:
     notes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
-    def keep(self, language: str, split: str, notes: Iterable[Note] = ()) -> None:
+    def keep(self, language: str, split: str) -> None:
         """Count a kept utterance."""
         self.kept[language, split] += 1
-        for note in notes:
-            self.notes[language, split, note.value] += 1
 
-    def drop(self, language: str, split: str, reason: Reason, example: str) -> None:
-        """Count a dropped utterance; `example` names it and describes the problem."""
-        key = (language, split, reason.value)
+    def add_notes(self, language: str, split: str, notes: Iterable[str]) -> None:
+        """Count properties of a kept utterance: values of `Note`, or strings of the corpus."""
+        for note in notes:
+            self.notes[language, split, str(note)] += 1
+
+    def drop(self, language: str, split: str, reason: str, example: str) -> None:
+        """Count a dropped utterance.
+
+        Args:
+          language: Language code.
+          split: Split.
+          reason: A value of `Reason`, or a string of the corpus.
+          example: Names the utterance and describes the problem.
+        """
+        key = (language, split, str(reason))
         self.dropped[key] += 1
         examples = self.examples.setdefault(key, [])
         if len(examples) < 3:
@@ -76,8 +91,8 @@ class CorpusReport:
 
     def table(self) -> str:
         """Return a table with a row per language and split and a column per reason and note, followed by examples."""
-        reasons = [reason.value for reason in Reason if any(key[2] == reason for key in self.dropped)]
-        notes = [note.value for note in Note if any(key[2] == note for key in self.notes)]
+        reasons = _in_order(Reason, (key[2] for key in self.dropped))
+        notes = _in_order(Note, (key[2] for key in self.notes))
         rows = [
             [
                 language,
@@ -132,6 +147,12 @@ class CorpusReport:
         """Read counts written by `save`."""
         values = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in read_json(path).items()}
         return cls(Counter(values["kept"]), Counter(values["dropped"]), Counter(values["notes"]), values["examples"])
+
+
+def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:
+    """Return the distinct names: the common ones in the order of their definition, then the others by name."""
+    order = list(common)
+    return sorted(set(names), key=lambda name: (order.index(common(name)) if name in order else len(order), name))
 
 
 def foreign_characters(text: str, language: Language) -> str:

@@ -19,7 +19,7 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.dataset import SpeechDataset
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.loading import load_batches
-from icefall_pathways.data.manifests import DataError, check_cut
+from icefall_pathways.data.manifests import DataError, check_cut, check_sampling_rate
 from icefall_pathways.data.sampling import (
     BatchPlan,
     LanguageCuts,
@@ -267,11 +267,13 @@ class SpeechDataModule:
 
     def _check(self, cut: MonoCut, path: Path) -> None:
         check_cut(cut, path)
-        if self.config.on_the_fly_feats and cut.has_recording and cut.recording.num_channels > 1:
-            raise DataError(
-                f"cut {cut.id} in {path} has {cut.recording.num_channels} channels, but only prepare.sh downmixes "
-                "audio: use --on-the-fly-feats 0"
-            )
+        if self.config.on_the_fly_feats and cut.has_recording:
+            check_sampling_rate(cut.recording, f"cut {cut.id} in {path}")
+            if cut.recording.num_channels > 1:
+                raise DataError(
+                    f"cut {cut.id} in {path} has {cut.recording.num_channels} channels, but only prepare.sh downmixes "
+                    "audio: use --on-the-fly-feats 0"
+                )
 
     def _usable(self, language: Language) -> LanguageCuts:
         """Read the training cuts of a language once; count the dropped ones, and sum up the others."""

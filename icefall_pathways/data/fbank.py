@@ -19,7 +19,7 @@ from tqdm import tqdm
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
-from icefall_pathways.data.manifests import check_recording
+from icefall_pathways.data.manifests import check_recording, check_sampling_rate
 from icefall_pathways.data.shards import FeatureShards
 from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
@@ -223,7 +223,9 @@ def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterato
     """Yield a cut for each recording and its supervision, equal to those of `CutSet.from_manifests`."""
     supervisions = iter(SupervisionSet.from_jsonl_lazy(supervisions_path))
     for index, recording in enumerate(RecordingSet.from_jsonl_lazy(recordings_path)):
-        check_recording(recording, f"recording {recording.id} in {recordings_path}")
+        context = f"recording {recording.id} in {recordings_path}"
+        check_recording(recording, context)
+        check_sampling_rate(recording, context)
         supervision = next(supervisions, None)
         if supervision is None or supervision.recording_id != recording.id:
             raise CorpusError(

@@ -86,6 +86,20 @@ def check_recording(recording: Recording, context: str) -> None:
     _check_length(recording.duration, recording.num_samples / recording.sampling_rate, f"the samples of {context}")
 
 
+def check_sampling_rate(recording: Recording, context: str) -> None:
+    """Check that features can be computed from a recording; `context` names it in errors.
+
+    Raises:
+      DataError: It has another sampling rate than the features.
+    """
+    expected = FbankConfig().sample_rate
+    if recording.sampling_rate != expected:
+        raise DataError(
+            f"{context} has a sampling rate of {recording.sampling_rate} Hz: expected {expected} Hz; write manifests "
+            f"of resampled audio, with recording.resample({expected})"
+        )
+
+
 def check_files(cut: Cut, stored_features: bool) -> None:
     """Check that the files of a cut are regular files, since devices and pipes may have no end.
 

@@ -43,6 +43,11 @@ def load_samples(cut: MonoCut) -> Tensor:
 
 
 def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
+    if not cut.has_recording:
+        raise ValueError(
+            "the cut has features but no recording, and streaming decoding computes features from audio; add the "
+            "recordings to the manifest of cuts, or decode the stored features with decode.py"
+        )
     check_files(cut, stored_features=False)
     file = _open(cut)
     if file is None:

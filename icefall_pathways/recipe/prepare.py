@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
+from icefall_pathways.languages import parse_languages
 from icefall_pathways.recipe.environment import num_cores
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
@@ -28,7 +29,7 @@ class PrepareConfig:
     """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
 
     languages: str = "en fr it nl"
-    """Languages, separated by spaces, of en fr it nl de es pt pl."""
+    """Languages, separated by spaces; an unsupported one is reported with those that the corpus offers."""
 
     data_dir: Path = Path("data")
     """Folder for manifests, features and tokens."""
@@ -114,8 +115,10 @@ def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]
     """Return the jobs of the selected stages; each depends on the previous one.
 
     Raises:
-      ValueError: A stage was finished in this folder with other options, or the MUSAN folder does not exist.
+      ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, or the
+        corpus does not offer a language.
     """
+    get_corpus(config.corpus).check_languages(parse_languages(config.languages))
     jobs: list[Job] = []
     for stage in _stages(config, environ):
         if not config.stage <= stage.index <= config.stop_stage:

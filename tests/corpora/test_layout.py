@@ -3,14 +3,51 @@
 from pathlib import Path
 
 import pytest
+from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
-from icefall_pathways.corpora.layout import SplitFiles, find_corpus
-from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.corpora.layout import SplitFiles, find_corpus, write_manifests
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import get_language
 
 
 def files(folder, corpus="mls", language="fr", split="test"):
     return SplitFiles(folder, corpus, get_language(language), split)
+
+
+def utterance(name, text, rate=16000, language="fr"):
+    recording = Recording(name, [], rate, rate, 1.0, [0])
+    return recording, SupervisionSegment(name, name, 0.0, 1.0, text=text, language=language)
+
+
+def test_only_utterances_in_the_alphabet_of_the_language_are_written_and_kept(tmp_path):
+    def read(report):
+        report.drop("fr", "test", "no subtitles", "a: the file lacks them")
+        report.add_notes("fr", "test", ["read by its author"])
+        yield from (utterance("b", "été"), utterance("c", "42 ü"), utterance("d", " "), utterance("e", "où"))
+
+    report = write_manifests(files(tmp_path), read)
+    assert report.kept == {("fr", "test"): 2}
+    assert report.dropped == {("fr", "test", reason): 1 for reason in ("no subtitles", "foreign characters", "no text")}
+    assert [r.id for r in RecordingSet.from_file(files(tmp_path).recordings)] == ["b", "e"]
+    assert [s.text for s in SupervisionSet.from_file(files(tmp_path).supervisions)] == ["été", "où"]
+    assert write_manifests(files(tmp_path), read) == report == CorpusReport.load(files(tmp_path).report)
+    header = next(line for line in report.table().splitlines() if "kept" in line)
+    columns = ["no text", "foreign characters", "no subtitles", "read by its author"]
+    assert sorted(columns, key=header.index) == columns
+    assert "c has '24' in '42 ü'" in report.table()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 8000}, r"mls french test: recording a has a sampling rate of 8000 Hz: expected 16000 Hz; .*resample"),
+        ({"language": "en"}, r"recording a has a supervision with the language 'en': expected 'fr'"),
+    ],
+)
+def test_a_wrong_sampling_rate_or_language_is_an_error_and_leaves_no_manifest(tmp_path, options, message):
+    with pytest.raises(CorpusError, match=message):
+        write_manifests(files(tmp_path), lambda _report: [utterance("a", "été", **options)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_names_of_mls_are_those_of_lhotse_prepare_mls():

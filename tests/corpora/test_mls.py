@@ -16,6 +16,7 @@ from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.data import fbank, shards
 from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.manifests import DataError
 from icefall_pathways.languages import get_language
 
 GERMAN, POLISH = get_language("de"), get_language("pl")
@@ -238,6 +239,15 @@ def test_feature_extraction_resumes(corpus, monkeypatch):
             path.unlink()
     _, cuts = features(corpus, perturb_speed=False)
     assert len(cuts["de", "train"]) == 4 and len(list(folder.iterdir())) == 2
+
+
+def test_manifests_with_another_sampling_rate_are_rejected(corpus):
+    manifests(corpus)
+    path = manifest_files(corpus).recordings
+    RecordingSet.from_recordings([r.resample(8000) for r in RecordingSet.from_file(path)]).to_file(path)
+    message = r"recording 10_100_000000 in .* has a sampling rate of 8000 Hz: expected 16000 Hz; .*resample\(16000\)"
+    with pytest.raises(DataError, match=message):
+        features(corpus)
 
 
 def test_mismatched_manifests_are_rejected(corpus):

@@ -9,7 +9,9 @@ from lhotse import CutSet
 
 from icefall_pathways.commands import get_corpus as get_corpus_command
 from icefall_pathways.commands import prepare_manifests
+from icefall_pathways.corpora import mini_speech
 from icefall_pathways.corpora.layout import SPLITS
+from icefall_pathways.corpora.mini import MiniCorpusConfig
 from icefall_pathways.corpora.registry import CORPORA, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
@@ -17,7 +19,7 @@ from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, summa
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
-from icefall_pathways.languages import parse_languages
+from icefall_pathways.languages import LANGUAGES, Language, parse_languages
 from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
 
 
@@ -70,7 +72,7 @@ def test_prepare_sh_runs_a_registered_corpus(tmp_path, registered):
 def test_a_corpus_that_cannot_be_downloaded_requires_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", replace(toy_corpus.SPEC, acquire_command=None))
     with pytest.raises(ValueError, match=r"--corpus toy cannot be downloaded: expected an existing folder"):
-        prepare_jobs(PrepareConfig(corpus="toy"), {})
+        prepare_jobs(PrepareConfig(corpus="toy", languages="en"), {})
     with pytest.raises(CorpusError, match=r"--corpus toy cannot be downloaded: obtain it"):
         get_corpus_command.run(get_corpus_command.Config("toy", tmp_path, "en"))
 
@@ -81,14 +83,33 @@ def test_a_language_that_the_corpus_does_not_offer_is_rejected(tmp_path, registe
         prepare_manifests.run(config)
 
 
-def test_corpora_of_the_recipe_are_registered():
-    assert list(CORPORA) == ["mini", "mls"]
-    for name, spec in CORPORA.items():
-        assert get_corpus(name) is spec and spec.name == name
-        assert callable(spec.load().prepare_manifests) and callable(spec.load().acquire)
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_registered_corpus_has_the_functions_of_its_interface(name):
+    spec = get_corpus(name)
+    assert spec is CORPORA[name] and spec.name == name
+    assert callable(spec.load().prepare_manifests)
+    assert spec.acquire_command is None or callable(spec.load().acquire)
+    assert spec.languages and set(spec.languages) <= set(LANGUAGES)
+
+
+def test_options_that_determine_the_content_of_the_embedded_corpus_and_mls():
     assert "hours" in CORPORA["mini"].content_options and CORPORA["mls"].content_options == ("subset",)
 
 
+def test_the_embedded_corpus_offers_the_languages_of_its_voices():
+    assert set(CORPORA["mini"].languages) == set(mini_speech.VOICES)
+
+
+@pytest.mark.parametrize("corpus", ["mini", "mls"])
+def test_a_new_language_is_not_offered_by_existing_corpora(corpus, monkeypatch):
+    monkeypatch.setitem(LANGUAGES, "sv", Language("sv", "swedish", frozenset("abcdefghijklmnopqrstuvwxyzåäö ")))
+    message = f"the corpus {corpus} does not offer sv; expected some of {' '.join(CORPORA[corpus].languages)}"
+    with pytest.raises(CorpusError, match=message):
+        prepare_jobs(PrepareConfig(corpus=corpus, languages="en sv"), {})
+    with pytest.raises(CorpusError, match="the corpus mini does not offer sv"):
+        MiniCorpusConfig(languages="sv").check()
+
+
 def test_an_unknown_corpus_is_rejected_with_the_known_names():
-    with pytest.raises(CorpusError, match=r"^--corpus x: expected one of mini, mls$"):
+    with pytest.raises(CorpusError, match=rf"^--corpus x: expected one of {', '.join(CORPORA)}$"):
         get_corpus("x")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lhotse import Recording
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
 from icefall_pathways.constants import LOG_EPS
@@ -286,6 +287,18 @@ def test_a_damaged_manifest_is_an_error(tmp_path: Path, tokenizer: Tokenizer) ->
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(DataError, match="no training cut of english"):
         data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
+
+
+def test_audio_of_another_sampling_rate_is_an_error_if_features_are_computed(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    cuts = make_cuts(tmp_path, "en", "en", [200] * 3)
+    for cut in cuts:
+        cut.recording = Recording(cut.id, [], 8000, 16000, 2.0, [0])
+    write_cuts(tmp_path, "en", "train", cuts)
+    data = data_module(tmp_path, tokenizer, languages="en", on_the_fly_feats=True)
+    with pytest.raises(DataError, match=r"^cut en-0 in .* has a sampling rate of 8000 Hz: expected 16000 Hz"):
+        data.updates_per_epoch(1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

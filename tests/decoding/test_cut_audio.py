@@ -74,6 +74,13 @@ def test_lhotse_reads_files_that_libsndfile_cannot(tmp_path, monkeypatch):
     assert torch.equal(torch.cat(list(read_blocks(cut, BLOCK))), expected)
 
 
+def test_a_cut_without_a_recording_is_an_error_that_says_so(tmp_path):
+    cut = _cut(tmp_path / "a.wav")
+    cut.recording = None
+    with pytest.raises(AudioError, match=r"the cut has features but no recording, .*decode the stored features"):
+        next(read_blocks(cut, BLOCK))
+
+
 def test_only_regular_files_are_read(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     (tmp_path / "a.wav").unlink()

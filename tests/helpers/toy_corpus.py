@@ -7,6 +7,7 @@ from pathlib import Path
 from lhotse import Recording, SupervisionSegment
 from mls_folder import write_audio
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.registry import CorpusSpec
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
@@ -24,18 +25,15 @@ def prepare_manifests(
     report = CorpusReport()
     for language in languages:
         for split in SPLITS:
-            read = partial(_read_split, corpus_dir / language.name / split, language.code, split)
+            read = partial(_read_split, corpus_dir / language.name / split, language.code)
             report.add(write_manifests(SplitFiles(output_dir, "toy", language, split), read))
     return report
 
 
-def _read_split(
-    folder: Path, language: str, split: str, report: CorpusReport
-) -> Iterator[tuple[Recording, SupervisionSegment]]:
+def _read_split(folder: Path, language: str, report: CorpusReport) -> Iterator[tuple[Recording, SupervisionSegment]]:
     for path in sorted(folder.glob("*.wav")):
-        recording = Recording.from_file(path)
+        recording = Recording.from_file(path).resample(SAMPLE_RATE)
         text = path.with_suffix(".txt").read_text(encoding="utf-8")
-        report.keep(language, split)
         yield (
             recording,
             SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=text, language=language),
