@@ -32,7 +32,7 @@ class TrainingConfig:
     """Experiment folder: checkpoints, logs and TensorBoard files."""
 
     bpe_model: Path | None = None
-    """SentencePiece model. Default: the model stored in --exp-dir if a training is resumed, else the one stored in
+    """SentencePiece model. None: the model stored in --exp-dir if a training is resumed, else the one stored in
     --init-from, else data/lang_bpe_500/bpe.model."""
 
     init_from: Path | None = None
@@ -55,7 +55,7 @@ class TrainingConfig:
     --init-key."""
 
     masks: Path | None = None
-    """Masks file: each language trains and runs through its own sub-network. Default: train the dense model."""
+    """Masks file: each language trains and runs through its own sub-network. None: train the dense model."""
 
     freeze_languages: LanguageList = ()
     """With --masks: languages whose output must not change; the weights that they use are not trained."""
@@ -316,7 +316,7 @@ class PruningConfig(MaskShapeConfig):
     round."""
 
     rewind_to: Path | None = None
-    """lth: checkpoint to which each round rewinds the weights, such as an early one of the dense training. Default:
+    """lth: checkpoint to which each round rewinds the weights, such as an early one of the dense training. None:
     --init-from."""
 
     prune_by: PruneCriterion = "magnitude"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from icefall_pathways.languages import LanguageCode
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.pathways.schedules import (
     JOINT_METHODS,
@@ -32,7 +33,7 @@ def search_schedule(config: PruningConfig) -> PruningSchedule:
     return SEARCH_METHODS[config.prune_method](settings)
 
 
-def search_plan(config: PruningConfig, languages: Sequence[str]) -> PruningPlan:
+def search_plan(config: PruningConfig, languages: Sequence[LanguageCode]) -> PruningPlan:
     """Return the plan of a mask search, in which `languages` share one mask."""
     return PruningPlan(search_schedule(config), [languages], config.rewind_to)
 
