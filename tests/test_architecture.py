@@ -131,7 +131,7 @@ def test_no_import_points_upward(imports):
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_a_component_imports_only_what_its_task_needs(imports, name):
+def test_component_imports_only_allowed_components(imports, name):
     edges = {edge for edge in internal(imports, PACKAGE) if component(edge.importer) == name}
     assert edges, f"{PACKAGE}.{name} has no imports: does it still exist?"
     others = sorted(str(edge) for edge in edges if component(edge.imported) not in ALLOWED[name] | {name})
@@ -179,6 +179,6 @@ def test_upward_imports_and_cycles_are_detected(tmp_path, statement):
     assert not find_cycle(edges - {upward})
 
 
-def test_a_component_without_a_layer_is_reported():
+def test_component_without_layer_is_reported():
     with pytest.raises(AssertionError, match="add 'toys' to LAYERS"):
         layer(f"{PACKAGE}.toys.train")

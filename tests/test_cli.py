@@ -23,13 +23,13 @@ def test_every_command_has_a_module_and_a_script():
 
 
 @pytest.mark.parametrize("path", sorted(RECIPE.glob("*/*.py")), ids=lambda path: path.name)
-def test_a_script_runs_the_command_of_its_name(path):
+def test_script_runs_the_command_of_the_same_name(path):
     name = path.stem.replace("_", "-")
     assert f'run_command("{cli.RENAMED_COMMANDS.get(name, name)}")' in path.read_text()
 
 
 @pytest.mark.parametrize("name", ["prepare", "run", "run-study"])
-def test_a_shell_script_runs_its_command(name):
+def test_shell_script_runs_its_command(name):
     text = (RECIPE / cli.SCRIPTS[name]).read_text()
     assert f'run_command("{name}", prog="./{cli.SCRIPTS[name]}")' in text
 
@@ -43,12 +43,12 @@ def test_commands_are_listed_with_a_summary(capsys):
         assert any(line.startswith(f"  {name}  ") and line.endswith(".") for line in listed.splitlines()), name
 
 
-def test_the_version_is_that_of_the_package(capsys):
+def test_version_option_prints_the_package_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"{icefall_pathways.__version__}\n"
 
 
-def test_an_unknown_command_is_one_line(capsys):
+def test_unknown_command_is_reported_in_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
@@ -56,7 +56,7 @@ def test_an_unknown_command_is_one_line(capsys):
     assert line.startswith("error: unknown command 'trian'; did you mean train?")
 
 
-def test_an_error_that_the_user_can_fix_has_no_traceback():
+def test_user_error_has_no_traceback():
     words = ["compare", "--system-a", "/nowhere"]
     completed = subprocess.run(
         [sys.executable, "-m", "icefall_pathways", *words], capture_output=True, text=True, check=False, cwd=ROOT
@@ -66,7 +66,7 @@ def test_an_error_that_the_user_can_fix_has_no_traceback():
     assert line.startswith("error: ") and "/nowhere" in line
 
 
-def test_a_missing_optional_package_is_named_with_how_to_install_it(monkeypatch, capsys):
+def test_missing_optional_package_error_states_how_to_install_it(monkeypatch, capsys):
     command = types.SimpleNamespace(Config=object, read=lambda *_arguments, **_options: None)
     command.run = lambda _config: importlib.import_module("matplotlib")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -78,7 +78,7 @@ def test_a_missing_optional_package_is_named_with_how_to_install_it(monkeypatch,
     )
 
 
-def test_the_help_names_the_program_that_was_called(capsys, monkeypatch):
+def test_help_shows_the_name_of_the_called_program(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["./pruned_transducer_pathways/decode.py", "--help"])
     for prog, example in (
         ("icefall-pathways decode", "icefall-pathways decode --exp-dir exp/pathways"),
@@ -92,7 +92,7 @@ def test_the_help_names_the_program_that_was_called(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--old-beam", "8"], ["--old_beam=8"]])
-def test_a_renamed_option_keeps_its_old_spelling(words, monkeypatch):
+def test_renamed_option_accepts_its_previous_name(words, monkeypatch):
     monkeypatch.setitem(cli.RENAMED_OPTIONS, "decode", {"--old-beam": "--beam-size"})
     assert cli.read_config("decode", words) == cli.read_config("decode", ["--beam-size", "8"])
 
@@ -106,7 +106,7 @@ def test_aliases_point_to_existing_names():
         assert {new.removeprefix("--").replace("-", "_") for new in renamed.values()} <= flat
 
 
-def test_the_old_name_of_a_command_works(monkeypatch):
+def test_renamed_command_accepts_its_previous_name(monkeypatch):
     called = []
     monkeypatch.setattr(cli, "run_command", lambda name, *_arguments, **_options: called.append(name))
     cli.main(["calibrate-language"])

@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is accepted by its script, with all options."""
+"""Scripts accept the commands and options shown in the documentation."""
 
 import os
 import re
@@ -24,7 +24,7 @@ class ParsedError(Exception):
 
 
 def lines_of(path):
-    """Return the lines of a file that may hold commands, continuations joined: all of a page, a module's docstring."""
+    """Return the lines of a page or of a module's docstring, with continuation lines joined."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = text.split('"""')[1]
@@ -32,7 +32,7 @@ def lines_of(path):
 
 
 def commands_of(path):
-    """Yield (program, arguments) of each call of a script or icefall-pathways on its own line, variables expanded."""
+    """Yield (program, arguments) of each line that calls a script or icefall-pathways, with variables expanded."""
     variables = {}
     for line in lines_of(path):
         line = line.strip()
@@ -57,7 +57,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("script", "words"), COMMANDS)
-def test_a_documented_command_is_accepted(script, words, monkeypatch):
+def test_documented_command_is_accepted(script, words, monkeypatch):
     if script == PROGRAM:
         assert words[0] in cli.SCRIPTS
         cli.read_config(words[0], words[1:])
@@ -80,6 +80,6 @@ def test_a_documented_command_is_accepted(script, words, monkeypatch):
         runpy.run_path(str(path), run_name="__main__")
 
 
-def test_there_are_commands():
+def test_documented_commands_are_collected():
     assert len(COMMANDS) > 40
     assert any(words[-2:] == ["--warm-updates", "0"] for _, words in (case.values for case in COMMANDS))

@@ -1,3 +1,5 @@
+"""Atomic file writes and JSON files."""
+
 import pytest
 
 from icefall_pathways.files import atomic_write, read_json, write_json

@@ -1,3 +1,5 @@
+"""Languages by code and name."""
+
 import json
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Commands that tools/make_env.sh runs before it has a Python.
+# Commands that tools/make_env.sh needs before it has found Python.
 BASICS = [
     "bash",
     "env",
@@ -33,7 +33,7 @@ BASICS = [
 
 @pytest.fixture
 def bare_machine(tmp_path):
-    """Copy the set-up files; return their folder and an environment with a few basic commands only."""
+    """Copy the set-up files; return their folder and environment variables with only a few basic commands in PATH."""
     for name in ("tools", "requirements.txt", "pyproject.toml"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
@@ -48,7 +48,7 @@ def make_env(folder, environment):
     return subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_no_python_310_is_one_clear_line(bare_machine):
+def test_missing_python_310_is_reported_in_one_line(bare_machine):
     folder, environment = bare_machine
     done = make_env(folder, environment)
     assert done.returncode != 0
@@ -57,7 +57,7 @@ def test_no_python_310_is_one_clear_line(bare_machine):
     assert not (folder / ".venv").exists()
 
 
-def test_a_broken_python_is_skipped_and_refused_if_selected(bare_machine):
+def test_broken_python_is_skipped_and_rejected_if_selected(bare_machine):
     folder, environment = bare_machine
     shim = folder / "bin" / "python3.10"
     shim.write_text("#!/bin/bash\nexit 127\n")
@@ -70,7 +70,7 @@ def test_a_broken_python_is_skipped_and_refused_if_selected(bare_machine):
     ]
 
 
-def test_no_compiler_is_one_clear_line(tmp_path):
+def test_missing_compiler_is_reported_in_one_line(tmp_path):
     script = ROOT / "tools" / "kaldifeat" / "build.sh"
     environment = os.environ | {"CXX": str(tmp_path / "no-compiler")}
     done = subprocess.run(

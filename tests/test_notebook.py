@@ -1,4 +1,4 @@
-"""The notebook in examples/ runs from its first to its last cell, with the small experiment of the tests."""
+"""The notebook in examples/ runs from the first to the last cell, with the small experiment of the tests."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from tiny_experiment import halves
+from tiny_experiment import write_complementary_masks
 
 from icefall_pathways import Pathways
 
@@ -38,7 +38,7 @@ def run_notebook(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def small_model(exp_dir, experiment, monkeypatch):
     """Prepare an experiment with a pathway per language for the notebook."""
     shutil.copyfile(experiment / "bpe.model", exp_dir / "bpe.model")
-    halves(exp_dir)
+    write_complementary_masks(exp_dir)
     monkeypatch.setenv("PATHWAYS_EXP_DIR", str(exp_dir))
     monkeypatch.setenv("PATHWAYS_CUTS_DIR", str(experiment))
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -75,7 +75,7 @@ def test_notebook_has_no_stored_outputs():
             assert cell["execution_count"] is None
 
 
-def test_notebook_names_the_missing_folder(monkeypatch, tmp_path):
+def test_notebook_reports_a_missing_experiment_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("PATHWAYS_EXP_DIR", str(tmp_path / "nowhere"))
     monkeypatch.chdir(NOTEBOOK.parent)
     with pytest.raises(ValueError, match=r"no experiment folder .*nowhere"):

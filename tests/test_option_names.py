@@ -1,4 +1,4 @@
-"""The options that users type keep their names, defaults and choices.
+"""Options keep their names, defaults and choices.
 
 `option_names.json` lists them per script. After adding an option, update the list with
 
@@ -31,7 +31,7 @@ Table = dict[str, Entry]
 
 
 class ParsedError(Exception):
-    """Carries the config class of a script out of it, before the script does anything."""
+    """Raised with the config class of a script when the script reads its options."""
 
 
 def config_class_of(script: str) -> type:
@@ -49,7 +49,7 @@ def config_class_of(script: str) -> type:
 
 
 def options_of_dataclass(config_class: type) -> Table:
-    """Return default and choices of every option; fields of nested dataclasses are options of their own."""
+    """Return default and choices of every option, including the fields of nested dataclasses."""
     hints = typing.get_type_hints(config_class)
     annotated = typing.get_type_hints(config_class, include_extras=True)
     table: Table = {}
@@ -69,7 +69,7 @@ def options_of_dataclass(config_class: type) -> Table:
 
 
 def as_typed(value: object) -> str | None:
-    """Return `value` as a user types it, so that a stricter type of the same words is not a change."""
+    """Format `value` as users type it, so that a stricter type with the same values is not a change."""
     match value:
         case None:
             return None
@@ -83,7 +83,7 @@ def as_typed(value: object) -> str | None:
 
 
 def current_options(script: str) -> Table:
-    """Return the options of a script as it is now."""
+    """Return the current options of a script."""
     name = Path(script).stem.replace("_", "-")
     command = cli.RENAMED_COMMANDS.get(name, name)
     shell = script.endswith(".sh")
@@ -108,7 +108,7 @@ def differences(frozen: Table, current: Table) -> list[str]:
 
 
 def is_compatible(frozen: Entry, current: Entry) -> bool:
-    """Return whether an option still accepts the same words and means the same when it is not given."""
+    """Return whether an option has the same default and still accepts the same values."""
     if frozen["default"] != current["default"] or ("choices" in current and "choices" not in frozen):
         return False
     return set(frozen.get("choices", [])) <= set(current.get("choices", frozen.get("choices", [])))
@@ -124,8 +124,8 @@ def test_options_keep_their_names_defaults_and_choices(script):
 
 
 @pytest.mark.parametrize("command", cli.SCRIPTS)
-def test_the_command_line_accepts_every_listed_option(command):
-    """Given its default, an option changes nothing."""
+def test_command_line_accepts_every_listed_option(command):
+    """Passing the defaults gives the default configuration."""
     listed = frozen_options()[cli.SCRIPTS[command]]
     defaults = {name: entry["default"] for name, entry in listed.items() if entry["default"] is not None}
     positional = ["a.wav"] if defaults.pop("--audio", None) is not None else []
@@ -139,7 +139,7 @@ def test_every_listed_script_exists():
     assert set(frozen_options()) == set(SCRIPTS)
 
 
-def test_a_dropped_option_a_changed_default_and_a_removed_choice_are_reported():
+def test_dropped_options_changed_defaults_and_removed_choices_are_reported():
     frozen: Table = {
         "--epoch": {"default": "0"},
         "--avg": {"default": "1"},
@@ -164,7 +164,7 @@ def update_list() -> None:
     current = {script: current_options(script) for script in SCRIPTS}
     broken = [f"{script}: {line}" for script in frozen for line in differences(frozen[script], current.get(script, {}))]
     if broken:
-        sys.exit("error: these would break commands that work today:\n  " + "\n  ".join(broken))
+        sys.exit("error: these changes would break existing command lines:\n  " + "\n  ".join(broken))
     blocks = []
     for script, table in current.items():
         lines = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in table.items()]

@@ -1,3 +1,5 @@
+"""Command-line options from dataclasses."""
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

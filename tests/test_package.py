@@ -1,4 +1,4 @@
-"""The package can be built and installed, and prints help with its core dependencies only."""
+"""The package can be built and installed, and prints help with only its core dependencies."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ import icefall_pathways
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The import names of packages that are not core dependencies: those of the extras, and k2 and kaldifeat.
+# Import names of packages that are not core dependencies: k2, kaldifeat and the packages of the extras.
 NOT_CORE = (
     *("k2", "_k2", "kaldifeat", "_kaldifeat"),
     *("matplotlib", "tensorboard", "babel", "espeakng_loader", "num2words", "torchaudio"),
@@ -43,7 +43,7 @@ def pip(*words):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_the_wheel_holds_the_package_its_license_and_no_tests(wheel):
+def test_wheel_contains_package_and_license_but_no_tests(wheel):
     version = icefall_pathways.__version__
     assert wheel.name == f"icefall_pathways-{version}-py3-none-any.whl"
     info = f"icefall_pathways-{version}.dist-info"
@@ -67,8 +67,8 @@ def modules():
     return (ROOT / "icefall_pathways").rglob("*.py")
 
 
-def test_the_installed_command_prints_help(wheel, tmp_path):
-    """In a new environment that finds the dependencies, and not this checkout, in that of the tests."""
+def test_installed_command_prints_help(wheel, tmp_path):
+    """Install into a new environment, with the dependencies (and not the checkout) of the test environment."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     pip("--python", python, "install", wheel)

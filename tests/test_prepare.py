@@ -41,7 +41,7 @@ def test_features_and_tokens_are_written(prepared):
     assert "│ de         │ train   │" in printed
 
 
-def test_a_second_call_changes_nothing(prepared):
+def test_second_run_changes_nothing(prepared):
     folder, options, _ = prepared
     before = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
     done = prepare(*options, cwd="/")
@@ -49,7 +49,7 @@ def test_a_second_call_changes_nothing(prepared):
     assert {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")} == before
 
 
-def test_different_options_in_the_same_folder_are_refused(prepared):
+def test_different_options_in_the_same_folder_are_rejected(prepared):
     folder, options, _ = prepared
     done = prepare(*options, "--languages", "de", cwd=folder)
     assert done.returncode != 0
@@ -65,7 +65,7 @@ def test_different_options_in_the_same_folder_are_refused(prepared):
         (["de"], "Unrecognized options: de"),
     ],
 )
-def test_a_wrong_option_is_named(tmp_path, words, message):
+def test_invalid_option_is_reported(tmp_path, words, message):
     done = prepare("--data-dir", tmp_path / "data", *words, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "./prepare.sh --help" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "data").exists()
@@ -78,7 +78,7 @@ def test_given_options_take_precedence_over_the_settings_of_the_demo(tmp_path):
     assert "error: failed: report (see its output above). Run the same command again to resume" in done.stderr
 
 
-def test_an_unknown_language_is_named(tmp_path):
+def test_unknown_language_is_reported(tmp_path):
     done = prepare("--languages", "klingon", "--data-dir", tmp_path / "d", "--corpus-dir", tmp_path / "c", cwd=tmp_path)
     assert done.returncode != 0 and "error: unknown language 'klingon'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,7 @@
 """Names and prose use standard technical American English.
 
 The rules are word lists with their replacements. They are applied to names, comments, docstrings and other strings of
-Python files, and to the text of Markdown, shell and make files. List the findings below some paths with
+Python files, and to the text of Markdown, shell and make files. To list the findings in some paths, run
 
   python tests/test_wording.py PATH ...
 """
@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".py", ".md", ".sh", ".toml", ".yml", ".cfg")
-NOT_READ = ("tests/test_wording.py",)  # it spells out what it forbids
+NOT_READ = ("tests/test_wording.py",)  # contains the phrases to avoid
 
 Kind = Literal["name", "function", "docstring", "prose"]
 
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 def words(pattern: str, replacement: str) -> Rule:
-    """A rule about words of prose, however they are spaced."""
+    """Return a rule for phrases in prose, with any whitespace between their words."""
     return Rule(re.compile(rf"\b(?:{pattern})\b".replace(" ", r"\s+"), re.IGNORECASE), replacement)
 
 
@@ -104,7 +104,7 @@ PROSE_RULES = (
     ),
 )
 
-# Words that no name has as a part, and their replacements.
+# Words that must not be part of a name, and their replacements.
 WORDS_OF_NAMES = {
     "anew": "again",
     "began": "started",
@@ -125,7 +125,7 @@ WORDS_OF_NAMES = {
     "whoever": "a noun",
 }
 
-# Names that are function words, or of which the field has others: the name, without underscores, and what to write.
+# Function words and previous names, without underscores, and their replacements.
 _FUNCTION_WORDS = (
     *("found", "place", "places", "number", "one", "theirs", "ours", "wanted", "sought"),
     *("all", "most", "free", "step", "much", "many", "few", "such", "so", "it", "thing", "things"),
@@ -143,8 +143,8 @@ NAMES = dict.fromkeys(_FUNCTION_WORDS, "a noun that says what it holds (index, c
     "Evidence": "LanguageIdFeatures",
     "EvidenceSearch": "ScoringSearch",
     "EvidenceChooser": "LanguageIdentifier",
-    "with_evidence": "with_scores",
-    "load_chooser": "load_language_id",
+    "with_evidence": "with_scoring",
+    "load_chooser": "load_language_identifier",
     "keep_masks": "pin_initial_masks",
     "PRUNING_ROOTS": "PRUNE_SCOPES",
     "communicates": "grad_sync",
@@ -172,13 +172,13 @@ NAMES = dict.fromkeys(_FUNCTION_WORDS, "a noun that says what it holds (index, c
     "at_position": "value_at",
     "happens": "sample",
 }
-# Optimizers and schedules have steps: only a constant `STEP` says too little. `__all__` is Python's.
+# `step` is a method of optimizers and schedules; only a constant `STEP` is vague. `__all__` is Python's.
 ALLOWED_NAMES = ("step", "_step", "__all__")
 ALLOWED_STRINGS = ("begin",)  # a key of JSON transcripts, kept for readers of those of version 0.1
 
 
 def check_prose(text: str, kind: Kind, path: str, line: int) -> Iterator[Finding]:
-    """The findings in a text whose first line is `line` of a file."""
+    """Yield the findings in a text that starts at `line` of a file."""
     for rule in PROSE_RULES:
         if kind in rule.kinds:
             for match in rule.pattern.finditer(text):
@@ -202,7 +202,7 @@ def check_name(name: str, path: str, line: int) -> Iterator[Finding]:
 
 
 def names_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """The names that a module defines: functions, classes, arguments, variables, attributes, aliases."""
+    """Yield the names that a module defines: functions, classes, arguments, variables, attributes, aliases."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
@@ -218,7 +218,7 @@ def names_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def comments_of(source: str) -> Iterator[tuple[str, int]]:
-    """Comments with their first line; consecutive lines are one text."""
+    """Yield comments with their first line numbers; consecutive comment lines are one text."""
     block: list[str] = []
     first = previous = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -247,7 +247,7 @@ def check_python(source: str, path: str) -> Iterator[Finding]:
 
 
 def kinds_of_docstrings(tree: ast.AST) -> dict[int, Kind]:
-    """Return the kind of each docstring, those of fields and variables included, by the id of its node."""
+    """Return the kind of each docstring, including those of fields and variables, by the id of its node."""
     kinds: dict[int, Kind] = {}
     for node in ast.walk(tree):
         match node:
@@ -302,7 +302,7 @@ def test_wording_is_standard(path):
         ('def f():\n    """The value of it."""', 2, "The value of it"),
     ],
 )
-def test_the_dialect_is_found(source, line, phrase):
+def test_nonstandard_wording_is_reported(source, line, phrase):
     assert (line, phrase) in [(finding.line, finding.phrase) for finding in check_python(source, "module.py")]
 
 

@@ -14,7 +14,7 @@ BLOCK = 5120
 
 
 def _samples(seconds, channels=1):
-    """Return tones of varying level and frequency, so that the state of an audio decoder matters."""
+    """Return tones of varying level and frequency, for which the state of an audio decoder matters."""
     time = np.arange(int(16000 * seconds)) / 16000
     tones = [np.sin(2 * np.pi * (200 + 40 * k) * time * (1 + 0.05 * np.sin(time))) for k in range(channels)]
     return (0.3 * np.abs(np.sin(1.7 * time))[:, None] * np.stack(tones, axis=1)).astype(np.float32)
@@ -28,8 +28,8 @@ def _cut(path, start=0.0, duration=None, **audio):
 
 
 @pytest.fixture
-def largest_read(monkeypatch):
-    """Record the number of frames of each read by libsndfile."""
+def read_sizes(monkeypatch):
+    """Return a list that records the number of frames of each read by libsndfile."""
     requested, read = [], soundfile.SoundFile.read
     monkeypatch.setattr(
         soundfile.SoundFile,
@@ -42,12 +42,12 @@ def largest_read(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("suffix", [".flac", ".opus", ".ogg", ".wav"])
 @pytest.mark.parametrize(("start", "duration"), [(0.0, None), (2.34, 4.567)])
-def test_blocks_equal_the_whole_file(tmp_path, largest_read, suffix, channels, start, duration):
+def test_blocks_equal_the_whole_file(tmp_path, read_sizes, suffix, channels, start, duration):
     cut = _cut(tmp_path / f"a{suffix}", start, duration, channels=channels)
     expected = load_samples(cut)
-    largest_read.clear()
+    read_sizes.clear()
     blocks = list(read_blocks(cut, BLOCK))
-    assert max(largest_read) == BLOCK and min(largest_read) > 0
+    assert max(read_sizes) == BLOCK and min(read_sizes) > 0
     assert [block.numel() for block in blocks[:-1]] == [BLOCK] * (len(blocks) - 1)
     assert torch.equal(torch.cat(blocks), expected)
     assert expected.numel() == cut.num_samples
@@ -89,7 +89,7 @@ def test_only_regular_files_are_read(tmp_path):
         next(read_blocks(cut, BLOCK))
 
 
-def test_file_shorter_than_its_manifest(tmp_path):
+def test_file_shorter_than_its_manifest_is_an_error(tmp_path):
     cut = _cut(tmp_path / "a.wav")
     soundfile.write(tmp_path / "a.wav", _samples(3.0), 16000)
     num_samples, blocks = 0, read_blocks(cut, BLOCK)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, halves
+from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, write_complementary_masks
 
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
@@ -32,7 +32,7 @@ def _hypotheses(folder):
 
 
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search", "fast_beam_search"])
-def test_streaming_equals_offline(exp_dir, method):
+def test_streaming_decoding_equals_offline_decoding(exp_dir, method):
     table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method, beam=4, max_contexts=4, max_states=32))
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["english", "dutch", "average"]
     streaming = decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
@@ -40,7 +40,7 @@ def test_streaming_equals_offline(exp_dir, method):
     offline_hypotheses = _hypotheses(exp_dir / method)
     assert len(offline_hypotheses) == 6
     assert any("hyp=['" in line for line in offline_hypotheses)
-    # Stored features are rounded: words may differ if scores are close, which is not the case here.
+    # Stored features are rounded, so words could differ if scores were close; here they are not.
     assert _hypotheses(exp_dir / "streaming" / method) == offline_hypotheses
 
 
@@ -58,7 +58,7 @@ def test_streaming_needs_no_stored_features(exp_dir, experiment, tmp_path):
     assert _hypotheses(config.results_dir) == expected
 
 
-def test_result_files(exp_dir):
+def test_decoding_writes_icefall_result_files(exp_dir):
     decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
     suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"
     kinds = ("errs-mls-dutch", "recogs-mls-dutch", "wer-summary-all-mls", "wer-summary-mls-dutch")
@@ -69,32 +69,32 @@ def test_result_files(exp_dir):
     assert summary["method"] == "modified_beam_search"
 
 
-def _with_beam(exp_dir, **options):
+def _beam_search_config(exp_dir, **options):
     return DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", **options)
 
 
 def test_hotwords_and_language_models_per_language(exp_dir, experiment, tmp_path):
-    plain = _run_decode(_with_beam(exp_dir))
+    plain = _run_decode(_beam_search_config(exp_dir))
     assert not any("drie" in line for line in plain)
     (tmp_path / "en.txt").write_text("one :0\n")
     (tmp_path / "nl.txt").write_text("drie\n")
-    biased = _run_decode(_with_beam(exp_dir, context_file=tmp_path / "{language}.txt", context_score=60.0))
+    biased = _run_decode(_beam_search_config(exp_dir, context_file=tmp_path / "{language}.txt", context_score=60.0))
     assert [line for line in biased if line.startswith("en")] == [line for line in plain if line.startswith("en")]
     assert any("drie" in line for line in biased)
     words = Tokenizer(experiment / "bpe.model").symbols
     unigrams = "".join(f"{-0.1 if word == words[9] else -5}\t{word}\n" for word in words[1:])
     (tmp_path / "lm.arpa").write_text(f"\\data\\\nngram 1={len(words) - 1}\n\n\\1-grams:\n{unigrams}\n\\end\\\n")
-    fused = _with_beam(exp_dir, ngram_lm=tmp_path / "lm.arpa", ngram_lm_scale=0.8)
+    fused = _beam_search_config(exp_dir, ngram_lm=tmp_path / "lm.arpa", ngram_lm_scale=0.8)
     assert sum(line.count(words[9].strip("▁")) for line in _run_decode(fused)) > 10
     assert "ngram-lm-scale-0.8" in next(fused.results_dir.glob("recogs-*")).name
     with pytest.raises(ValueError, match=r"fr\.txt"):
-        decode(_with_beam(exp_dir, context_file=tmp_path / "fr.txt"))
+        decode(_beam_search_config(exp_dir, context_file=tmp_path / "fr.txt"))
     with pytest.raises(ValueError, match="--ngram-lm works with --decoding-method modified_beam_search"):
         DecodeConfig(ngram_lm=tmp_path / "lm.arpa")
 
 
-def test_nbest(exp_dir):
-    config = _with_beam(exp_dir, nbest=3, languages="en")
+def test_nbest_file_contains_distinct_hypotheses_with_scores_and_times(exp_dir):
+    config = _beam_search_config(exp_dir, nbest=3, languages="en")
     decode(config)
     entries = [json.loads(line) for line in next(config.results_dir.glob("nbest-*")).read_text().splitlines()]
     assert [entry["cut"] for entry in entries] == ["en-0", "en-1", "en-2"]
@@ -110,7 +110,7 @@ def test_nbest(exp_dir):
 
 
 def _run_decode(config):
-    """Decode after removing earlier results; returns the hypotheses."""
+    """Remove previous results, decode, and return the hypotheses."""
     shutil.rmtree(config.results_dir, ignore_errors=True)
     decode(config)
     return _hypotheses(config.results_dir)
@@ -119,7 +119,7 @@ def _run_decode(config):
 def test_each_language_uses_its_pathway(exp_dir):
     config = DecodeConfig(exp_dir=exp_dir)
     dense = _run_decode(config)
-    masks = halves(exp_dir)
+    masks = write_complementary_masks(exp_dir)
     assert _run_decode(replace(config, masks="none")) == dense
     masked = _run_decode(config)
     assert masked != dense
@@ -135,7 +135,7 @@ def test_each_language_uses_its_pathway(exp_dir):
         assert hypotheses == [line for line in masked if line.startswith(language)]
 
 
-def test_missing_manifest_is_refused(exp_dir, experiment):
+def test_missing_manifest_is_rejected(exp_dir, experiment):
     decode(DecodeConfig(exp_dir=exp_dir, languages="en"))
     before = sorted((exp_dir / "greedy_search").iterdir())
     with pytest.raises(ValueError, match=r"mls-french_cuts_test.*prepare.sh"):
@@ -158,7 +158,7 @@ def test_tokenizer_of_another_model_is_refused(exp_dir, tmp_path):
         decode(DecodeConfig(exp_dir=exp_dir, bpe_model=path))
 
 
-def test_latency(exp_dir):
+def test_latency_of_an_experiment_is_measured_and_written(exp_dir):
     options = {"exp_dir": exp_dir, "streams": "1 2", "utterances": 2, "languages": "en nl"}
     table = measure(LatencyConfig(**options))
     assert [line.split()[0] for line in table.splitlines()[2:]] == ["1", "2"]
@@ -188,7 +188,7 @@ def test_invalid_audio_is_reported_after_the_other_utterances(exp_dir, experimen
 
 
 @pytest.mark.parametrize("script", ["decode.py", "streaming_decode.py"])
-def test_scripts(exp_dir, script):
+def test_decoding_scripts_print_the_table_and_report_errors(exp_dir, script):
     command = [sys.executable, str(SCRIPTS / script), "--exp-dir", str(exp_dir)]
     done = subprocess.run([*command, "--languages", "en", "--use-averaged-model", "0"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from all_layer_types import random_masks
 from stream_models import make_model
-from tiny_experiment import halves
+from tiny_experiment import write_complementary_masks
 
 from icefall_pathways import cli
 from icefall_pathways.data.features import FbankConfig
@@ -54,7 +54,7 @@ def decoder():
 
 
 def test_streaming_features_equal_offline_features(decoder):
-    """For each pathway, and independently of the other sessions in the batch."""
+    """For each pathway, and independently of other sessions in the batch."""
     scoring, samples = with_scoring(decoder), _speech(0.9)
     recognizer = Recognizer(scoring, select_language=lambda candidates, audio_seconds, ended: None)
     session, other = recognizer.open(None), recognizer.open(None)
@@ -128,7 +128,7 @@ def test_uncalibrated_language_is_refused(decoder):
 def _examples(count, informative, noise=1.0):
     """Return examples in which one feature separates the languages, better after more speech.
 
-    This feature is too large for the first language.
+    The feature has a bias towards the first language.
     """
     examples = []
     for language in range(3):
@@ -180,11 +180,11 @@ def all_splits(experiment, tmp_path):
     return tmp_path
 
 
-def test_calibrate(exp_dir, all_splits):
+def test_calibration_writes_model_and_report(exp_dir, all_splits):
     options = {"exp_dir": exp_dir, "manifest_dir": all_splits, "seconds": "0.2 0.4", "num_decode_streams": 2}
     with pytest.raises(ValueError, match="no separate pathway per language"):
         calibrate(CalibrationConfig(**options))
-    halves(exp_dir)
+    write_complementary_masks(exp_dir)
     report = calibrate(CalibrationConfig(**options))
     model = LanguageIdModel.load(exp_dir / layout.LANGUAGE_ID_FILE)
     assert set(model.offsets) == {"en", "nl"}

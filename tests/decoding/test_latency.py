@@ -47,14 +47,14 @@ def _stopped_clock():
 
 
 def _earliest_time(model, frame, seconds):
-    """Return the time of the last packet of an encoder frame's chunk, or of the last packet of all."""
+    """Return the time at which the chunk of an encoder frame, or else the whole audio, has arrived."""
     chunk = frame // (model.chunk_shift // SUBSAMPLING_FACTOR)
     feature_frames = chunk * model.chunk_shift + model.chunk_window
-    samples = 160 * (feature_frames - 1) + 280  # a feature frame of 400 samples is centred on its 160
+    samples = 160 * (feature_frames - 1) + 280  # the window of 400 samples is centered on the 160 of the shift
     return min(math.ceil(samples / (16000 * PACKET)) * PACKET, seconds)
 
 
-def test_without_computation_latency_is_that_of_the_chunks(model, utterances):
+def test_latency_without_computation_equals_the_wait_for_chunks(model, utterances):
     decoder = _decoder(model)
     expected = dict(decoder.decode((Source(i, [x]) for i, x in enumerate(utterances)), 10))
     for num_streams in (1, 3):

@@ -45,7 +45,7 @@ def _speech(seconds):
 
 
 def _run(recognizer, session, samples, block=1600):
-    """Return all results of a session that gets `samples` in blocks."""
+    """Return all results of a session that receives `samples` in blocks."""
     results = []
     for part in samples.split(block):
         session.accept_samples(part)
@@ -67,12 +67,12 @@ def _tokens(results):
 
 def test_languages_in_one_decoder_do_not_interact(model):
     masks = random_masks(model, LANGUAGES, density=0.7)
-    speakers = [(LANGUAGES[i % 3], _speech(0.6 + 0.2 * i)) for i in range(3)]
-    sources = [Source(i, samples.split(1000), language) for i, (language, samples) in enumerate(speakers)]
+    utterances = [(LANGUAGES[i % 3], _speech(0.6 + 0.2 * i)) for i in range(3)]
+    sources = [Source(i, samples.split(1000), language) for i, (language, samples) in enumerate(utterances)]
     decoder = _decoder(model, masks=masks)
     decoder.compile(["fr"])
     hypotheses = dict(decoder.decode(sources, num_streams=2))
-    for i, (language, samples) in enumerate(speakers):
+    for i, (language, samples) in enumerate(utterances):
         with activate(model, masks, language):
             single = StreamingDecoder(model, GreedySearch(model), FbankConfig())
             expected = dict(single.decode([Source(i, [samples])], 1))
@@ -146,7 +146,7 @@ def test_segmentation_in_speech_does_not_change_the_tokens(model):
 
 def test_pauses_end_segments(emformer):
     def script(num_frames):
-        """One token, in the tenth frame of the first segment."""
+        """Return one token, in the tenth frame of the first segment."""
         return Hypothesis([5], [9], -1.0) if 12 <= num_frames <= 40 else Hypothesis([], [], -1.0)
 
     decoder = _decoder(emformer, partial(ScriptedSearch, script=script))
@@ -171,7 +171,7 @@ def test_tokens_in_silence_are_dropped(emformer):
     assert 1.2 < min(spoken) <= max(spoken) < 4.1
 
 
-def test_endpoint_rules():
+def test_endpoint_rules_apply_at_their_thresholds():
     rules = EndpointConfig()
     assert not rules.is_pause(nonsilence=False, trailing_silence=2.3)
     assert rules.is_pause(nonsilence=False, trailing_silence=2.4)
@@ -192,7 +192,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_invalid_audio_does_not_affect_other_streams(emformer, kind):
-    """A session drops the invalid samples and continues with the next ones."""
+    """A session drops invalid samples and continues with the next ones."""
     samples = _speech(1.0)
     decoder = _decoder(emformer)
     good = [Source(i, samples.split(1000), "en") for i in range(2)]
@@ -213,7 +213,7 @@ def test_invalid_audio_does_not_affect_other_streams(emformer, kind):
 
 
 @pytest.mark.parametrize("samples", [0, 1, 160, 399, 16000])
-def test_short_audio_and_silence(model, samples):
+def test_short_audio_and_silence_have_one_final_result(model, samples):
     recognizer = Recognizer(_decoder(model, ModifiedBeamSearch), EndpointConfig())
     results = _run(recognizer, recognizer.open("en"), torch.zeros(samples))
     assert [result.is_final for result in results].count(True) == 1

@@ -1,3 +1,5 @@
+"""Word and character error rates, and result files."""
+
 import json
 
 import kaldialign
@@ -26,7 +28,7 @@ UTTERANCES = [
 ]
 
 
-def test_counts():
+def test_error_counts_of_known_utterances():
     figures = score(UTTERANCES).as_dict()
     low, high = figures.pop("wer_interval")
     # The utterances have 2 errors in 3 words and 1 in 2; bootstrap test sets contain one of them twice or both once.
@@ -51,7 +53,7 @@ def test_counts_equal_edit_distances(sentences):
     assert result.words == sum(len(ref) for ref, _ in sentences)
 
 
-def test_empty_references_and_hypotheses():
+def test_empty_references_and_hypotheses_are_counted():
     result = score([_utterance("a", "", "one two"), _utterance("b", "three", ""), _utterance("c", "", "")])
     assert (result.insertions, result.deletions, result.words, result.utterances) == (2, 1, 1, 3)
     assert score([_utterance("a", "", "")]).wer == 0.0

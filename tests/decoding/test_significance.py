@@ -1,3 +1,5 @@
+"""Bootstrap intervals and significance tests."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,5 +71,5 @@ def test_equal_systems_are_rarely_significantly_different():
     assert all(10 <= count <= 32 for count in small.values()), small
 
 
-def test_error_rates_without_reference():
+def test_empty_reference_counts_as_one_unit():
     assert error_rates(np.array([3, 1]), np.array([0, 4])).tolist() == [300.0, 25.0]

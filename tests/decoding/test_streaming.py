@@ -1,3 +1,5 @@
+"""Streaming decoding equals offline decoding, for every encoder and several searches."""
+
 from itertools import starmap
 
 import pytest
@@ -60,7 +62,7 @@ def _decode(model, search, utterances, num_streams, from_features):
 
 
 @pytest.mark.parametrize(("num_streams", "block"), [(4, 16), (100, 7), (1, 1000)])
-def test_streaming_features_equals_offline(model, search, num_streams, block):
+def test_streaming_decoding_of_features_equals_offline_decoding(model, search, num_streams, block):
     features = [torch.randn(length, 80) * 3 - 8 for length in LENGTHS]
     offline = _offline(model, search, features)
     assert sum(len(hypothesis.tokens) for hypothesis in offline) > 20
@@ -70,7 +72,7 @@ def test_streaming_features_equals_offline(model, search, num_streams, block):
 
 
 @pytest.mark.parametrize("block", [2560, 1111])
-def test_streaming_samples_equals_offline(model, search, block):
+def test_streaming_decoding_of_samples_equals_offline_decoding(model, search, block):
     extractor = FbankConfig().extractor()
     samples = [torch.randn(length) * 0.1 for length in (900, 4000, 7777, 16000, 12345)]
     for signal in samples:
@@ -117,7 +119,7 @@ def test_streams_of_different_ages_share_a_batch(model, search):
 
 @torch.inference_mode()
 def test_batch_composition_does_not_change_results(model, search):
-    """Reordered, smaller and larger batches of streams, compared with single streams."""
+    """Compare reordered, smaller and larger batches of streams with single streams."""
     decoder = StreamingDecoder(model, search, FbankConfig())
     features = [torch.randn(8 * model.chunk_shift, 80) * 3 - 8 for _ in range(3)]
     streams, singles = [decoder.open() for _ in features], [decoder.open() for _ in features]
@@ -136,7 +138,7 @@ def test_batch_composition_does_not_change_results(model, search):
 
 
 def test_graph_gives_the_same_results(monkeypatch, model, search):
-    """Compiled on demand, or while streams are open."""
+    """For graphs that are built by `compile`, and for graphs that are built while streams are open."""
     features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
     eager = _decode(model, search, features, 4, from_features=True)
     decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=3)

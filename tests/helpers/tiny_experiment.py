@@ -73,8 +73,8 @@ def make_experiment(folder: Path) -> None:
     checkpoints.save(tensors | plain, layout.batch_checkpoint(folder / "exp", 5))
 
 
-def halves(exp_dir: Path) -> PathwayMasks:
-    """Write masks that keep half of every weight, complementary for the two languages."""
+def write_complementary_masks(exp_dir: Path) -> PathwayMasks:
+    """Write complementary masks of two languages, each with half of every weight, and return them."""
     model = build_model(MODEL, VOCAB_SIZE)
     masks = PathwayMasks.dense(model, ["en", "nl"], ["encoder_embed", "encoder", "decoder"])
     for name in masks.names:

@@ -25,16 +25,16 @@ def test_mkl_uses_avx2_on_amd_processors_that_have_it(tmp_path, cpuinfo, is_set)
     assert cpu_defaults(tmp_path / "cpuinfo")["MALLOC_MMAP_MAX_"] == "0"
 
 
-def test_a_machine_without_cpuinfo_has_defaults(tmp_path):
+def test_defaults_without_cpuinfo(tmp_path):
     assert set(cpu_defaults(tmp_path / "none")) == {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}
 
 
-def test_variables_that_are_set_take_precedence():
+def test_set_variables_take_precedence():
     environ = with_defaults({"A": "1", "B": "2", "C": "3"}, {"A": "5", "B": "", "D": "7"})
     assert environ == {"A": "5", "B": "2", "C": "3", "D": "7"}
 
 
-def test_the_shell_sets_the_same_variables():
+def test_cpu_env_script_exports_the_same_variables():
     environ = {"PATH": os.environ["PATH"], "MALLOC_MMAP_MAX_": "3"}
     command = ["bash", "-c", f". {ROOT}/tools/cpu_env.sh && env"]
     printed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
@@ -42,6 +42,6 @@ def test_the_shell_sets_the_same_variables():
     assert variables.items() >= (cpu_defaults() | {"MALLOC_MMAP_MAX_": "3"}).items()
 
 
-def test_cores_are_counted_as_nproc_does():
+def test_num_cores_equals_nproc():
     assert num_cores({"OMP_NUM_THREADS": "3"}) == 3
     assert num_cores({}) == len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The jobs of the demo, of the run on MLS and of the study, with their commands."""
+"""Jobs and commands of the demo, of the run on MLS and of the study."""
 
 import shlex
 from pathlib import Path
@@ -72,7 +72,7 @@ DEMO = {
 
 @pytest.fixture(autouse=True)
 def _recipe_folder(tmp_path, monkeypatch):
-    """Work in an empty folder that has the recipe's scripts."""
+    """Change to an empty folder with links to the recipe's scripts."""
     for name in ("local", "pruned_transducer_pathways"):
         (tmp_path / name).symlink_to(RECIPE / name)
     monkeypatch.chdir(tmp_path)
@@ -93,7 +93,7 @@ def normalized(text: str) -> str:
     return shlex.join(shlex.split(text))
 
 
-def test_the_demo_runs_these_commands():
+def test_demo_commands_are_unchanged():
     jobs = run_graph(read("run", "--demo 1"))
     assert commands(jobs) == {name: normalized(line) for name, line in DEMO.items()}
     assert {job.name for job in jobs if job.parallel} == {
@@ -104,7 +104,7 @@ def test_the_demo_runs_these_commands():
     assert environ.items() >= SINGLE_THREAD.items()
 
 
-def test_a_stage_starts_after_the_one_before():
+def test_stage_depends_on_the_previous_stage():
     jobs = {job.name: job for job in run_graph(presets.DEMO)}
     assert jobs["tokens"].after == ("features",)
     assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens"}
@@ -113,7 +113,7 @@ def test_a_stage_starts_after_the_one_before():
     assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in ("dense-continued", "lap", "pathways"))
 
 
-def test_the_zipformer_demo_differs_in_model_optimizer_and_learning_rates():
+def test_zipformer_demo_differs_only_in_model_optimizer_and_learning_rates():
     lines = commands(run_graph(read("run", "--demo 1 --encoder-type zipformer")))
     assert lines.keys() == DEMO.keys()
     model = "--zipformer micro --chunk-size 16 --left-context-frames 64"
@@ -126,7 +126,7 @@ def test_the_zipformer_demo_differs_in_model_optimizer_and_learning_rates():
         assert lines[name] == normalized(expected)
 
 
-def test_mls_has_no_settings_of_the_demo(tmp_path):
+def test_mls_run_does_not_use_demo_settings(tmp_path):
     config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
     lines = commands(run_graph(config))
     data = "--manifest-dir data/fbank --languages 'en fr it nl' --bpe-model data/lang_bpe_500/bpe.model --world-size 8"
@@ -163,7 +163,7 @@ def test_selected_stages_and_extra_options_reach_their_commands():
 
 
 def options_of(job, *names: str) -> list[tuple[str, ...]]:
-    """Return the values of some options of every step; of repeated options the last counts."""
+    """Return the script and the values of some options of every step; the last value of a repeated option counts."""
     rows = []
     for step in job.steps:
         values = dict(zip(step.command, step.command[1:], strict=False))
@@ -171,7 +171,7 @@ def options_of(job, *names: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def test_the_study_gives_every_system_the_same_budget():
+def test_study_gives_every_system_the_same_budget():
     jobs = {job.name: job for job in study_graph(read("run-study", "--seeds 3"))}
     assert list(jobs) == [
         *("corpus", "manifests", "features", "tokens", "seed-3-dense", "seed-3-dense-continued"),
@@ -212,7 +212,7 @@ def test_the_study_gives_every_system_the_same_budget():
     assert jobs["seed-3-sparsity-0.7-lap"].after == ("seed-3-dense",)
 
 
-def test_the_demo_and_the_study_train_the_same_dense_model():
+def test_demo_and_study_train_the_same_dense_model():
     (demo,) = options_of(next(job for job in run_graph(presets.DEMO) if job.name == "dense"), "base-lr", "num-updates")
     study = next(job for job in study_graph(presets.STUDY) if job.name == "seed-1-dense")
     assert options_of(study, "base-lr", "num-updates") == [demo]
@@ -223,12 +223,12 @@ def test_the_demo_and_the_study_train_the_same_dense_model():
 
 
 @pytest.mark.parametrize(("command", "options"), [("run", "--demo 1"), ("run-study", "")])
-def test_an_encoder_without_a_preset_is_rejected(command, options):
+def test_encoder_without_preset_is_rejected(command, options):
     with pytest.raises(ValueError, match="--encoder-type is lstm, and the embedded corpus has presets for emformer"):
         read(command, f"{options} --encoder-type lstm")
 
 
-def test_selected_systems_only():
+def test_study_runs_only_selected_systems():
     line = "--seeds '1 2' --sparsities '0.5 0.9' --systems 'lsp dynamic' --languages 'en fr'"
     names = [job.name for job in study_graph(read("run-study", line + " --hours ''")) if job.name.startswith("seed")]
     assert names == [
@@ -242,7 +242,7 @@ def test_selected_systems_only():
     ]
 
 
-def test_a_short_study_still_saves_two_checkpoints():
+def test_short_study_saves_two_checkpoints():
     line = "--corpus mls --finetune-updates 3 --mask-updates 1 --seeds 1 --systems lap"
     lap = next(job for job in study_graph(read("run-study", line)) if job.name.endswith("lap"))
     assert options_of(lap, "average-period", "save-every-n", "keep-last-k")[1] == ("train", "1", "1", "2")
@@ -252,13 +252,13 @@ def test_a_short_study_still_saves_two_checkpoints():
     ("line", "message"),
     [("--systems 'lap dens'", "unknown system 'dens'"), ("--languages klingon", "unknown language 'klingon'")],
 )
-def test_a_wrong_option_of_the_study_is_named(line, message, capsys):
+def test_invalid_study_option_is_reported(line, message, capsys):
     with pytest.raises(SystemExit):
         read("run-study", line)
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_study_keeps_its_settings(tmp_path):
+def test_study_rejects_changed_settings(tmp_path):
     config = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7")
     keep_settings(config)
     keep_settings(config)
@@ -286,7 +286,7 @@ def test_settings_written_by_the_previous_version_are_recognized(tmp_path):
     keep_settings(read("run-study", f"--study-dir {tmp_path}"))
 
 
-def test_preparation_marks_hold_the_options_that_decide_the_content(tmp_path):
+def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(tmp_path):
     config = PrepareConfig(
         corpus="mls", corpus_dir=str(tmp_path), musan_dir=str(tmp_path), store_feats=False, perturb_speed=True
     )
@@ -315,7 +315,7 @@ def test_commands_run_outside_the_recipe_folder(tmp_path, monkeypatch):
         assert jobs[name].steps[0].command[1:4] == ("-m", "icefall_pathways", command)
 
 
-def test_a_dry_run_changes_nothing(tmp_path, capsys):
+def test_dry_run_writes_no_files(tmp_path, capsys):
     for command in ("run", "run-study", "prepare"):
         before = sorted(tmp_path.rglob("*"))
         cli.run_command(command, ["--dry-run", "1"])

@@ -40,7 +40,7 @@ def run(jobs, at_once=1):
     run_jobs(jobs, at_once, os.environ)
 
 
-def test_jobs_run_in_order_and_are_finished_the_second_time(tmp_path, capsys):
+def test_jobs_run_in_order_and_finished_jobs_are_skipped(tmp_path, capsys):
     jobs = [job(tmp_path, "data"), job(tmp_path, "dense", "data"), job(tmp_path, "report", "data", "dense")]
     run(jobs)
     assert order(tmp_path) == ["data", "dense", "report"]
@@ -51,7 +51,7 @@ def test_jobs_run_in_order_and_are_finished_the_second_time(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0][10:] == "data: already finished"
 
 
-def test_a_failed_job_stops_those_that_depend_on_it_and_no_others(tmp_path, capsys):
+def test_failed_job_stops_only_its_dependents(tmp_path, capsys):
     jobs = [
         failing("search", log=tmp_path / "log" / "search.log"),
         job(tmp_path, "pathways", "search"),
@@ -66,7 +66,7 @@ def test_a_failed_job_stops_those_that_depend_on_it_and_no_others(tmp_path, caps
     assert (tmp_path / "log" / "search.log").read_text() == "reason\n"
 
 
-def test_a_graph_resumes_at_the_step_that_failed(tmp_path):
+def test_rerun_resumes_at_the_failed_step(tmp_path):
     train = Step(append(tmp_path, "train"), tmp_path / "exp" / ".done")
     broken = Job("lap", (train, Step(python("raise SystemExit(1)"), tmp_path / "exp" / ".done-test")))
     with pytest.raises(ValueError, match="failed: lap"):
@@ -76,7 +76,7 @@ def test_a_graph_resumes_at_the_step_that_failed(tmp_path):
     assert order(tmp_path) == ["train", "decode"]
 
 
-def test_a_mark_of_other_options_does_not_count(tmp_path):
+def test_done_mark_with_other_options_is_ignored(tmp_path):
     step = Step(append(tmp_path, "a"), tmp_path / ".done", "--num-updates 5")
     step.set_done()
     assert step.is_done()
@@ -97,7 +97,7 @@ add(1); time.sleep(0.3); add(-1)
 
 
 @pytest.mark.parametrize(("at_once", "positions", "threads"), [(1, {"None"}, "7"), (2, {"0", "1"}, "1")])
-def test_at_most_at_once_jobs_run_with_one_thread_and_a_progress_bar_each(tmp_path, at_once, positions, threads):
+def test_parallel_jobs_are_limited_and_have_one_thread_each(tmp_path, at_once, positions, threads):
     measure = [
         Job(f"train-{index}", (Step(python(MEASURE, tmp_path / "events")),), parallel=True) for index in range(4)
     ]
@@ -109,20 +109,20 @@ def test_at_most_at_once_jobs_run_with_one_thread_and_a_progress_bar_each(tmp_pa
     assert {value for *_, value in events} == {threads}
 
 
-def test_a_job_that_is_not_parallel_runs_alone(tmp_path):
+def test_serial_job_runs_alone(tmp_path):
     jobs = [Job(name, (Step(python(MEASURE, tmp_path / "events")),), parallel=name != "b") for name in "abc"]
     run(jobs, at_once=3)
     changes = [int(line.split()[0]) for line in (tmp_path / "events").read_text().splitlines()]
     assert changes == [1, -1] * 3
 
 
-def test_an_unfinished_job_keeps_its_dependents_waiting_but_not_other_jobs(tmp_path):
+def test_running_job_delays_only_its_dependents(tmp_path):
     slow = Job("slow", (Step(python(SLOW, tmp_path / "started", 0.5)), Step(append(tmp_path, "slow"))), parallel=True)
     run([slow, job(tmp_path, "after", "slow", parallel=True), job(tmp_path, "other", parallel=True)], at_once=2)
     assert order(tmp_path) == ["other", "slow", "after"]
 
 
-def test_an_invalid_graph_is_refused(tmp_path):
+def test_invalid_graph_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="lap depends on masks: expected jobs listed before it"):
         run([job(tmp_path, "lap", "masks")])
     with pytest.raises(ValueError, match="two jobs have the name lap"):
@@ -131,13 +131,13 @@ def test_an_invalid_graph_is_refused(tmp_path):
         run([job(tmp_path, "lap")], at_once=0)
 
 
-def test_a_program_that_does_not_exist_is_named(tmp_path, capsys):
+def test_missing_program_is_reported(tmp_path, capsys):
     with pytest.raises(ValueError, match="failed: musan"):
         run([Job("musan", (Step(("/no/such/lhotse",)),))])
     assert "/no/such/lhotse" in capsys.readouterr().out
 
 
-def test_a_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
+def test_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
     first = Job("dense", (Step((sys.executable, "train.py", "--languages", "en fr"), tmp_path / ".done"),))
     second = Job("lap", (Step(("echo",)),), ("dense",), heading="=== Stage 3", log=tmp_path / "lap.log")
     first.steps[0].set_done()
@@ -179,7 +179,7 @@ run_script(lambda: run_jobs([job("a"), job("b"), job("c", "a")], 2, os.environ))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_reaches_the_running_jobs_and_they_may_save(tmp_path, signum):
+def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, signum):
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, tmp_path],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -200,7 +200,7 @@ def test_a_signal_reaches_the_running_jobs_and_they_may_save(tmp_path, signum):
     assert "a: stopped" in out
 
 
-def test_an_interrupted_run_has_the_exit_status_of_its_signal():
+def test_exit_status_of_an_interrupted_run_is_128_plus_signal():
     assert JobsInterrupted(signal.SIGTERM).exit_code == 143
 
 
@@ -222,7 +222,7 @@ run_script(lambda: run_jobs([Job("features", (Step(tuple(sys.argv[1:])),))], 1, 
 """
 
 
-def test_a_stopped_job_leaves_no_processes(tmp_path):
+def test_stopped_job_leaves_no_processes(tmp_path):
     command = [sys.executable, "-c", RUN_ONE, *python(WITH_WORKER, tmp_path)]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     pid = tmp_path / "pid"

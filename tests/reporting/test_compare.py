@@ -71,7 +71,7 @@ def test_speaker_bootstrap_draws_whole_speakers(tmp_path):
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_systems_that_cannot_be_compared(tmp_path):
+def test_incomparable_systems_are_rejected(tmp_path):
     _decode(tmp_path / "a", {"en": 3})
     with pytest.raises(ValueError, match=r"decode .*b first"):
         compare(_config(tmp_path))
@@ -83,7 +83,7 @@ def test_systems_that_cannot_be_compared(tmp_path):
         compare(_config(tmp_path))
 
 
-def test_script(tmp_path):
+def test_script_prints_the_table_and_reports_errors(tmp_path):
     _decode(tmp_path / "a", {"en": 3})
     _decode(tmp_path / "b", {"en": 4})
     command = [sys.executable, str(SCRIPT), "--system-a", tmp_path / "a", "--system-b", tmp_path / "b", "--method"]

@@ -28,7 +28,7 @@ def test_relative_changes_are_against_each_other_system():
     assert results.relative_changes([system("dense", 9.0)]) == ""
 
 
-def test_density_rows():
+def test_density_rows_are_formatted_as_percentages():
     row = DensityRow("Linear", "Linear", 200, {"en": 0.3, "fr": 0.25}, 0.4, 0.5, 0.1, 0.625)
     header, rows = results.density_rows([row], "type of module")
     assert header[:4] == ["type of module", "entries", "en", "fr"]

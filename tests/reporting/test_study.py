@@ -11,7 +11,7 @@ from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_
 METHOD = "streaming/modified_beam_search"
 
 
-def decoded(folder: Path, **wer: float) -> None:
+def write_wer_summary(folder: Path, **wer: float) -> None:
     (folder / METHOD).mkdir(parents=True)
     summary = {"languages": {code: {"wer": value} for code, value in wer.items()}}
     (folder / METHOD / "wer-summary-all-mls-test-x.json").write_text(json.dumps(summary))
@@ -21,14 +21,14 @@ def decoded(folder: Path, **wer: float) -> None:
 def config(tmp_path: Path) -> StudyConfig:
     for seed, dense, lap, path in ((1, 10, 20, 8), (2, 20, 10, 9)):
         root = tmp_path / f"seed-{seed}"
-        decoded(root / "dense-continued", en=dense, fr=dense + 2)
-        decoded(root / "sparsity-0.7/lap", en=lap, fr=lap)
-        decoded(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
+        write_wer_summary(root / "dense-continued", en=dense, fr=dense + 2)
+        write_wer_summary(root / "sparsity-0.7/lap", en=lap, fr=lap)
+        write_wer_summary(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
     (tmp_path / "seed-1/sparsity-0.7/dynamic").mkdir()  # trained, not decoded
-    decoded(tmp_path / "seed-1/sparsity-0.9/lsp/en", en=30)
+    write_wer_summary(tmp_path / "seed-1/sparsity-0.9/lsp/en", en=30)
     (tmp_path / "seed-1/sparsity-0.9/lsp/fr").mkdir()
-    decoded(tmp_path / "seed-1/sparsity-0.8/lsp/en", en=30)
-    decoded(tmp_path / "seed-1/sparsity-0.8/lsp/fr", fr=40)
+    write_wer_summary(tmp_path / "seed-1/sparsity-0.8/lsp/en", en=30)
+    write_wer_summary(tmp_path / "seed-1/sparsity-0.8/lsp/fr", fr=40)
     return StudyConfig(tmp_path, output=tmp_path / "study.md")
 
 

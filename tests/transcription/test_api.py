@@ -1,4 +1,4 @@
-"""The Python interface: it returns what transcribe.py writes, and streams return what files return."""
+"""The Python API: transcripts equal the output of transcribe.py, and streams give the same results as files."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
-from tiny_experiment import VOCAB_SIZE, halves
+from tiny_experiment import VOCAB_SIZE, write_complementary_masks
 
 import icefall_pathways
 from icefall_pathways import AudioError, Pathways
@@ -57,8 +57,8 @@ def _from_script(output):
     }
 
 
-def _identify(exp_dir, language):
-    """Calibrate the language identification so that it always decides for `language`."""
+def _calibrate_for(exp_dir, language):
+    """Write a calibration with which language identification always selects `language`."""
     offsets = {code: 100.0 * (code == language) for code in ("en", "nl")}
     unigrams = {code: [0.0] * VOCAB_SIZE for code in ("en", "nl")}
     LanguageIdModel({"search_per_frame": 1.0}, offsets, unigrams, seconds=0.8).save(exp_dir / layout.LANGUAGE_ID_FILE)
@@ -66,8 +66,8 @@ def _identify(exp_dir, language):
 
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 def test_transcripts_equal_the_output_of_the_script(exp_dir, speech, method):
-    halves(exp_dir)
-    _identify(exp_dir, "nl")
+    write_complementary_masks(exp_dir)
+    _calibrate_for(exp_dir, "nl")
     asr = Pathways.from_pretrained(exp_dir, decoding_method=method, **SHORT_SEGMENTS)
     assert asr.languages == ["en", "nl"]
     assert asr.masks is not None and asr.masks.languages == ("en", "nl")
@@ -101,8 +101,8 @@ def test_samples_are_transcribed_as_their_file(exp_dir, speech):
 @pytest.mark.parametrize("language", ["en", "auto"])
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_stream_equals_transcript_of_the_whole(exp_dir, speech, language, rate):
-    halves(exp_dir)
-    _identify(exp_dir, "en")
+    write_complementary_masks(exp_dir)
+    _calibrate_for(exp_dir, "en")
     asr = Pathways.from_pretrained(exp_dir, **SHORT_SEGMENTS)
     samples = torch.from_numpy(soundfile.read(speech)[0]).float()
     if rate != 16000:
@@ -128,7 +128,7 @@ def test_stream_equals_transcript_of_the_whole(exp_dir, speech, language, rate):
 
 
 def test_streams_of_several_languages_in_parallel(exp_dir, speech):
-    halves(exp_dir)
+    write_complementary_masks(exp_dir)
     asr = Pathways.from_pretrained(exp_dir)
     samples = torch.from_numpy(soundfile.read(speech)[0]).float()
     expected = {language: asr.transcribe(samples, language) for language in ("en", "nl")}
@@ -162,7 +162,7 @@ def test_bad_samples_do_not_end_a_stream(exp_dir, speech):
     assert stream.transcript == asr.transcribe(samples, "en")
 
 
-def test_errors_name_the_cause_and_the_remedy(exp_dir, speech, tmp_path):
+def test_errors_state_cause_and_remedy(exp_dir, speech, tmp_path):
     with pytest.raises(ValueError, match=r"no experiment folder .*nowhere: expected the --exp-dir of a training"):
         Pathways.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -170,7 +170,7 @@ def test_errors_name_the_cause_and_the_remedy(exp_dir, speech, tmp_path):
         Pathways.from_pretrained(tmp_path / "empty")
     with pytest.raises(TypeError, match=r"unknown option beam_width: expected some of avg, .*beam_size"):
         Pathways.from_pretrained(exp_dir, beam_width=3)
-    halves(exp_dir)
+    write_complementary_masks(exp_dir)
     asr = Pathways.from_pretrained(exp_dir)
     with pytest.raises(ValueError, match=r"language 'fr': the model in .* supports en, nl; choose one"):
         asr.transcribe(speech, language="fr")

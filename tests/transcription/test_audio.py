@@ -63,7 +63,7 @@ def test_streaming_resampling_equals_offline_resampling(rate, length, bounds):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff"])
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (8000, 1)])
-def test_files_of_all_formats_and_rates(tmp_path, name, rate, channels):
+def test_files_of_all_formats_and_rates_are_converted_to_16_khz_mono(tmp_path, name, rate, channels):
     soundfile.write(tmp_path / name, _signal(rate, channels=channels), rate)
     samples = _read_all(read_audio(str(tmp_path / name)))
     expected = torch.from_numpy(_signal(16000, channels=channels).mean(axis=1))
@@ -76,7 +76,7 @@ def test_files_of_all_formats_and_rates(tmp_path, name, rate, channels):
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
 @pytest.mark.parametrize("form", ["WAV", "WAVEX"])
-def test_wav_from_a_pipe(subtype, form):
+def test_wav_is_decoded_from_a_pipe(subtype, form):
     signal, encoded = _signal(16000, channels=2), io.BytesIO()
     soundfile.write(encoded, signal, 16000, subtype=subtype, format=form)
     samples = _read_all(read_pipe(io.BytesIO(encoded.getvalue()), 8000))
@@ -96,7 +96,7 @@ class _SlowPipe(io.RawIOBase):
         return self.source.read(min(size, self.step))
 
 
-def test_raw_samples_from_a_slow_pipe():
+def test_raw_samples_are_decoded_from_a_slow_pipe():
     signal = _signal(8000)[:, 0]
     raw = (signal * 32767).astype("<i2").tobytes()
     for step in (7, 10**6):
@@ -117,7 +117,7 @@ def test_pipe_of_unknown_length_is_read_to_its_end():
         assert len(_read_all(read_pipe(io.BytesIO(bytes(data)), 16000))) == 16000
 
 
-def test_truncated_pipe():
+def test_truncated_pipe_is_read_up_to_its_end():
     encoded = io.BytesIO()
     soundfile.write(encoded, _signal(16000), 16000, format="WAV", subtype="PCM_16")
     samples, error = _read(read_pipe(io.BytesIO(encoded.getvalue()[: 44 + 8001]), 16000))
@@ -142,7 +142,7 @@ def test_truncated_file_is_read_up_to_its_end(tmp_path, name, rate):
     assert "of 4.00 s" in error
 
 
-def test_input_that_is_not_audio(tmp_path, monkeypatch):
+def test_input_that_is_not_audio_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not audio at all " * 100)
@@ -162,7 +162,7 @@ def test_input_that_is_not_audio(tmp_path, monkeypatch):
 
 
 def test_ffmpeg_reads_formats_that_libsndfile_does_not(tmp_path, monkeypatch):
-    """Replaces ffmpeg by a script that writes PCM samples."""
+    """Replace ffmpeg by a script that writes PCM samples."""
     program = tmp_path / "bin" / "ffmpeg"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nimport sys\nsys.stdout.buffer.write(bytes(3200))\n{{}}")
@@ -178,7 +178,7 @@ def test_ffmpeg_reads_formats_that_libsndfile_does_not(tmp_path, monkeypatch):
     assert "Invalid data found" in error
 
 
-def test_microphone(monkeypatch):
+def test_microphone_is_resampled_and_missing_package_is_reported(monkeypatch):
     class Stream:
         def __init__(self, samplerate, blocksize, dtype, callback):
             assert (samplerate, dtype) == (48000, "float32")

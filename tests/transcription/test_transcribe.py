@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_experiment import MODEL, VOCAB_SIZE, halves
+from tiny_experiment import MODEL, VOCAB_SIZE, write_complementary_masks
 
 from icefall_pathways.decoding.language_id.model import LanguageIdModel
 from icefall_pathways.decoding.streaming import EndpointConfig
@@ -97,7 +97,7 @@ def test_bad_audio_is_transcribed_up_to_the_error_without_affecting_other_source
 
 
 def test_language_is_given_or_identified(exp_dir, speech):
-    halves(exp_dir)
+    write_complementary_masks(exp_dir)
     texts = {language: _json(exp_dir, speech, lang=language)[0] for language in ("en", "nl")}
     assert texts["en"]["text"] != texts["nl"]["text"]
     with pytest.raises(ValueError, match=r"calibrate_language_id\.py"):
@@ -135,7 +135,7 @@ def test_dense_model_does_not_need_a_language(exp_dir, speech):
         _transcribe(exp_dir, speech, lang="auto", **options)
 
 
-def test_invalid_options(speech):
+def test_invalid_options_are_rejected(speech):
     for options, message in {
         (): "nothing to transcribe",
         ("mic", str(speech)): "it must be the only source",

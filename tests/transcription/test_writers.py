@@ -32,7 +32,7 @@ class _Terminal(io.StringIO):
         return True
 
 
-def _live(*segments):
+def _terminal_output(*segments):
     terminal = _Terminal()
     writer = TextWriter(terminal, "mic")
     for segment in segments:
@@ -42,13 +42,14 @@ def _live(*segments):
 
 def test_terminal_shows_unstable_text_dim(monkeypatch):
     monkeypatch.setenv("COLUMNS", "12")
-    written = _live(_segment("hello wor", is_final=False, stable_text="hello"), _segment("hello world"))
+    written = _terminal_output(_segment("hello wor", is_final=False, stable_text="hello"), _segment("hello world"))
     assert written == "\r\x1b[Khello\x1b[2m wor\x1b[0m\r\x1b[Khello world\n"
     # A line wider than the terminal could not be erased, so only its end is shown.
-    long = _live(_segment("one two three four", is_final=False, stable_text="one two thr"))
+    long = _terminal_output(_segment("one two three four", is_final=False, stable_text="one two thr"))
     assert long == "\r\x1b[K thr\x1b[2mee four\x1b[0m"
     assert (
-        _live(_segment("one two three four", is_final=False, stable_text="one")) == "\r\x1b[K\x1b[2m three four\x1b[0m"
+        _terminal_output(_segment("one two three four", is_final=False, stable_text="one"))
+        == "\r\x1b[K\x1b[2m three four\x1b[0m"
     )
 
 
@@ -76,7 +77,7 @@ def test_transcript_joins_segments_with_text():
     assert Transcript.from_results([]) == Transcript(None, 0.0, [])
 
 
-def test_subtitle_formats():
+def test_srt_and_vtt_differ_in_numbers_separators_and_escapes():
     segments = [_segment("hello", is_final=False), _segment("hello world"), _segment("a<b & c", 3661.0)]
     assert _write(SrtWriter, *segments) == (
         "1\n00:00:00,000 --> 00:00:01,000\nhello world\n\n2\n01:01:01,000 --> 01:01:02,300\na<b & c\n\n"
