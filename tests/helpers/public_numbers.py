@@ -1,4 +1,4 @@
-"""Numbers computed by the public implementation, from tests/fixtures (see its README)."""
+"""Reference outputs of public implementations, from tests/fixtures (see its README)."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def load_numbers(name: str) -> dict[str, Any]:
-    """Return the fixture `name`: its JSON tree with the tensors of its safetensors file put in by their paths.
+    """Return the fixture `name`: its JSON tree, into which the tensors of its safetensors file are inserted.
 
-    A tensor's key is its path in the tree, with the parts separated by slashes.
+    A tensor's key is its path in the tree, separated by slashes.
     """
     tree: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())
     for key, tensor in load_file(FIXTURES / f"{name}.safetensors").items():

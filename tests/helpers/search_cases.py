@@ -13,7 +13,7 @@ from icefall_pathways.searches import Search, SearchState
 
 
 def run(search, encoder_out, lens, sizes=None):
-    """Decode in chunks of the given sizes; a stream that ends within a chunk has a shorter length there."""
+    """Decode in chunks of the given sizes; streams that end within a chunk have fewer valid frames there."""
     state = search.init(encoder_out.size(0))
     start = 0
     for size in sizes or [encoder_out.size(1)]:
@@ -78,7 +78,7 @@ def all_sequences(paths):
 
 
 def plain_beam_search(head, frames, beam_size, blank_penalty=0.0, bonus=lambda tokens: 0.0):
-    """Run modified beam search with a dict and without batches; returns token sequence -> log-probability."""
+    """Run modified beam search on one utterance with a dict as beam; return token sequence -> log-probability."""
     beam = {(): 0.0}
     for frame in frames:
         expanded = []
@@ -104,7 +104,7 @@ class ScriptedState(SearchState):
 
 
 class ScriptedSearch(Search[ScriptedState]):
-    """A search whose hypotheses are given: `script` maps the number of frames of the stream to its hypothesis."""
+    """A search with scripted results: `script` maps the number of frames of a stream to its hypothesis."""
 
     def __init__(self, model, script):
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""The public implementation's weights and numbers, and a model of ours with those weights."""
+"""Reference outputs of icefall, and our model with the same weights."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +11,7 @@ from icefall_pathways.models.transducer import Transducer, build_model
 
 @dataclass
 class Reference:
-    """Numbers of the public implementation, and our model with its weights, in eval mode."""
+    """Reference outputs of icefall, and our model with the same weights, in eval mode."""
 
     numbers: dict[str, Any]
     model: Transducer
@@ -20,13 +20,13 @@ class Reference:
         return self.model.encoder_embed(x)
 
     def encode(self, x, run):
-        """Encode embedded frames x as the public implementation does: without silence after the utterances."""
+        """Encode embedded frames x as icefall does: without silence after the utterances."""
         chunk, left = run.removeprefix("chunk").split("_left")
         return self.model.encoder(x, self.numbers["embed_lens"], int(chunk), int(left))
 
 
 def model_config(numbers):
-    """Return our architecture options for those of the public implementation."""
+    """Convert icefall's architecture options to ours."""
     config = numbers["config"]
     names = {field.name for field in fields(ModelConfig)}
     options = {key: value if key == "causal" else str(value) for key, value in config.items() if key in names}

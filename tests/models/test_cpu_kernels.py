@@ -1,4 +1,4 @@
-"""The hand-tiled CPU kernels compute what the plain expressions of torch compute."""
+"""The hand-tiled CPU kernels equal plain torch expressions."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_depthwise_convolution_equals_torch(shape, kernel, padding):
 
 @pytest.mark.parametrize("limits", [None, (-0.1, 0.1, 0.3, 0.4)])
 def test_tiled_block_equals_plain_layers(monkeypatch, limits):
-    """With and without gradients; the tiles do not divide the number of rows."""
+    """With and without gradients; the number of rows is not a multiple of the tile's."""
     monkeypatch.setattr(cpu_kernels, "_TILE", 1000)
     torch.manual_seed(1)
     inputs = _random(3, 40, 5), _random(24, 5), _random(24), _random(7, 24), _random(7)
@@ -57,7 +57,7 @@ def test_tiled_block_equals_plain_layers(monkeypatch, limits):
 
 
 @pytest.mark.parametrize("swoosh, shift, offset", [("swoosh_l", 4, 0.035), ("swoosh_r", 1, 0.313261687)])
-def test_swoosh_equals_its_definition(swoosh, shift, offset):
+def test_tiled_swoosh_equals_its_definition(swoosh, shift, offset):
     """With and without gradients, and for values at which exp overflows."""
     x = torch.cat([_random(50), 500 * _random(50)]).detach().requires_grad_()
     expected = F.softplus(x - shift) - 0.08 * x - offset

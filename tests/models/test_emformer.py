@@ -1,4 +1,4 @@
-"""The Emformer equals torchaudio's, and its streams equal its forward."""
+"""The Emformer equals torchaudio's, and streaming equals the forward pass."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
 SEGMENT = 4
 LENGTHS = (1, 3, 4, 17, 24)
 
-# Memory bank, left context, right context: with and without each, and a left context that splits segments.
+# Memory bank, left context, right context: with and without each, and a left context that splits a segment.
 CONTEXTS = list(itertools.product((0, 3), (0, 6, 8), (0, 2)))
 contexts = pytest.mark.parametrize(("memory", "left", "right"), CONTEXTS)
 
@@ -61,7 +61,7 @@ def test_forward_equals_torchaudio_in_a_padded_batch(memory, left, right):
 
 @pytest.mark.parametrize("options", [{"tanh_on_mem": True}, {"activation": "gelu"}, {"activation": "silu"}])
 @torch.inference_mode()
-def test_options_equal_torchaudio(options):
+def test_activations_and_tanh_on_mem_equal_torchaudio(options):
     encoder, reference = _encoder_and_reference(_options(3, 8, 2) | options)
     x, lens = torch.randn(2, 22, 16) * 3, torch.full((2,), 20)
     _close(encoder(x, lens)[0], reference(x, lens)[0])
@@ -176,8 +176,8 @@ def test_padding_has_no_effect(memory, left, right, kernel):
 
 @pytest.mark.parametrize("kernel", [0, 5])
 @torch.inference_mode()
-def test_streams_of_different_ages_share_a_batch(kernel):
-    """Stream i joins the batch at chunk i; the result equals that of single streams."""
+def test_streams_started_at_different_times_share_a_batch(kernel):
+    """Stream i joins the batch at chunk i; the outputs equal those of single streams."""
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=kernel).eval()
     x = torch.randn(4, 6 * SEGMENT + 2, 16)
     expected = encoder(x, torch.full((4,), 6 * SEGMENT))[0]
@@ -208,14 +208,14 @@ def test_look_ahead_is_the_right_context():
 
 
 @torch.inference_mode()
-def test_streaming_does_not_change_its_input_states():
+def test_streaming_does_not_modify_its_input_states():
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
     states = encoder.get_init_states(2)
     encoder.streaming_forward(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
     assert all(tensor.abs().sum() == 0 for tensor in states)
 
 
-def test_chunk_of_another_size_is_rejected():
+def test_chunk_of_the_wrong_size_is_rejected():
     encoder = Emformer(**_options(0, 6, 2))
     with pytest.raises(ValueError, match="a chunk has 5 frames: expected 6, which are the segment's 4 and 2 of right"):
         encoder.streaming_forward(torch.randn(1, 5, 16), torch.tensor([4]), encoder.get_init_states(1))

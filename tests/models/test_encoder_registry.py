@@ -1,4 +1,4 @@
-"""A new encoder is one folder and one line of the registry: this file registers a toy encoder and uses it."""
+"""A new encoder is one folder and one line of the registry: a toy encoder is registered and trained."""
 
 import json
 import runpy
@@ -45,7 +45,7 @@ class ToyOptions(EncoderOptions):
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """A validated architecture of the toy encoder."""
+    """Validated architecture of the toy encoder."""
 
     dim: int
     hidden_dim: int
@@ -111,7 +111,7 @@ def model_config(monkeypatch) -> type[ModelConfig]:
     """`ModelConfig` as its module defines it when the registry has a line for the toy encoder."""
     monkeypatch.setitem(ENCODERS, "toy", EncoderSpec(ToyOptions, resolve_toy, build_toy))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*found in sys.modules")  # a second copy is meant
+        warnings.filterwarnings("ignore", message=".*found in sys.modules")  # a second copy is intended
         return runpy.run_module("icefall_pathways.models.config")["ModelConfig"]
 
 
@@ -126,7 +126,7 @@ def test_options_of_a_registered_encoder_are_command_line_options(model_config):
         model_config(encoder_type="toy", toy_hidden_dim=0)
 
 
-def test_config_of_a_registered_encoder_survives_json(model_config):
+def test_config_of_a_registered_encoder_survives_a_json_round_trip(model_config):
     config = model_config(encoder_type="toy", toy_hidden_dim=4)
     assert from_dict(model_config, json.loads(json.dumps(to_dict(config)))) == config
 
@@ -139,7 +139,7 @@ def test_training_uses_optimizer_and_options_of_a_registered_encoder(model_confi
         check_training_options(replace(config, model=model_config(encoder_type="toy", nhead=2)), None)
 
 
-def test_registered_encoder_learns_in_the_transducer(model_config):
+def test_training_a_registered_encoder_decreases_the_loss(model_config):
     model = build_model(model_config(encoder_type="toy"), _VOCAB_SIZE)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     batch, losses = _batch(), []
@@ -153,7 +153,7 @@ def test_registered_encoder_learns_in_the_transducer(model_config):
 
 
 @torch.no_grad()
-def test_registered_encoder_streams_the_frames_of_encode(model_config):
+def test_streams_of_a_registered_encoder_equal_encode(model_config):
     model = build_model(model_config(encoder_type="toy"), _VOCAB_SIZE).eval()
     x, x_lens, _, _ = _batch()
     expected, lens = model.encode(x, x_lens)
@@ -167,7 +167,7 @@ def test_registered_encoder_streams_the_frames_of_encode(model_config):
     assert torch.equal(streamed_lens, lens)
 
 
-def test_encoders_share_no_options_but_those_of_the_base_class():
+def test_encoders_share_only_the_options_of_the_base_class():
     shared = {field.name for field in fields(EncoderOptions)}
     own = [field.name for spec in ENCODERS.values() for field in fields(spec.options) if field.name not in shared]
     assert len(own) == len(set(own))

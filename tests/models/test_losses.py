@@ -1,4 +1,4 @@
-"""The losses against the public implementation's numbers and torchaudio's unpruned loss."""
+"""The losses equal icefall's, and torchaudio's without pruning."""
 
 import sys
 import types
@@ -65,7 +65,7 @@ def test_losses_equal_icefall(reference, case, implementation):
         implementation=implementation,
     )
     am, lm = head.joiner.encoder_proj(encoder_out), head.joiner.decoder_proj(decoder_out)
-    # The posteriors of this reference are peaked: the best range depends on rounding, so take the reference's.
+    # The posteriors of this reference are peaked, so the best ranges depend on rounding: use those of the reference.
     pruned = pruned_loss(head.join, am, lm, y, expected["ranges"], boundary, implementation)
 
     assert ranges.shape == expected["ranges"].shape
@@ -172,7 +172,7 @@ def test_ctc_loss_of_an_utterance_without_alignment_is_zero():
     assert logits.grad[1].abs().sum() == 0
 
 
-def test_loss_scales_during_warm_up():
+def test_loss_scales_are_linear_during_warm_up():
     assert loss_scales(0, 2000, 0.5) == (1.0, 0.1)
     assert loss_scales(1000, 2000, 0.5) == pytest.approx((0.75, 0.55))
     assert loss_scales(2000, 2000, 0.5) == loss_scales(9000, 2000, 0.5) == (0.5, 1.0)

@@ -1,4 +1,4 @@
-"""The predictor and the joiner against the public implementation's numbers."""
+"""The predictor and the joiner equal icefall's."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_predictor_with_context_one_is_an_embedding():
 
 
 @pytest.mark.parametrize("context_size", [2, 3])
-def test_single_steps_equal_the_whole_sequence(context_size):
+def test_single_predictions_equal_the_whole_sequence(context_size):
     predictor = Predictor(9, 8, context_size)
     y = torch.randint(0, 9, (5, 7))
     padded = torch.nn.functional.pad(y, (context_size - 1, 0), value=-1)

@@ -1,4 +1,4 @@
-"""Regularizers against the public implementation's numbers."""
+"""The regularizers equal icefall's."""
 
 import math
 
@@ -30,7 +30,7 @@ def numbers():
 
 
 def _input_gradient(function, x, grad):
-    """Return the gradient of the input x for that of the output, and check that the output is x."""
+    """Return the gradient of x, given the gradient of the output, and check that the output is x."""
     x = x.clone().requires_grad_()
     y = function(x)
     assert torch.equal(y, x)
@@ -113,7 +113,7 @@ def test_gradients_are_unmodified_in_eval_mode(module):
     assert torch.equal(_input_gradient(module.eval(), x, grad), grad)
 
 
-def test_activity_of_balancers_has_the_scheduled_probability():
+def test_balancers_are_active_with_the_scheduled_probability():
     balancer = Balancer(0.4, 0.6, 1.0, 2.0)
     x, grad = torch.randn(50, 4) * 9 + 3, torch.ones(50, 4)
     frequency = sum(not torch.equal(_input_gradient(balancer, x, grad), grad) for _ in range(400)) / 400
@@ -123,7 +123,7 @@ def test_activity_of_balancers_has_the_scheduled_probability():
     assert 0.07 < frequency < 0.19
 
 
-def test_whitener_below_its_limit_lowers_its_probability_which_is_saved():
+def test_whitener_probability_drops_below_the_limit_and_is_saved():
     model = nn.Sequential(Whiten(1, 1e9), Whiten(2, 1.0))
     x = torch.randn(30, 4).requires_grad_()
     for _ in range(40):
@@ -150,7 +150,7 @@ def test_drop_channels_uses_one_scaled_mask_for_all_frames():
     assert torch.equal(dropped.amin(1), dropped.amax(1))
 
 
-def test_scale_gradient():
+def test_scale_gradient_multiplies_the_gradient():
     assert torch.equal(
         _input_gradient(lambda x: scale_gradient(x, 0.2), torch.ones(3), torch.ones(3)), torch.full((3,), 0.2)
     )
@@ -158,7 +158,7 @@ def test_scale_gradient():
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_gradients_of_constant_channels_are_finite(value):
-    """The feature mask may cover a channel in the whole batch."""
+    """The feature mask may zero a channel in the whole batch."""
     grad = torch.ones(10, 2)
     actual = _input_gradient(Balancer(0.4, 0.6, 1.0, 2.0, probability=1.0), torch.full((10, 2), value), grad)
     assert (actual - grad).abs().max() <= 0.05
@@ -166,8 +166,8 @@ def test_gradients_of_constant_channels_are_finite(value):
     assert _input_gradient(Whiten(1, 1.0), torch.full((10, 2), value), grad).isfinite().all()
 
 
-def test_balancer_gradient_equals_that_of_its_loss():
-    """The derivative of the auxiliary loss is computed by autograd."""
+def test_balancer_gradient_equals_the_gradient_of_its_loss():
+    """Autograd computes the derivative of the auxiliary loss."""
     x = (
         torch.randn(200, 3, dtype=torch.float64) * torch.tensor([0.1, 1.0, 9.0]) + torch.tensor([0.1, 0.0, -4.0])
     ).requires_grad_()

@@ -1,4 +1,4 @@
-"""The frozen graph of a chunk equals the model."""
+"""The frozen streaming graph equals the model."""
 
 import copy
 
@@ -41,7 +41,7 @@ def model(request):
 
 
 def _chunk(model, streams):
-    """Return the features of a chunk and the valid ones of each stream."""
+    """Return features of a chunk, and the number of valid frames of each stream."""
     x_lens = torch.randint(1, model.chunk_window + 1, (streams,))
     x_lens[0] = model.chunk_window
     return torch.randn(streams, model.chunk_window, 80) * 2 - 8, x_lens
@@ -52,7 +52,7 @@ def _close(actual, expected):
 
 
 @torch.inference_mode()
-def test_graph_equals_model_for_any_number_and_age_of_streams(model):
+def test_graph_equals_model_for_any_batch_size_and_stream_position(model):
     graph = StreamGraph(model, {})
     states = model.init_states(1)
     for streams in (1, 1, 4, 4, 2):
@@ -88,7 +88,7 @@ def test_graph_of_a_pathway_equals_masked_model(model):
 
 
 @torch.inference_mode()
-def test_graph_contains_no_operation_on_weights_alone(model):
-    """Positional encodings, weights of means, scales of norms and parameters are constants."""
+def test_graph_folds_operations_on_weights_into_constants(model):
+    """Parameters, positional encodings, downsampling weights and norm scales are constants."""
     nodes = {node.kind() for node in StreamGraph(model, {})._graph.graph.nodes()}
     assert not nodes & {"prim::GetAttr", "prim::CallMethod", "aten::atan", "aten::exp", "aten::repeat_interleave"}

@@ -4,7 +4,7 @@ from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.emformer.subsampling import LOOK_AHEAD, EmformerSubsampling
 
 
-def test_chunks_give_the_frames_of_the_utterance():
+def test_chunked_subsampling_equals_the_whole_utterance():
     subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(2, 4 * 25 + LOOK_AHEAD, 80) * 3 - 8
     whole = subsampling(x)
@@ -21,15 +21,15 @@ def test_receptive_field_is_seven_frames():
     subsampling = EmformerSubsampling(80, 24, (4, 8))
     x = torch.randn(1, 43, 80, requires_grad=True)
     subsampling(x)[0, 5, 3].backward()
-    seen = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
-    assert seen == list(range(20, 27))
+    receptive_field = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    assert receptive_field == list(range(20, 27))
 
 
-def test_speech_enters_the_convolutions_at_about_unit_scale():
+def test_convolution_inputs_of_speech_have_about_unit_scale():
     """Log mel energies of speech lie around -5 with deviation 3; silence is at -23."""
-    entered = []
+    inputs = []
     subsampling = EmformerSubsampling(80, 24, (4, 8))
-    subsampling.conv.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    subsampling.conv.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     subsampling(torch.randn(1, 100, 80) * 3 - 5)
-    assert abs(entered[0].mean()) < 1.0
-    assert 0.5 < entered[0].std() < 1.5
+    assert abs(inputs[0].mean()) < 1.0
+    assert 0.5 < inputs[0].std() < 1.5

@@ -55,7 +55,7 @@ ZIPFORMERS = [
 
 
 def _chunks(model, x):
-    """Yield the chunks of an utterance (T, 80) and their numbers of valid frames; other frames are garbage."""
+    """Yield the chunks of an utterance (T, 80) and their numbers of valid frames; padding is garbage."""
     for start in range(0, x.size(0), model.chunk_shift):
         chunk = x[start : start + model.chunk_window]
         window = torch.full((model.chunk_window, 80), 5.0)
@@ -65,8 +65,8 @@ def _chunks(model, x):
 
 @pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 @torch.inference_mode()
-def test_streams_of_different_ages_equal_encode(options):
-    """Streams join the batch one after the other and leave it when they end; `encode` receives the padded batch."""
+def test_streams_started_at_different_times_equal_encode(options):
+    """Streams join the batch one by one and leave it when they end; `encode` receives the padded batch."""
     model = build_model(_config(**options), 20).eval()
     lengths = torch.tensor([131, 7, 64, 33, 99, 1])
     x = torch.randn(6, 131, 80) * 2 - 8
@@ -108,7 +108,7 @@ def test_padding_does_not_affect_encode(options):
 
 @pytest.mark.parametrize("options", OPTIONS + ZIPFORMERS)
 def test_loss_of_a_batch_is_the_sum_over_its_utterances(options):
-    """With am_scale and lm_scale 0, with which nothing is averaged over the batch."""
+    """Smoothing (am_scale, lm_scale) is disabled, because it averages over the batch."""
     model = build_model(_config(ctc_head=True, **options), 20).eval()
     x, x_lens, y, y_lens = _batch()
     scales = {"prune_range": 6, "am_scale": 0.0, "lm_scale": 0.0}
@@ -125,7 +125,7 @@ def test_every_parameter_has_a_gradient():
     model = build_model(_config(ctc_head=True, cnn_module_kernel=5, memory_size=2), 20)
     losses = model(*_batch())
     sum(losses).backward()
-    # The memory vectors of the last layer are unused, but their parameters process frames too.
+    # The memory vectors of the last layer are unused, but frames use the same parameters.
     without_gradient = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
     assert without_gradient == []
 
@@ -155,8 +155,8 @@ def test_joiner_runs_in_float32_under_autocast():
     assert dtypes == [(torch.float32, torch.float32)]
 
 
-def test_model_has_the_options_of_its_config():
-    """Lengths of the encoder are in frames of 40 ms, options in feature frames of 10 ms."""
+def test_encoder_has_the_options_of_the_config():
+    """The encoder's lengths are in frames of 40 ms, the options in feature frames of 10 ms."""
     model = build_model(_config(left_context_length=40, memory_size=3, dropout=0.25, cnn_module_kernel=5), 20)
     encoder = model.encoder
     assert (encoder.segment_length, encoder.left_context_length, encoder.right_context_length) == (8, 10, 2)
@@ -174,7 +174,7 @@ def test_predictor_input_starts_with_blank():
     assert torch.equal(inputs[0], torch.nn.functional.pad(y, (1, 0)))
 
 
-def test_chunk_has_at_most_the_frames_of_its_segment():
+def test_chunk_outputs_at_most_one_segment():
     model = build_model(_config(), 20).eval()
     x_lens = torch.tensor([model.chunk_window, 33, 32, 5, 1])
     _, lens, _ = model.stream(torch.randn(5, model.chunk_window, 80), x_lens, model.init_states(5))

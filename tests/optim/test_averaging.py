@@ -6,7 +6,7 @@ from icefall_pathways.optim.averaging import ModelAverage, average_range
 
 
 def random_walk(model, average, updates):
-    """Change the weights in every update; return the weights at the ends of the periods."""
+    """Change the weights in every update; return the weights at the end of every period."""
     samples = []
     for update in updates:
         with torch.no_grad():

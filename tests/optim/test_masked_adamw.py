@@ -27,7 +27,7 @@ def snapshot(model, optimizer):
     return tensors
 
 
-def test_step_of_a_language_changes_no_bit_outside_its_mask():
+def test_step_leaves_entries_outside_the_mask_bitwise_unchanged():
     model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.1, weight_decay=0.5)
@@ -49,7 +49,7 @@ def test_step_of_a_language_changes_no_bit_outside_its_mask():
         assert (after[name]["weight"] != before[name]["weight"])[inside].all()
 
 
-def test_negative_zero_stays_negative_zero():
+def test_negative_zero_outside_the_mask_keeps_its_sign():
     layer = nn.Linear(2, 1, bias=False)
     masks = random_masks(layer, ("en",))
     masks.set_mask("weight", "en", torch.tensor([[True, False]]))
@@ -62,7 +62,7 @@ def test_negative_zero_stays_negative_zero():
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [False, True])
-def test_dense_masks_equal_torchs_adamw(masked, weight_decay):
+def test_step_without_pruning_equals_torch_adamw(masked, weight_decay):
     model = AllLayerTypes()
     peer = copy.deepcopy(model)
     masks = random_masks(model, density=1.1) if masked else None
@@ -82,7 +82,7 @@ def test_dense_masks_equal_torchs_adamw(masked, weight_decay):
 
 
 def test_bias_correction_counts_updates_per_entry():
-    """An entry of one language trains as if the updates of other languages did not exist."""
+    """Updates of other languages do not affect the bias correction of a language's exclusive entries."""
     torch.manual_seed(1)
     shared, alone = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     alone.load_state_dict(shared.state_dict())
@@ -117,7 +117,7 @@ def test_nan_outside_the_mask_has_no_effect():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_corrections_are_right_after_counts_saturate(dtype):
+def test_bias_correction_equals_torch_after_counts_saturate(dtype):
     model = nn.Linear(2, 2, bias=False).to(dtype)
     peer = copy.deepcopy(model)
     masks = random_masks(model, ("en",), density=1.1)
@@ -181,7 +181,7 @@ def test_clipping_limits_the_norm_and_keeps_small_gradients():
     assert (small == 0.01).all()
 
 
-def test_clipping_without_gradients_is_an_error_and_keeps_nonfinite_ones():
+def test_clipping_rejects_missing_and_keeps_nonfinite_gradients():
     with pytest.raises(ValueError, match="no parameter has a gradient"):
         clip_gradients([], 1.0)
     layer = nn.Linear(2, 2)
@@ -193,7 +193,7 @@ def test_clipping_without_gradients_is_an_error_and_keeps_nonfinite_ones():
 
 
 def test_parameter_without_gradient_is_not_updated():
-    """Its weights and moments do not change, and its count does not increase."""
+    """Its weights, moments and update count do not change."""
     pair = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
     peer = copy.deepcopy(pair)
     optimizer = MaskedAdamW(pair.named_parameters(), lr=0.01)
@@ -211,7 +211,7 @@ def test_parameter_without_gradient_is_not_updated():
 
 
 @pytest.mark.parametrize("optimizer_type", [MaskedAdamW, ScaledAdam])
-def test_size_of_buckets_has_no_effect(optimizer_type, monkeypatch):
+def test_bucket_size_has_no_effect(optimizer_type, monkeypatch):
     weights = {}
     for size in (1, 40, 10**6):
         monkeypatch.setattr(buckets, "_BUCKET_SIZE", size)
@@ -228,7 +228,7 @@ def test_size_of_buckets_has_no_effect(optimizer_type, monkeypatch):
 
 
 def test_masks_activated_later_keep_moments_and_counts():
-    """A model trains without masks first; the buckets change when masks are activated."""
+    """The model first trains without masks; activating masks changes the buckets."""
     model = AllLayerTypes()
     masks = random_masks(model, density=1.1)
     peer = copy.deepcopy(model)

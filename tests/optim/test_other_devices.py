@@ -1,4 +1,4 @@
-"""Optimizers on other devices: torch's "meta" device replaces a GPU, as it lacks only the values."""
+"""Optimizers on other devices: torch's "meta" device, which only lacks values, represents a GPU."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 
 class Transfers(TorchDispatchMode):
-    """Record copies from the CPU to the device for which the CPU waits."""
+    """Record synchronous copies from the CPU to the device."""
 
     def __init__(self):
         super().__init__()
@@ -19,7 +19,7 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
-        if name.startswith("bitwise") and isinstance(args[1], int):  # torch 1.13 does not convert it to a tensor here
+        if name.startswith("bitwise") and isinstance(args[1], int):  # torch 1.13 does not convert integers here
             args = (args[0], torch.tensor(args[1], dtype=args[0].dtype))
         result = func(*args, **(kwargs or {}))
         copied = name in ("_to_copy", "copy_") and {"cpu", "meta"} == {

@@ -13,7 +13,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 
 class Weights(nn.Module):
-    """A module of parameters only."""
+    """A module that consists of parameters."""
 
     def __init__(self, values):
         super().__init__()
@@ -45,7 +45,7 @@ def test_steps_equal_icefall(trace):
 
 
 def masked_weights(*languages, density=0.5):
-    """Return a model of a masked matrix, an unmasked vector and an unmasked scalar, and masks of the languages."""
+    """Return a model (a masked matrix, an unmasked vector, an unmasked scalar) and masks of the languages."""
     model = nn.Module()
     model.linear = nn.Linear(6, 5)
     model.scale = nn.Parameter(torch.tensor(0.3))
@@ -63,7 +63,7 @@ def random_gradients(model):
     return [torch.randn_like(parameter) for parameter in model.parameters()]
 
 
-def test_step_of_a_language_changes_no_bit_outside_its_mask():
+def test_step_leaves_entries_outside_the_mask_bitwise_unchanged():
     model = AllLayerTypes()
     masks = random_masks(model)
     optimizer = ScaledAdam(model.named_parameters())
@@ -108,7 +108,7 @@ def test_negative_zero_and_nan_outside_the_mask_have_no_effect():
 
 
 def test_masked_tensor_trains_as_a_tensor_of_its_active_entries():
-    """With its RMS, changes of its scale and clipping."""
+    """Including the RMS, changes of the scale, and clipping."""
     sparse, small = nn.Linear(6, 5, bias=False), nn.Module()
     masks = random_masks(sparse, ("en",))
     active = masks.mask("weight", "en")
@@ -121,8 +121,8 @@ def test_masked_tensor_trains_as_a_tensor_of_its_active_entries():
     torch.testing.assert_close(sparse.weight[active], small.weight, rtol=1e-4, atol=1e-6)
 
 
-def test_updates_are_counted_only_while_a_correction_needs_them(monkeypatch):
-    """Counting costs as much as everything else of masks; omitting it must not change a bit."""
+def test_updates_are_counted_only_until_bias_corrections_end(monkeypatch):
+    """Counting takes half of the overhead of masks; omitting it must not change any bit."""
     torch.manual_seed(5)
     model, masks = masked_weights("en", "fr")
     other, other_masks = copy.deepcopy(model), copy.deepcopy(masks)
@@ -133,7 +133,7 @@ def test_updates_are_counted_only_while_a_correction_needs_them(monkeypatch):
     longest = len(optimizers[0]._correction)
 
     def num_counted(num_steps):
-        """Take steps; return in how many the first optimizer counted updates. The second one always does."""
+        """Take steps; return in how many the first optimizer counts updates. The second always does."""
         total = 0
         for _ in range(num_steps):
             gradients = random_gradients(model)
@@ -162,8 +162,8 @@ def test_updates_are_counted_only_while_a_correction_needs_them(monkeypatch):
     assert num_counted(3) == 3, "the counts of a loaded state are unknown"
 
 
-def test_languages_without_common_entries_train_as_if_alone():
-    """One of them is rare and has gradients of another magnitude."""
+def test_languages_without_common_entries_train_independently():
+    """One language is rare and has larger gradients."""
     together = nn.Linear(6, 5, bias=False)
     masks = random_masks(together, ("en", "fr"))
     masks.set_mask("weight", "fr", ~masks.mask("weight", "en"))
@@ -193,7 +193,7 @@ def test_dense_masks_have_no_effect():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_language_whose_mask_becomes_different_gets_own_statistics():
+def test_language_has_its_own_statistics_once_its_mask_diverges():
     model, masks = masked_weights("en", "fr", density=1.1)
     optimizer = ScaledAdam(model.named_parameters())
     take_step(optimizer, model, masks, "fr", random_gradients(model))
@@ -204,7 +204,7 @@ def test_language_whose_mask_becomes_different_gets_own_statistics():
     assert int(optimizer.state["shared"]["step"]) == 2
 
 
-def test_clipping_of_a_language_depends_on_its_own_gradients():
+def test_clipping_threshold_depends_on_the_gradients_of_the_language():
     model, masks = masked_weights("en", "fr")
     optimizer = ScaledAdam(model.named_parameters())
     for _ in range(11):
@@ -214,7 +214,7 @@ def test_clipping_of_a_language_depends_on_its_own_gradients():
     assert thresholds[1] / thresholds[0] == pytest.approx(100, rel=0.3)
 
 
-def test_gradients_that_are_not_finite_are_skipped():
+def test_nonfinite_gradients_are_skipped():
     model, _ = masked_weights("en")
     optimizer = ScaledAdam(model.named_parameters())
     for _ in range(3):
@@ -227,7 +227,7 @@ def test_gradients_that_are_not_finite_are_skipped():
     assert all(value.isfinite().all() for p in model.parameters() for value in optimizer.state[p].values())
 
 
-def test_gradients_that_are_never_finite_are_an_error():
+def test_persistently_nonfinite_gradients_are_an_error():
     model, _ = masked_weights("en")
     optimizer = ScaledAdam(model.named_parameters())
     bad = [torch.full_like(parameter, float("inf")) for parameter in model.parameters()]

@@ -30,7 +30,7 @@ def test_only_kept_entries_affect_the_output(model, masks, x, name):
     assert not torch.allclose(output(), before)
 
 
-def test_output_equals_that_of_premultiplied_weights(model, masks, x):
+def test_output_equals_output_of_premultiplied_weights(model, masks, x):
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for name in masks.names:

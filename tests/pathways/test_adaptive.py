@@ -86,9 +86,9 @@ def test_every_step_meets_the_sparsity_exactly(model, prune_by, regrow, exchange
     schedule = AdaptivePruning(0.7, 2, 12, ramp=6, prune_by=prune_by, regrow=regrow, exchange=exchange)
     history = run(schedule, model, masks, gradients)
     assert len(history) == 6
-    for step, found_masks in enumerate(history, 1):
+    for step, step_masks in enumerate(history, 1):
         sparsity = cubic_sparsity(0, 0.7, step / 3)
-        flat = [mask for by_language in found_masks.values() for mask in by_language.values()]
+        flat = [mask for by_language in step_masks.values() for mask in by_language.values()]
         assert all(int(mask.sum()) == num_kept(mask.numel(), sparsity) for mask in flat)
 
 
@@ -115,7 +115,7 @@ def test_gradual_pruning_never_regrows(model):
         GradualPruning(0.7, 1, 2, prune_by="sensitivity"),
     ],
 )
-def test_search_by_sensitivity_finds_different_masks(model, schedule):
+def test_search_by_sensitivity_yields_different_masks(model, schedule):
     masks = PathwayMasks.dense(model, LANGUAGES)
     history = run(schedule, model, masks, gradients_of(model, masks))
     assert all(kept(masks, n, lang) == num_kept(c.numel(), 0.7) for n, c in masks.codes.items() for lang in LANGUAGES)
@@ -144,8 +144,8 @@ def test_exchange_is_limited_to_its_share(model):
     history = run(schedule, model, masks, gradients_of(model, masks))
     for step, (earlier, later) in enumerate(itertools.pairwise(history), 2):
         for before, after in ((earlier[n]["en"], later[n]["en"]) for n in later):
-            gone = int((before & ~after).sum())
-            assert gone <= schedule.exchange_at(step) * num_kept(before.numel(), 0.5) + 1
+            num_removed = int((before & ~after).sum())
+            assert num_removed <= schedule.exchange_at(step) * num_kept(before.numel(), 0.5) + 1
     shares = [schedule.exchange_at(step) for step in range(1, 11)]
     assert shares[0] == 0.2 and shares == sorted(shares, reverse=True) and shares[-1] < 0.02
 
@@ -173,9 +173,9 @@ def test_sensitivity_selects_the_largest_products_of_weight_and_gradient(model):
 
 @pytest.mark.parametrize("name", LAYER_WEIGHTS)
 def test_observer_receives_the_gradient_of_the_masked_weights(model, masks, x, name):
-    """Including entries outside the mask: compare with a dense model that holds the products."""
-    seen = {}
-    with activate(model, masks, "fr", lambda language, name, gradient: seen.update({(language, name): gradient})):
+    """Compare with a dense model that holds the products, including entries outside the mask."""
+    observed = {}
+    with activate(model, masks, "fr", lambda language, name, gradient: observed.update({(language, name): gradient})):
         model(x).square().sum().backward()
     product = AllLayerTypes()
     product.load_state_dict(
@@ -183,7 +183,7 @@ def test_observer_receives_the_gradient_of_the_masked_weights(model, masks, x, n
     )
     product(x).square().sum().backward()
     expected = dict(product.named_parameters())[name].grad
-    torch.testing.assert_close(seen["fr", name], expected)
+    torch.testing.assert_close(observed["fr", name], expected)
     assert expected[~masks.mask(name, "fr")].abs().sum() > 0
 
 

@@ -21,7 +21,7 @@ def test_densities_and_overlaps_agree_with_the_masks(model, masks):
     assert linear.overlap == pytest.approx(sum(float((a & b).sum() / (a | b).sum()) for a, b in pairs) / 3)
 
 
-def test_rows_of_types_cover_all_their_parameters(model, masks):
+def test_rows_of_module_types_cover_all_their_parameters(model, masks):
     rows = {row.name: row for row in analysis.density_per_type(model, masks)}
     assert set(rows) == {"Conv1d", "Conv2d", "Linear", "LSTM"}
     weights = [name for name in masks.names if name.startswith("lstm")]

@@ -11,7 +11,7 @@ from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 
 
 def train(model, masks, trainable, language, x, average=None, updates=20):
-    """Return the losses of some updates with weight decay, clipping and averaging."""
+    """Train with weight decay, clipping and averaging; return the losses."""
     optimizer = MaskedAdamW(model.named_parameters(), lr=0.05, weight_decay=0.5, max_norm=1.0)
     losses = []
     for update in range(1, updates + 1):
@@ -26,10 +26,9 @@ def train(model, masks, trainable, language, x, average=None, updates=20):
     return losses
 
 
-def test_frozen_languages_are_bitwise_unchanged_and_the_new_one_learns(model, masks, x):
-    trainable = freeze_languages(
-        model, masks, ["en", "fr"]
-    )  # first: newer torch has other kernels for frozen parameters
+def test_outputs_of_frozen_languages_are_bitwise_unchanged_by_training_another(model, masks, x):
+    # First, since newer torch has other kernels for frozen parameters.
+    trainable = freeze_languages(model, masks, ["en", "fr"])
     with torch.no_grad():
         before = {language: PathwayModule(model, masks)(language, x) for language in LANGUAGES}
     average = ModelAverage(model, period=1)
@@ -44,7 +43,7 @@ def test_frozen_languages_are_bitwise_unchanged_and_the_new_one_learns(model, ma
         assert not torch.equal(PathwayModule(model, masks)("it", x), before["it"])
 
 
-def test_other_languages_change_without_freezing(model, masks, x):
+def test_training_a_language_changes_others_without_freezing(model, masks, x):
     before = PathwayModule(model, masks)("en", x).detach()
     train(model, masks, masks, "it", x)
     assert not torch.equal(PathwayModule(model, masks)("en", x), before)

@@ -15,12 +15,12 @@ shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 
 
 def scores_of(shape, seed):
-    """Return scores of few different values, so that most are ties."""
+    """Return scores with few distinct values, so that most are ties."""
     return torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def groups_of(granularity, shape):
-    """Return the entries of each group, independent of the library: index arrays of the flattened parameter."""
+    """Return the indices of each group in the flattened parameter, computed independently of the library."""
     height, width = shape[0], math.prod(shape[1:])
     rows, columns = 1, 1
     if granularity == "row":
@@ -49,16 +49,16 @@ def keep(granularity, scores, sparsity, candidates=None):
 @pytest.mark.parametrize("granularity", GROUPS)
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, sparsity=st.floats(0, 0.99), seed=st.integers(0, 1000))
-def test_groups_of_largest_mean_are_kept(granularity, shape, sparsity, seed):
+def test_groups_with_the_largest_means_are_kept(granularity, shape, sparsity, seed):
     scores = scores_of(shape, seed)
     groups = groups_of(granularity, shape)
     order = sorted(range(len(groups)), key=lambda i: (-float(scores.flatten()[groups[i]].mean()), i))
     largest = max(len(group) for group in groups)
-    room = max(num_kept(scores.numel(), sparsity) + largest // 2, largest)
+    budget = max(num_kept(scores.numel(), sparsity) + largest // 2, largest)
     expected = torch.zeros(scores.numel(), dtype=torch.bool)
     for i in order:
-        room -= len(groups[i])
-        if room < 0:
+        budget -= len(groups[i])
+        if budget < 0:
             break
         expected[groups[i]] = True
     assert torch.equal(keep(granularity, scores, sparsity).flatten(), expected)
@@ -104,7 +104,7 @@ def test_n_of_every_m_are_kept(shape, n, more, seed):
     assert parse_granularity(f"{n}:{m}").matches(kept.view(shape))
 
 
-def test_n_of_m_keeps_few_candidates_of_any_score():
+def test_n_of_m_selects_only_candidates():
     scores = torch.tensor([[9.0, float("nan"), 9.0, -float("inf"), 1.0, 2.0, 9.0, 3.0]])
     candidates = torch.tensor([[False, True, False, False, True, True, False, True]])
     expected = [[False, True, False, False, False, True, False, True]]
@@ -124,14 +124,14 @@ def test_smaller_edge_groups_are_ranked_by_their_mean():
 
 @pytest.mark.parametrize("granularity", GROUPS)
 def test_groups_are_scored_on_the_device_of_the_parameter(granularity):
-    """Such as a GPU; the last groups of a row and of a column are smaller."""
+    """Edge groups are smaller."""
     groups, scores = parse_granularity(granularity), torch.empty(7, 5, device="meta")
     assert groups.group_means(scores).device.type == "meta"
     sizes = groups.group_sizes(scores)
     assert isinstance(sizes, int) or sizes.device.type == "meta"
 
 
-def test_nan_scores_lowest():
+def test_nan_is_the_lowest_score():
     scores = torch.tensor([[float("nan"), 0.0, 1.0, 2.0]])
     for granularity in ("element", "2:4"):
         assert keep(granularity, scores, 0.5).tolist() == [[False, False, True, True]]

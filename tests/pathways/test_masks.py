@@ -49,7 +49,7 @@ def test_dense_masks_keep_all_entries(model):
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(8, torch.uint8), (9, torch.int16), (17, torch.int32), (64, torch.int64)])
-def test_setting_a_mask_changes_the_bit_of_its_language_only(count, dtype):
+def test_setting_a_mask_changes_only_the_bit_of_its_language(count, dtype):
     model, languages = nn.Linear(5, 7), [f"l{i}" for i in range(count)]
     masks = random_masks(model, tuple(languages))
     assert masks.codes["weight"].dtype == dtype == code_type(count)
@@ -151,7 +151,7 @@ def test_save_and_load_round_trip(masks, tmp_path):
     assert header["sparsity"]["en"] == pytest.approx(masks.sparsity("en"))
 
 
-def test_check_lists_differences_to_another_model(masks, model):
+def test_check_lists_differences_from_another_model(masks, model):
     masks.check(model, LANGUAGES)
     model.linear = nn.Linear(6, 9)
     del model.conv1d
@@ -179,34 +179,42 @@ def test_missing_language_error_lists_available_languages(masks, model):
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut short", "other codes", "no header", "half a header", "foreign header", "wrong types", "other header"],
+    [
+        "truncated",
+        "other codes",
+        "missing header",
+        "truncated header",
+        "incomplete header",
+        "wrong types",
+        "other header",
+    ],
 )
 def test_damaged_files_are_reported(masks, tmp_path, damage):
     path, header = tmp_path / "masks.safetensors", tmp_path / "masks.json"
     masks.save(path)
     expected = {
-        "cut short": "masks.safetensors is damaged",
+        "truncated": "masks.safetensors is damaged",
         "other codes": r"masks.safetensors is damaged or not the file that masks.json describes",
-        "no header": "no masks file .*masks.json",
-        "half a header": "masks.json is not a masks header .*not valid JSON",
-        "foreign header": "masks.json is not a masks header: it lacks 'method'",
+        "missing header": "no masks file .*masks.json",
+        "truncated header": "masks.json is not a masks header .*not valid JSON",
+        "incomplete header": "masks.json is not a masks header: it lacks 'method'",
         "wrong types": "masks.json is not a masks header",
         "other header": r"differ in .*linear\.weight",
     }
-    if damage == "cut short":
+    if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "other codes":
         described = header.read_bytes()
         masks.set_mask("linear.weight", "en", ~masks.mask("linear.weight", "en"))
         masks.save(path)
         header.write_bytes(described)
-    elif damage == "no header":
+    elif damage == "missing header":
         header.unlink()
-    elif damage == "half a header":
+    elif damage == "truncated header":
         header.write_text(header.read_text()[:50])
     elif damage == "wrong types":
         header.write_text(json.dumps(json.loads(header.read_text()) | {"languages": 5}))
-    elif damage == "foreign header":
+    elif damage == "incomplete header":
         header.write_text('{"languages": ["en"]}')
     else:
         values = json.loads(header.read_text())

@@ -10,7 +10,7 @@ from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.selection import top_k
 
-# Few different values, so that most are ties.
+# Few distinct values, so that most are ties.
 scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
 
 
@@ -51,7 +51,7 @@ def test_magnitude_ignores_the_sign():
     assert masks.mask("weight", "en").tolist() == [[True, False, True, False]]
 
 
-def test_zeros_are_ties(model):
+def test_equal_magnitudes_are_kept_in_index_order(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -85,7 +85,7 @@ def test_language_agnostic_pruning_gives_one_mask(model):
 
 
 def test_pruning_different_masks_together_is_rejected(model):
-    """Otherwise the mask of one language would restore entries that are pruned in the other."""
+    """Otherwise, the mask of one language would restore entries that are pruned in another."""
     masks = PathwayMasks.dense(model, LANGUAGES)
     prune_by_magnitude(model, masks, ["en"], 0.6)
     with pytest.raises(MasksError, match="en, fr have different masks"):

@@ -13,7 +13,7 @@ from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneSh
 
 
 def run(schedule, model, languages, start=None):
-    """Return the final masks, and those after every pruning, with random updates of the weights in between."""
+    """Return the final masks and the masks after every pruning, with random weight updates in between."""
     masks = PathwayMasks.dense(model, LANGUAGES)
     history = []
     for update in range(1, schedule.num_updates + 1):

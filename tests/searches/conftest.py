@@ -37,7 +37,7 @@ def make_head() -> Callable[..., Head]:
 
 @pytest.fixture(scope="session")
 def reference() -> SimpleNamespace:
-    """Reference data of the public implementation's searches: `model`, `encoder_out`, `lens` and their results."""
+    """Reference data of icefall's searches: `model`, `encoder_out`, `lens` and the results."""
     numbers = load_numbers("decoding")
     model = Head(numbers["vocab_size"], numbers["encoder_dim"], numbers["decoder_dim"], numbers["context_size"])
     model.load_state_dict(numbers["state_dict"])

@@ -1,4 +1,4 @@
-"""Contextual biasing with hotwords, compared with a search for substrings."""
+"""Contextual biasing with hotwords, compared with a substring search."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def _run_automaton(automaton, tokens):
 
 
 def _complete_bonus(scores, tokens):
-    """Return the bonus by definition: every occurrence of every phrase counts its score per token."""
+    """Return the bonus by definition: every occurrence of every phrase adds its score per token."""
     return sum(
         score * len(phrase)
         for phrase, score in scores.items()
@@ -42,7 +42,7 @@ def _complete_bonus(scores, tokens):
 
 
 def _partial_bonus(scores, tokens):
-    """Return the largest score of a phrase of which a proper prefix is a suffix of `tokens`."""
+    """Return the largest score of a partial match: a proper prefix of a phrase at the end of `tokens`."""
     partial = [
         score * length
         for phrase, score in scores.items()
@@ -81,8 +81,10 @@ def test_beam_search_adds_the_bonus(make_head, case, data):
         assert {tuple(x.tokens): x.log_prob for x in hypotheses} == pytest.approx(expected, abs=1e-4)
         complete = {tokens: _complete_bonus(scores, tokens) for tokens in expected}
         assert {tuple(x.tokens): x.bonus for x in hypotheses} == pytest.approx(complete, abs=1e-4)
-        ranks = {tokens: (expected[tokens] + complete[tokens]) / (len(tokens) + context_size) for tokens in expected}
-        assert ranks[tuple(best.tokens)] == pytest.approx(max(ranks.values()), abs=1e-4)
+        scores_per_token = {
+            tokens: (expected[tokens] + complete[tokens]) / (len(tokens) + context_size) for tokens in expected
+        }
+        assert scores_per_token[tuple(best.tokens)] == pytest.approx(max(scores_per_token.values()), abs=1e-4)
 
 
 def test_hotword_outranks_a_more_probable_hypothesis(make_head):
@@ -108,7 +110,7 @@ def test_tabulated_transitions_equal_arcs():
     assert tabulated.transitions(torch.tensor([2]))[0].tolist() == [[-0.75, -1.0, 1.75, 0.25]]
 
 
-def test_invalid_phrases_are_refused():
+def test_invalid_phrases_are_rejected():
     with pytest.raises(ValueError, match="at least one phrase"):
         build_context_graph([], 5)
     for tokens in ((), (0,), (5,)):
@@ -116,7 +118,7 @@ def test_invalid_phrases_are_refused():
             build_context_graph([Phrase(tokens, 1.0)], 5)
 
 
-def test_automaton_with_other_vocabulary_is_refused(make_head):
+def test_automaton_with_another_vocabulary_is_rejected(make_head):
     with pytest.raises(ValueError, match="over 7 tokens: the model has 4"):
         ModifiedBeamSearch(make_head(4), automata=[FailureAutomaton([{}], [(0, 0.0)], 7)])
 
@@ -126,13 +128,13 @@ class TestContextFile:
     def tokenizer(self, tmp_path_factory):
         return Tokenizer(train_tokenizer(["ab ba bab", "aa bb"], 8, tmp_path_factory.mktemp("bpe")))
 
-    def test_phrases_and_scores(self, tokenizer, tmp_path):
-        (tmp_path / "words.txt").write_text("ab ba\n\n  bab :3.5 \na :b\n".replace("a :b", "aa"))
+    def test_phrases_have_their_own_or_the_default_score(self, tokenizer, tmp_path):
+        (tmp_path / "words.txt").write_text("ab ba\n\n  bab :3.5 \naa\n")
         phrases = read_context_file(tmp_path / "words.txt", tokenizer, 2.0)
         assert [phrase.score for phrase in phrases] == [2.0, 3.5, 2.0]
         assert tokenizer.decode([list(phrase.tokens) for phrase in phrases]) == ["ab ba", "bab", "aa"]
 
-    def test_invalid_files_are_refused(self, tokenizer, tmp_path):
+    def test_invalid_files_are_rejected(self, tokenizer, tmp_path):
         path = tmp_path / "words.txt"
         with pytest.raises(ValueError, match=r"words.txt.*--context-file"):
             read_context_file(path, tokenizer, 2.0)

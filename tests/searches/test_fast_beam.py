@@ -11,16 +11,16 @@ from search_cases import all_paths, all_sequences, cases, make_case_head, run
 from icefall_pathways.searches import FastBeamSearch, GreedySearch, SearchState
 
 
-def _wide(head, blank_penalty=0.0):
-    """Return a search without pruning."""
+def _unpruned_search(head, blank_penalty=0.0):
+    """Return a search with limits so wide that it prunes nothing."""
     return FastBeamSearch(head, 1000.0, 1000, 10000, blank_penalty, num_paths=3000)
 
 
 @settings(max_examples=12, deadline=None)
 @given(cases(max_frames=4, max_vocab_size=3))
-def test_without_pruning_the_search_is_exact(make_head, case):
+def test_search_without_pruning_is_exact(make_head, case):
     head = make_case_head(make_head, case)
-    search = _wide(head, case["blank_penalty"])
+    search = _unpruned_search(head, case["blank_penalty"])
     state = run(search, case["encoder_out"], case["lens"], case["sizes"])
     streams = zip(search.results(state), search.n_best(state), case["encoder_out"], case["lens"], strict=True)
     for best, hypotheses, out, length in streams:
@@ -53,7 +53,7 @@ def test_chunks_and_batches_do_not_change_results(make_head, case):
 
 
 def test_streams_join_and_leave_a_batch(make_head):
-    search = _wide(make_head(4, seed=2))
+    search = _unpruned_search(make_head(4, seed=2))
     out, lens = torch.randn(2, 6, 8) * 2, torch.tensor([6, 6])
     whole = search.results(run(search, out, lens))
     first, second = search.init(2).split()
@@ -69,7 +69,7 @@ def test_streams_join_and_leave_a_batch(make_head):
     assert joined[0].tokens
 
 
-def test_best_path_is_at_least_as_probable_as_the_greedy_one(reference):
+def test_best_path_is_at_least_as_probable_as_the_greedy_path(reference):
     log_probs = []
     for search in (GreedySearch(reference.model), FastBeamSearch(reference.model)):
         log_probs.append([x.log_prob for x in search.results(run(search, reference.encoder_out, reference.lens))])
@@ -78,7 +78,7 @@ def test_best_path_is_at_least_as_probable_as_the_greedy_one(reference):
     assert sum(gain > 0.1 for gain in gains) >= 6
 
 
-def test_invalid_options_are_refused(make_head):
+def test_invalid_options_are_rejected(make_head):
     with pytest.raises(ValueError, match="max_states 0"):
         FastBeamSearch(make_head(4), max_states=0)
 

@@ -12,13 +12,13 @@ def _tokens(search, encoder_out, lens, sizes=None):
 
 @pytest.mark.parametrize("sizes", [None, [8] * 5, [1] * 40], ids=["offline", "chunks of 8", "frame by frame"])
 class TestReference:
-    def test_greedy(self, reference, sizes):
+    def test_greedy_search_equals_icefall(self, reference, sizes):
         search = GreedySearch(reference.model)
         hypotheses = search.results(run(search, reference.encoder_out, reference.lens, sizes))
         assert [hypothesis.tokens for hypothesis in hypotheses] == reference.greedy
         assert [hypothesis.timestamps for hypothesis in hypotheses] == reference.greedy_ts
 
-    def test_beam(self, reference, sizes):
+    def test_modified_beam_search_equals_icefall(self, reference, sizes):
         search = ModifiedBeamSearch(reference.model, beam_size=4)
         hypotheses = search.results(run(search, reference.encoder_out, reference.lens, sizes))
         assert [hypothesis.tokens for hypothesis in hypotheses] == reference.beam4
@@ -26,18 +26,18 @@ class TestReference:
         log_probs = torch.tensor([hypothesis.log_prob for hypothesis in hypotheses], dtype=torch.float64)
         torch.testing.assert_close(log_probs, reference.beam4_log_prob, rtol=0, atol=1e-4)
 
-    def test_all_hypotheses_of_the_beam(self, reference, sizes):
+    def test_n_best_log_probs_equal_icefall(self, reference, sizes):
         search = ModifiedBeamSearch(reference.model, beam_size=4)
         n_best = search.n_best(run(search, reference.encoder_out, reference.lens, sizes))
         for hypotheses, expected in zip(n_best, reference.beam4_all_log_probs, strict=True):
             log_probs = torch.tensor([hypothesis.log_prob for hypothesis in hypotheses], dtype=torch.float64)
             torch.testing.assert_close(log_probs.sort(descending=True).values, expected, rtol=0, atol=1e-4)
 
-    def test_blank_penalty(self, reference, sizes):
+    def test_blank_penalty_equals_icefall(self, reference, sizes):
         search = ModifiedBeamSearch(reference.model, beam_size=4, blank_penalty=1.0)
         assert _tokens(search, reference.encoder_out, reference.lens, sizes) == reference.beam4_penalty
 
-    def test_beam_of_one(self, reference, sizes):
+    def test_beam_of_one_equals_icefall_without_merging(self, reference, sizes):
         search = ModifiedBeamSearch(reference.model, beam_size=1)
         assert _tokens(search, reference.encoder_out, reference.lens, sizes) == reference.beam4_no_merge_beam1
 
@@ -66,7 +66,7 @@ _examples = settings(max_examples=40, deadline=None)
 class TestProperties:
     @_examples
     @given(cases())
-    def test_chunked_equals_whole(self, make_head, case):
+    def test_chunked_decoding_equals_whole_utterances(self, make_head, case):
         for search in _searches(make_head, case):
             whole = search.n_best(run(search, case["encoder_out"], case["lens"]))
             chunked = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
@@ -111,18 +111,18 @@ class TestProperties:
 
     @_examples
     @given(cases())
-    def test_streams_of_different_ages_share_a_batch(self, make_head, case):
+    def test_new_and_advanced_streams_share_a_batch(self, make_head, case):
         for search in _searches(make_head, case):
             out, lens = case["encoder_out"], case["lens"]
-            old = run(search, out, lens)
-            joined = SearchState.join([*search.init(len(lens)).split(), *old.split()])
+            advanced = run(search, out, lens)
+            joined = SearchState.join([*search.init(len(lens)).split(), *advanced.split()])
             joined = search.advance(joined, torch.cat([out, out]), torch.cat([lens, torch.zeros_like(lens)]))
-            _assert_same(search.results(joined), search.results(old) * 2)
+            _assert_same(search.results(joined), search.results(advanced) * 2)
 
 
 @settings(max_examples=15, deadline=None)
 @given(cases(max_frames=4, max_vocab_size=3))
-def test_wide_beam_is_exact(make_head, case):
+def test_beam_search_without_pruning_is_exact(make_head, case):
     head, lens = make_case_head(make_head, case), case["lens"]
     search = ModifiedBeamSearch(head, 3**4, case["blank_penalty"])
     n_best = search.n_best(run(search, case["encoder_out"], lens))
@@ -154,6 +154,6 @@ def test_advance_does_not_modify_the_state(make_head, kind):
     assert ends[0][0][0].tokens
 
 
-def test_empty_beam_is_refused(make_head):
+def test_empty_beam_is_rejected(make_head):
     with pytest.raises(ValueError, match="at least 1"):
         ModifiedBeamSearch(make_head(4), beam_size=0)

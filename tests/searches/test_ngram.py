@@ -75,7 +75,7 @@ def _bonus(ngrams, scale):
 
 @settings(max_examples=100, deadline=None)
 @given(_models(), st.lists(st.integers(1, 6), max_size=8), st.sampled_from([1.0, 0.3, -0.2]))
-def test_scores_equal_the_definition(tmp_path_factory, ngrams, tokens, scale):
+def test_scores_equal_the_arpa_definition(tmp_path_factory, ngrams, tokens, scale):
     path = tmp_path_factory.mktemp("lm") / "lm.arpa"
     _write_arpa(path, ngrams)
     model = read_ngram(path, SYMBOLS, scale)
@@ -105,13 +105,13 @@ def test_beam_search_adds_scaled_scores(tmp_path_factory, make_head, ngrams, cas
 GOOD = {1: {("<s>",): (-99.0, -0.5), ("a",): (-0.5, -0.2), ("b",): (-1.0, 0.0)}, 2: {("a", "b"): (-0.3, 0.0)}}
 
 
-def test_compressed_file(tmp_path):
+def test_compressed_file_equals_the_uncompressed_one(tmp_path):
     _write_arpa(tmp_path / "lm.arpa", GOOD)
     (tmp_path / "lm.arpa.gz").write_bytes(gzip.compress((tmp_path / "lm.arpa").read_bytes()))
     assert read_arpa(tmp_path / "lm.arpa.gz") == read_arpa(tmp_path / "lm.arpa")
 
 
-def test_word_level_model_is_refused(tmp_path):
+def test_word_level_model_is_rejected(tmp_path):
     _write_arpa(tmp_path / "lm.arpa", {1: GOOD[1] | {("house",): (-1.0, 0.0), ("mouse",): (-1.0, 0.0)}})
     with pytest.raises(ValueError, match="'house' and 1 other entries are not tokens"):
         read_ngram(tmp_path / "lm.arpa", SYMBOLS)
@@ -129,7 +129,7 @@ def test_word_level_model_is_refused(tmp_path):
         (lambda text: text[:20], "not an ARPA file"),
     ],
 )
-def test_damaged_files_are_refused(tmp_path, damage, message):
+def test_damaged_files_are_rejected(tmp_path, damage, message):
     path = tmp_path / "lm.arpa"
     with pytest.raises(ValueError, match=r"lm.arpa.*--ngram-lm"):
         read_ngram(path, SYMBOLS)

@@ -1,4 +1,4 @@
-"""Registry of searches and the options that are derived from it."""
+"""The registry of searches, and the command-line options that follow from it."""
 
 import importlib.util
 import sys
@@ -57,7 +57,7 @@ def test_help_lists_all_searches_and_their_options(config_module, capsys, monkey
     assert "An option that only this search has." in text
 
 
-def test_unknown_search_is_refused_with_the_known_ones(make_head):
+def test_error_for_an_unknown_search_lists_the_known_ones(make_head):
     known = "greedy_search, modified_beam_search, fast_beam_search"
     with pytest.raises(ValueError, match=f"--decoding-method magic: unknown search, expected one of {known}"):
         SearchConfig(decoding_method="magic")
@@ -82,7 +82,7 @@ def test_selected_search_gets_its_options(make_head, options, search, suffix):
 
 @pytest.mark.parametrize("method", ["greedy_search", "fast_beam_search"])
 @pytest.mark.parametrize("option", ["context_file", "ngram_lm"])
-def test_files_that_a_search_would_ignore_are_refused(tmp_path, method, option):
+def test_files_that_a_search_would_ignore_are_rejected(tmp_path, method, option):
     message = f"--{option.replace('_', '-')} works with --decoding-method modified_beam_search, not with {method}"
     with pytest.raises(ValueError, match=message):
         SearchConfig(decoding_method=method, **{option: tmp_path / "file"})

@@ -1,4 +1,4 @@
-"""The public implementation's weights and numbers, and a model of ours with those weights."""
+"""Reference outputs of icefall, and our model with the same weights."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def exact_reference():
 
 @pytest.fixture(scope="session")
 def noncausal_layer():
-    """Load a model whose first layer alone has the public implementation's weights."""
+    """Load a model in which only the first layer has icefall's weights."""
     return load("noncausal_layer", torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The Zipformer against the public implementation's numbers."""
+"""The Zipformer equals icefall's."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _close(actual, expected, tolerance=1e-4):
 
 
 def _compare_inner_outputs(reference, captured, embedded, step):
-    """Compare the outputs of submodules with the fixture, which has every `step`-th frame of them."""
+    """Compare the outputs of submodules with the fixture, which contains every `step`-th frame."""
     inner = reference.numbers["inner"]
     names = [name for name in inner if name not in ("run", ROWS) and not name.endswith("encoder_pos")]
     attention = ROWS.rpartition(".")[0]
@@ -104,7 +104,7 @@ def test_streaming_equals_icefall(reference):
 
 
 def _advanced(cache, added):
-    """Return `cache` with its oldest frames replaced by `added` ones at the end; without a frame axis, `added`."""
+    """Drop the oldest frames of `cache` and append the frames `added`; return `added` if there is no frame axis."""
     axes = [axis for axis in range(cache.ndim) if cache.size(axis) != added.size(axis)]
     if not axes:
         return added
@@ -145,7 +145,7 @@ def test_predictor_and_joiner_equal_icefall(reference):
 
 @pytest.mark.parametrize("case", ["default", "am_scaled", "plain"])
 def test_losses_equal_icefall(reference, case):
-    """With the ranges given: here some hang on the rounding of float32."""
+    """The pruning ranges are those of the reference, because some depend on rounding in float32."""
     model, loss = reference.model, reference.numbers["loss"]
     numbers = loss[case]
     model.zero_grad()

@@ -26,18 +26,18 @@ def make(size="tiny", vocab_size=20, **options):
 @pytest.mark.parametrize(
     ("size", "parameters"), [("small", 5_255_905), ("medium", 19_728_623), ("default", 66_110_931)]
 )
-def test_named_sizes_have_icefalls_numbers_of_parameters(size, parameters):
+def test_parameter_counts_of_named_sizes_equal_icefall(size, parameters):
     assert sum(parameter.numel() for parameter in make(size, 500).parameters()) == parameters
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("micro", 470_651), ("mini", 2_584_309)])
-def test_sizes_for_small_corpora_have_their_numbers_of_parameters(size, parameters):
+def test_parameter_counts_of_sizes_for_small_corpora(size, parameters):
     model = make(size, 100, ctc_head=True)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 def test_front_end_channels_set_the_shapes_of_the_subsampling():
-    """Names are icefall's; the ConvNeXt block has three hidden channels per channel."""
+    """Parameter names are icefall's; the ConvNeXt block has three hidden channels per channel."""
     model = make("micro", front_end_channels="4,6,8")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.encoder_embed.named_parameters()}
     assert shapes.keys() == dict(make("small").encoder_embed.named_parameters()).keys()
@@ -53,8 +53,8 @@ def generic_name(name):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_prunable_parameters_are_kernels_only(causal):
-    """Those of the subsampling, stacks and predictor; no gates, norms, positional parts, embeddings, output layers."""
+def test_only_weights_of_linear_and_convolution_layers_are_prunable(causal):
+    """Gates, norms, positional projections, embeddings and output layers are not prunable."""
     masked, modules = {"layer.self_attn_weights.in_proj"}, ("in_proj", "out_proj")
     masked |= {f"layer.{module}.{part}" for module in ("self_attn1", "self_attn2") for part in modules}
     masked |= {f"layer.feed_forward{i}.{part}" for i in (1, 2, 3) for part in modules}
@@ -89,7 +89,7 @@ def halved_masks(model):
 
 @torch.no_grad()
 def test_entries_outside_the_mask_have_no_effect():
-    """In whole utterances and in chunks; entries inside the mask of every kernel have an effect."""
+    """In whole utterances and in chunks; entries inside the mask of every parameter have an effect."""
     model = make(chunk_size="16", left_context_frames="32").eval()
     masks = halved_masks(model)
     x, lens = torch.randn(1, 45, 80), torch.tensor([45])
@@ -117,7 +117,7 @@ def test_entries_outside_the_mask_have_no_effect():
 
 
 def test_gradients_outside_the_mask_are_zero_in_training():
-    """With all modifications of gradients by regularizers."""
+    """All regularizers that modify gradients are active."""
     model = make().train()
     set_position(model, 1e5)  # where few layers are skipped
     masks = halved_masks(model)
@@ -198,7 +198,7 @@ WHITENERS = {
 }
 
 
-def test_settings_of_balancers_and_whiteners_are_icefalls():
+def test_settings_of_balancers_and_whiteners_equal_icefall():
     model = make()
     actual = {
         generic_name(name): tuple(map(value, (*module.positive, *module.abs, module.probability)))
@@ -219,7 +219,7 @@ def test_predictor_of_the_emformer_has_no_balancers():
     assert not any(isinstance(module, Balancer) for module in model.modules())
 
 
-def test_skip_rates_decrease_in_one_layer_after_the_other():
+def test_layer_skip_rates_decrease_layer_by_layer():
     """With six stacks: in 4000 / 7 batches per stack, from 0.5 to 0.035 times the root of the downsampling factor."""
     config = ModelConfig(encoder_type="zipformer").architecture.encoder
     first, second, third = layer_skip_rates(config, 2)
@@ -231,7 +231,7 @@ def test_skip_rates_decrease_in_one_layer_after_the_other():
         assert schedule(1e9) == pytest.approx(0.07)
 
 
-def test_feature_mask_covers_halves_of_the_maskable_channels():
+def test_feature_mask_zeroes_halves_of_the_maskable_channels():
     first, second = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1), torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     mask = feature_mask((first, second), dim=9, unmasked=4).squeeze(1)
     assert mask.tolist() == [[1.0] * 9, [1.0] * 6 + [0.0] * 3, [1.0] * 4 + [0.0] * 5]
@@ -247,8 +247,8 @@ def test_training_samples_chunk_sizes_and_left_contexts():
     assert {encoder.eval().sample_context() for _ in range(20)} == {(16, 64)}
 
 
-def test_random_numbers_are_drawn_in_training_only():
-    """Without gradients too, and late in training."""
+def test_random_numbers_are_drawn_only_in_training():
+    """Even without gradients, and late in training."""
     model = make().eval()
     x, lens = torch.randn(2, 60, 80), torch.tensor([60, 50])
     state = torch.get_rng_state()
@@ -260,8 +260,8 @@ def test_random_numbers_are_drawn_in_training_only():
     assert not torch.equal(state, torch.get_rng_state())
 
 
-def test_initial_values():
-    """Uniform within s / sqrt(fan in), biases within 0.1 s; where s is 1, biases have torch's initialization."""
+def test_initial_weights_have_the_ranges_of_icefall():
+    """Weights are uniform within s / sqrt(fan-in), biases within 0.1 s, or torch's range if s is 1."""
     scales = {"self_attn_weights.in_proj": 32**-0.25, "self_attn_weights.linear_pos": 0.05}
     scales |= {f"{module}.out_proj": 0.05 for module in ("self_attn1", "nonlin_attention", "conv_module2")}
     scales |= {"feed_forward1.out_proj": 0.1, "feed_forward3.in_proj": 1.0, "conv_module1.in_proj": 1.0}
@@ -302,8 +302,8 @@ class StreamModule(nn.Module):
 
 
 @torch.no_grad()
-def test_trace_is_valid_for_other_ages_lengths_and_numbers_of_streams():
-    """No Python control flow depends on values of tensors."""
+def test_trace_is_valid_for_other_states_lengths_and_batch_sizes():
+    """Python control flow does not depend on the values of tensors."""
     model = make().eval()
 
     def arguments(streams):
@@ -315,9 +315,8 @@ def test_trace_is_valid_for_other_ages_lengths_and_numbers_of_streams():
         return (torch.randn(streams, model.chunk_window, 80), lens, *states)
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", torch.jit.TracerWarning
-        )  # about shapes, which are fixed except for the batch size
+        # The warnings are about shapes, which are fixed except for the batch size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         traced = torch.jit.trace(StreamModule(model), arguments(3), check_trace=False)
     with torch.jit.optimized_execution(False):
         for streams in (3, 2):
