@@ -47,7 +47,7 @@ _FIXED: dict[str, Callable[[Description], Any]] = {
 # Options that can change without an effect on the weights, or that are compared in another way.
 _NOT_COMPARED = (
     *("exp_dir", "bpe_model", "manifest_dir", "masks", "languages", "world_size", "master_port", "num_workers"),
-    *("start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
+    *("freeze_languages", "start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
     *("valid_interval", "valid_wer_cuts", "log_interval", "save_every_n", "keep_last_k", "tensorboard"),
     *("max_bad_batches", "scan_batch_sizes", "inf_check", "print_diagnostics"),
 )

@@ -13,6 +13,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
 from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.training.resume_check import check_resumable
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,16 @@ def test_ranks_that_resume_from_different_updates_are_rejected(corpus, tmp_path)
     trainer = tiny_run.make_trainer(tiny_run.config(corpus, tmp_path), RankWithoutSharedFolder())
     with pytest.raises(ValueError, match=r"resume from different updates \(0, 1000\)"):
         trainer.run()
+
+
+def description(training):
+    config = {"data": {"languages": ["it"]}, "training": training, "pruning": {"prune_method": "none"}}
+    counts = {"world_size": 1, "accum_grad": 1, "vocab_size": 20, "updates_per_epoch": 5}
+    return {"masks_header": {}, "config": config} | counts
+
+
+def test_languages_of_older_checkpoints_are_strings(tmp_path):
+    current = description({"freeze_languages": ["en", "fr"]})
+    assert check_resumable(current, description({"freeze_languages": "en french"}), {}, {}, tmp_path) == []
+    with pytest.raises(ValueError, match="freeze_languages=en, this one has freeze_languages=en fr"):
+        check_resumable(current, description({"freeze_languages": "en"}), {}, {}, tmp_path)
