@@ -1,6 +1,6 @@
-"""MkDocs hook: generate the pages and figures that follow from the code.
+"""MkDocs hook: generate pages and figures from the code.
 
-Writes into docs/generated: the options of every command, the import graph, and copies of the documents that live
+Writes to docs/generated: the options of every command, the import graph, and copies of documents that are stored
 elsewhere in the repository.
 """
 
@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 GENERATED = DOCS / "generated"
 
-# Documents that are also read outside the site, and their pages.
+# Documents outside docs/, and the names of their pages.
 COPIES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -57,7 +57,7 @@ def options_page() -> str:
 
 
 def import_graph_figure() -> str:
-    """Return an SVG of the packages in layers, an arrow from each importer to what it imports."""
+    """Return an SVG of the packages in layers, with arrows from importers to imported packages."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_architecture import LAYERS, PACKAGE, component, import_graph, internal
 
@@ -71,7 +71,7 @@ def draw_layers(layers: Any, edges: set[tuple[str, str]]) -> str:
 
     Args:
       layers: Names of the packages of each layer, from the bottom to the top.
-      edges: (importer, imported) pairs; direct ones only where a longer path says the same.
+      edges: (importer, imported) pairs; those that a longer path implies are not drawn.
     """
     used = {name for edge in edges for name in edge}
     rows = [[name for name in layer if name in used] for layer in layers]
@@ -104,7 +104,7 @@ def draw_layers(layers: Any, edges: set[tuple[str, str]]) -> str:
 
 
 def without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Return the transitive reduction of an acyclic graph: no edge that a longer path implies."""
+    """Return the transitive reduction of an acyclic graph: drop edges that a longer path implies."""
     targets: dict[str, set[str]] = {}
     for importer, imported in edges:
         targets.setdefault(importer, set()).add(imported)
@@ -121,6 +121,6 @@ def without_shortcuts(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def _write_if_changed(path: Path, text: str) -> None:
-    """Keep the file's time when nothing changed: `mkdocs serve` rebuilds after every write."""
+    """Write a file only if its text changes, because `mkdocs serve` rebuilds after every write."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")

@@ -91,6 +91,12 @@ def test_help_shows_the_name_of_the_called_program(capsys, monkeypatch):
         assert (prog or "decode.py") in text.splitlines()[0]
 
 
+def test_help_of_the_console_command_runs_it_with_torchrun_as_a_module(capsys):
+    with pytest.raises(SystemExit):
+        cli.read_config("train", ["--help"], "icefall-pathways train")
+    assert "torchrun --nnodes 2 --nproc_per_node 8 -m icefall_pathways train --exp-dir" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["--old-beam", "8"], ["--old_beam=8"]])
 def test_renamed_option_accepts_its_previous_name(words, monkeypatch):
     monkeypatch.setitem(cli.RENAMED_OPTIONS, "decode", {"--old-beam": "--beam-size"})
