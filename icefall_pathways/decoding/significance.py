@@ -40,12 +40,12 @@ def resample(counts: Counts, rounds: int, seed: int, groups: Sequence[str] | Non
 
 
 def error_rates(errors: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return errors per 100 units (words or characters); 0 units count as 1."""
+    """Return the element-wise errors per 100 units (words or characters); 0 units count as 1."""
     return 100.0 * errors / np.maximum(units, 1)
 
 
 def interval(samples: NDArray[np.float64], level: float = 0.95) -> list[float]:
-    """Return the percentile interval [low, high] that contains the central `level` of the samples."""
+    """Return the percentile interval [low, high] that contains the central `level` of the samples (N,)."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return [float(low), float(high)]
 
@@ -53,7 +53,8 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> list[float]:
 def bootstrap_p_value(differences: NDArray[np.float64]) -> float:
     """Return the two-sided p-value: twice the fraction of resampled differences on the rarer side of 0.
 
-    Differences of 0 count half.
+    Args:
+      differences: (N,) resampled differences; differences of 0 count half.
     """
     below, above = np.count_nonzero(differences < 0), np.count_nonzero(differences > 0)
     rarer = min(below, above) + (len(differences) - below - above) / 2

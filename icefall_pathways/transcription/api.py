@@ -131,6 +131,7 @@ class Pathways:
           sample_rate: Sample rate of the samples, in Hz; None: 16 kHz.
 
         Raises:
+          AudioError: The sample rate is out of range.
           ValueError: The model does not support the language, or cannot identify languages.
         """
         return TranscriptionStream(self._transcriber(language), sample_rate or self.sample_rate)

@@ -25,6 +25,9 @@ class PcmFormat:
       channels: Number of interleaved channels.
       bits: Bits per sample.
       kind: WAV format tag: 1 for integers, 3 for floating point.
+
+    Raises:
+      AudioError: The encoding is not supported, or the sample rate is out of range.
     """
 
     sample_rate: int

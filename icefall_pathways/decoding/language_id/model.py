@@ -122,7 +122,7 @@ Unigrams = Mapping[str, Sequence[float]]
 
 
 def unigram_log_probs(texts: Iterable[Sequence[int]], vocab_size: int) -> list[float]:
-    """Return the log-probabilities of tokens in texts, with add-one smoothing."""
+    """Return the log-probability of each token (vocab_size,) in tokenized texts, with add-one smoothing."""
     counts = torch.ones(vocab_size)
     for tokens in texts:
         counts += torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab_size)
@@ -133,7 +133,7 @@ def unigram_log_probs(texts: Iterable[Sequence[int]], vocab_size: int) -> list[f
 def extract_features(
     decoder: StreamingDecoder, sessions: Sequence[Sequence[Stream]], unigrams: Unigrams
 ) -> list[LanguageIdFeatures]:
-    """Return the current features of sessions.
+    """Return the current features of each session.
 
     Args:
       decoder: A decoder made by `with_scoring`.

@@ -82,13 +82,18 @@ class Stream:
         """Append samples (n,), 16 kHz, in [-1, 1].
 
         Raises:
-          AudioError: The samples are out of range; the stream is unchanged.
+          AudioError: The samples are not finite or out of range; the stream is unchanged.
+          ValueError: The stream is finished.
         """
         check_samples(samples)
         self.accept_features(self.fbank.accept(samples))
 
     def accept_features(self, features: Tensor) -> None:
-        """Append feature frames (n, F)."""
+        """Append feature frames (n, F).
+
+        Raises:
+          ValueError: The stream is finished.
+        """
         if self.input_finished:
             raise ValueError("this stream is finished: open another one for more audio")
         self.features = torch.cat([self.features, features.to(self.features)])
@@ -249,6 +254,10 @@ class StreamingDecoder:
 
         Yields:
           Key and hypothesis of each utterance, in the order in which they end.
+
+        Raises:
+          AudioError: The audio of an utterance cannot be decoded, and there is no `on_error`.
+          ValueError: There is no search for the language of an utterance.
         """
         pending = iter(sources)
         active: list[tuple[Key, Iterator[Tensor], Stream]] = []

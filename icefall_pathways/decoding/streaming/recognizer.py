@@ -106,7 +106,8 @@ class Session:
         """Append samples (n,), 16 kHz, in [-1, 1].
 
         Raises:
-          AudioError: The samples are out of range; the session is unchanged.
+          AudioError: The samples are not finite or out of range; the session is unchanged.
+          ValueError: The session is finished.
         """
         check_samples(samples)
         loud = samples.abs().gt(_SILENCE_AMPLITUDE).nonzero()
@@ -214,6 +215,9 @@ class Recognizer:
 
         Yields:
           Key of a source, and its next result.
+
+        Raises:
+          ValueError: The language of a source is not supported, or cannot be identified.
         """
         pending = iter(sources)
         active: list[tuple[Key, Iterator[Tensor], Session]] = []
