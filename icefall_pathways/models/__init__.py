@@ -1,0 +1,1 @@
+"""Transducer models: encoders, predictor, joiner and losses."""

@@ -118,10 +118,10 @@ def drop_channels(x: Tensor, rate: float) -> Tensor:
 class Balancer(Scheduled):
     """Keep the mean and the root mean square of each channel of the input (..., C) within limits.
 
-    The limits of the mean, in units of the standard deviation, are those of a Gaussian that is positive with a
-    probability of `min_positive` to `max_positive`; those of the root mean square are those of a Gaussian whose mean
-    absolute value is `min_abs` to `max_abs`. Outside the limits, gradients that increase the violation are slightly
-    decreased, and those that reduce it slightly increased.
+    The mean, in units of the standard deviation, is limited to the means of Gaussians that are positive with
+    probability `min_positive` to `max_positive`, and the root mean square to the values of zero-mean Gaussians with a
+    mean absolute value of `min_abs` to `max_abs`. Outside the limits, gradients that increase the violation are
+    slightly decreased, and gradients that reduce it slightly increased.
 
     Args:
       min_positive: Lower limit of the probability of a positive value; 0 disables it.
@@ -177,7 +177,7 @@ def balancing_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return the coefficients of a balancer, which replaces a gradient g of x by g + |g| (a + b x).
 
-    Its auxiliary loss depends on each channel's mean m and mean square s alone, so its derivative with respect to x is
+    Its auxiliary loss depends only on each channel's mean m and mean square s, so its derivative with respect to x is
     A + B x, whose mean square is A^2 + 2 A B m + B^2 s.
 
     Args:
@@ -238,7 +238,7 @@ class Whiten(Scheduled):
     Args:
       num_groups: Groups of channels, with one covariance per group.
       limit: Upper limit of the metric.
-      grad_scale: Norm of the penalty's gradient, relative to that of the gradient.
+      grad_scale: Norm of the penalty's gradient, relative to the norm of the gradient.
 
     Attributes:
       probability: Probability of computing the metric in a call.

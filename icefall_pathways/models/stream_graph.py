@@ -1,6 +1,6 @@
 """Streaming inference with a frozen TorchScript graph, for CPUs, where a chunk takes a thousand small operations.
 
-The graph is a trace of `Transducer.stream` with fixed weights. Everything that depends on the weights alone becomes a
+The graph is a trace of `Transducer.stream` with fixed weights. Everything that depends only on the weights becomes a
 constant (position keys, transposed weights, kernels of convolutions), and no Python runs between operations. Before the
 trace, modules that have a faster equivalent for fixed weights (`Foldable`) are replaced by it.
 """

@@ -1,0 +1,1 @@
+"""Optimizers that update the active sub-network, learning rate schedules and weight averaging."""

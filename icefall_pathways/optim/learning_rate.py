@@ -1,4 +1,4 @@
-"""Learning rate schedules: stateless functions of update and epoch, so that checkpoints need no state of them."""
+"""Learning rate schedules: functions of update and epoch, without state in checkpoints."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -10,7 +10,7 @@ from icefall_pathways.optim.buckets import Bucket, clear_inactive_, select_activ
 from icefall_pathways.optim.masked_optimizer import TINY, MaskedOptimizer, NamedParameters, lookup
 from icefall_pathways.pathways.masks import PathwayMasks
 
-# Key of the statistics of parameters without masks; those of masked parameters have a language as the key.
+# Key of the statistics of parameters without masks; the keys for masked parameters are languages.
 _SHARED = "shared"
 
 _PERIOD = 4  # steps between two updates of a tensor's scale
@@ -167,16 +167,16 @@ class ScaledAdam(MaskedOptimizer):
         step_sizes = lr * statistics["rms"].clamp(min=_RMS_LIMITS[0])
         start = 0
         for i, bucket in enumerate(group.buckets):
-            own = slice(start, start + len(bucket.sizes))
+            part = slice(start, start + len(bucket.sizes))
             self._update(
                 bucket,
                 group.gradients[i],
                 group.active[i],
                 step if group.needs_correction else None,
-                step_sizes[own],
-                None if growth is None else growth[own],
+                step_sizes[part],
+                None if growth is None else growth[part],
             )
-            start = own.stop
+            start = part.stop
 
     def _rms(self, group: "_StatisticsGroup") -> Tensor:
         """Return the RMS of every tensor's active entries, or `scalar_lr_scale` for tensors with one element."""

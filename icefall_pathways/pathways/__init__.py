@@ -1,0 +1,1 @@
+"""Pathways: masks, pruning and activation of sub-networks, for any `nn.Module`."""

@@ -142,7 +142,7 @@ def _masked(weight: nn.Parameter, mask: Tensor) -> Tensor:
 
 
 class PathwayModule(nn.Module):
-    """Wrap a model so that its forward pass runs the sub-network of a given language; wrap this module in DDP.
+    """A model whose forward pass runs the sub-network of a given language; wrap this module in DDP.
 
     Args:
       model: Any module; the names of its parameters get the prefix `model.`.

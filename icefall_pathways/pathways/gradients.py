@@ -51,26 +51,26 @@ class LanguageGradients:
         }
 
     @torch.no_grad()
-    def reduce(self, keep: bool) -> None:
-        """Sum the contributions of all ranks on the rank with `keep`, and reset the others to zero.
+    def reduce(self, is_main: bool) -> None:
+        """Sum the contributions of all ranks on the main rank, and reset the other ranks to zero.
 
         All ranks must call this together. Up to rounding, later results do not change.
         """
         for _, squares in sorted(self._squares.items()):
             for _, square in sorted(squares.items()):
                 self._all_reduce_sum(square)
-                if not keep:
+                if not is_main:
                     square.zero_()
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the means by language and parameter name."""
         return self._squares
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device, keep: bool) -> None:
-        """Load the means of a checkpoint on the rank with `keep`; the others start from zero."""
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device, is_main: bool) -> None:
+        """Load the means of a checkpoint on the main rank; the other ranks start from zero."""
         self._squares = {
             language: {
-                name: square.to(device, copy=True) if keep else torch.zeros_like(square, device=device)
+                name: square.to(device, copy=True) if is_main else torch.zeros_like(square, device=device)
                 for name, square in squares.items()
             }
             for language, squares in state.items()

@@ -202,7 +202,7 @@ class PathwayMasks:
         return PathwayMasks(self.header, {name: code.clone() for name, code in self.codes.items()})
 
     def _append(self, part: "PathwayMasks") -> "PathwayMasks":
-        """Return these masks with those of `part`; codes change in place, or one by one if they need a wider type."""
+        """Return these masks merged with `part`; codes change in place, or are replaced if they need a wider dtype."""
         _check_codes({n: c.shape for n, c in self.codes.items()}, part.codes, "the first masks", "other masks")
         if part.header.granularity != self.header.granularity:
             raise MasksError(

@@ -156,7 +156,7 @@ class FastBeamSearch(Search[FastBeamState]):
         return FastBeamState(state.streams, all_flush_frames, segments)
 
     def results(self, state: FastBeamState) -> list[Hypothesis]:
-        """Return the tokens of each stream's best path; `log_prob` is that of this path alone."""
+        """Return the tokens of each stream's best path; `log_prob` is the log-probability of this path only."""
         return [
             Hypothesis([], [], 0.0) if segment is None else segment[0].best[segment[1]] for segment in state.segments
         ]

@@ -95,7 +95,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint, complete on rank 0. All ranks must call this together."""
         if self.gradients is not None:
-            self.gradients.reduce(keep=self._rank.is_main)
+            self.gradients.reduce(is_main=self._rank.is_main)
         return {
             "model": self.model.state_dict(),
             "model_avg": self.average.state_dict(),
@@ -123,7 +123,7 @@ class TrainState:
         for name, code in self._mask_codes().items():
             code.copy_(checkpoint["masks"][name])
         if self.gradients is not None:
-            self.gradients.load_state_dict(checkpoint["gradients"], self._rank.device, keep=self._rank.is_main)
+            self.gradients.load_state_dict(checkpoint["gradients"], self._rank.device, is_main=self._rank.is_main)
         self.update = checkpoint["update"]
         self.best_valid_loss = checkpoint["best_valid_loss"]
         self._data.pass_lengths = checkpoint.get("pass_lengths", {})

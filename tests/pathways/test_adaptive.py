@@ -198,11 +198,11 @@ def test_mean_square_is_updated_by_batches_of_its_language_only():
     assert gradients.mean_square(["it"]) == {}
 
 
-def test_reduce_sums_over_ranks_and_keeps_the_sum_on_one():
+def test_reduce_sums_over_ranks_and_resets_all_but_the_main_rank():
     gradients = LanguageGradients(decay=0.5, all_reduce_sum=lambda tensor: tensor.mul_(2))
     gradients.add("en", "w", torch.tensor([2.0]))
     assert gradients.mean_square(["en"])["w"].item() == 4 == gradients.mean_square(["en"])["w"].item()
-    gradients.reduce(keep=False)
+    gradients.reduce(is_main=False)
     assert gradients.state_dict()["en"]["w"].item() == 0
 
 

@@ -143,7 +143,7 @@ class CausalConvolution(nn.Module):
 class EmformerLayer(nn.Module):
     """Attention, an optional convolution module and a feed-forward module, each with a residual.
 
-    The arguments are those of `Emformer` and, for `weight_init_gain`, of `EmformerAttention`.
+    See `Emformer` for the arguments, and `EmformerAttention` for `weight_init_gain`.
     """
 
     def __init__(

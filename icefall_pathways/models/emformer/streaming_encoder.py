@@ -69,5 +69,5 @@ def build_emformer(config: EmformerConfig, num_bins: int) -> tuple[EmformerSubsa
         max_memory_size=config.memory_size,
         cnn_module_kernel=config.cnn_module_kernel,
     )
-    # The encoder's weights are drawn before those of the subsampling.
+    # The order of construction determines the random initial weights: the encoder comes first.
     return EmformerSubsampling(num_bins, config.encoder_dim, config.subsampling_channels), encoder

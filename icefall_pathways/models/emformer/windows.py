@@ -42,8 +42,8 @@ class WindowIndex:
         segments = torch.div(frames, segment_length, rounding_mode="floor")
         in_windows = segments * window_length + frames % segment_length
         before = past_length + torch.where(frames < 0, frames, in_windows)
-        own = past_length + starts * window_length + torch.arange(window_length * include_windows, device=device)
-        return WindowIndex(torch.cat([before, own], dim=1)[:-1].flatten(), before[-1])
+        windows = past_length + starts * window_length + torch.arange(window_length * include_windows, device=device)
+        return WindowIndex(torch.cat([before, windows], dim=1)[:-1].flatten(), before[-1])
 
     def gather(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Gather from windows (N * S, W, C) and past (N, P, C).

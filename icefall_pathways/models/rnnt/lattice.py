@@ -53,11 +53,11 @@ def sum_paths(px: Tensor, py: Tensor, boundary: Tensor, kept: Tensor | None = No
         kept_nodes &= kept
     kept_arcs = kept_nodes[:, :-1] & kept_nodes[:, 1:]
     is_last = (row == num_tokens) & (frame == last_frame)
-    # Rows of padding: free arcs at the last frame lead to the last row, so that all paths end there.
+    # Padding rows: arcs of score 0 at the last frame lead to the last row, so that all paths end there.
     is_free = (row[:-1] >= num_tokens) & (frame == last_frame)
 
     py = py.double()
-    blanks = py.masked_fill(~kept_nodes, 0.0)  # Where a row is left, `arcs` is -inf.
+    blanks = py.masked_fill(~kept_nodes, 0.0)  # `arcs` is -inf there
     sums = blanks.cumsum(dim=2) - blanks
     arcs = (sums[:, :-1] + px.double() - sums[:, 1:]).masked_fill(~kept_arcs, _LOG_ZERO).masked_fill(is_free, 0.0)
     final = torch.where(is_last & kept_nodes, sums + py, _LOG_ZERO * torch.ones_like(py)).amax(dim=(1, 2))
@@ -73,7 +73,7 @@ def sum_paths(px: Tensor, py: Tensor, boundary: Tensor, kept: Tensor | None = No
 
 
 def _forward_backward(arcs: Tensor, start_of_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a and b of the module's docstring (N, S + 1, T), computed together.
+    """Return a and b (N, S + 1, T) as the module's docstring defines them, computed together.
 
     Args:
       arcs: d of the module's docstring (N, S, T).

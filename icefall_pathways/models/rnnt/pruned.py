@@ -10,14 +10,14 @@ from icefall_pathways.models.rnnt.lattice import sum_paths
 
 
 def select_rows(lm: Tensor, ranges: Tensor) -> Tensor:
-    """Return the predictor outputs that are kept at each frame (N, T, R, J).
+    """Return the kept predictor outputs of each frame (N, T, R, J).
 
     Args:
       lm: Predictor outputs (N, S + 1, J).
-      ranges: Indices of the kept ones (N, T, R), see `prune_ranges`.
+      ranges: Indices of the kept predictor outputs (N, T, R), see `prune_ranges`.
     """
     first_row = lm.size(1) * torch.arange(len(lm), device=lm.device)[:, None, None]
-    return torch.nn.functional.embedding(ranges + first_row, lm.flatten(0, 1))  # whose backward pass is fast
+    return torch.nn.functional.embedding(ranges + first_row, lm.flatten(0, 1))  # has a fast backward pass
 
 
 def pruned_rnnt_loss(logits: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def pruned_rnnt_loss(logits: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor
     Args:
       logits: (N, T, R, V), blank first, float32 or float64.
       y: Tokens (N, S), int64.
-      ranges: Predictor outputs of the logits (N, T, R), see `prune_ranges`.
+      ranges: Indices of the kept predictor outputs (N, T, R), see `prune_ranges`.
       boundary: Numbers of tokens and frames (N, 4), see the package.
     """
     with torch.amp.autocast_mode.autocast(logits.device.type, enabled=False):
@@ -37,15 +37,15 @@ def pruned_rnnt_loss(logits: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor
 class _PrunedScore(torch.autograd.Function):
     """Log-probability of the tokens of each utterance (N,).
 
-    Its gradient with respect to the logits of a node is the difference of the occupation probabilities of the arcs that
-    leave the node and, times the probability of visiting it, the probabilities of all tokens. Computing it here takes
-    one tensor of the size of the logits, where the backward passes of logsumexp and gather take three.
+    The gradient with respect to the logits of a node is the occupation probability of the arc of each token, minus the
+    token's probability times the probability of visiting the node. Computing it here takes one tensor of the size of
+    the logits, while the backward passes of logsumexp and gather take three.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
         log_probs = logits.log_softmax(dim=3)
-        # The last row has no token: any index serves, as the lattice has no such arc.
+        # The last row has no next token; its index is arbitrary, because the lattice has no such arc.
         next_token = torch.nn.functional.pad(y, (0, 1)).gather(1, ranges.flatten(1)).view_as(ranges)
         token_scores = log_probs.gather(3, next_token[..., None])[..., 0]
         shape = (*ranges.shape[:2], y.size(1) + 1)

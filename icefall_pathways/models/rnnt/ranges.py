@@ -1,4 +1,4 @@
-"""Pruning ranges: the predictor outputs that the pruned loss keeps at each frame."""
+"""Pruning ranges: the predictor outputs that the pruned loss keeps in each frame."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, prune_range: int) -> Tensor:
     """Return the consecutive predictor outputs with the largest occupation probability at each frame.
 
-    The first index of a frame is at least that of the previous one, and at most R - 1 larger, so that paths exist. It
-    is 0 at the first frame, and the last frame of an utterance has its last predictor output.
+    The first index of a frame is 0 to R - 1 larger than in the previous frame, so that paths exist. It is 0 in the
+    first frame, and the last frame of an utterance keeps the last predictor output.
 
     Args:
       px_grad: Occupation probabilities of the token arcs (N, S, T).
@@ -20,8 +20,8 @@ def prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, prune_range
       Indices of predictor outputs (N, T, R), int64.
     """
     width = min(prune_range, py_grad.size(1))
-    # A path that visits frame t in the rows from `start` leaves it with a blank in one of them, unless it enters row
-    # `start` in this frame: then it is cut off.
+    # Every path leaves a frame by a blank in one row. It is retained if this row is kept, unless it enters row `start`
+    # by a token within this frame, since the row before is not kept.
     retained = py_grad.unfold(1, width, 1).sum(dim=3)
     retained[:, 1:] -= px_grad[:, : retained.size(1) - 1]
     start = retained.argmax(dim=1)

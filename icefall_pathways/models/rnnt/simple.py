@@ -36,8 +36,9 @@ def smoothed_scores(am: Tensor, lm: Tensor, y: Tensor, am_scale: float, lm_scale
     """Return the interpolated log-probabilities of the tokens (N, S, T) and of the blank (N, S + 1, T).
 
     A log-probability is (1 - am_scale - lm_scale) * joint + am_scale * encoder-only + lm_scale * predictor-only. It
-    consists of a term per frame, a term per predictor output, and the normalizer of the joint probabilities. The
-    encoder-only probabilities are those of the unigram distribution of the predictor outputs in place of each of them.
+    is the sum of a term per frame, a term per predictor output, and the normalizer of the joint probabilities. The
+    encoder-only probabilities replace every predictor output by the unigram distribution: the mean of all predictor
+    distributions in the batch.
 
     Args: see `smoothed_rnnt_loss`.
     """

@@ -109,7 +109,7 @@ class SymmetricConvolution(nn.Conv1d):
         super().__init__(dim, dim, kernel, groups=dim, padding=kernel // 2)
 
     def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Convolve frames (N, T, C). The signature is that of `ChunkCausalConvolution`; `chunk` has no effect."""
+        """Convolve frames (N, T, C), with the signature of `ChunkCausalConvolution`; `chunk` has no effect."""
         return _depthwise_conv1d(x.unsqueeze(1), self, padding=self.kernel_size[0] // 2).squeeze(1), cached
 
 

@@ -1,7 +1,7 @@
 """The Zipformer encoder: stacks of layers at several frame rates.
 
 "Zipformer: A faster and better encoder for automatic speech recognition" (Yao et al., arXiv 2310.11230). Parameters
-have the names and shapes of icefall's recipe `zipformer`, and weights trained there give the same outputs here.
+have the names and shapes of icefall's recipe `zipformer`, and with its weights the outputs are the same.
 
 Input frames are 20 ms long; a stack downsamples them by its `downsampling_factor`; output frames are 40 ms long. All
 tensors are (N, T, C). Streams and whole utterances run the same code: an utterance starts from zero states, and its

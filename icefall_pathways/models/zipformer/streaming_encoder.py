@@ -16,8 +16,8 @@ from icefall_pathways.models.zipformer.subsampling import CONV_FACTOR, LOOK_AHEA
 class ZipformerEncoder(Zipformer, Encoder):
     """Encode features by `ZipformerSubsampling` and a Zipformer; parameters have the Zipformer's names.
 
-    One model supports many chunk sizes and left contexts. In training, they are sampled for every batch from those of
-    `config`; in eval mode, they are `chunk_size` and `left_context_frames` (in frames of 20 ms): see `set_context`.
+    One model supports many chunk sizes and left contexts. In training, they are sampled for every batch from the values
+    in `config`; in eval mode, they are `chunk_size` and `left_context_frames` (in frames of 20 ms): see `set_context`.
 
     The state of N streams is a list in icefall's order: six tensors per layer (`ZipformerLayer.get_init_states`), the
     last frames of the subsampling (N, channels, 3, bins), and the number of processed frames of 20 ms of each stream
