@@ -1,4 +1,4 @@
-"""A corpus in a layout of its own, LANGUAGE_NAME/SPLIT/ID.wav and ID.txt, as an example of a corpus module."""
+"""A small corpus in the layout LANGUAGE_NAME/SPLIT/ID.wav and ID.txt, as an example of a corpus module."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
