@@ -47,7 +47,6 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
 _INSTALL_EXTRA = "install it with pip install 'icefall_pathways[{}]'"
 # Packages that only some commands need, and how to install them.
 _OPTIONAL_PACKAGES = {
-    "kaldifeat": "build it for your torch with tools/kaldifeat/build.sh",
     "sounddevice": _INSTALL_EXTRA.format("mic"),
     **dict.fromkeys(
         ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard", "torchaudio"),

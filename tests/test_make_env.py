@@ -80,3 +80,27 @@ def test_missing_compiler_is_reported_in_one_line(tmp_path):
     assert done.stderr.splitlines() == [
         "error: no C++ compiler found, and kaldifeat is built from source; install one (apt install g++) or set CXX"
     ]
+
+
+@pytest.mark.parametrize(("version", "standard"), [("1.13.1+cu117", []), ("2.0.1", []), ("2.13.0", ["17"])])
+def test_kaldifeat_is_built_with_the_cxx_standard_of_torch(tmp_path, version, standard):
+    """With packages in place of torch, pybind11 and pip; this pip prints the CMake options and fails."""
+    for name, text in {
+        "torch.py": f"__version__ = {version!r}\ncompiled_with_cxx11_abi = bool\n",
+        "pybind11/__init__.py": "",
+        "pybind11/__main__.py": "print('cmake')",
+        "pip/__init__.py": "",
+        "pip/__main__.py": "import os\nprint(os.environ['KALDIFEAT_CMAKE_ARGS'])\nraise SystemExit(1)",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [ROOT / "tools" / "kaldifeat" / "build.sh", sys.executable, tmp_path / "wheels"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CXX": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "error: the build of kaldifeat failed" in done.stderr
+    prefix = "-DCMAKE_CXX_STANDARD="
+    assert [word.removeprefix(prefix) for word in done.stderr.split() if word.startswith(prefix)] == standard

@@ -1,12 +1,16 @@
 """Feature extraction, offline and streaming: 80 log-mel filter bank energies, 100 frames per second.
 
-kaldifeat computes both, so that streams see the features that the model was trained on. Samples are in [-1, 1] at
-16 kHz.
+One library computes both, so that streams see the features that the model was trained on: kaldifeat, or without it
+kaldi-native-fbank, which needs no compiler. Samples are in [-1, 1] at 16 kHz.
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from lhotse import FeatureExtractor
 from lhotse.features.kaldifeat import (
     KaldifeatFbank,
     KaldifeatFbankConfig,
@@ -16,6 +20,23 @@ from lhotse.features.kaldifeat import (
 from torch import Tensor
 
 from icefall_pathways.constants import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
+from icefall_pathways.errors import first_line
+
+FbankBackend = Literal["kaldifeat", "kaldi-native-fbank"]
+
+
+def fbank_backend() -> FbankBackend:
+    """Return the library that computes features: kaldifeat if it can be imported, otherwise kaldi-native-fbank.
+
+    The features of both agree to single precision, so that stored features and models do not depend on the library.
+    """
+    try:
+        import kaldifeat  # noqa: F401  # not at import time: reading stored features does not need it
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"kaldifeat is installed but cannot be imported ({first_line(error)})", stacklevel=2)
+        return "kaldi-native-fbank"
+    return "kaldifeat"
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,7 @@ class FbankConfig:
         return self.frame_shift / self.sample_rate
 
     def extractor(self, snip_edges: bool = False) -> KaldifeatFbank:
-        """Return Lhotse's extractor with these options.
+        """Return Lhotse's extractor with these options, computed by `fbank_backend()`.
 
         Args:
           snip_edges: Whether to compute only frames that lie inside the signal. Otherwise the signal is mirrored at
@@ -61,7 +82,41 @@ class FbankConfig:
             dither=0.0,
         )
         mel = KaldifeatMelOptions(num_bins=self.num_bins, low_freq=self.low_freq, high_freq=self.high_freq)
-        return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel, device=self.device))
+        config = KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel, device=self.device)
+        return KaldifeatFbank(config) if fbank_backend() == "kaldifeat" else KaldiNativeFbank(config)
+
+
+class KaldiNativeFbank(KaldifeatFbank):
+    """Lhotse's kaldifeat extractor, computed by kaldi-native-fbank on the CPU.
+
+    Manifests record the same feature type, "kaldifeat-fbank", for both.
+    """
+
+    def __init__(self, config: KaldifeatFbankConfig) -> None:
+        FeatureExtractor.__init__(self, config)  # the constructor of KaldifeatFbank requires kaldifeat
+
+    def extractor(self, signals: list[Tensor], chunk_size: int | None) -> list[Tensor]:
+        """Return the features (T, num_bins) of each signal (n,).
+
+        Replaces the callable `kaldifeat.Fbank` that the base class calls.
+
+        Args:
+          signals: Samples in [-1, 1].
+          chunk_size: Ignored; kaldi-native-fbank computes one frame at a time.
+        """
+        import kaldi_native_fbank as knf
+
+        options = knf.FbankOptions.from_dict(self.config.to_dict())
+        batch = []
+        for signal in signals:
+            fbank = knf.OnlineFbank(options)
+            fbank.accept_waveform(self.config.frame_opts.sampling_rate, signal.tolist())
+            fbank.input_finished()
+            frames = np.empty((fbank.num_frames_ready, fbank.dim), np.float32)
+            for index in range(len(frames)):
+                frames[index] = fbank.get_frame(index)
+            batch.append(torch.from_numpy(frames).to(self.device))
+        return batch
 
 
 class StreamingFbank:

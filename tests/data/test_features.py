@@ -1,17 +1,51 @@
-"""Features: parity with Lhotse's extractor, and of streaming with offline extraction."""
+"""Features: parity of both libraries with Lhotse's extractor and with each other, and of streaming with offline."""
 
 import math
+import pickle
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse import Fbank as LhotseFbank
 from lhotse import FbankConfig as LhotseFbankConfig
-from lhotse import FeatureExtractor
+from lhotse.features.base import get_extractor_type
 from torch import Tensor
+from tqdm import tqdm
 
-from icefall_pathways.data.features import FbankConfig, StreamingFbank
+from icefall_pathways.data.dataset import SpeechDataset
+from icefall_pathways.data.features import FbankConfig, KaldiNativeFbank, StreamingFbank, fbank_backend
+from icefall_pathways.data.sampling import BatchPlan
+from icefall_pathways.data.shards import FeatureShards
 
 RATE = 16000
+TOLERANCE = 1e-3  # log-mel
+
+
+@pytest.fixture
+def hide_kaldifeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make kaldifeat impossible to import, also in processes that this one starts: they inherit sys.path."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "kaldifeat.py").write_text("raise ModuleNotFoundError('hidden', name='kaldifeat')\n")
+    monkeypatch.delitem(sys.modules, "kaldifeat", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "hidden")
+
+
+@pytest.fixture(params=["kaldifeat", "kaldi-native-fbank"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run each test with both libraries."""
+    if request.param == "kaldifeat":
+        pytest.importorskip("kaldifeat", reason="kaldifeat is not installed")
+    else:
+        request.getfixturevalue("hide_kaldifeat")
+    assert fbank_backend() == request.param
+    return request.param
 
 
 def speech_like(num_samples: int) -> Tensor:
@@ -34,7 +68,7 @@ def lhotse_fbank(samples: Tensor, high_freq: float) -> Tensor:
 @pytest.mark.parametrize("num_samples", [16000, 20017, 31999])
 def test_features_equal_those_of_lhotse(num_samples: int) -> None:
     samples = speech_like(num_samples)
-    torch.testing.assert_close(offline(samples), lhotse_fbank(samples, -400.0), rtol=0, atol=2e-2)
+    torch.testing.assert_close(offline(samples), lhotse_fbank(samples, -400.0), rtol=0, atol=TOLERANCE)
 
 
 def test_default_filters_are_those_of_lhotse() -> None:
@@ -52,9 +86,30 @@ def test_there_is_one_frame_per_10_ms() -> None:
 
 
 def test_the_extractor_is_registered_with_lhotse() -> None:
+    """The extractor's name selects the rules by which Lhotse mixes stored features."""
     extractor = FbankConfig().extractor()
-    assert type(FeatureExtractor.from_dict(extractor.to_dict())) is type(extractor)
-    assert extractor.feature_dim(RATE) == 80
+    assert extractor.name == "kaldifeat-fbank"
+    assert isinstance(extractor, get_extractor_type(extractor.name))
+    assert extractor.feature_dim(RATE) == 80 and extractor.frame_shift == 0.01
+
+
+def test_the_extractor_can_be_sent_to_loader_workers() -> None:
+    extractor = FbankConfig().extractor()
+    samples = speech_like(RATE)
+    received = pickle.loads(pickle.dumps(extractor)).extract(samples, RATE)
+    assert torch.equal(received, extractor.extract(samples, RATE))
+
+
+def test_a_batch_of_any_kind_of_array_has_features_of_that_kind() -> None:
+    extractor, samples = FbankConfig().extractor(), speech_like(RATE)
+    expected = offline(samples)
+    assert isinstance(extractor.extract(samples.numpy()[None], RATE), np.ndarray)
+    assert isinstance(extractor.extract_batch([samples.numpy()], RATE)[0], np.ndarray)
+    assert torch.equal(extractor.extract(torch.stack([samples, samples]), RATE), torch.stack([expected, expected]))
+
+
+def test_silence_has_the_log_of_single_precision() -> None:
+    assert bool((offline(torch.zeros(RATE)) == math.log(torch.finfo(torch.float32).eps)).all())
 
 
 def test_batched_extraction_equals_single_extraction() -> None:
@@ -96,3 +151,64 @@ def test_a_stream_shorter_than_a_frame_has_one_frame() -> None:
 
 def test_an_empty_stream_has_no_frames() -> None:
     assert StreamingFbank().flush().shape == (0, 80)
+
+
+def test_a_kaldifeat_built_for_another_torch_is_replaced_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "kaldifeat.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
+    monkeypatch.delitem(sys.modules, "kaldifeat", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match=r"kaldifeat is installed but cannot be imported \(undefined symbol"):
+        assert isinstance(FbankConfig().extractor(), KaldiNativeFbank)
+
+
+@pytest.fixture
+def cuts(tmp_path: Path) -> CutSet:
+    """Return cuts of one recording each, of different lengths."""
+    cuts = []
+    for index, num_samples in enumerate((16000, 12000, 20160)):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, speech_like(num_samples).numpy(), RATE, subtype="FLOAT")
+        recording = Recording.from_file(path)
+        text = SupervisionSegment(path.stem, path.stem, 0.0, recording.duration, text="", language="en")
+        cuts.append(MonoCut(path.stem, 0.0, recording.duration, 0, recording=recording, supervisions=[text]))
+    return CutSet.from_cuts(cuts)
+
+
+def kaldi_native(cut: MonoCut) -> Tensor:
+    (samples,) = cut.load_audio()
+    config = FbankConfig().extractor().config
+    return torch.as_tensor(KaldiNativeFbank(config).extract(samples, RATE))
+
+
+def test_stored_features_of_both_libraries_are_equal(cuts: CutSet, tmp_path: Path) -> None:
+    """To the quantization of the storage, which rounds to multiples of 1 / 32."""
+    shards = FeatureShards(tmp_path / "shards", True, {})
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool, tqdm(disable=True) as bar:
+        assert shards.compute(cuts, pool, 1, bar) == []
+    shards.join(tmp_path / "cuts.jsonl.gz")
+    stored = CutSet.from_file(tmp_path / "cuts.jsonl.gz").to_eager()
+    assert sorted(cut.id for cut in stored) == sorted(cut.id for cut in cuts)
+    for cut in stored:
+        assert cut.features.type == "kaldifeat-fbank"
+        atol = 1 / 64 + TOLERANCE
+        torch.testing.assert_close(torch.from_numpy(cut.load_features()), kaldi_native(cut), rtol=0, atol=atol)
+
+
+def test_on_the_fly_features_of_both_libraries_are_equal(cuts: CutSet, backend: str) -> None:
+    batch = SpeechDataset(None, on_the_fly=True, tokenizer=None).load(
+        BatchPlan(update=1, language="en", cuts=cuts, seed=0)
+    )
+    assert batch.num_frames.tolist() == sorted((100, 75, 126), reverse=True)
+    for row, cut in enumerate(batch.cuts):
+        features = batch.inputs[row, : batch.num_frames[row]]
+        atol = TOLERANCE if backend == "kaldifeat" else 0
+        torch.testing.assert_close(features, kaldi_native(cut), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("num_samples", [161, 400, 16000, 31999])
+def test_features_of_both_libraries_are_equal(num_samples: int) -> None:
+    samples = speech_like(num_samples)
+    native = KaldiNativeFbank(FbankConfig().extractor().config).extract(samples, RATE)
+    torch.testing.assert_close(offline(samples), native, rtol=0, atol=TOLERANCE)

@@ -18,6 +18,8 @@ command -v "${CXX:-c++}" >/dev/null || {
 
 torch_dir=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
 cxx11_abi=$("$python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))')
+# The headers of torch >= 2.1 need C++17; kaldifeat selects C++14.
+cxx_standard=$("$python" -c 'import torch; print("-DCMAKE_CXX_STANDARD=17" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1) else "")')
 building=$(mktemp -d)
 
 echo "Building kaldifeat (about 3 minutes, once; the wheel is stored in $wheels)"
@@ -25,7 +27,7 @@ export PATH="$(dirname "$python"):$PATH"
 export KALDIFEAT_MAKE_ARGS="-j$(nproc)"
 export KALDIFEAT_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -Dkaldifeat_BUILD_TESTS=OFF -DCMAKE_FIND_PACKAGE_TARGETS_GLOBAL=ON \
   -DFETCHCONTENT_SOURCE_DIR_PYBIND11=$here/pybind11 -Dpybind11_DIR=$("$python" -m pybind11 --cmakedir) \
-  -DTorch_DIR=$here/torch -DTORCH_DIR=$torch_dir -DTORCH_CXX11_ABI=$cxx11_abi"
+  -DTorch_DIR=$here/torch -DTORCH_DIR=$torch_dir -DTORCH_CXX11_ABI=$cxx11_abi $cxx_standard"
 "$python" -m pip --disable-pip-version-check wheel --no-deps --no-build-isolation --require-hashes \
   --requirement "$here/requirements.txt" --wheel-dir "$building" >"$building/build.log" 2>&1 || {
   tail -n 40 "$building/build.log" >&2
