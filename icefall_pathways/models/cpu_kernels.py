@@ -45,7 +45,7 @@ def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
 
 @torch.jit.script  # all loops without gradients are scripted, so that a trace contains them as loops
 def _swoosh_tile(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Optional[Tensor]) -> None:  # noqa: UP045
-    """Write the value into `out` and, unless it is None, the input of the backward pass into `inverse`.
+    """Write the value into `out` and, if `inverse` is not None, the input of the backward pass into `inverse`.
 
     torch vectorizes exp and log; softplus takes four times as long. With s = x - shift - offset and
     k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).

@@ -49,7 +49,7 @@ ScheduledFloat = float | Schedule
 
 
 class Scheduled(nn.Module):
-    """Base class of modules whose parameters follow schedules; `set_position` sets the position in training."""
+    """Base class of modules with scheduled hyperparameters; `set_position` sets the position in training."""
 
     position: float = 0.0
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.masks import PathwayMasks
 
-# Approximate number of entries per bucket: intermediate results stay in a CPU's cache. Larger parameters have their own
-# bucket.
+# Approximate number of entries per bucket, so that intermediate results stay in a CPU's cache. Buckets with a larger
+# parameter are larger.
 _BUCKET_SIZE = 2**18
 
 # Integer dtype by element size in bytes, for bitwise operations on floating-point tensors.

@@ -80,7 +80,7 @@ class Granularity(ABC):
 class Blocks(Granularity):
     """Rectangular groups, including single entries.
 
-    The number of kept entries deviates from the sparsity's by at most half the largest group; it is exact for single
+    The number of kept entries deviates from the target by at most half the largest group; it is exact for single
     entries. At least one group of every parameter is kept, because a layer without weights has no output.
 
     Attributes:

@@ -92,9 +92,6 @@ class FastBeamSearch(Search[FastBeamState]):
       num_paths: Number of paths that `n_best` samples from each lattice.
 
     Raises:
-      ValueError: A limit is not positive.
-
-    Raises:
       ValueError: k2 cannot be imported, or a limit is not positive.
     """
 
