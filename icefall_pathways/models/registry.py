@@ -21,8 +21,8 @@ class EncoderSpec:
     """Configuration and construction of one type of encoder.
 
     Attributes:
-      options: Dataclass of the encoder's options, which become options of the command line and of `ModelConfig`. Two encoders
-        may share an option only if both inherit it from `EncoderOptions`.
+      options: Dataclass of the encoder's options, which become options of the command line and of `ModelConfig`. Two
+        encoders may share an option only if both inherit it from `EncoderOptions`.
       resolve: Validates the options and returns the architecture; raises ValueError.
       build: Creates the subsampling module (`encoder_embed`) and the encoder, with initial weights, from
         `Architecture.encoder` and the number of mel bins.

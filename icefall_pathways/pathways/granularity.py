@@ -94,7 +94,11 @@ class Blocks(Granularity):
     whole_kernels: bool = False
 
     def select(self, scores: Sequence[Tensor], candidates: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-        """Select the groups with the largest mean scores; break ties by index."""
+        """Select the groups with the largest mean scores; break ties by index.
+
+        Raises:
+          ValueError: A group is only partly a candidate.
+        """
         for candidate in candidates:
             if not self.matches(candidate):
                 raise ValueError(
@@ -213,7 +217,11 @@ class NofM(Granularity):
         return True
 
     def check_sparsity(self, sparsity: float) -> None:
-        """Check that the sparsity is 1 - n / m."""
+        """Check that the sparsity is 1 - n / m.
+
+        Raises:
+          ValueError: It is not; the message names the sparsity of this granularity.
+        """
         implied = 1 - self.n / self.m
         if not math.isclose(sparsity, implied, abs_tol=1e-6):
             raise ValueError(

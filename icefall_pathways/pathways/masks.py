@@ -33,6 +33,9 @@ class PathwayMasks:
     Attributes:
       header: Languages in bit order, origin and granularity of the masks.
       codes: One integer tensor per prunable parameter, by the parameter's name, of the parameter's shape.
+
+    Raises:
+      MasksError: There is no language, a language is duplicate, or codes have another dtype than `code_type`.
     """
 
     header: MasksHeader
@@ -96,7 +99,11 @@ class PathwayMasks:
         return codes.bitwise_and_(_bits([self.bit(language)], codes.dtype)).bool()
 
     def set_mask(self, name: str, languages: str | Iterable[str], mask: Tensor) -> None:
-        """Set the mask of parameter `name` for one or several languages; other languages keep theirs."""
+        """Set the mask of parameter `name` for one or several languages; other languages keep theirs.
+
+        Raises:
+          MasksError: `mask` is not bool or has another shape than the parameter, or a language is unknown.
+        """
         code = self.codes[name]
         if mask.shape != code.shape or mask.dtype != torch.bool:
             raise MasksError(
