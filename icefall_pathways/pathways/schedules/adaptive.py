@@ -35,8 +35,8 @@ class AdaptivePruning(GradualPruning):
       start: Number of updates before the ramp.
       initial: Sparsity of the masks at the start; at or above the target there is no ramp.
       ramp: Updates over which sparsity rises to the target, along the cubic curve of gradual pruning.
-      prune_by: The criterion of the entries to keep.
-      regrow: The criterion of the entries to regrow.
+      prune_by: Criterion that ranks the entries to keep.
+      regrow: Criterion that ranks the entries to regrow.
       exchange: Share of a mask that the first step may exchange; it decays along a cosine to 0 at the end.
 
     Raises:
