@@ -18,11 +18,11 @@ def last_line(error: Exception) -> str:
 
 
 def k2_error(feature: str, error: ImportError, alternative: str) -> ValueError:
-    """Return the error of a feature that needs k2 where k2 cannot be imported.
+    """Return the error for a feature that needs k2 if k2 cannot be imported.
 
     Args:
       feature: The option and its value that need k2.
-      error: Raised by the import.
+      error: The error raised by the import.
       alternative: The option and its value that do not need k2.
     """
     return ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_JSON_BYTES = 64 << 20  # headers and options take a few kilobytes
-TEMPORARY_PREFIX = ".writing-"  # of the names of files that are being written
+TEMPORARY_PREFIX = ".writing-"  # name prefix of files that are being written
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def _language(code: str, name: str, accented: str) -> Language:
     return Language(LanguageCode(code), name, frozenset(_LATIN + accented + _PUNCTUATION + " "))
 
 
-# The accented letters of the language's own orthography, including loan words.
+# The accented letters of each language's orthography, including those of loan words.
 LANGUAGES: dict[LanguageCode, Language] = {
     language.code: language
     for language in (

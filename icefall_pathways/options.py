@@ -76,9 +76,12 @@ def parse(
     Args:
       config_class: A dataclass in which every field has a default.
       description: Shown by `--help` above the options.
-      argv: The arguments after the name of the script; None: those of this process.
+      argv: The arguments after the name of the script; None: the arguments of this process.
       default: Values of options that are not given; None: the defaults of the fields.
-      prog: The program's name in usage and error messages; None: that of the running script.
+      prog: The program name in usage and error messages; None: the name of the running script.
+
+    Raises:
+      SystemExit: An argument is invalid (the error has been printed), or `--help` is one of them.
     """
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_bool_with_value)

@@ -17,7 +17,7 @@ from icefall_pathways.languages import parse_languages
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without data
-_MAX_CHECKSUM_BYTES = 1 << 20  # of md5sum.txt
+_MAX_CHECKSUM_BYTES = 1 << 20  # limit for the size of md5sum.txt
 # Compression does not reduce audio, and reduces transcripts by a small factor.
 _MAX_UNPACKED_BYTES = 100 << 20  # content of a small archive
 _MAX_EXPANSION = 10  # relative to the size of a large archive
@@ -72,7 +72,7 @@ def _read_checksums(url: str) -> dict[str, str]:
 
 
 def _fetch(url: str, archive: Path) -> None:
-    """Download to `archive` by way of a .part file, from which a later call resumes."""
+    """Download to `archive` via a .part file, from which a later call resumes."""
     if archive.exists():
         return
     part = archive.with_name(f"{archive.name}.part")

@@ -2,7 +2,7 @@
 
 A folder of manifests holds one corpus. Its name is the first part of the names of manifests, such as
 `mls-french_cuts_test.jsonl.gz`, and of decoding results, such as `recogs-mls-french-test-...txt`. Programs read it from
-the manifest names, so that a new corpus needs no option and no change outside its own module.
+the manifest names, so that a new corpus needs neither an option nor a change outside its own module.
 """
 
 import re
@@ -85,13 +85,13 @@ def write_manifests(
     Args:
       files: The paths.
       read_utterances: Yields the recording and the supervision of each utterance; counts those that it rejects, with
-        `CorpusReport.drop`, in the report that it is given.
+        `CorpusReport.drop`, in the report passed to it.
 
     Returns:
       The report.
 
     Raises:
-      CorpusError: A recording has another sampling rate than 16 kHz, or a supervision has another language.
+      CorpusError: A recording has a sampling rate other than 16 kHz, or a supervision has another language.
     """
     if files.recordings.exists() and files.supervisions.exists() and files.report.exists():
         return CorpusReport.load(files.report)
@@ -116,7 +116,7 @@ def write_manifests(
 
 
 def _check_utterance(files: SplitFiles, recording: Recording, supervision: SupervisionSegment) -> None:
-    """Check what the module of a corpus sets in the same way for all utterances."""
+    """Check the sampling rate and the language, which the module of a corpus has to set for all utterances."""
     context = f"{files.corpus} {files.language.name} {files.split}: recording {recording.id}"
     if recording.sampling_rate != SAMPLE_RATE:
         raise CorpusError(
@@ -154,6 +154,6 @@ def find_corpus(folder: Path, kind: ManifestKind) -> str:
     if len(corpora) > 1:
         raise CorpusError(
             f"{folder} holds {kind} of several corpora ({', '.join(corpora)}): expected one; prepare each corpus "
-            "with a --data-dir of its own"
+            "in its own --data-dir"
         )
     return corpora[0] if corpora else _ANY_CORPUS

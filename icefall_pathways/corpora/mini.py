@@ -37,7 +37,7 @@ from icefall_pathways.options import to_dict
 __all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
 
 _OPTIONS_FILE = "mini_corpus.json"
-_HELD_OUT_SPEAKERS = 8  # in dev, and as many others in test
+_HELD_OUT_SPEAKERS = 8  # in dev, and the same number of others in test
 _MEAN_DURATION = 2.0
 
 
@@ -149,7 +149,7 @@ class _Utterance:
 
 
 def make_mini_corpus(config: MiniCorpusConfig) -> None:
-    """Synthesize the corpus; skip a complete one, and complete an interrupted one.
+    """Synthesize the corpus; an interrupted synthesis is resumed, and a complete corpus is left unchanged.
 
     Raises:
       ValueError: Options are out of range, or the folder holds something other than a corpus with these options.
@@ -254,7 +254,7 @@ def _make_split(
     target = math.inf if split in counts else 3600 * config.hours_of(language)
     seconds, start = 0.0, 0
     while seconds < target and start < counts.get(split, math.inf):
-        # All utterances of a batch are made and those past the target removed: the result is independent of its size.
+        # All utterances of a batch are made, and those past the target removed: the result does not depend on `size`.
         size = counts.get(split) or max(8, math.ceil((target - seconds) / _MEAN_DURATION))
         jobs = [(config, language, split, speakers, index) for index in range(start, start + size)]
         for utterance in pool.map(_make_utterance, jobs, chunksize=8):
@@ -269,7 +269,7 @@ def _make_split(
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts down its workers
 
 
 @cache

@@ -23,8 +23,8 @@ class CorpusModule(Protocol):
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split; `layout.write_manifests` does so atomically.
 
-        Every supervision has the code of its language and a text in its alphabet, and every recording has 16 kHz
-        (`recording.resample(16000)`); `write_manifests` checks them. Recording ids start with the speaker and an
+        Every supervision has the code of its language and a text in its alphabet, and every recording is sampled at
+        16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids start with the speaker and an
         underscore, as in MLS, if `compare.py --resample speaker` is to be used.
 
         Args:

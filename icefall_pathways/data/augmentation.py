@@ -20,7 +20,7 @@ class AugmentationConfig:
     """Options of the augmentation of training batches."""
 
     enable_spec_aug: bool = True
-    """Apply SpecAugment: mask frequency bands and time spans of the features, warp time."""
+    """Apply SpecAugment: mask frequency bands and time spans of the features, and warp time."""
 
     spec_aug_time_warp_factor: int = 80
     """Time warping factor of SpecAugment, in frames; 0: none. Utterances under twice this length are not warped."""
@@ -41,19 +41,19 @@ class AugmentationConfig:
     """Maximum share of an utterance that time masks cover; 0: none."""
 
     enable_musan: bool = False
-    """Mix in noise, music, and babble of MUSAN with probability 0.5 at 10 to 20 dB."""
+    """Mix in noise, music, and babble of MUSAN with probability 0.5 and an SNR of 10 to 20 dB."""
 
     musan_cuts: Path = Path("data/fbank/musan_cuts.jsonl.gz")
     """The cuts of MUSAN."""
 
     def __post_init__(self) -> None:
         share = self.spec_aug_max_frame_share
-        if share != 0 and not 0.05 <= share <= 1:  # lhotse fails below one frame of a short utterance
+        if share != 0 and not 0.05 <= share <= 1:  # lhotse fails if the share is less than one frame
             raise ValueError(f"--spec-aug-max-frame-share is {share}: expected 0, or 0.05 to 1")
 
 
 class Augmentation:
-    """Mixes noise into cuts and masks features; draws from the global random state, see `seeded`.
+    """Mix noise into cuts and mask features, with random numbers of the global random state; see `seeded`.
 
     Args:
       config: The options.
@@ -63,7 +63,7 @@ class Augmentation:
 
     Raises:
       ValueError: The cuts of MUSAN are missing.
-      DataError: The cuts of MUSAN read from something other than files.
+      DataError: The cuts of MUSAN refer to audio or features outside of files.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:

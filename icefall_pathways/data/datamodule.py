@@ -74,7 +74,7 @@ class DataConfig(AugmentationConfig):
     """Read the training cuts in random order."""
 
     short_first: bool = False
-    """Order the first pass over each language by increasing duration; helps small models off the initial plateau."""
+    """Order the first pass over each language by increasing duration; helps small models leave the initial plateau."""
 
     min_cut_duration: float = 0.0
     """Drop training cuts shorter than this (seconds)."""
@@ -165,11 +165,11 @@ class SpeechDataModule:
     def train_batches(
         self, start_update: int, num_updates: int, seed: int, rank: int = 0, world_size: int = 1, accum_grad: int = 1
     ) -> Generator[Batch, None, None]:
-        """Yield the batches of the updates after `start_update`, independent of where earlier runs were interrupted.
+        """Yield the batches of the updates after `start_update`, regardless of where earlier runs were interrupted.
 
         Args:
           start_update: Number of completed updates.
-          num_updates: Number of updates to make batches for.
+          num_updates: Number of updates.
           seed: Seed of order, language draws, and augmentation.
           rank: Rank of this process.
           world_size: Number of processes.
@@ -228,7 +228,7 @@ class SpeechDataModule:
 
         Args:
           language: Code of the language.
-          seconds: Maximum audio, counted as `max_duration` counts it: all cuts as long as the longest.
+          seconds: Maximum audio, counted as for `max_duration`: every cut counts as much as the longest.
 
         Raises:
           DataError: Features cannot be read.
@@ -276,7 +276,7 @@ class SpeechDataModule:
                 )
 
     def _usable(self, language: Language) -> LanguageCuts:
-        """Read the training cuts of a language once; count the dropped ones, and sum up the others."""
+        """Read the training cuts of a language; count the dropped ones, and sum the durations of the others."""
         usable: list[MonoCut] = []
         num_cuts, total_seconds = 0, 0.0
         for cut in tqdm(self._cuts(language, "train"), f"reading {language.code}", unit="cut", leave=False, delay=3):
@@ -310,7 +310,7 @@ class SpeechDataModule:
                 "training requires a tokenizer: it detects utterances with too many tokens for their length"
             )
         if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
-            return "not one transcript"
+            return "zero or several transcripts"
         if self.config.on_the_fly_feats and not cut.has_recording:
             return "no audio"
         if not self.config.on_the_fly_feats and not cut.has_features:
@@ -355,6 +355,6 @@ class SplitLoader:
 
 
 def _num_frames(cut: MonoCut) -> int:
-    """Return the number of feature frames of a cut, whose features need not be stored."""
+    """Return the number of feature frames of a cut, from its duration if its features are not stored."""
     config = FbankConfig()
     return cut.num_frames or compute_num_frames(cut.duration, config.frame_seconds, config.sample_rate)

@@ -14,7 +14,7 @@ from icefall_pathways.languages import get_language
 
 
 class SpeechDataset(Dataset[Batch | DataError]):
-    """Maps a batch plan to a batch.
+    """Map a batch plan to a batch.
 
     A data error is returned, not raised: torch would add the traceback of the worker to an exception.
 

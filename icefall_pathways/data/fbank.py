@@ -64,7 +64,7 @@ def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
     and counted.
 
     Returns:
-      The numbers of kept and dropped utterances, including those that the preparation of the manifests dropped.
+      The numbers of kept and dropped utterances, including those dropped from the manifests.
 
     Raises:
       CorpusError: Manifests are missing.
@@ -194,13 +194,13 @@ def _process_pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts down its workers
 
 
 def _cuts(
     config: ComputeFbankConfig, manifests: SplitFiles, speeds: Sequence[float], report: CorpusReport
 ) -> Iterator[Cut]:
-    """Yield the cuts of a split that are within the limits of duration, once per speed; manifests are read lazily."""
+    """Yield the cuts of a split within the duration limits, once per speed; manifests are read lazily."""
     language, split = manifests.language.code, manifests.split
     for speed in speeds:
         for cut in _whole_recordings(manifests.recordings, manifests.supervisions):

@@ -1,7 +1,7 @@
 """Feature extraction, offline and streaming: 80 log-mel filter bank energies, 100 frames per second.
 
-One library computes both, so that streams see the features that the model was trained on: kaldifeat, or without it
-kaldi-native-fbank, which needs no compiler. Samples are in [-1, 1] at 16 kHz.
+The same library computes both, so that streaming recognition uses the same features as training: kaldifeat, or
+kaldi-native-fbank if kaldifeat cannot be imported; it needs no compiler. Samples are in [-1, 1] at 16 kHz.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Batch loading in worker processes, with errors that say how to recover from a worker's death."""
+"""Batch loading in worker processes, with errors that say how to recover from the death of a worker."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
     """Yield the items of a dataset in the order of a sampler.
 
     Args:
-      dataset: Maps an element of the sampler to a batch, or to an error that is yielded in place of it.
+      dataset: Maps an element of the sampler to a batch, or to an error that is yielded in its place.
       sampler: Yields the description of each batch.
       num_workers: Worker processes that make batches; 0 makes them in this process.
 

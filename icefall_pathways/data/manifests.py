@@ -16,7 +16,7 @@ from icefall_pathways.data.features import FbankConfig
 
 _MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
-_TOLERANCE = 1.0  # seconds by which two statements of the same length may differ
+_TOLERANCE = 1.0  # seconds by which the stated and the computed duration may differ
 # Lhotse's other types run commands, open URLs, or contain further recordings.
 _ALLOWED_SOURCES = ("file", "memory")
 _ALLOWED_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
@@ -31,7 +31,7 @@ class DataError(ValueError):
 
 
 def check_cut(cut: Cut, path: Path) -> None:
-    """Check the statements of a cut before its audio or features are read.
+    """Check the metadata of a cut before its audio or features are read.
 
     Args:
       cut: An entry of a manifest.
@@ -55,7 +55,7 @@ def check_cut(cut: Cut, path: Path) -> None:
 
 
 def check_recording(recording: Recording, context: str) -> None:
-    """Check the statements of a recording; `context` names it in errors.
+    """Check the metadata of a recording; `context` names it in errors.
 
     Raises:
       DataError: The recording reads from something other than a file, has a transform that reads other recordings, or
@@ -101,7 +101,7 @@ def check_sampling_rate(recording: Recording, context: str) -> None:
 
 
 def check_files(cut: Cut, stored_features: bool) -> None:
-    """Check that the files of a cut are regular files, since devices and pipes may have no end.
+    """Check that the files of a cut are regular files, since reading a device or pipe may never end.
 
     Args:
       cut: The cut to be read next; of a mixed cut, every track is checked.

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The description from which a loader worker makes a batch.
+    """The description of a batch, from which a loader worker makes it.
 
     Attributes:
       update: Number of the update that uses the batch, from 1.
@@ -42,7 +42,7 @@ class LanguageCuts:
 
 
 class MonolingualSampler(Sampler[BatchPlan]):
-    """Draws a language for every update, then the next batch of that language.
+    """Draw a language for every update, then the next batch of that language.
 
     A language is drawn with probability proportional to hours^(1/temperature). The draw depends on the seed and the
     update number only, so that all ranks draw the same language. Each language is read in successive passes, each with
@@ -126,14 +126,14 @@ class MonolingualSampler(Sampler[BatchPlan]):
         return draw.choices(list(self.languages), self.weights)[0]
 
     def _batches(self, language: str, skip: int) -> Iterator[CutSet]:
-        """Yield the batches of one language without end, except for the first `skip`."""
+        """Yield the batches of one language indefinitely, after skipping `skip` of them."""
         lengths = self.pass_lengths.setdefault(language, [])
         for epoch in count():
             if epoch < len(lengths) and lengths[epoch] <= skip:
                 skip -= lengths[epoch]
                 continue
             length = 0
-            for cuts in self._pass(language, epoch):
+            for cuts in self._pass_sampler(language, epoch):
                 length += 1
                 if length > skip:
                     yield cuts
@@ -141,7 +141,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
             if epoch == len(lengths):
                 lengths.append(length)
 
-    def _pass(self, language: str, epoch: int) -> CutSampler:
+    def _pass_sampler(self, language: str, epoch: int) -> CutSampler:
         cuts = self.languages[language].cuts
         buckets = max(1, min(self.num_buckets, self.languages[language].num_cuts))
         ranks = {"world_size": self.world_size, "rank": self.rank}

@@ -36,7 +36,7 @@ class FeatureShards:
 
     Attributes:
       folder: Folder of the shards; created if it does not exist.
-      store_feats: Whether to store features; otherwise cuts are only decoded, to detect those that cannot be.
+      store_feats: Whether to store features; otherwise cuts are only decoded, to detect unreadable ones.
       options: JSON values that determine the content of the shards; shards with other options are removed.
     """
 
@@ -49,7 +49,7 @@ class FeatureShards:
         return self.folder / "options.json"
 
     def compute(self, cuts: Iterable[Cut], pool: ProcessPoolExecutor, num_jobs: int, bar: tqdm) -> Unreadable:
-        """Compute the missing shards.
+        """Compute the missing shards in parallel.
 
         Args:
           cuts: All cuts, in the same order in every call; consumed lazily.

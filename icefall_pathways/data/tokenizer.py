@@ -24,7 +24,7 @@ class Tokenizer:
       model_path: A model written by `train_tokenizer`, or by an icefall recipe.
 
     Raises:
-      ValueError: The file is missing, or is not such a model.
+      ValueError: The file is missing or damaged, or its token 0 is not the blank.
     """
 
     def __init__(self, model_path: Path | str) -> None:
@@ -88,7 +88,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> Path:
-    """Train a unigram model and write `bpe.model` and `tokens.txt` (one line SYMBOL ID per token).
+    """Train a unigram model and write `bpe.model` and `tokens.txt` (one line "SYMBOL ID" per token).
 
     The same texts in the same order produce identical files.
 
@@ -101,7 +101,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> 
       The path of the model.
 
     Raises:
-      ValueError: There is no text, or `vocab_size` is impossible for it; the message states the limit.
+      ValueError: There is no text, or it does not allow `vocab_size` tokens; the message states the limit.
     """
     sentences = [text for text in texts if text.strip()]
     if not sentences:
@@ -137,7 +137,7 @@ def _explain(vocab_size: int, error: str) -> str:
 
 
 def write_tokens(model_path: Path, path: Path) -> None:
-    """Write `tokens.txt`, a line SYMBOL ID per token of a SentencePiece model."""
+    """Write `tokens.txt` of a SentencePiece model: one line "SYMBOL ID" per token."""
     processor = sentencepiece.SentencePieceProcessor()
     processor.Load(str(model_path))
     with atomic_write(path) as temporary:

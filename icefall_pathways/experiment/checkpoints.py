@@ -60,7 +60,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-      CheckpointError: It could not be written; existing checkpoints are unchanged.
+      CheckpointError: The checkpoint cannot be written; existing checkpoints are unchanged.
     """
     tensors = {key: value for key, value in checkpoint.items() if key in _TENSORS + _OPTIONAL_TENSORS}
     plain = {key: value for key, value in checkpoint.items() if key not in tensors}
@@ -100,7 +100,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
-    """Read the readable checkpoint with the most updates; None if the folder has no checkpoint.
+    """Read the newest readable checkpoint, by its number of updates; return None if the folder has no checkpoint.
 
     An epoch checkpoint takes precedence over a batch checkpoint with the same number of updates. Damaged checkpoints
     are skipped with a warning.
@@ -108,7 +108,7 @@ def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
     Raises:
       CheckpointError: None of the checkpoints is readable.
     """
-    # The names of the two kinds do not say which one is newer, and neither do the times of copied files.
+    # Neither the names of the two kinds nor the modification times of copied files show which one is newer.
     kinds = [layout.epoch_checkpoints(exp_dir), layout.batch_checkpoints(exp_dir)]
     damaged: list[Path] = []
     while any(kinds):
@@ -154,7 +154,7 @@ def remove_temporary_files(exp_dir: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a file, which identify the source of masks."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
     return sha256(path)[:16]
 
 
@@ -197,7 +197,13 @@ def build(checkpoint: Checkpoint) -> Transducer:
 
 
 def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
-    """Return the weights averaged over all updates since the `avg`-th checkpoint of the same kind before this one."""
+    """Return the weights averaged over all updates since the `avg`-th checkpoint of the same kind before this one.
+
+    Without such a checkpoint, average over all updates since the start of the training.
+
+    Raises:
+      CheckpointError: The earlier checkpoint is damaged.
+    """
     earlier = layout.checkpoints_up_to(path)[:-1]
     if len(earlier) < avg:
         return checkpoint["model_avg"]
@@ -227,7 +233,7 @@ def _masks_of(checkpoint: Checkpoint) -> PathwayMasks | None:
 
 
 def _check_uncompressed(path: Path) -> None:
-    """Check that the archive does not expand when read; torch does not compress."""
+    """Check that the archive, as torch writes it, is not compressed: a small file cannot expand to any size."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
-#: Keys of the weights in an icefall checkpoint, and of their average over the training.
+#: Keys of the weights in an icefall checkpoint, and of their running average.
 WEIGHT_KEYS = ("model", "model_avg")
 
 _DTYPES = {
@@ -79,7 +79,7 @@ class _TensorView:
 
 
 class _Placeholder:
-    """Replacement of any object other than tensors, numbers, strings and containers; all calls have no effect."""
+    """Replacement for objects other than tensors, numbers, strings and containers; its methods have no effect."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Placeholder":
         return super().__new__(cls)
@@ -177,7 +177,7 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles without importing or calling anything that the pickle names."""
+    """Unpickle without importing or calling anything that the pickle names."""
 
     def __init__(self, file: Any, path: Path, folder: str) -> None:
         super().__init__(file, encoding="utf-8")
@@ -185,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
         self._folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement of a global of the pickle.
+        """Return the replacement for a global of the pickle.
 
         Raises:
           ForeignCheckpointError: The global does not belong in an icefall checkpoint.

@@ -3,7 +3,7 @@
 ```
 EXP_DIR/
   config.json                    options of the training or mask search
-  init-from.json                 how the weights of --init-from fit the model
+  init-from.json                 comparison of the weights of --init-from with the model
   bpe.model, tokens.txt          tokenizer of the model
   features.json                  options of the features that the model was trained on
   masks.safetensors, masks.json  masks, and their description
@@ -21,7 +21,7 @@ EXP_DIR/
   streaming/METHOD/              results of streaming decoding
 ```
 
-A mask search writes one such folder per language below its own. Names of result files are `KIND-TEST_SET-SUFFIX.txt`,
+A mask search writes one such folder per language inside its own. Result files are named `KIND-TEST_SET-SUFFIX.txt`,
 such as `recogs-mls-french-test-epoch-30-avg-9-greedy_search.txt`.
 """
 

@@ -1,6 +1,6 @@
-"""Files that make an experiment folder self-contained: the tokenizer and the feature options of its model.
+"""Tokenizer and feature options of a model, stored in its experiment folder.
 
-A training stores them next to its checkpoints, which hold the architecture. The folder can then be moved or copied to
+With them and the checkpoints, which store the architecture, the folder is self-contained: it can be moved or copied to
 another machine.
 """
 
@@ -20,14 +20,14 @@ DEFAULT_BPE_MODEL = Path("data/lang_bpe_500/bpe.model")
 def store_model_files(exp_dir: Path, bpe_model: Path) -> None:
     """Copy the tokenizer and write the feature options to an experiment folder.
 
-    A folder that holds checkpoints already is left unchanged: its files belong to the run that is resumed.
+    A folder with checkpoints is left unchanged: its files belong to the run that is resumed.
 
     Raises:
       ValueError: The SentencePiece model is missing or damaged.
     """
     if layout.has_checkpoints(exp_dir):
         return
-    Tokenizer(bpe_model)  # raises if it is not a model
+    Tokenizer(bpe_model)  # raises if it is missing or damaged
     with atomic_write(exp_dir / layout.BPE_MODEL_FILE) as temporary:
         shutil.copyfile(bpe_model, temporary)
     write_tokens(exp_dir / layout.BPE_MODEL_FILE, exp_dir / layout.TOKENS_FILE)
@@ -42,10 +42,12 @@ def stored_tokenizer(path: Path) -> Path | None:
 
 
 def choose_tokenizer(exp_dir: Path, given: Path | None, init_from: Path | None) -> Path:
-    """Return the SentencePiece model of a training, which is the first that there is of:
+    """Return the SentencePiece model of a training: the first of these.
 
-    the given one (--bpe-model), that of the run that is resumed, that of the model that training starts from
-    (`init_from`), and the one of the recipe.
+    1. `given`, the value of --bpe-model, if it is not None.
+    2. The model stored in `exp_dir`, if a run is resumed there.
+    3. The model stored in `init_from` or next to it, if it is not None.
+    4. The model of the recipe, `DEFAULT_BPE_MODEL`.
     """
     candidates = [given]
     if layout.has_checkpoints(exp_dir):
@@ -64,14 +66,16 @@ def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
     stored = stored_tokenizer(exp_dir)
     if stored is None and not recorded.is_file():
         raise ValueError(
-            f"no SentencePiece model of {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
+            f"no SentencePiece model for {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
             "at training) exists; copy the model that it was trained with to the former, or name it with --bpe-model"
         )
     return stored or recorded
 
 
 def check_features(exp_dir: Path) -> None:
-    """Check that a model was trained on the features that this version computes; folders of version 0.1 pass.
+    """Check that a model was trained on the features that this version computes.
+
+    Experiment folders of version 0.1 pass: they do not store feature options.
 
     Raises:
       ValueError: The feature options differ, or their file is damaged.
@@ -90,5 +94,5 @@ def check_features(exp_dir: Path) -> None:
 
 
 def _feature_options() -> dict[str, Any]:
-    """Return the options that define the features; the device does not."""
+    """Return the options that define the features; the device is not one of them."""
     return {name: value for name, value in asdict(FbankConfig()).items() if name != "device"}

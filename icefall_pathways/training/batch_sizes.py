@@ -45,7 +45,7 @@ def scan_batch_sizes(
     rank: Rank,
     raises_on_oom: bool | None = None,
 ) -> list[MaxBatch]:
-    """Run forward and backward passes on batches of the longest cuts of each language, in growing or shrinking sizes.
+    """Find the largest batch of each language that fits, by forward and backward passes on batches of its longest cuts.
 
     Memory is reserved for the optimizer state and for the all-reduce. Parameters, the state of regularizers, the random
     state, and the order of the training batches stay unchanged.
@@ -54,9 +54,12 @@ def scan_batch_sizes(
       model: In training mode, on the device of the rank.
       loss_of: Computes the scalar loss of a batch with the model.
       data: Its `max_duration` is the size that must fit.
-      rank: This process; each rank scans, and each returns the minimum over all ranks.
+      rank: This process. All ranks must call this together.
       raises_on_oom: Whether the device raises an exception when it is out of memory; by default True for CUDA only. On
         other devices, such as a CPU, only `max_duration` is tried.
+
+    Returns:
+      The result of each language, the minimum over all ranks.
 
     Raises:
       ValueError: `max_duration` does not fit; the message says which size does.
@@ -84,7 +87,7 @@ def scan_batch_sizes(
 def format_table(batches: list[MaxBatch]) -> str:
     """Return a table with a row for each language."""
     rows = [[b.language, b.longest_cut, b.max_duration, b.seconds, "yes" if b.is_limit else "no"] for b in batches]
-    header = ["language", "longest cut (s)", "--max-duration that fits", "audio in it (s)", "larger does not fit"]
+    header = ["language", "longest cut (s)", "--max-duration that fits", "audio in batch (s)", "larger batch fails"]
     return tabulate(rows, header, "simple_outline", floatfmt=".1f")
 
 

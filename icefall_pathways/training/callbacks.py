@@ -63,7 +63,7 @@ class Callback:
 
 
 class CallbackList(list[Callback]):
-    """Callbacks, each hook of which is called in the order of the list."""
+    """A list of callbacks; its hooks call the hook of each element in order."""
 
     def on_update_start(self, state: TrainState, batches: Sequence[Batch], wait_seconds: float) -> None:
         """See `Callback`."""
@@ -87,7 +87,7 @@ class CallbackList(list[Callback]):
 
     @contextmanager
     def training(self, state: TrainState) -> Iterator[None]:
-        """Call `on_train_start` on entry and `on_train_end` on exit."""
+        """Call `on_train_start` on entry, and `on_train_end` on exit with the exception that is raised, if any."""
         try:
             for callback in self:
                 callback.on_train_start(state)

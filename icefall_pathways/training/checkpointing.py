@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: when they are written, which are kept, and how a run resumes from them."""
+"""Checkpoint policy of a training run: when to write checkpoints, which to keep, and which to resume from."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ logger = logging.getLogger("icefall_pathways")
 
 
 def describe_run(config: ExperimentConfig, state: TrainState, tokenizer: Tokenizer, rank: Rank) -> dict[str, Any]:
-    """Return the properties of a run that its checkpoints store; those of a resumed run are compared with them."""
+    """Return the properties of a run that its checkpoints store, and that `check_resumable` compares."""
     options = config.training
     return {
         "masks_header": {} if state.masks is None else asdict(state.masks.header),
@@ -51,10 +51,10 @@ class CheckpointCallback(Callback):
         self._saved_update = -1
 
     def resume(self, state: TrainState) -> None:
-        """Restore the newest checkpoint, or the one that the options name; without any, leave `state` unchanged.
+        """Restore the checkpoint given by the options, or the newest one; if there is none, leave `state` unchanged.
 
         Raises:
-          CheckpointError: The checkpoint is unreadable, is of another run, or differs between the ranks.
+          CheckpointError: The checkpoint is unreadable, belongs to another run, or differs between the ranks.
         """
         checkpoint = self._find()
         if checkpoint is not None:
@@ -75,7 +75,7 @@ class CheckpointCallback(Callback):
             checkpoints.save(checkpoint | self._description, path)
 
     def save_update(self, state: TrainState) -> Path:
-        """Write the checkpoint of the current update, unless that has been done, and return its path."""
+        """Write the checkpoint of the current update, unless it has been written, and return its path."""
         path = layout.batch_checkpoint(self._options.exp_dir, state.update)
         if self._saved_update != state.update:
             self.save(state, path)
@@ -135,10 +135,10 @@ class StopCallback(Callback):
         self._rank = rank
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
-        """Save and stop if it has been asked for.
+        """Save a checkpoint and stop if a signal has asked any rank to stop.
 
         Raises:
-          Stopped: A signal has asked this or another rank to stop.
+          Stopped: The checkpoint has been saved.
         """
         if not result.stop_signal:
             return

@@ -16,7 +16,7 @@ from icefall_pathways.pathways.schedules.registry import JointMethod, SearchMeth
 
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
-# Names of the options whose minimum is 0, 1 and 2.
+# Names of the options with a minimum of 0, 1, and 2, respectively.
 _MINIMUM = (
     "num_epochs num_updates init_avg max_bad_batches valid_wer_cuts start_epoch start_batch lr_warmup warm_updates",
     "world_size accum_grad save_every_n keep_last_k log_interval valid_interval average_period",
@@ -55,7 +55,7 @@ class TrainingConfig:
     --init-key."""
 
     masks: Path | None = None
-    """Masks file: each language trains and runs through its own sub-network. None: train the dense model."""
+    """Masks file: train the sub-network of each language. None: train the dense model."""
 
     freeze_languages: LanguageList = ()
     """With --masks: languages whose output must not change; the weights that they use are not trained."""
@@ -67,11 +67,11 @@ class TrainingConfig:
     """Port for the process-group rendezvous on this machine."""
 
     num_epochs: int = 30
-    """Number of epochs; one epoch is as much audio as all languages have together. (The rounds define the length of a
-    mask search.)"""
+    """Number of epochs; one epoch processes as much audio as all languages have together. (Its rounds determine the
+    length of a mask search.)"""
 
     num_updates: int = 0
-    """Number of updates. 0: as many as --num-epochs has."""
+    """Number of updates. 0: the updates in --num-epochs."""
 
     start_epoch: int = 0
     """Resume after epoch START_EPOCH - 1. 0: resume from the newest checkpoint, if there is one."""
@@ -137,8 +137,8 @@ class TrainingConfig:
 
     ref_duration: float = 600.0
     """Seconds of audio in a reference batch. The schedules of the Zipformer (dropout, layer skipping, balancers) count
-    reference batches and end after 20000 of them, so lower it for a short training. With --init-from they have
-    ended."""
+    reference batches and end after 20000 of them, so lower it for a short training. With --init-from, training starts
+    after their end."""
 
     use_fp16: bool = False
     """Mixed precision with float16 and a loss scaler (CUDA)."""
@@ -228,8 +228,8 @@ class MaskShapeConfig:
     column, or N:M (such as 2:4)."""
 
     prune_allocation: Literal["layer-wise", "global"] = "layer-wise"
-    """layer-wise: the same sparsity for every tensor; global: one ranking over all tensors, of which the lowest scores
-    are pruned."""
+    """layer-wise: the same sparsity for every tensor; global: prune the entries with the lowest scores over all
+    tensors."""
 
     layer_sparsity: str = ""
     """Sparsity of individual layers, as PATTERN=SPARSITY with names of modules or parameters:
@@ -321,7 +321,7 @@ class PruningConfig(MaskShapeConfig):
 
     prune_by: PruneCriterion = "magnitude"
     """Criterion of the entries to keep: magnitude (|w|), or sensitivity, the magnitude times the RMS of the gradient
-    (|w| rms(g)), with which masks of languages differ more after little training."""
+    (|w| rms(g)); after little training, masks by sensitivity differ more between languages."""
 
     prune_rounds: int = 0
     """Number of rounds of training and pruning. 0: as many as --prune-drop needs."""
@@ -330,14 +330,14 @@ class PruningConfig(MaskShapeConfig):
     """Share of the remaining entries that each round prunes (20 % in the paper)."""
 
     updates_per_round: int = 1000
-    """Updates of training before each pruning."""
+    """Training updates before each pruning step."""
 
     extend_masks: Path | None = None
     """Masks file of a trained pathways model: add masks of --languages to it; the masks of its languages stay
     unchanged."""
 
     num_jobs: int = 1
-    """Number of languages to search in parallel, each in a process of its own."""
+    """Number of languages to search in parallel, each in its own process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class NonFiniteError(ValueError):
-    """The output of a module, or the gradient of its output, has a non-finite number."""
+    """The output of a module, or the gradient of its output, has a non-finite value."""
 
 
 @contextmanager
@@ -21,18 +21,18 @@ def inf_check(model: nn.Module, gradients: bool = True) -> Iterator[None]:
 
     Args:
       model: The model to check inside the context.
-      gradients: Whether to check gradients. With a loss scaler, gradients may overflow: it adapts its factor to them.
+      gradients: Whether to check gradients. Use False with a loss scaler, which lowers its factor when they overflow.
 
     Raises:
-      NonFiniteError: The message names the module and the share of non-finite numbers.
+      NonFiniteError: A value is not finite; the message names the module and the share of non-finite values.
     """
 
     def check(name: str, kind: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
             share = float((~torch.isfinite(value)).float().mean())
             raise NonFiniteError(
-                f"{kind} {name} is not finite in {100 * share:.2g} % of its {value.numel()} numbers, and it is the "
-                "first: check what it computes and the batch that is saved, or lower --base-lr"
+                f"{kind} of {name} is not finite in {100 * share:.2g} % of its {value.numel()} values, and is the "
+                "first such tensor: check the module and the saved batch, or lower --base-lr"
             )
 
     with _hooks(model, check, gradients):
@@ -40,7 +40,7 @@ def inf_check(model: nn.Module, gradients: bool = True) -> Iterator[None]:
 
 
 class Diagnostics:
-    """Collect the magnitudes of the outputs of all modules, of the gradients of these, and of the parameters.
+    """Collect the magnitudes of module outputs, of their gradients, and of parameters.
 
     Args:
       model: The model to measure.
@@ -52,7 +52,7 @@ class Diagnostics:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Collect statistics of all forward and backward passes inside."""
+        """Collect statistics of all forward and backward passes in this context."""
         with _hooks(self._model, self._add):
             yield
 
@@ -65,7 +65,7 @@ class Diagnostics:
         for name, parameter in self._model.named_parameters():
             value = parameter.detach().float()
             rows.append([name, "parameter", float(value.square().mean().sqrt()), float(value.abs().max())])
-        return tabulate(rows, ["name", "of the", "root mean square", "largest"], "simple_outline", floatfmt=".3g")
+        return tabulate(rows, ["name", "tensor", "root mean square", "largest"], "simple_outline", floatfmt=".3g")
 
     def _add(self, name: str, kind: str, value: Tensor) -> None:
         value = value.detach().double()
@@ -83,9 +83,9 @@ def _hooks(model: nn.Module, inspect: Callable[[str, str, Tensor], None], gradie
         def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if tensor.is_floating_point():
-                    inspect(name, "output of", tensor)
+                    inspect(name, "output", tensor)
                     if tensor.requires_grad and gradients:
-                        tensor.register_hook(lambda grad: inspect(name, "gradient of the output of", grad))
+                        tensor.register_hook(lambda grad: inspect(name, "gradient of the output", grad))
 
         return forward_hook
 

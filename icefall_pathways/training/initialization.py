@@ -27,7 +27,7 @@ class InitialCheckpoint:
     Args:
       init_from: A checkpoint, or an experiment folder: its newest checkpoint.
       key: Which weights: "model" or "model_avg".
-      avg: Use the average that decoding takes with this --avg instead.
+      avg: Use the average that decoding computes with this --avg instead.
 
     Attributes:
       path: The file of the checkpoint.
@@ -207,7 +207,7 @@ def build_initial_model(
     if not options.reinit_vocab and initial.tokens not in (None, checkpoints.file_hash(bpe_model)):
         assert initial.config is not None
         raise ValueError(
-            f"{initial.path} was trained with other tokens than those of --bpe-model {bpe_model}: use the file that "
+            f"{initial.path} was trained with tokens other than those of --bpe-model {bpe_model}: use the file that "
             f"was at {initial.config['training']['bpe_model']}, or reinitialize the vocabulary-sized layers: "
             "--reinit-vocab 1"
         )

@@ -82,7 +82,7 @@ class Speed:
         self._waited += seconds
 
     def flush(self, update: int, audio_seconds: float) -> dict[str, float]:
-        """Return throughput, share of waiting and peak memory since the last flush, validation and writing included.
+        """Return throughput, share of time spent waiting, and peak memory since the last flush, validation included.
 
         Args:
           update: The current update.
@@ -102,7 +102,15 @@ class Speed:
 
 
 class MetricsLog:
-    """Write the metrics of a run; ranks other than 0 write the text log only."""
+    """Write the metrics of a run; ranks other than 0 write the text log only.
+
+    Args:
+      exp_dir: The experiment folder.
+      rank: This process.
+      start_update: Number of completed updates; later records of a killed run are removed.
+      num_updates: Updates of the whole run, for the progress bar.
+      tensorboard: Whether to write TensorBoard files.
+    """
 
     def __init__(self, exp_dir: Path, rank: Rank, start_update: int, num_updates: int, tensorboard: bool) -> None:
         self._main = rank.is_main
@@ -192,7 +200,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _remove_records_after(path: Path, update: int) -> None:
-    """Remove the records after `update`, at which the run resumes; a killed run has written them."""
+    """Remove the records after `update`, from which the run resumes; a killed run can leave them."""
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["update"] <= update]
@@ -207,7 +215,7 @@ def _format(values: Mapping[str, float]) -> str:
 def _open_tensorboard(exp_dir: Path, start_update: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # not at import time: the command line does not need it
 
-    # Updates from `purge_step` on, that one included, are dropped from the files.
+    # TensorBoard drops the events of earlier files from `purge_step` (inclusive).
     return SummaryWriter(str(exp_dir / layout.TENSORBOARD_DIR), purge_step=start_update + 1)
 
 

@@ -171,7 +171,11 @@ def save_batch(batch: Batch, path: Path) -> None:
 
 
 def read_batch(path: Path) -> dict[str, Any]:
-    """Return what `save_batch` wrote: inputs (N, T, F), num_frames (N,), language, and N cuts and texts."""
+    """Read a file written by `save_batch`.
+
+    Returns:
+      `inputs` (N, T, F), `num_frames` (N,), `language`, and lists of N `cuts` (ids) and `text`.
+    """
     stored = torch.load(path, map_location="cpu", weights_only=True)
     plain = json.loads(stored.pop("plain"))
     return {**stored, **plain}

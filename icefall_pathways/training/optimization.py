@@ -12,7 +12,7 @@ from icefall_pathways.pathways.freezing import freeze_languages
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
-#: Base learning rate of --base-lr 0, by optimizer.
+#: Default base learning rate (--base-lr 0) by optimizer.
 BASE_LRS = {"adamw": 1.5e-3, "scaled-adam": 0.045}
 
 
@@ -25,7 +25,7 @@ def with_optimizer(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) -> MaskedOptimizer:
-    """Build the optimizer, with its own method of gradient clipping."""
+    """Build the optimizer, which also clips the gradients."""
     if options.optimizer == "scaled-adam":
         return ScaledAdam(named_parameters, options.base_lr, options.clipping_scale or None)
     return MaskedAdamW(

@@ -1,4 +1,4 @@
-"""Reject options that have no effect, before a training starts rather than days later."""
+"""Reject options that have no effect before a training starts."""
 
 from collections.abc import Iterable
 from dataclasses import fields

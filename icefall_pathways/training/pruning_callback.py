@@ -35,7 +35,7 @@ class PruningPlan:
 
 
 class PruningCallback(Callback):
-    """Prune, regrow and rewind after the updates that a plan names.
+    """Prune, regrow and rewind after the updates given by a plan.
 
     Args:
       plan: The schedule, and the languages that share masks.
@@ -47,7 +47,7 @@ class PruningCallback(Callback):
         self._rewind_to = plan.rewind_to or layout.batch_checkpoint(exp_dir, 0)
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
-        """Change the masks if the schedule says so; they become the same on all ranks."""
+        """Change the masks if a change is due; the new masks are the same on all ranks."""
         schedule, masks, update = self._plan.schedule, state.masks, state.update
         if masks is None or schedule.sparsity_after(update) is None:
             return
@@ -56,10 +56,10 @@ class PruningCallback(Callback):
         for languages in self._plan.groups:
             schedule.prune_after(update, state.model, masks, languages, initial, state.gradients)
         if schedule.rewinds:
-            # Moments of the weights before rewinding do not apply to those after it.
+            # The moments are those of the weights before rewinding.
             state.optimizer.reset()
         else:
-            # Nor do those of regrown entries, which no language has used since.
+            # The moments of regrown entries are stale: no language has used these entries since they were pruned.
             for name, code in masks.codes.items():
                 state.optimizer.reset_entries(name, (code != 0) & ~used[name])
         state.mask_changes += 1

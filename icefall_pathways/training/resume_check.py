@@ -9,7 +9,7 @@ from torch import Tensor
 from icefall_pathways.experiment.checkpoints import CheckpointError
 from icefall_pathways.languages import normalize_languages
 
-#: Properties of a run that its checkpoints store: options, masks, ranks, tokens; see `Trainer`.
+#: Properties of a run that its checkpoints store: options, masks, ranks, tokens; see `describe_run`.
 Description = Mapping[str, Any]
 
 
@@ -25,7 +25,7 @@ def _join(languages: str | list[str]) -> str:
     return " ".join(normalize_languages(languages))  # older checkpoints store what the user typed
 
 
-# Properties that must not change: otherwise masks would be mixed up, or the position in the data lost.
+# Properties that must not change: otherwise masks or the position in the data would be wrong.
 _FIXED: dict[str, Callable[[Description], Any]] = {
     "world_size": lambda run: run["world_size"],
     "accum_grad": lambda run: run["accum_grad"],

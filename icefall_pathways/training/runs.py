@@ -171,7 +171,7 @@ def _check_rewinding(config: MaskSearchConfig, model: Transducer) -> None:
 
 
 def _load_masks_to_extend(config: MaskSearchConfig, path: Path, model: Transducer) -> PathwayMasks:
-    """Load the masks that languages are added to; check them before a search takes hours."""
+    """Load the masks to extend, and check them before a search that takes hours."""
     masks = PathwayMasks.load(path)
     languages = config.data.languages
     if existing := [code for code in languages if code in masks.languages]:
@@ -211,7 +211,7 @@ def _search_config(
 
 
 def search_fingerprint(pruning: PruningConfig, initial: InitialCheckpoint) -> dict[str, Any]:
-    """Return what determines the masks of a search, besides its data and training options, as plain data."""
+    """Return, as plain data, what determines the masks of a search except its data and training options."""
     options = {name: value for name, value in to_dict(pruning).items() if name not in _NOT_IN_FINGERPRINT}
     return options | {"hash of --init-from": initial.file_hash}
 
@@ -251,7 +251,7 @@ def _run_search(
     fingerprint: dict[str, Any],
     index: int = 0,
 ) -> None:
-    os.environ["TQDM_POSITION"] = str(index)  # a progress bar of its own for each parallel search
+    os.environ["TQDM_POSITION"] = str(index)  # a separate line of the terminal for each parallel search
     training = config.training
     store_model_files(training.exp_dir, training.tokenizer_path)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": fingerprint})
@@ -297,7 +297,7 @@ def train_rank(
 
 
 def _dense_masks(model: Transducer, languages: Sequence[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
-    """Return masks that keep all entries, with the shape options for pruning them; check that these fit the model."""
+    """Return masks that keep all entries, with the given shape options; check that these options fit the model."""
     masks = PathwayMasks.dense(model, languages, PRUNE_SCOPES[shape.prune_scope])
     masks.header = shape.shape(masks.header)
     budget_groups(masks.header, {name: code.numel() for name, code in masks.codes.items()}, shape.sparsity)

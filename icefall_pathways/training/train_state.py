@@ -19,8 +19,8 @@ from icefall_pathways.training.optimization import build_learning_rate, build_op
 class TrainState:
     """Model, masks, optimizer, loss scaler, running average, sampler position, counters, and learning rate schedule.
 
-    The random state is a function of the seed, the batch, and the update (`batch_seed`), so it needs no saving: a
-    resumed run repeats exactly what an uninterrupted run does.
+    The random state is a function of the seed, the batch, and the update (`batch_seed`), so checkpoints do not store
+    it: a resumed run computes exactly what an uninterrupted run computes.
 
     Args:
       config: The options of the run; the optimizer and the base learning rate must be resolved.
@@ -42,7 +42,7 @@ class TrainState:
       num_updates: Updates of the whole run.
       update: The current update, from 1; 0 before the first.
       best_valid_loss: The lowest mean validation loss so far.
-      mask_changes: Changes of the masks by this process.
+      mask_changes: Number of times that this process has changed the masks.
     """
 
     def __init__(

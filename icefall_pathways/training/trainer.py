@@ -1,8 +1,8 @@
 """The training loop of all experiments: dense, LAP, LSP, mask search and pathways.
 
 They differ only in the languages of the batches, in the masks (none, one for all languages, or one per language), and
-in the pruning schedule. Everything random is a function of the seed, the batch and the update, so a run that resumes
-from a checkpoint repeats exactly what an uninterrupted run does.
+in the pruning schedule. All randomness is a function of the seed, the batch and the update, so a run that resumes from
+a checkpoint computes exactly what an uninterrupted run computes.
 """
 
 import time
@@ -47,12 +47,15 @@ class Trainer:
       tokenizer: Encodes transcripts.
       rank: This process.
       masks: The sub-network of each language; None trains the dense model.
-      plan: How `masks` change during training; None leaves them unchanged.
+      plan: The changes of `masks` during training; None leaves them unchanged.
       callbacks: Further callbacks. They are called after those for pruning and metrics, and before those for
         validation and checkpoints.
 
     Attributes:
       callbacks: All callbacks in their order; the list may be changed before `run`.
+
+    Raises:
+      ValueError: The options are incompatible with each other or with the masks.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Trainer:
         """Train from the newest checkpoint, if there is one, to the last update.
 
         Returns:
-          Whether the last update has been done; with --print-diagnostics it has not.
+          True if the last update is complete; False with --print-diagnostics.
         """
         state, options = self.state, self.config.training
         self.checkpoint.resume(state)
@@ -128,7 +131,7 @@ class Trainer:
         return True
 
     def _batches(self) -> Iterator[tuple[list[Batch], float]]:
-        """Advance the state by one update at a time; yield its batches, all of one language, and the waiting time."""
+        """Advance the state by one update at a time; yield its batches, of one language, and the seconds of waiting."""
         state, options = self.state, self.config.training
         loaded = self.data.train_batches(
             start_update=state.update,
@@ -158,7 +161,7 @@ class Trainer:
             print(format_table(batches))
 
     def _print_diagnostics(self) -> None:
-        """Print the sizes of outputs, gradients and parameters over a few updates, which are not saved."""
+        """Print the magnitudes of outputs, gradients and parameters over a few updates, which are not saved."""
         diagnostics = Diagnostics(self.state.model)
         pruning = CallbackList(callback for callback in self.callbacks if isinstance(callback, PruningCallback))
         with diagnostics.collect():

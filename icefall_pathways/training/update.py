@@ -88,18 +88,18 @@ class Update:
         return UpdateResult(batches, detached, norm, stepped, (stop_signal or signal.SIGTERM) if stopping else 0)
 
     def _forward_backward(self, batches: Sequence[Batch], stop: bool) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """Return the losses of the batches, and on the device the number of ranks that have been asked to stop."""
+        """Return the losses of the batches, and the number of ranks asked to stop, 0-dim, on the device."""
         state, rank = self.state, self._rank
         counts = torch.tensor([sum(batch.total_tokens for batch in batches), stop], dtype=torch.float64)
         totals = rank.sum(counts.to(rank.device, non_blocking=True))
-        # Each rank divides by the mean number of tokens per rank, so that the averaged gradient is that of the mean
-        # loss per token of the whole update, however the utterances are distributed over the ranks.
+        # Each rank divides by the mean number of tokens per rank, so that the gradient averaged by DDP is the gradient
+        # of the mean loss per token of the whole update, however the utterances are distributed over the ranks.
         tokens_per_rank = totals[0].float() / rank.world_size
         if state.gradients is not None:
             state.gradients.scale = state.scaler.scale(torch.ones((), device=rank.device))
         losses = []
         for i, batch in enumerate(batches):
-            # The index counts through the ranks, as the batches do: randomness does not depend on the rank of a batch.
+            # The index counts over all ranks, so the random numbers of a batch do not depend on its rank.
             torch.manual_seed(batch_seed(self._config.training.seed, i * rank.world_size + rank.index, state.update))
             with self._grad_sync(is_last=i == len(batches) - 1):
                 losses.append(self.objective(batch, self.ddp_model, state.update))
@@ -107,7 +107,7 @@ class Update:
         return losses, totals[1]
 
     def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
-        """Sum the gradients over the ranks in the backward pass of the last batch only."""
+        """Synchronize the gradients of all ranks only in the backward pass of the last batch."""
         if is_last or not isinstance(self.ddp_model, nn.parallel.DistributedDataParallel):
             return nullcontext()
         no_sync: AbstractContextManager[None] = self.ddp_model.no_sync()  # type: ignore[operator]
@@ -117,9 +117,9 @@ class Update:
 def sync_flags(*flags: Tensor) -> list[bool]:
     """Fetch all per-update flags in one device-to-host copy, the only synchronization point of an update.
 
-    It is needed before the optimizer step. A skipped update must change nothing, so the step counts of the optimizer,
-    which are on the host, must not advance, nor must the next batch replace one that has to be reported and saved. The
-    whole backward pass is enqueued by then: only the optimizer step starts late.
+    The optimizer step has to wait for it: if an update is skipped, the step counts of the optimizer, which are on the
+    host, must not advance, and the batches must be reported and saved before the next ones replace them. The whole
+    backward pass is enqueued by then, so only the optimizer step starts late.
 
     Args:
       flags: 0-dim bool tensors.
@@ -147,5 +147,5 @@ def regularizer_position(config: ExperimentConfig, batches_per_update: int, upda
 def _data_parallel(module: nn.Module, uses_all_parameters: bool, rank: Rank) -> nn.Module:
     if rank.world_size == 1:
         return module
-    # Without device_ids: with them, DDP moves to the device what is meant to stay on the CPU.
+    # Without device_ids: with them, DDP moves the lengths of a batch, which are read on the CPU, to the device.
     return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not uses_all_parameters)

@@ -156,7 +156,7 @@ def test_given_tokenizer_wins_when_decoding(moved, tmp_path):
 def test_folder_without_stored_files_uses_the_recorded_path(trained, moved, tmp_path):
     for name in STORED:
         (moved / name).unlink()
-    with pytest.raises(ValueError, match=r"no SentencePiece model of .*moved: neither .* nor .*--bpe-model"):
+    with pytest.raises(ValueError, match=r"no SentencePiece model for .*moved: neither .* nor .*--bpe-model"):
         load_trained_model(DecodeConfig(exp_dir=moved))
     recorded = trained / "corpus" / "bpe.model"
     assert find_tokenizer(moved, recorded) == recorded

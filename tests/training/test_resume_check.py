@@ -98,7 +98,7 @@ def test_other_tokens_are_rejected_even_if_their_number_is_the_same(corpus, dens
     other = {"bpe_model": tmp_path / "bpe.model"}
     with pytest.raises(ValueError, match="hash of --bpe-model="):
         runs.train(changed(dense, **other))
-    with pytest.raises(ValueError, match=r"trained with other tokens than .*--reinit-vocab 1"):
+    with pytest.raises(ValueError, match=r"trained with tokens other than .*--reinit-vocab 1"):
         runs.train(changed(dense, **other, exp_dir=tmp_path / "new", init_from=dense.training.exp_dir))
 
 

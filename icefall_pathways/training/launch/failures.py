@@ -57,8 +57,8 @@ def read_failure(store: dist.Store) -> RankFailure | None:
 class FailureWatch:
     """Context manager that reports an exception inside it to the other ranks, and exits when another rank reports one.
 
-    A killed rank cannot report. Therefore each rank sends heartbeats; rank 0 watches those of all other ranks, and they
-    watch that of rank 0. A thread does this, because the main thread may be blocked waiting for the failed rank.
+    A killed rank cannot report. Therefore each rank sends heartbeats: rank 0 watches the heartbeats of all other ranks,
+    and they watch the one of rank 0. A thread does this, because the main thread may wait for the failed rank.
 
     Args:
       store: Shared by all ranks.
@@ -99,7 +99,7 @@ class FailureWatch:
             self._store.add(_REPORTED_KEY, 1)
         except RuntimeError:  # the process that hosts the store has exited
             print(formatted, file=sys.stderr, flush=True)
-        time.sleep(2 * _POLL_SECONDS)  # lets the others read the report before their connections break
+        time.sleep(2 * _POLL_SECONDS)  # lets the other ranks read the report before their connections break
 
     def _watch(self) -> None:
         heartbeats: dict[int, tuple[int, float]] = {}

@@ -20,7 +20,7 @@ from icefall_pathways.training.launch.failures import FailureWatch, RankError, r
 from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped, stop_requests
 
 _launch_ids = count()  # a mask search launches once per language; an id keeps the keys of launches apart
-_FAILURES_PREFIX = "watch"  # of the keys of `FailureWatch` in the store
+_FAILURES_PREFIX = "watch"  # prefix of the keys of `FailureWatch` in the store
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rank:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in the order of the ranks; for small plain data that is rarely exchanged."""
+        """Return the values of all ranks, in the order of the ranks. They are pickled: use it for small values only."""
         values = [value]
         if self.world_size > 1:
             values = [None] * self.world_size

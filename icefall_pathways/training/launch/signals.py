@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-#: Signal by exit status of a process that stopped on request, as shells count them.
+#: Signal by exit status, 128 + signal number as in shells, of a process that stopped on request.
 EXIT_CODES = {128 + signum: signum for signum in (signal.SIGINT, signal.SIGTERM)}
 
 
@@ -33,7 +33,7 @@ class StopRequest:
     """A request to stop this process.
 
     Attributes:
-      signum: The signal that requested it; 0: no request yet.
+      signum: The signal; 0: no request yet.
     """
 
     signum: int = 0
