@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_run
+from loss_references import import_k2
 
 from icefall_pathways.files import read_json
 from icefall_pathways.models.config import ModelConfig
@@ -21,10 +22,6 @@ def without_k2(monkeypatch):
     resolve_rnnt_loss.cache_clear()
     yield
     resolve_rnnt_loss.cache_clear()
-
-
-def needs_k2():
-    pytest.importorskip("k2", reason="k2 cannot be imported: no losses to compare with", exc_type=ImportError)
 
 
 def losses_of_updates(corpus, exp_dir, model, **options):
@@ -46,7 +43,7 @@ def losses_of_updates(corpus, exp_dir, model, **options):
     ids=["emformer", "emformer bf16", "zipformer"],
 )
 def test_training_with_either_loss_is_equal(corpus, tmp_path, model, options):
-    needs_k2()
+    import_k2()
     expected, actual = (
         losses_of_updates(corpus, tmp_path / name, model, num_updates=12, rnnt_loss=name, **options)
         for name in ("k2", "builtin")
@@ -67,7 +64,7 @@ def test_training_does_not_need_k2_and_stores_the_loss_it_used(corpus, tmp_path)
 
 
 def test_a_run_resumes_with_the_other_loss_and_a_warning(corpus, tmp_path, capsys):
-    needs_k2()
+    import_k2()
     config = tiny_run.config(corpus, tmp_path / "exp", "en fr", num_updates=4)
     tiny_run.train_until(config, 3)
     assert "warning" not in capsys.readouterr().out

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import icefall_pathways
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim import scaled_adam
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -46,6 +47,8 @@ HOST_READS = {
 }
 # Validation inside k2, once in each of its two losses; it cannot be switched off.
 K2_READS = {("losses.py", "simple_loss"): 1, ("losses.py", "pruned_loss"): 1}
+if resolve_rnnt_loss("auto") == "builtin":
+    K2_READS = {}
 
 
 class ValueReads(TorchDispatchMode):

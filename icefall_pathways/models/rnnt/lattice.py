@@ -60,8 +60,8 @@ def sum_paths(px: Tensor, py: Tensor, boundary: Tensor, kept: Tensor | None = No
     blanks = py.masked_fill(~kept_nodes, 0.0)  # `arcs` is -inf there
     sums = blanks.cumsum(dim=2) - blanks
     arcs = (sums[:, :-1] + px.double() - sums[:, 1:]).masked_fill(~kept_arcs, _LOG_ZERO).masked_fill(is_free, 0.0)
-    final = torch.where(is_last & kept_nodes, sums + py, _LOG_ZERO * torch.ones_like(py)).amax(dim=(1, 2))
-    start_of_b = torch.where(frame <= last_frame[:, 0], final[:, None], _LOG_ZERO * torch.ones_like(py[:, 0]))
+    final = (sums + py).masked_fill(~(is_last & kept_nodes), _LOG_ZERO).amax(dim=(1, 2))
+    start_of_b = final[:, None].expand_as(py[:, 0]).masked_fill(frame > last_frame[:, 0], _LOG_ZERO)
     a, b = _forward_backward(arcs, start_of_b)
 
     score = a[:, -1].gather(1, last_frame[:, 0])[:, 0] + final
