@@ -85,7 +85,7 @@ class StreamingDecodeConfig(CommonConfig):
     """Options of streaming decoding (chunk by chunk)."""
 
     num_decode_streams: int = 2000
-    """Number of utterances decoded in parallel."""
+    """Number of utterances to decode in parallel."""
 
     beam_size: NumActivePaths = 4
     """For modified_beam_search: hypotheses kept per stream."""

@@ -33,10 +33,10 @@ class CompareConfig:
     """Experiment folder of the second system."""
 
     method: str = "streaming/modified_beam_search"
-    """Folder of the results inside each experiment."""
+    """Folder of the results in each experiment folder, such as greedy_search."""
 
     split: str = "test"
-    """Decoded split."""
+    """Decoded split, test or dev."""
 
     resample: Literal["utterance", "speaker"] = "utterance"
     """Unit of the bootstrap: utterances, or speakers with all their utterances (wider intervals, which hold for new

@@ -32,10 +32,10 @@ class ReportConfig:
     """Systems as NAME=EXP_DIR, in the order of the table; quote names with spaces: "'my LAP=my exp/lap'"."""
 
     method: str = "streaming/modified_beam_search"
-    """Folder of the results inside each experiment."""
+    """Folder of the results in each experiment folder, such as greedy_search."""
 
     split: str = "test"
-    """Decoded split."""
+    """Decoded split, test or dev."""
 
     output: Path = Path("exp/report.html")
     """HTML file of the report."""

@@ -36,13 +36,13 @@ class StudyConfig:
     """Folder of the study."""
 
     method: str = "streaming/modified_beam_search"
-    """Folder of the results inside each experiment."""
+    """Folder of the results in each experiment folder, such as greedy_search."""
 
     split: str = "test"
-    """Decoded split."""
+    """Decoded split, test or dev."""
 
     output: Path = Path("exp/study/study.md")
-    """Tables in Markdown; the plot of error rates over sparsity has the same name with .png."""
+    """Markdown file for the tables; the plot of error rates over sparsity is written next to it, as .png."""
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ class CalibrationConfig(StreamingDecodeConfig):
     """Options of the calibration of language identification."""
 
     split: Literal["test", "dev"] = "test"
-    """Split of the corpus for the evaluation. Calibration uses dev."""
+    """Split on which language identification is evaluated; the calibration uses dev."""
 
     seconds: str = "0.5 1 1.5 2 3"
-    """Seconds of speech, counted from the first token, after which the report evaluates language identification."""
+    """Durations of speech after the first token at which language identification is evaluated, separated by spaces."""
 
     min_speech_seconds: float = 2.0
     """Seconds of speech after which transcribe.py selects the language."""
@@ -51,10 +51,10 @@ class CalibrationConfig(StreamingDecodeConfig):
     features: Literal[
         "best", "all", "search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token"
     ] = "best"
-    """Features that transcribe.py uses; best: those with the lowest cross entropy on dev."""
+    """Features that transcribe.py uses: one of them, all, or best: those with the lowest cross entropy on dev."""
 
     num_decode_streams: int = 32
-    """Number of utterances decoded in parallel, each through all pathways."""
+    """Number of utterances to decode in parallel, each through all pathways."""
 
     @property
     def evaluated_seconds(self) -> list[float]:
