@@ -37,7 +37,7 @@ READERS = (
 # Functions that read tensors which are on the CPU, whatever the device of the model: (file, function).
 HOST_READS = {
     ("regularizers.py", "sample"),  # a random number drawn on the CPU, the same for each rank and device
-    ("streaming_encoder.py", "_draw"),  # another one
+    ("streaming_encoder.py", "_sample"),  # another one
     ("batch.py", "total_tokens"),  # numbers of tokens of the batch, from the data loader
     ("batch.py", "seconds"),  # lengths of the batch, from the data loader
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
