@@ -29,6 +29,7 @@ from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import PathwayModule
+from icefall_pathways.torch_compat import num_storage_bytes
 
 VOCAB_SIZE = 500
 SPARSITY = 0.7
@@ -87,8 +88,7 @@ def measure(size: str, num_languages: int) -> dict[str, float]:
 
 def megabytes(tensors: Iterable[Tensor]) -> float:
     """Return the size of all tensors in 10^6 bytes; tensors that share storage count once."""
-    storages = {tensor.storage().data_ptr(): tensor.storage().nbytes() for tensor in tensors}
-    return sum(storages.values()) / 1e6
+    return num_storage_bytes(tensors) / 1e6
 
 
 def _put_sizes(queue: "Queue[dict[str, float]]", size: str, num_languages: int) -> None:

@@ -17,7 +17,7 @@ PACKAGE = "icefall_pathways"
 # From bottom to top. A component imports itself and components of lower layers, not other components of its layer.
 # "" is `icefall_pathways/__init__.py`.
 LAYERS = (
-    ("constants", "errors", "files", "languages", "options"),
+    ("constants", "errors", "files", "languages", "options", "torch_compat"),
     ("corpora", "models"),
     ("data", "pathways"),
     ("optim",),
@@ -33,7 +33,7 @@ LAYERS = (
 
 # For some components, the only other components that they may import.
 ALLOWED = {
-    "models": {"constants", "errors"},  # no languages, masks or files
+    "models": {"constants", "errors", "torch_compat"},  # no languages, masks or files
     "pathways": {"errors", "files"},  # no speech
     "optim": {"pathways"},
 }

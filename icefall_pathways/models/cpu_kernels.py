@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icefall_pathways.models.regularizers import balancing_coefficients
+from icefall_pathways.torch_compat import is_cpu_autocast_enabled
 
 #: Slope of the linear term of both Swoosh functions. Scripted functions cannot read it and repeat it as 0.08.
 SWOOSH_SLOPE = 0.08
@@ -227,7 +228,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tu
     """
     maps = x.permute(0, 3, 1, 2)
     # With a single row, torch's own gradient is faster.
-    if x.size(1) > 1 and use_cpu_kernels(x) and torch.is_grad_enabled() and not torch.is_autocast_cpu_enabled():
+    if x.size(1) > 1 and use_cpu_kernels(x) and torch.is_grad_enabled() and not is_cpu_autocast_enabled():
         out: Tensor = _DepthwiseConv2d.apply(maps, weight, bias, padding)
     else:
         out = _conv2d(maps, weight, bias, padding)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from icefall_pathways.data.datamodule import SpeechDataModule
@@ -11,6 +10,7 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.torch_compat import cuda_grad_scaler
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, trainable_masks
@@ -61,7 +61,7 @@ class TrainState:
         self.trainable = trainable_masks(self.model, self.masks, options)
         self.gradients = LanguageGradients(all_reduce_sum=rank.sum) if track_gradients else None
         self.optimizer = build_optimizer(self.model.named_parameters(), options)
-        self.scaler = torch.cuda.amp.GradScaler(enabled=options.use_fp16 and rank.device.type == "cuda")
+        self.scaler = cuda_grad_scaler(enabled=options.use_fp16 and rank.device.type == "cuda")
         self.average = ModelAverage(self.model, options.average_period)
         self.batches_per_update = rank.world_size * options.accum_grad
         self.updates_per_epoch = data.updates_per_epoch(self.batches_per_update)

@@ -19,6 +19,7 @@ from icefall_pathways.decoding.streaming import (
 )
 from icefall_pathways.pathways.activation import FoldedPathways, activate
 from icefall_pathways.searches import FastBeamSearch, GreedySearch, Hypothesis, ModifiedBeamSearch
+from icefall_pathways.torch_compat import num_storage_bytes
 
 LANGUAGES = ("en", "fr", "it")
 NEVER = 1e9
@@ -239,8 +240,7 @@ def _tensors(value):
 
 def _num_bytes(session):
     """Return the memory of a session in bytes: tensors, and token lists."""
-    storages = {tensor.storage().data_ptr(): tensor.storage().nbytes() for tensor in _tensors(session)}
-    return sum(storages.values()) + 8 * (len(session.previous_tokens) + len(session.carried_over))
+    return num_storage_bytes(_tensors(session)) + 8 * (len(session.previous_tokens) + len(session.carried_over))
 
 
 def test_memory_of_a_session_is_bounded(emformer):

@@ -1,0 +1,32 @@
+"""API that torch renamed between 1.13.1 and the current version, under one name for both."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# torch 2.4 made the functions of autocast depend on the device type; before, the CPU had functions of its own.
+_AUTOCAST_PER_DEVICE = hasattr(torch, "get_autocast_dtype")
+
+
+def cuda_grad_scaler(enabled: bool) -> torch.cuda.amp.GradScaler:
+    """Return a loss scaler for CUDA; torch 2.3 moved the class to `torch.amp`."""
+    scaler: Any = getattr(torch.amp, "GradScaler", None)
+    return torch.cuda.amp.GradScaler(enabled=enabled) if scaler is None else scaler("cuda", enabled=enabled)
+
+
+def is_cpu_autocast_enabled() -> bool:
+    """Return True inside `torch.autocast("cpu")`."""
+    is_enabled: Any = torch.is_autocast_enabled  # the types of torch 1.13.1 know no argument
+    enabled: bool = is_enabled("cpu") if _AUTOCAST_PER_DEVICE else torch.is_autocast_cpu_enabled()
+    return enabled
+
+
+def num_storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the memory of tensors in bytes; storage that several tensors share counts once.
+
+    torch 2.0 replaced `Tensor.storage` by `Tensor.untyped_storage`.
+    """
+    storages = (getattr(tensor, "untyped_storage", tensor.storage)() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

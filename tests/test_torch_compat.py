@@ -1,0 +1,55 @@
+"""torch_compat returns the same values on both versions of torch, and no other module calls deprecated API."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from icefall_pathways.torch_compat import cuda_grad_scaler, is_cpu_autocast_enabled, num_storage_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPRECATED = re.compile(r"cuda\.amp\b|\bis_autocast_cpu_enabled\b|\.storage\(\)")
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_a_disabled_scaler_changes_no_value_and_has_no_state():
+    scaler = cuda_grad_scaler(enabled=False)
+    assert isinstance(scaler, getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler))
+    loss = torch.ones(())
+    assert scaler.scale(loss) is loss and scaler.get_scale() == 1.0
+    assert not scaler.is_enabled() and scaler.state_dict() == {}
+
+
+def test_autocast_is_recognized_on_the_cpu():
+    assert not is_cpu_autocast_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert is_cpu_autocast_enabled()
+        with torch.autocast("cpu", enabled=False):
+            assert not is_cpu_autocast_enabled()
+    assert not is_cpu_autocast_enabled()
+
+
+def test_shared_storage_counts_once():
+    x, y = torch.zeros(10, 5), torch.zeros(3, dtype=torch.int64)
+    assert num_storage_bytes([]) == 0
+    assert num_storage_bytes([x[:2]]) == 200
+    assert num_storage_bytes([x, x[1:], x.t(), y]) == 200 + 24
+
+
+def test_deprecated_names_are_used_in_one_module():
+    folders = ("icefall_pathways", "benchmarks", "egs", "tests")
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        if DEPRECATED.search(path.read_text(encoding="utf-8"))
+    }
+    assert users == {"icefall_pathways/torch_compat.py", "tests/test_torch_compat.py"}
