@@ -5,9 +5,9 @@ Usage:
 
   OMP_NUM_THREADS=1 benchmarks/masks.py --millions 100 --num-languages 8
 
-The model is a stack of transformer layers of which only the shapes are used. Every operation runs in a separate
-process; its memory is the peak of the process minus its memory without masks, so the codes are included. Seconds are
-CPU time, which is independent of other jobs on the machine. Pruning also holds weights and scores, as floats.
+The model is a stack of transformer layers; only their shapes are used. Every operation runs in a separate process; its
+memory is the peak of the process minus its memory without masks, so the codes are included. Seconds are CPU time, which
+is independent of other jobs on the machine. Pruning also holds weights and scores, as floats.
 """
 
 import tempfile
@@ -143,10 +143,10 @@ def _measure(name: str, config: BenchmarkConfig, folder: Path, results: "Queue[t
     run = OPERATIONS[name](config, folder)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.process_time()
-    kept = run()
+    result = run()  # kept until the peak has been read
     seconds = time.process_time() - start
     results.put((seconds, _memory("VmHWM") - before))
-    del kept
+    del result
 
 
 def measure(config: BenchmarkConfig) -> list[dict[str, float | str]]:

@@ -7,7 +7,7 @@ Usage:
 
 For each number of languages, a separate process creates a Zipformer, random masks, the optimizer and the running
 average, and runs an update of every language: the first on two utterances of 5 s, the others with random gradients. The
-size of an object is that of its tensors; the peak is that of the resident memory, including libraries.
+size of an object is the size of its tensors; the peak is the maximum resident memory, including libraries.
 """
 
 import resource

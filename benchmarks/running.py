@@ -44,7 +44,7 @@ REPORT = Path(__file__).with_suffix(".md")
 RECIPE = Path(__file__).resolve().parents[1] / "egs/mls/ASR"
 SPARSITY = 0.7
 PARTS = ("waiting for data", "forward", "backward", "optimizer", "other")
-OPERATORS = 14  # rows of a profile
+NUM_OPERATORS = 14  # rows of a profile
 
 _EMFORMER = ModelConfig(
     num_encoder_layers=6,
@@ -89,7 +89,7 @@ class RunningConfig:
 
 
 class DoneError(Exception):
-    """End of the measurement."""
+    """Raised at the end of the measurement to stop the training."""
 
 
 class UpdateTimer(Callback):
@@ -109,7 +109,7 @@ class UpdateTimer(Callback):
         self.shares: dict[str, float] = {}
         self.update_seconds = 0.0
         self._warm_up = warm_up
-        self._length = seconds
+        self._duration = seconds
         self._seconds: dict[str, float] = defaultdict(float)
         self._start = self._update_start = 0.0
         objective, optimizer = trainer.update_step.objective, trainer.state.optimizer
@@ -127,11 +127,11 @@ class UpdateTimer(Callback):
         self._seconds["forward and backward"] += time.monotonic() - self._update_start
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
-        """Start after the warm-up; stop when the time is over."""
+        """Start the measurement after the warm-up; stop the training when the time is over."""
         if state.update == self._warm_up:
             self._seconds.clear()
             self._start = time.monotonic()
-        elif state.update > self._warm_up and (elapsed := time.monotonic() - self._start) > self._length:
+        elif state.update > self._warm_up and (elapsed := time.monotonic() - self._start) > self._duration:
             self.update_seconds = elapsed / (state.update - self._warm_up)
             parts = self._seconds
             backward = parts["forward and backward"] - parts["forward"]
@@ -142,7 +142,7 @@ class UpdateTimer(Callback):
 
 
 class _TimedObjective:
-    """An objective whose time is measured."""
+    """An objective that measures its time."""
 
     def __init__(self, objective: Objective, seconds: dict[str, float]) -> None:
         self.autocast = objective.autocast
@@ -153,7 +153,13 @@ class _TimedObjective:
 
 
 class UpdateProfiler(Callback):
-    """Profile some updates, and stop the training after them."""
+    """Profile some updates, and stop the training after them.
+
+    Args:
+      profiler: torch's profiler.
+      first: The first profiled update, from 1.
+      num_updates: Number of profiled updates.
+    """
 
     def __init__(self, profiler: profile, first: int, num_updates: int) -> None:
         self._profiler = profiler
@@ -161,7 +167,7 @@ class UpdateProfiler(Callback):
         self._end = first + num_updates
 
     def on_update_start(self, state: TrainState, batches: Sequence[Batch], wait_seconds: float) -> None:
-        """Start and stop the profiler."""
+        """Start or stop the profiler if it is due."""
         if state.update == self._first:
             self._profiler.start()
         elif state.update == self._end:
@@ -206,7 +212,7 @@ def make_trainer(case: str, on_the_fly: bool, workers: int) -> Iterator[Trainer]
         yield Trainer(config, model, SpeechDataModule(data, tokenizer), tokenizer, Rank(), masks)
 
 
-def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]:
+def measure(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]:
     """Return rows with the share of waiting time, and the shares of the parts of an update with stored features."""
     rows, parts = [], []
     for on_the_fly in (False, True):
@@ -224,7 +230,7 @@ def waits(case: str, config: RunningConfig) -> tuple[list[list[str]], list[str]]
     return rows, parts
 
 
-def operators(case: str, config: RunningConfig) -> list[list[str]]:
+def profile_operators(case: str, config: RunningConfig) -> list[list[str]]:
     """Return rows of the operators with the largest share of time in torch's profile."""
     updates, profiler = 10, profile(activities=[ProfilerActivity.CPU])
     with make_trainer(case, False, 2) as trainer, suppress(DoneError):
@@ -237,15 +243,15 @@ def operators(case: str, config: RunningConfig) -> list[list[str]]:
         share = sum(event.self_cpu_time_total for event in events) / total
         return [case, name, f"{100 * share:.1f} %", f"{sum(event.count for event in events) / updates:.0f}"]
 
-    first = [row(event.key.removeprefix("aten::"), [event]) for event in events_by_time[:OPERATORS]]
-    return [*first, row("all others", events_by_time[OPERATORS:])]
+    rows = [row(event.key.removeprefix("aten::"), [event]) for event in events_by_time[:NUM_OPERATORS]]
+    return [*rows, row("all others", events_by_time[NUM_OPERATORS:])]
 
 
 def main() -> None:
     """Run the benchmark and print the tables."""
     config = parse(RunningConfig, __doc__)
     os.chdir(config.recipe_dir)
-    measured = [waits(case, config) for case in config.cases.split()]
+    measured = [measure(case, config) for case in config.cases.split()]
     tables: list[tuple[str, list[str], list[list[str]]]] = [
         (
             "waiting",
@@ -256,7 +262,7 @@ def main() -> None:
         (
             "operators",
             ["", "operator", "share of time", "calls / update"],
-            [row for case in config.cases.split() for row in operators(case, config)],
+            [row for case in config.cases.split() for row in profile_operators(case, config)],
         ),
     ]
     for name, header, rows in tables:

@@ -53,11 +53,11 @@ class SoakConfig:
     """Seed of the times and signals."""
 
     fork: bool = False
-    """Start runs as forks of this process, without import time: otherwise short runs on a busy machine do little."""
+    """Fork the runs from this process to save import time, which short runs on a busy machine mostly consist of."""
 
 
 def soak(config: SoakConfig, options: list[str]) -> str:
-    """Run both, and return a summary.
+    """Run the uninterrupted and the killed training, compare them, and return a summary.
 
     Raises:
       ValueError: The folder is not empty, a run failed, or the results differ.
@@ -104,7 +104,7 @@ def _run_and_kill(config: SoakConfig, start: Callable[[], "Process"]) -> dict[st
 
 
 class Fork:
-    """A forked training process, with the methods of `subprocess.Popen` that are used here."""
+    """A forked training process, with the methods of `subprocess.Popen` that this script needs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -24,7 +24,7 @@ def put_table(path: Path, name: str, header: Sequence[str], rows: Sequence[Seque
     _, end_marker, after = rest.partition(end)
     if not (start_marker and end_marker):
         raise ValueError(
-            f"{path} has no markers of the table {name}: expected a line {start} and below it a line {end}"
+            f"{path} has no markers for the table {name}: expected a line {start}, followed by a line {end}"
         )
     table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
     path.write_text(f"{before}{start}\n{table}\n{end}{after}")

@@ -32,7 +32,7 @@ from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import PathwayModule
 
 VOCAB_SIZE = 500
-PREVIOUS_UPDATES = 250  # of the optimizer, before the first step
+PREVIOUS_UPDATES = 250  # optimizer updates before the first step
 UTTERANCES, FRAMES, TOKENS = 12, 500, 20
 LANGUAGES = ("en", "fr", "it", "nl")
 PARTS = ("encoder forward", "loss", "loss backward", "encoder backward", "optimizer")
@@ -93,12 +93,12 @@ class TimedStep:
         self.optimizer = ScaledAdam(model.named_parameters())
         self._run_previous_updates()
         self.stopwatch = Stopwatch()
-        # The first layer that reads the encoder output: its input gradient is complete last.
+        # The first layer that reads the encoder output: the gradient of its input is the last to be complete.
         model.decoder.register_forward_pre_hook(self.stopwatch.mark)
         model.simple_am_proj.register_forward_pre_hook(self._time_gradient)
 
     def _run_previous_updates(self) -> None:
-        """Run updates with learning rate 0, after which the optimizer corrects the bias of its moments no longer."""
+        """Run updates with learning rate 0, after which the optimizer no longer corrects the bias of its moments."""
         group = self.optimizer.param_groups[0]
         lr, group["lr"] = group["lr"], 0.0
         for parameter in group["params"]:

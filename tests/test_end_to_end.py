@@ -1,6 +1,6 @@
 """The whole recipe, from a corpus of one minute to the report, with a model of two small layers.
 
-Once with the embedded corpus in an empty folder, and once with a folder in MLS layout and languages outside the demo.
+It runs with the embedded corpus in an empty folder, and with a folder in MLS layout and languages outside the demo.
 """
 
 import os

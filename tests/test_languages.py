@@ -50,7 +50,7 @@ def test_language_option_may_be_empty_and_rejects_unknown_languages(capsys):
     assert "unknown language 'klingon'" in "".join(capsys.readouterr())
 
 
-def test_languages_of_a_configuration_survive_json_and_may_be_strings():
+def test_languages_of_a_configuration_survive_a_json_round_trip_and_may_be_strings():
     config = DataConfig(languages="french en")
     assert config.languages == ("fr", "en")
     stored = json.loads(json.dumps(options.to_dict(config)))

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Commands that tools/make_env.sh needs before it has found Python.
-BASICS = [
+BASIC_COMMANDS = [
     "bash",
     "env",
     "dirname",
@@ -38,7 +38,7 @@ def bare_machine(tmp_path):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     (tmp_path / "bin").mkdir()
-    for command in BASICS:
+    for command in BASIC_COMMANDS:
         (tmp_path / "bin" / command).symlink_to(shutil.which(command))
     return tmp_path, {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
 

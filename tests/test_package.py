@@ -90,7 +90,7 @@ def test_installed_command_prints_help(wheel, tmp_path):
     assert "icefall-pathways transcribe --exp-dir exp/pathways --lang fr speech.mp3" in text and "--lang" in text
 
 
-HELP_WITHOUT = """
+PRINT_HELP_WITHOUT_EXTRAS = """
 import contextlib, importlib.machinery, io, sys
 hidden = set(sys.argv.pop().split())
 class Finder(importlib.machinery.PathFinder):
@@ -114,7 +114,7 @@ for command in cli.SCRIPTS:
 
 def test_every_command_prints_help_with_core_dependencies_only():
     done = subprocess.run(
-        [sys.executable, "-c", HELP_WITHOUT, " ".join(NOT_CORE)],
+        [sys.executable, "-c", PRINT_HELP_WITHOUT_EXTRAS, " ".join(NOT_CORE)],
         capture_output=True,
         text=True,
         cwd=ROOT,

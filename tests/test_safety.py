@@ -24,7 +24,7 @@ from icefall_pathways.training.nonfinite import read_batch
 
 
 class Evil:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -33,5 +33,5 @@ def test_put_table_replaces_the_table_between_its_markers(benchmark, tmp_path):
     lines = path.read_text().splitlines()
     assert lines[:2] == ["above", "<!-- steps -->"] and lines[-2:] == ["<!-- end of steps -->", "below"]
     assert "| 2   |" in lines and "| 1   |" not in lines and "old" not in lines
-    with pytest.raises(ValueError, match="no markers of the table overhead"):
+    with pytest.raises(ValueError, match="no markers for the table overhead"):
         benchmark.put_table(path, "overhead", ["a"], [])

@@ -50,7 +50,7 @@ def test_a_wrong_sampling_rate_or_language_is_an_error_and_leaves_no_manifest(tm
     assert not list(tmp_path.iterdir())
 
 
-def test_file_names_of_mls_are_those_of_lhotse_prepare_mls():
+def test_manifest_names_of_mls_equal_those_of_lhotse_prepare_mls():
     french = files(Path("data"))
     assert french.recordings == Path("data/mls-french_recordings_test.jsonl.gz")
     assert french.supervisions == Path("data/mls-french_supervisions_test.jsonl.gz")

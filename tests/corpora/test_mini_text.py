@@ -37,7 +37,7 @@ def test_splits_have_disjoint_sentences(code: str) -> None:
         ("en", "...", ""),
     ],
 )
-def test_normalization(code: str, text: str, expected: str) -> None:
+def test_text_is_normalized_or_rejected(code: str, text: str, expected: str) -> None:
     assert normalize(text, get_language(code)) == expected
 
 

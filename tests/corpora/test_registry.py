@@ -1,4 +1,4 @@
-"""A new corpus is one module and one registry line: a toy corpus passes through the whole recipe."""
+"""A new corpus needs one module and one registry entry: a toy corpus works in the whole recipe."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def prepared(tmp_path, registered):
-    """Prepare the toy corpus by way of the registry and return its folder."""
+    """Prepare the toy corpus via the registry and return the folder of its data."""
     get_corpus_command.run(get_corpus_command.Config("toy", tmp_path / "corpus", "en"))
     prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", "en"))
     config = ComputeFbankConfig(tmp_path / "manifests", tmp_path / "fbank", "en", num_jobs=1)
@@ -92,7 +92,7 @@ def test_a_registered_corpus_has_the_functions_of_its_interface(name):
     assert spec.languages and set(spec.languages) <= set(LANGUAGES)
 
 
-def test_options_that_determine_the_content_of_the_embedded_corpus_and_mls():
+def test_content_options_of_the_embedded_corpus_and_mls():
     assert "hours" in CORPORA["mini"].content_options and CORPORA["mls"].content_options == ("subset",)
 
 

@@ -26,7 +26,10 @@ TONE = "10_100_000000"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """German features at three speeds, the same without stored features, and a small MUSAN; one utterance is a tone."""
+    """Return a folder with German cuts at three speeds, with and without stored features, and a small MUSAN.
+
+    One utterance is a tone.
+    """
     folder = tmp_path_factory.mktemp("augmentation")
     language = make_language(folder / "corpus", "de")
     tone = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)

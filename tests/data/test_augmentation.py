@@ -16,7 +16,7 @@ def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_seeded_is_reproducible_and_restores_the_random_state() -> None:
+def test_seeded_draws_are_reproducible_and_the_random_state_is_restored() -> None:
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)

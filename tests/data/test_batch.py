@@ -38,7 +38,7 @@ def test_only_the_features_are_pickled_as_a_tensor(batch: Batch) -> None:
     assert [name for name, value in state.items() if isinstance(value, torch.Tensor)] == ["inputs"]
 
 
-def test_tokens_are_those_of_the_transcripts(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_tokens_are_the_encoded_transcripts(corpus: Path, tokenizer: Tokenizer) -> None:
     for batch in data_module(corpus, tokenizer).train_batches(0, 3, seed=1):
         rows = zip(batch.tokens.tolist(), batch.num_tokens.tolist(), strict=True)
         encoded = [row[:count] for row, count in rows]
@@ -52,7 +52,7 @@ def test_without_a_tokenizer_batches_have_no_tokens(corpus: Path) -> None:
     assert batch.tokens.shape == (len(batch), 0) and batch.total_tokens == 0
 
 
-def test_seconds_and_cuts(batch: Batch) -> None:
+def test_a_batch_has_the_duration_and_ids_of_its_cuts(batch: Batch) -> None:
     assert batch.seconds == pytest.approx(sum(cut.duration for cut in batch.cuts))
     assert len(batch) == len(batch.cuts) == len(batch.texts) == len(set(batch.cut_ids))
 

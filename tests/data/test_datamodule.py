@@ -189,7 +189,7 @@ def test_ranks_get_different_cuts_of_the_same_language(
     assert sorted(english) == sorted(f"en-train-{i}" for i in range(SIZES["en"]))  # every cut exactly once
 
 
-def test_batches_of_a_rank_resume(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_a_resumed_rank_gets_the_batches_of_an_uninterrupted_one(corpus: Path, tokenizer: Tokenizer) -> None:
     whole = list(data_module(corpus, tokenizer).train_batches(0, 30, 5, 1, 2))
     assert_same(list(data_module(corpus, tokenizer).train_batches(17, 13, 5, 1, 2)), whole[17:])
 
@@ -203,7 +203,7 @@ def test_closing_stops_the_workers(corpus: Path, tokenizer: Tokenizer) -> None:
     assert not set(active_children()) - others
 
 
-def test_updates_per_epoch(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_an_epoch_covers_the_audio_of_all_languages(corpus: Path, tokenizer: Tokenizer) -> None:
     seconds = sum(sum(lengths(size)) for size in SIZES.values()) / 100
     data = data_module(corpus, tokenizer)
     assert data.updates_per_epoch(1) == math.ceil(seconds / 12)

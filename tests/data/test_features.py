@@ -66,12 +66,12 @@ def lhotse_fbank(samples: Tensor, high_freq: float) -> Tensor:
 
 
 @pytest.mark.parametrize("num_samples", [16000, 20017, 31999])
-def test_features_equal_those_of_lhotse(num_samples: int) -> None:
+def test_features_equal_lhotse_fbank_features(num_samples: int) -> None:
     samples = speech_like(num_samples)
     torch.testing.assert_close(offline(samples), lhotse_fbank(samples, -400.0), rtol=0, atol=TOLERANCE)
 
 
-def test_default_filters_are_those_of_lhotse() -> None:
+def test_default_filters_equal_lhotse_filters() -> None:
     """kaldifeat's own default of high_freq, 0, gives other filters."""
     samples = speech_like(RATE)
     expected, other = lhotse_fbank(samples, -400.0), lhotse_fbank(samples, 0.0)

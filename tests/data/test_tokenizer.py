@@ -21,7 +21,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(iter(TEXTS), 60, tmp_path_factory.mktemp("lang"))
 
 
-def test_special_tokens_and_token_table(model_path: Path) -> None:
+def test_token_table_starts_with_the_special_tokens(model_path: Path) -> None:
     lines = (model_path.parent / "tokens.txt").read_text(encoding="utf-8").splitlines()
     assert lines[:3] == ["<blk> 0", "<sos/eos> 1", "<unk> 2"]
     assert [int(line.split()[1]) for line in lines] == list(range(60))
@@ -39,7 +39,7 @@ def test_encoding_and_decoding_restores_texts_of_every_language(model_path: Path
 
 
 def test_texts_are_converted_for_an_upper_case_model(tmp_path: Path) -> None:
-    """Such as icefall's for LibriSpeech, whose transcripts are in upper case."""
+    """An example is icefall's model for LibriSpeech, whose transcripts are in upper case."""
     tokenizer = Tokenizer(train_tokenizer([text.upper() for text in TEXTS[:2] * 9], 33, tmp_path))
     assert not any(symbol[-1].islower() for symbol in tokenizer.symbols[3:])
     texts = ["twenty-one men went", "l'œuvre était là"]
@@ -48,7 +48,7 @@ def test_texts_are_converted_for_an_upper_case_model(tmp_path: Path) -> None:
     assert tokenizer.uncovered("o'er ж") == {"ж"}
 
 
-def test_unknown_character_is_unk(model_path: Path) -> None:
+def test_unknown_character_is_encoded_as_unk(model_path: Path) -> None:
     assert 2 in Tokenizer(model_path).encode(["ж"])[0]
 
 

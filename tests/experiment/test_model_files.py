@@ -1,4 +1,4 @@
-"""An experiment folder is self-contained: it works after it was moved and the data of its training was deleted."""
+"""An experiment folder is self-contained: it works after it is moved and its training data is deleted."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ STORED = {layout.BPE_MODEL_FILE, layout.TOKENS_FILE, layout.FEATURES_FILE}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Return a corpus, and an experiment folder that was trained on it and moved away; not to be changed."""
+    """Return a folder with a corpus and an experiment that was trained on it; tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     tiny_run.make_corpus(folder / "corpus")
     runs.train(tiny_run.config(folder / "corpus", folder / "exp", num_updates=2))
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def moved(trained, tmp_path):
-    """Return a copy of the corpus without its tokenizer, and of the experiment, both elsewhere."""
+    """Copy the experiment, and the corpus without its tokenizer, to another folder; return the copy of the former."""
     shutil.copytree(trained / "exp", tmp_path / "moved")
     shutil.copytree(trained / "corpus" / "fbank", tmp_path / "corpus" / "fbank")
     path = tmp_path / "moved" / "checkpoint-2.pt"
@@ -146,7 +146,7 @@ def test_precedence_of_tokenizers(moved, tmp_path):
     assert config.training.tokenizer_path == default, "new vocabulary: not the one of --init-from"
 
 
-def test_given_tokenizer_wins_when_decoding(moved, tmp_path):
+def test_given_tokenizer_takes_precedence_when_decoding(moved, tmp_path):
     other = train_tokenizer([text[::-1] for text in TEXTS.values()], 20, tmp_path / "other")
     assert load_trained_model(DecodeConfig(exp_dir=moved)).tokenizer.symbols != Tokenizer(other).symbols
     trained_model = load_trained_model(DecodeConfig(exp_dir=moved, bpe_model=other))
@@ -165,7 +165,7 @@ def test_folder_without_stored_files_uses_the_recorded_path(trained, moved, tmp_
     assert load_trained_model(DecodeConfig(exp_dir=moved)).tokenizer.symbols == Tokenizer(recorded).symbols
 
 
-def test_features_that_this_version_does_not_compute(moved):
+def test_model_trained_on_other_features_is_rejected(moved):
     path = moved / layout.FEATURES_FILE
     path.write_text(path.read_text().replace('"num_bins": 80', '"num_bins": 40'))
     with pytest.raises(ValueError, match=r"features\.json: .*num_bins=40 instead of 80.*use the version"):

@@ -50,5 +50,5 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
                 path.with_suffix(".txt").write_text(text, encoding="utf-8")
 
 
-#: The line of the registry.
+#: The registry entry.
 SPEC = CorpusSpec("toy", "a toy corpus", "toy_corpus", (LanguageCode("en"),), acquire_command="get_corpus")

@@ -62,8 +62,8 @@ def test_entries_outside_all_masks_keep_their_value(run, use_averaged_model):
 
 @pytest.mark.parametrize("use_averaged_model", [True, False])
 @pytest.mark.parametrize("avg", [1, 3])
-def test_updates_of_other_languages_do_not_change_entries_of_one_language(run, avg, use_averaged_model):
-    """Over a range of updates without a language, the mean of its own entries is their previous value."""
+def test_averages_keep_entries_that_only_untrained_languages_use(run, avg, use_averaged_model):
+    """Entries that no language of the averaged updates uses have their previous value as mean."""
     exp_dir, _, masks, languages = run
     kept = moved = 0
     for end in (4, UPDATES):
@@ -79,7 +79,7 @@ def test_updates_of_other_languages_do_not_change_entries_of_one_language(run, a
     assert kept > 1000 and moved > 1000
 
 
-def test_decoding_uses_the_average_of_its_options(run):
+def test_decoding_uses_the_average_that_its_options_define(run):
     exp_dir = run[0]
     for avg, use_averaged_model in ((1, True), (3, False)):
         config = DecodeConfig(exp_dir=exp_dir, iter=UPDATES, avg=avg, use_averaged_model=use_averaged_model)

@@ -71,7 +71,7 @@ class ErrorRecorder(Callback):
         self.error = error
 
 
-def test_the_end_of_training_reports_the_error_that_caused_it(corpus, tmp_path):
+def test_on_train_end_receives_the_error_that_stopped_the_training(corpus, tmp_path):
     recorder = ErrorRecorder()
     with pytest.raises(ZeroDivisionError):
         runs.train(tiny_run.config(corpus, tmp_path, "en"), [recorder])

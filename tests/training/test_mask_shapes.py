@@ -26,14 +26,14 @@ def search(corpus, dense, exp_dir, languages="en", **pruning):
 
 
 @pytest.mark.parametrize(("granularity", "sparsity"), [("2:4", 0.5), ("block:4x4", 0.7), ("row", 0.6)])
-def test_found_masks_have_the_granularity(corpus, dense, tmp_path, granularity, sparsity):
+def test_searched_masks_have_the_requested_granularity(corpus, dense, tmp_path, granularity, sparsity):
     masks = search(corpus, dense, tmp_path / "search", granularity=granularity, sparsity=sparsity)
     assert masks.header.granularity == granularity and masks.header.target_sparsity == sparsity
     assert all(parse_granularity(granularity).matches(masks.codes[name]) for name in masks.names)
     assert masks.sparsity("en") == pytest.approx(sparsity, abs=0.05)
 
 
-def test_a_global_search_with_layer_sparsities(corpus, dense, tmp_path):
+def test_a_global_search_respects_the_sparsities_of_layers(corpus, dense, tmp_path):
     layers = "encoder.emformer_layers.0=0.4"
     shape = {"prune_allocation": "global", "layer_sparsity": layers, "sparsity": 0.6, "prune_scope": "encoder"}
     masks = search(corpus, dense, tmp_path / "search", **shape)
@@ -46,19 +46,19 @@ def test_a_global_search_with_layer_sparsities(corpus, dense, tmp_path):
     assert len(others) > 3
 
 
-def times_of_masks(exp_dir):
+def mask_file_times(exp_dir):
     return {path.parent.name: path.stat().st_mtime_ns for path in exp_dir.glob("*/masks.safetensors")}
 
 
 def test_finished_languages_are_skipped_and_the_others_are_searched(corpus, dense, tmp_path):
     exp_dir = tmp_path / "search"
     first = search(corpus, dense, exp_dir, "en")
-    times = times_of_masks(exp_dir)
+    times = mask_file_times(exp_dir)
     both = search(corpus, dense, exp_dir, "en fr")
-    times_of_both = times_of_masks(exp_dir)
-    assert list(times) == ["en"] and times_of_both == times | {"fr": times_of_both["fr"]}
+    both_times = mask_file_times(exp_dir)
+    assert list(times) == ["en"] and both_times == times | {"fr": both_times["fr"]}
     search(corpus, dense, exp_dir, "en fr")
-    assert times_of_masks(exp_dir) == times_of_both
+    assert mask_file_times(exp_dir) == both_times
     assert both.languages == ("en", "fr")
     assert all((both.mask(name, "en") == first.mask(name, "en")).all() for name in first.names)
 

@@ -42,13 +42,13 @@ def assert_target(masks, sparsity=0.7):
             assert int(masks.mask(name, language).sum()) == num_kept(code.numel(), sparsity)
 
 
-def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path):
-    calm = adaptive(corpus, tmp_path / "calm", prune_by="sensitivity", regrow="gradient")
-    runs.train(calm)
-    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+def test_a_resumed_adaptive_training_equals_an_uninterrupted_one(corpus, tmp_path):
+    uninterrupted = adaptive(corpus, tmp_path / "uninterrupted", prune_by="sensitivity", regrow="gradient")
+    runs.train(uninterrupted)
+    killed = replace(uninterrupted, training=replace(uninterrupted.training, exp_dir=tmp_path / "killed"))
     tiny_run.train_until(killed, 6)
     runs.train(killed)
-    a, b = checkpoint(tmp_path / "calm", 8), checkpoint(tmp_path / "killed", 8)
+    a, b = checkpoint(tmp_path / "uninterrupted", 8), checkpoint(tmp_path / "killed", 8)
     for part in ("model", "model_avg", "masks"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
     for index, state in a["optimizer"].items():
@@ -57,8 +57,8 @@ def test_adaptive_resumed_equals_uninterrupted(corpus, tmp_path):
         assert all(torch.equal(square, b["gradients"][language][name]) for name, square in squares.items())
 
 
-class Scaling:
-    """A loss scaler for a CPU, where torch has none; its factor stays on the device and is never read."""
+class FixedLossScaler:
+    """Loss scaler with a fixed factor, for a CPU, where torch has none; reading the factor is an error."""
 
     def scale(self, tensor):
         return tensor * 1024
@@ -81,7 +81,7 @@ class Scaling:
 
 class UseScaler(Callback):
     def on_train_start(self, state):
-        state.scaler = Scaling()
+        state.scaler = FixedLossScaler()
 
 
 def test_gradient_statistics_do_not_depend_on_the_loss_scaler(corpus, tmp_path):
@@ -170,7 +170,7 @@ class BeforePruning(Callback):
 
 
 class AfterPruning(Callback):
-    """Check the optimizer state of entries that no language used before pruning and one uses after it."""
+    """Check the optimizer state of regrown entries: no language used them before pruning, and one uses them after."""
 
     def __init__(self, before):
         self.before = before

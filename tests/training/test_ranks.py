@@ -71,7 +71,7 @@ def test_all_ranks_have_the_same_final_weights(ends, world_size):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_several_ranks_equal_gradient_accumulation_on_one(ends, world_size):
-    """Dropout and SpecAugment included: randomness depends on the batch, not on the rank."""
+    """This includes dropout and SpecAugment: random numbers depend on the batch, not on the rank."""
     (single,), several = ends[1], ends[world_size][0]
     for name, value in single["model"].items():
         torch.testing.assert_close(several["model"][name], value, rtol=1e-4, atol=1e-5)
@@ -84,17 +84,19 @@ def _train_until(rank, config, update):
 
 
 def test_two_killed_and_resumed_ranks_equal_two_uninterrupted_ones(corpus, tmp_path):
-    """Including the state of each rank: its whitener probabilities and its gradient statistics."""
+    """This includes the state of each rank: its whitener probabilities and its gradient statistics."""
     config = replace(
-        tiny_run.config(corpus, tmp_path / "calm", num_updates=6, ref_duration=0.01, valid_interval=3, world_size=2),
+        tiny_run.config(
+            corpus, tmp_path / "uninterrupted", num_updates=6, ref_duration=0.01, valid_interval=3, world_size=2
+        ),
         model=ModelConfig(encoder_type="zipformer", zipformer="tiny"),
         pruning=JointPruningConfig("adaptive", prune_every=1, prune_ramp=2, prune_end=5),
     )
-    fork_ranks(_train_until, 2, tmp_path / "calm-ranks", config, 0)
+    fork_ranks(_train_until, 2, tmp_path / "uninterrupted-ranks", config, 0)
     killed = replace(config, training=replace(config.training, exp_dir=tmp_path / "killed"))
     for i, update in enumerate((4, 6, 0)):
         fork_ranks(_train_until, 2, tmp_path / f"killed-ranks-{i}", killed, update)
-    end = checkpoints.read(tmp_path / "calm" / "checkpoint-6.pt")
+    end = checkpoints.read(tmp_path / "uninterrupted" / "checkpoint-6.pt")
     assert len(end["regularizers"]) == 2 and end["gradients"] and end["masks"]
     # A validation of the same weights in another process can differ in the last bits of float32.
-    assert_same_checkpoints(tmp_path / "calm", tmp_path / "killed", 6, loss_tolerance=1e-6)
+    assert_same_checkpoints(tmp_path / "uninterrupted", tmp_path / "killed", 6, loss_tolerance=1e-6)

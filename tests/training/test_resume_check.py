@@ -133,7 +133,7 @@ def description(training):
     return {"masks_header": {}, "config": config} | counts
 
 
-def test_languages_of_older_checkpoints_are_strings(tmp_path):
+def test_languages_stored_as_strings_are_compared_as_codes(tmp_path):
     current = description({"freeze_languages": ["en", "fr"]})
     assert check_resumable(current, description({"freeze_languages": "en french"}), {}, {}, tmp_path) == []
     with pytest.raises(ValueError, match="freeze_languages=en, this one has freeze_languages=en fr"):

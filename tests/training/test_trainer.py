@@ -69,20 +69,20 @@ def random_masks(model, path):
 ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
-def test_a_zipformer_resumed_equals_uninterrupted(corpus, tmp_path):
-    """Schedules, random chunks, whitener probabilities and optimizer statistics resume too."""
+def test_a_resumed_zipformer_training_equals_an_uninterrupted_one(corpus, tmp_path):
+    """This includes schedules, random chunks, whitener probabilities and optimizer statistics."""
     random_masks(build_model(ZIPFORMER, 20), tmp_path / "masks.safetensors")
     options = {"ref_duration": 0.01, "masks": tmp_path / "masks.safetensors", "valid_interval": 8}
-    calm = replace(tiny_run.config(corpus, tmp_path / "calm", "en fr", **options), model=ZIPFORMER)
-    runs.train(calm)
-    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+    uninterrupted = replace(tiny_run.config(corpus, tmp_path / "uninterrupted", "en fr", **options), model=ZIPFORMER)
+    runs.train(uninterrupted)
+    killed = replace(uninterrupted, training=replace(uninterrupted.training, exp_dir=tmp_path / "killed"))
     tiny_run.train_until(killed, 6)
     runs.train(killed)
-    assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
-    (probabilities,) = final(tmp_path / "calm")["regularizers"]
+    assert_same(final(tmp_path / "uninterrupted"), final(tmp_path / "killed"))
+    (probabilities,) = final(tmp_path / "uninterrupted")["regularizers"]
     assert [probabilities] == final(tmp_path / "killed")["regularizers"]
     assert set(probabilities.values()) == {0.25, 0.025}
-    state = final(tmp_path / "calm")["optimizer"]
+    state = final(tmp_path / "uninterrupted")["optimizer"]
     steps = {code: int(state[code]["step"]) for code in ("en", "fr")}
     assert max(steps.values()) >= 4 and sum(steps.values()) == 8  # the scales of a language have changed
 
@@ -131,19 +131,19 @@ def test_resuming_with_another_optimizer_raises(corpus, tmp_path):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_interrupted_and_resumed_equals_uninterrupted(corpus, dense, masks_file, tmp_path, masked, num_workers):
+def test_a_resumed_training_equals_an_uninterrupted_one(corpus, dense, masks_file, tmp_path, masked, num_workers):
     training = {"init_from": dense, "masks": masks_file} if masked else {}
-    calm = tiny_run.config(corpus, tmp_path / "calm", **training)
-    calm = replace(calm, data=replace(calm.data, num_workers=num_workers))
-    runs.train(calm)
-    killed = replace(calm, training=replace(calm.training, exp_dir=tmp_path / "killed"))
+    uninterrupted = tiny_run.config(corpus, tmp_path / "uninterrupted", **training)
+    uninterrupted = replace(uninterrupted, data=replace(uninterrupted.data, num_workers=num_workers))
+    runs.train(uninterrupted)
+    killed = replace(uninterrupted, training=replace(uninterrupted.training, exp_dir=tmp_path / "killed"))
     for update in (2, 4, 8):
         tiny_run.train_until(killed, update)
     runs.train(killed)
-    assert_same(final(tmp_path / "calm"), final(tmp_path / "killed"))
+    assert_same(final(tmp_path / "uninterrupted"), final(tmp_path / "killed"))
     records = [
         [{k: v for k, v in r.items() if k != "time"} for r in read_metrics(tmp_path / run / "metrics.jsonl")]
-        for run in ("calm", "killed")
+        for run in ("uninterrupted", "killed")
     ]
     assert [r["update"] for r in records[0]] == [r["update"] for r in records[1]]
 
@@ -188,17 +188,17 @@ def test_a_masked_update_changes_no_entry_outside_the_mask(corpus, dense, masks_
     masks = PathwayMasks.load(masks_file)
     before = checkpoints.read(dense / "checkpoint-8.pt")["model"]
     changed = 0
-    for update, record in enumerate(_languages(config), 1):
+    for update, language in enumerate(_languages_of_updates(config), 1):
         after = checkpoints.read(tmp_path / "exp" / f"checkpoint-{update}.pt")["model"]
         for name in masks.names:
-            outside = ~masks.mask(name, record)
+            outside = ~masks.mask(name, language)
             assert torch.equal(after[name][outside], before[name][outside])
             changed += int((after[name] != before[name]).sum())
         before = after
     assert changed > 0
 
 
-def _languages(config):
+def _languages_of_updates(config):
     data = SpeechDataModule(config.data, Tokenizer(config.training.bpe_model))
     return [batch.language for batch in data.train_batches(0, config.training.num_updates, config.training.seed)]
 
@@ -216,12 +216,12 @@ def test_metrics_are_per_language(dense):
 def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_used(corpus, tmp_path, capsys):
     config = tiny_run.config(corpus, tmp_path / "exp")
     runs.train(config)
-    calm = final(tmp_path / "exp")
+    uninterrupted = final(tmp_path / "exp")
     newest = tmp_path / "exp" / "checkpoint-8.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     runs.train(config)
     assert "checkpoint-8.pt (1000 bytes)" in capsys.readouterr().out
-    assert_same(calm, final(tmp_path / "exp"))
+    assert_same(uninterrupted, final(tmp_path / "exp"))
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -1,3 +1,5 @@
+"""Validation metrics: word error rates, and their computation on several ranks."""
+
 from dataclasses import replace
 
 import pytest
@@ -11,14 +13,14 @@ from icefall_pathways.searches import GreedySearch, Hypothesis
 
 def set_hypotheses(words_of, monkeypatch, tokenizer):
     """Make greedy search return `words_of(frames)` for an utterance with that number of encoder frames."""
-    lens_of = {}
+    num_frames = []
 
     def advance(self, state, encoder_out, lens):
-        lens_of[0] = lens.tolist()
+        num_frames[:] = lens.tolist()
         return state
 
     def results(self, state):
-        tokens = tokenizer.encode([words_of(frames) for frames in lens_of[0]])
+        tokens = tokenizer.encode([words_of(frames) for frames in num_frames])
         return [Hypothesis(tokens=ids, timestamps=[0] * len(ids), log_prob=0.0) for ids in tokens]
 
     monkeypatch.setattr(GreedySearch, "advance", advance)

@@ -1,4 +1,4 @@
-"""Synchronization points: an update reads tensor values, for which the host waits on a GPU, in known places only."""
+"""Synchronization points: an update reads tensor values, for which the host waits for the GPU, in known places only."""
 
 import traceback
 from collections import Counter
@@ -37,7 +37,7 @@ READERS = (
 # Functions that read tensors which are on the CPU, whatever the device of the model: (file, function).
 HOST_READS = {
     ("regularizers.py", "sample"),  # a random number drawn on the CPU, the same for each rank and device
-    ("streaming_encoder.py", "_sample"),  # another one
+    ("streaming_encoder.py", "_sample"),  # a random number drawn on the CPU, too
     ("batch.py", "total_tokens"),  # numbers of tokens of the batch, from the data loader
     ("batch.py", "seconds"),  # lengths of the batch, from the data loader
     ("losses.py", "boundaries"),  # lengths and numbers of tokens
@@ -77,7 +77,7 @@ class ValueReads(TorchDispatchMode):
 
     @contextmanager
     def counting(self, monkeypatch):
-        """Count operators inside, and methods that read values without an operator."""
+        """Count operators in this context, and methods that read values without an operator."""
         with monkeypatch.context() as patch, self:
             for method in ("tolist", "numpy", "cpu"):
                 patch.setattr(torch.Tensor, method, self._counted(getattr(torch.Tensor, method)))
