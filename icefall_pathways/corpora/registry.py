@@ -21,7 +21,7 @@ class CorpusModule(Protocol):
     def prepare_manifests(
         self, corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
     ) -> CorpusReport:
-        """Write the recording and supervision manifests of every split; `layout.write_manifests` does so atomically.
+        """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
         Every supervision has the code of its language and a text in its alphabet, and every recording is sampled at
         16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids start with the speaker and an

@@ -155,7 +155,7 @@ class SpeechDataModule:
         return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
 
     def updates_per_epoch(self, batches_per_update: int) -> int:
-        """Return the number of updates whose total audio equals that of all languages.
+        """Return the number of updates that process as much audio as all languages have together.
 
         Args:
           batches_per_update: Batches of an update, summed over ranks.

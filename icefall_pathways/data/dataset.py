@@ -61,10 +61,10 @@ class SpeechDataset(Dataset[Batch | DataError]):
 
 
 def check_monolingual(plan: BatchPlan) -> None:
-    """Check that all cuts of a batch are of its language.
+    """Check that all cuts of a batch have its language.
 
     Raises:
-      DataError: Some are not; the message names them.
+      DataError: Some have another language; the message names them.
     """
     others = [cut.id for cut in plan.cuts if any(s.language != plan.language for s in cut.supervisions)]
     if others:

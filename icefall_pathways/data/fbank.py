@@ -220,7 +220,7 @@ def _cuts(
 
 
 def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterator[Cut]:
-    """Yield a cut for each recording and its supervision, equal to those of `CutSet.from_manifests`."""
+    """Yield a cut for each recording and its supervision, equal to the cuts of `CutSet.from_manifests`."""
     supervisions = iter(SupervisionSet.from_jsonl_lazy(supervisions_path))
     for index, recording in enumerate(RecordingSet.from_jsonl_lazy(recordings_path)):
         context = f"recording {recording.id} in {recordings_path}"

@@ -41,7 +41,7 @@ def fbank_backend() -> FbankBackend:
 
 @dataclass(frozen=True)
 class FbankConfig:
-    """Options of the feature extraction; a model requires those that it was trained with.
+    """Options of the feature extraction; a model requires the options that it was trained with.
 
     Attributes:
       sample_rate: Sample rate in Hz.
@@ -120,7 +120,7 @@ class KaldiNativeFbank(KaldifeatFbank):
 
 
 class StreamingFbank:
-    """Online features of one stream of samples, equal to those of the offline extractor.
+    """Online features of one stream of samples, equal to the offline features.
 
     Frame t covers `frame_length` samples around sample frame_shift * (t + 1/2); outside the stream the signal is
     mirrored. A frame is final, and returned, when all its samples have arrived.

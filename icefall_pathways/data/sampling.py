@@ -184,7 +184,7 @@ def sequential_batches(cuts: CutSet, max_duration: float, rank: int = 0, world_s
 
 
 def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, batches_per_update: int) -> int:
-    """Return the number of updates whose total audio equals that of all languages."""
+    """Return the number of updates that process as much audio as all languages have together."""
     return max(
         1, math.ceil(sum(cuts.total_seconds for cuts in languages.values()) / (max_duration * batches_per_update))
     )

@@ -67,7 +67,7 @@ def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
     if stored is None and not recorded.is_file():
         raise ValueError(
             f"no SentencePiece model for {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
-            "at training) exists; copy the model that it was trained with to the former, or name it with --bpe-model"
+            "at training) exists; copy the file used in training to the experiment folder, or name it with --bpe-model"
         )
     return stored or recorded
 

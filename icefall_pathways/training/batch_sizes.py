@@ -74,7 +74,8 @@ def scan_batch_sizes(
         local = [_search(model, loss_of, data, language.code, largest) for language in data.languages]
         del reserve
     load_regularizer_state(model, regularizers)
-    results = [min(of_ranks, key=lambda batch: batch.seconds) for of_ranks in zip(*rank.gather(local), strict=True)]
+    by_language = zip(*rank.gather(local), strict=True)
+    results = [min(batches, key=lambda batch: batch.seconds) for batches in by_language]
     if too_small := [batch for batch in results if batch.max_duration < requested]:
         raise ValueError(
             f"batches of --max-duration {requested:g} do not fit into memory:\n{format_table(results)}\n"

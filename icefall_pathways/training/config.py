@@ -17,7 +17,7 @@ from icefall_pathways.pathways.schedules.registry import JointMethod, SearchMeth
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
 # Names of the options with a minimum of 0, 1, and 2, respectively.
-_MINIMUM = (
+_OPTIONS_BY_MINIMUM = (
     "num_epochs num_updates init_avg max_bad_batches valid_wer_cuts start_epoch start_batch lr_warmup warm_updates",
     "world_size accum_grad save_every_n keep_last_k log_interval valid_interval average_period",
     "prune_range",
@@ -41,8 +41,7 @@ class TrainingConfig:
     architecture, so use the model options to describe it."""
 
     init_key: Literal["model", "model_avg"] = "model"
-    """Weights of --init-from: those of the last update (model), or their running average over the training
-    (model_avg)."""
+    """Which weights of --init-from to use: the current weights (model) or their running average (model_avg)."""
 
     reinit_vocab: bool = False
     """Reinitialize the layers whose size depends on the vocabulary, to start from a model with other tokens."""
@@ -205,7 +204,7 @@ class TrainingConfig:
             raise ValueError("--freeze-languages needs --masks: they define which weights a language uses")
         if self.freeze_languages and self.init_from is None:
             raise ValueError("--freeze-languages needs --init-from: the model whose languages must not change")
-        for minimum, names in enumerate(_MINIMUM):
+        for minimum, names in enumerate(_OPTIONS_BY_MINIMUM):
             for name in names.split():
                 if getattr(self, name) < minimum:
                     raise ValueError(

@@ -159,12 +159,12 @@ def compare_weights(
 
 
 def with_architecture(config: ExperimentConfig, initial: InitialCheckpoint | None) -> ExperimentConfig:
-    """Replace the model options by those of the checkpoint of --init-from, so that users need not repeat them.
+    """Replace the model options with those stored in --init-from, so that users need not repeat them.
 
     A checkpoint of another project does not record its architecture: the options of the command line stay.
 
     Raises:
-      ValueError: Model options were given that differ from those of the checkpoint.
+      ValueError: A model option was given and differs from the checkpoint.
     """
     if initial is None or initial.config is None:
         if config.model.ctc_head and not config.training.ctc_loss_scale:

@@ -109,8 +109,8 @@ class NonFiniteGuard:
     def _report(self, update: int, suspects: Sequence[Batch], descriptions: list[list[str]]) -> None:
         names = "; ".join(
             f"rank {rank}: {description}" if self._rank.world_size > 1 else description
-            for rank, of_rank in enumerate(descriptions)
-            for description in of_rank
+            for rank, rank_descriptions in enumerate(descriptions)
+            for description in rank_descriptions
         )
         message = f"update {update} skipped: the loss or its gradient is not finite. {names}"
         for batch in suspects:

@@ -56,7 +56,7 @@ class PruningCallback(Callback):
         for languages in self._plan.groups:
             schedule.prune_after(update, state.model, masks, languages, initial, state.gradients)
         if schedule.rewinds:
-            # The moments are those of the weights before rewinding.
+            # The moments belong to the weights before rewinding.
             state.optimizer.reset()
         else:
             # The moments of regrown entries are stale: no language has used these entries since they were pruned.

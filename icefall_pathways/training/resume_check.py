@@ -26,7 +26,7 @@ def _join(languages: str | list[str]) -> str:
 
 
 # Properties that must not change: otherwise masks or the position in the data would be wrong.
-_FIXED: dict[str, Callable[[Description], Any]] = {
+_FIXED_PROPERTIES: dict[str, Callable[[Description], Any]] = {
     "world_size": lambda run: run["world_size"],
     "accum_grad": lambda run: run["accum_grad"],
     "vocab_size": lambda run: run["vocab_size"],
@@ -45,7 +45,7 @@ _FIXED: dict[str, Callable[[Description], Any]] = {
 }
 
 # Options that can change without an effect on the weights, or that are compared in another way.
-_NOT_COMPARED = (
+_IGNORED_OPTIONS = (
     *("exp_dir", "bpe_model", "manifest_dir", "masks", "languages", "world_size", "master_port", "num_workers"),
     *("freeze_languages", "start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
     *("valid_interval", "valid_wer_cuts", "log_interval", "save_every_n", "keep_last_k", "tensorboard"),
@@ -75,7 +75,7 @@ def check_resumable(
     Raises:
       CheckpointError: A difference is not allowed.
     """
-    for name, value_of in _FIXED.items():
+    for name, value_of in _FIXED_PROPERTIES.items():
         value, stored_value = value_of(current), value_of(stored)
         if stored_value is not None and value != stored_value:
             raise CheckpointError(
@@ -99,5 +99,5 @@ def _changed_options(current: Mapping[str, Any], stored: Mapping[str, Any]) -> I
     for group, options in current.items():
         for name, value in options.items():
             stored_value = stored.get(group, {}).get(name, value)
-            if name not in _NOT_COMPARED and value != stored_value:
+            if name not in _IGNORED_OPTIONS and value != stored_value:
                 yield f"--{name.replace('_', '-')} {value} (was {stored_value})"

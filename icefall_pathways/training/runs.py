@@ -217,7 +217,7 @@ def search_fingerprint(pruning: PruningConfig, initial: InitialCheckpoint) -> di
 
 
 def _check_fingerprint(exp_dir: Path, fingerprint: dict[str, Any]) -> None:
-    """Check that the masks or checkpoints in a folder are those of a search with the same fingerprint."""
+    """Check that the masks or checkpoints in a folder come from a search with the same fingerprint."""
     path = exp_dir / layout.CONFIG_FILE
     if not path.exists() or not (layout.has_checkpoints(exp_dir) or (exp_dir / layout.MASKS_FILE).exists()):
         return

@@ -142,7 +142,7 @@ def batch_seed(seed: int, batch: int, update: int) -> int:
 
     Args:
       seed: The seed of the run.
-      batch: Index of the batch among those of all ranks.
+      batch: Index of the batch in the update, counted over all ranks.
       update: The update, from 1.
     """
     return ((seed * 1_000_003 + batch) * 10_000_019 + update) % 2**64

@@ -72,7 +72,7 @@ class Trainer:
         config = with_optimizer(config)
         options = config.training
         if plan is not None and masks is None:
-            raise ValueError("pruning needs masks: pass those of a dense model")
+            raise ValueError("a pruning plan needs masks: pass masks, such as PathwayMasks.dense(...)")
         if plan is not None and options.freeze_languages:
             raise ValueError("--freeze-languages needs masks that do not change: use --prune-method none")
         self.config = config

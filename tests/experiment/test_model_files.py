@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def moved(trained, tmp_path):
-    """Copy the experiment, and the corpus without its tokenizer, to another folder; return the copy of the former."""
+    """Copy the experiment, and the corpus without its tokenizer, elsewhere; return the copied experiment folder."""
     shutil.copytree(trained / "exp", tmp_path / "moved")
     shutil.copytree(trained / "corpus" / "fbank", tmp_path / "corpus" / "fbank")
     path = tmp_path / "moved" / "checkpoint-2.pt"

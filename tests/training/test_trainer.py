@@ -298,7 +298,7 @@ def test_resuming_another_run_raises(corpus, dense, masks_file, tmp_path):
     masked = replace(config, training=replace(config.training, init_from=dense, masks=masks_file))
     with pytest.raises(ValueError, match=r"did not start with these masks \(masks\.safetensors\)"):
         runs.train(masked)
-    assert not (tmp_path / "exp" / "masks.safetensors").exists()  # which decoding would take for those of the dense run
+    assert not (tmp_path / "exp" / "masks.safetensors").exists()  # or decoding would use them
 
 
 def test_masks_of_another_model_raise_before_training(corpus, dense, tmp_path):

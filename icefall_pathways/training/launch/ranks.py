@@ -119,7 +119,7 @@ def _spawn(worker: Callable[..., None], world_size: int, port: int, args: tuple[
 
 
 def _join(ranks: Sequence[SpawnProcess], grace: float = 8.0) -> None:
-    """Wait `grace` seconds for the ranks to exit after another one has, then kill the rest."""
+    """Wait up to `grace` seconds for all ranks to exit, then kill the others."""
     deadline = time.monotonic() + grace
     for rank in ranks:
         rank.join(max(0.0, deadline - time.monotonic()))
@@ -127,6 +127,7 @@ def _join(ranks: Sequence[SpawnProcess], grace: float = 8.0) -> None:
         if rank.is_alive():
             rank.kill()
             rank.join()
+            # Positive, because this kill is a consequence of the first failure and must not be reported as one.
             rank._popen.returncode = 1  # type: ignore[attr-defined]
 
 
