@@ -1,7 +1,9 @@
 """Model options: encoder, predictor and joiner."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from icefall_pathways.models.encoder_options import Architecture
 from icefall_pathways.models.registry import ENCODERS, EncoderSpec
@@ -9,6 +11,8 @@ from icefall_pathways.models.registry import ENCODERS, EncoderSpec
 # The options classes of all encoders are base classes, so that one flat command line configures every encoder. Options
 # of encoders that are not selected have no effect.
 _ENCODER_OPTIONS: Any = tuple(spec.options for spec in ENCODERS.values())
+
+EncoderType = Annotated[str, tyro.conf.arg(help=f"Encoder type: {' or '.join(ENCODERS)}.")]
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,13 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
       ValueError: An option of the predictor, the joiner or the selected encoder is out of range.
     """
 
-    encoder_type: str = "emformer"
-    """Encoder type: emformer or zipformer."""
+    encoder_type: EncoderType = "emformer"
 
     decoder_dim: int = 0
-    """Width of the predictor; a multiple of 4. 0: the default of the Zipformer's size, or 512 for the Emformer."""
+    """Width of the predictor; a multiple of 4. 0: the default of the encoder."""
 
     joiner_dim: int = 0
-    """Width of the joiner. 0: the default of the Zipformer's size, or 512 for the Emformer."""
+    """Width of the joiner. 0: the default of the encoder."""
 
     context_size: int = 2
     """Number of previous tokens that the predictor reads; 1: bigram, 2: trigram."""

@@ -38,7 +38,7 @@ class ExperimentsConfig:
     """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
 
     encoder_type: str = "emformer"
-    """The encoder, emformer or zipformer."""
+    """The encoder; see train.py --help."""
 
     world_size: int = 1
     """Number of training processes, one per GPU."""

@@ -48,6 +48,9 @@ class FailureAutomaton:
         self._counts = counts
         self._first = counts.cumsum(0) - counts
         self._tokens = torch.tensor([token for token, _, _ in flat], dtype=torch.int64)
+        sources = torch.arange(len(arcs)).repeat_interleave(counts)
+        # Sorted: the arcs of a state are ordered by token. The last key ends every search for a missing arc.
+        self._keys = torch.cat([sources * vocab_size + self._tokens, torch.tensor([torch.iinfo(torch.int64).max])])
         self._targets = torch.tensor([target for _, target, _ in flat], dtype=torch.int64)
         self._scores = torch.tensor([score for _, _, score in flat], dtype=torch.float32) * scale
         self._failures = torch.tensor([0, *(target for target, _ in failures[1:])])
@@ -73,19 +76,30 @@ class FailureAutomaton:
             self._table = (self._table[0].to(device), self._table[1].to(device))
         return self
 
-    def transitions(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and next states of all tokens in `states` (M,), via failure arcs: both (M, vocab_size)."""
-        if self._table is None:
-            return self._evaluate_arcs(states)
-        scores, targets = self._table
-        return scores[states], targets[states]
+    def scores(self, states: Tensor) -> Tensor:
+        """Return the score of every token in `states` (M,), via failure arcs: (M, vocab_size)."""
+        return self._evaluate_arcs(states)[0] if self._table is None else self._table[0][states]
+
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Return the states (M,) that follow `states` (M,) after `tokens` (M,)."""
+        if self._table is not None:
+            return self._table[1][states, tokens]
+        targets, pending = torch.zeros_like(states), torch.ones_like(states, dtype=torch.bool)
+        for _ in range(self._max_failures + 1):
+            keys = states * self.vocab_size + tokens
+            arcs = torch.searchsorted(self._keys, keys)
+            matches = pending & self._keys[arcs].eq(keys)
+            targets[matches] = self._targets[arcs[matches]]
+            pending &= ~matches
+            states = self._failures[states]
+        return targets
 
     def final_scores(self, states: Tensor) -> Tensor:
         """Return the scores added where sequences end in `states`, of any shape."""
         return self._final_scores[states]
 
     def _evaluate_arcs(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute `transitions` from the arcs; arcs of longer histories overwrite those of shorter ones."""
+        """Compute scores and next states of all tokens; arcs of longer histories overwrite those of shorter ones."""
         chain = [states]
         score = self._failure_scores.new_zeros(len(states))
         chain_scores = [score]

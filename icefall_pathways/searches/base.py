@@ -149,6 +149,11 @@ class SearchOptions(ABC):
     blank_penalty: float = 0.0
     """Subtracted from the logit of the blank. Larger values give fewer deletions and more insertions."""
 
+    @property
+    def depends_on_language(self) -> bool:
+        """True if the search differs between languages, so that the language has to be known."""
+        return False
+
     @abstractmethod
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
         """Build the search.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.base import Search, SearchOptions, TransducerHead
@@ -24,23 +24,28 @@ class SearchConfig(_AllSearchOptions):
     """Options of the search.
 
     Raises:
-      ValueError: The search is unknown, or a file is given that the selected search does not use.
+      ValueError: The search is unknown, or an option is given that the selected search does not use.
     """
 
     decoding_method: SearchName = "greedy_search"
     """Search algorithm."""
 
     def __post_init__(self) -> None:
-        selected = self.search_options
-        for name, options in SEARCHES.items():
+        selected = {field.name for field in dataclasses.fields(self.search_options)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for search, options in SEARCHES.items():
             for field in dataclasses.fields(options):
-                # Options without a default are files, which must not be ignored silently.
-                unused = field.default is None and not hasattr(selected, field.name)
-                if unused and getattr(self, field.name) is not None:
+                if field.name not in selected and getattr(self, field.name) != defaults[field.name]:
                     raise ValueError(
-                        f"--{field.name.replace('_', '-')} works with --decoding-method {name}, "
+                        f"{self._option_name(field.name)} works with --decoding-method {search}, "
                         f"not with {self.decoding_method}"
                     )
+
+    def _option_name(self, field_name: str) -> str:
+        """Return the command-line name of a field, which a script may have renamed by `tyro.conf.arg`."""
+        hint = get_type_hints(type(self), include_extras=True)[field_name]
+        names = [annotation.name for annotation in getattr(hint, "__metadata__", ()) if hasattr(annotation, "name")]
+        return f"--{(names or [field_name])[0].replace('_', '-')}"
 
     @property
     def search_options(self) -> SearchOptions:
@@ -52,6 +57,11 @@ class SearchConfig(_AllSearchOptions):
     def search_suffix(self) -> str:
         """The search and the options that change its output, as a part of result file names."""
         return "-".join([self.decoding_method, *self.file_name_parts()])
+
+    @property
+    def depends_on_language(self) -> bool:
+        """True if the selected search differs between languages."""
+        return self.search_options.depends_on_language
 
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> Search:
         """Build the selected search; see `SearchOptions.build_search`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.automaton import FailureAutomaton
+from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ def build_context_graph(phrases: Sequence[Phrase], vocab_size: int) -> FailureAu
     ]
     failures = [(node.fail, nodes[node.fail].partial_score - node.partial_score) for node in nodes]
     return FailureAutomaton(arcs, failures, vocab_size, final_scores=[-node.partial_score for node in nodes])
+
+
+@dataclass(frozen=True)
+class HotwordOptions(ScorerOptions):
+    """Options of hotwords."""
+
+    enabled_by = "context_file"
+
+    context_file: Path | None = None
+    """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score
+    (" :3.0"). {language} in the path is replaced by the language code."""
+
+    context_score: float = 2.0
+    """Score per token of a hotword that is added to the log-probability."""
+
+    def build_scorer(self, tokenizer: Tokenizer, language: str) -> FailureAutomaton:
+        """Build the context graph; see `ScorerOptions.build_scorer`."""
+        phrases = read_context_file(path_for_language(self.context_file, language), tokenizer, self.context_score)
+        return build_context_graph(phrases, tokenizer.vocab_size)
+
+    def scorer_name_part(self) -> str:
+        """Return the options that change the output, as a part of result file names."""
+        return f"context-score-{self.context_score:g}"
 
 
 def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Phrase]:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.base import Hypothesis, Search, SearchState, TransducerHead
+from icefall_pathways.searches.token_scorer import TokenScorer
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class BeamState(SearchState):
       num_tokens: (N, beam) number of valid entries of `tokens`, including the start context.
       hashes: (N, beam) hashes of the token sequences; equal for equal sequences.
       log_probs: (N, beam) log-probabilities of the transducer; -inf for empty slots of the beam.
-      bonus: (N, beam) total scores of the automata.
-      automaton_states: (N, beam, A) current state of each of the A automata.
+      bonus: (N, beam) total scores of the token scorers.
+      scorer_states: (N, beam, S) current state of each of the S token scorers.
       predictor_out: (N, beam, joiner_dim) projected predictor output of the last tokens.
       num_frames: (N,) number of encoder frames processed.
     """
@@ -34,7 +34,7 @@ class BeamState(SearchState):
     hashes: Tensor
     log_probs: Tensor
     bonus: Tensor
-    automaton_states: Tensor
+    scorer_states: Tensor
     predictor_out: Tensor
     num_frames: Tensor
 
@@ -93,10 +93,10 @@ class FrameSearch(Search[BeamState]):
       model: A transducer; only its predictor and joiner are used.
       beam_size: Number of hypotheses kept per stream.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
-      automata: Hotwords and language models, whose scores are added to those of the tokens.
+      scorers: Hotwords and language models, whose scores are added to those of the tokens.
 
     Raises:
-      ValueError: The beam is empty, or an automaton has another vocabulary than the model.
+      ValueError: The beam is empty, or a scorer has another vocabulary than the model.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class FrameSearch(Search[BeamState]):
         model: TransducerHead,
         beam_size: int,
         blank_penalty: float = 0.0,
-        automata: Sequence[FailureAutomaton] = (),
+        scorers: Sequence[TokenScorer] = (),
     ) -> None:
         super().__init__(model, blank_penalty)
         if beam_size < 1:
             raise ValueError(f"a beam of {beam_size} hypotheses: expected at least 1")
-        for automaton in automata:
-            if automaton.vocab_size != self.vocab_size:
+        for scorer in scorers:
+            if scorer.vocab_size != self.vocab_size:
                 raise ValueError(
-                    f"hotwords or a language model over {automaton.vocab_size} tokens: the model has {self.vocab_size}"
+                    f"hotwords or a language model over {scorer.vocab_size} tokens: the model has {self.vocab_size}"
                 )
         self.beam_size = beam_size
-        self.automata = [automaton.to(self.device) for automaton in automata]
+        self.scorers = [scorer.to(self.device) for scorer in scorers]
 
     @torch.inference_mode()
     def init(self, batch_size: int) -> BeamState:
@@ -125,7 +125,7 @@ class FrameSearch(Search[BeamState]):
         tokens = context.expand(*shape, -1).contiguous()
         log_probs = torch.full(shape, -torch.inf, device=device)
         log_probs[:, 0] = 0.0
-        starts = torch.tensor([automaton.start for automaton in self.automata], dtype=torch.int64, device=device)
+        starts = torch.tensor([scorer.start for scorer in self.scorers], dtype=torch.int64, device=device)
         return BeamState(
             tokens=tokens,
             timestamps=torch.zeros_like(tokens),
@@ -133,7 +133,7 @@ class FrameSearch(Search[BeamState]):
             hashes=torch.zeros(shape, dtype=torch.int64, device=device),
             log_probs=log_probs,
             bonus=torch.zeros(shape, device=device),
-            automaton_states=starts.expand(*shape, -1).contiguous(),
+            scorer_states=starts.expand(*shape, -1).contiguous(),
             predictor_out=self._predict(context[None]).expand(*shape, -1).contiguous(),
             num_frames=torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
@@ -161,7 +161,7 @@ class FrameSearch(Search[BeamState]):
     def reset_hypothesis(self, state: BeamState) -> BeamState:
         """Return a state with one empty hypothesis per stream, and the predictor context of the best hypothesis.
 
-        The automata return to their start states.
+        The scorers return to their start states.
         """
         initial = self.init(len(state.num_frames))
         best = self._scores_per_token(state).argmax(dim=1, keepdim=True)
@@ -177,8 +177,8 @@ class FrameSearch(Search[BeamState]):
     def _final_bonus(self, state: BeamState) -> Tensor:
         """Return the bonus (N, beam) of hypotheses that end here."""
         bonus = state.bonus
-        for index, automaton in enumerate(self.automata):
-            bonus = bonus + automaton.final_scores(state.automaton_states[..., index])
+        for index, scorer in enumerate(self.scorers):
+            bonus = bonus + scorer.final_scores(state.scorer_states[..., index])
         return bonus
 
     def _scores_per_token(self, state: BeamState) -> Tensor:

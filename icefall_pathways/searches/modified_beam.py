@@ -3,17 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.base import SearchOptions, TransducerHead
-from icefall_pathways.searches.context_graph import build_context_graph, read_context_file
-from icefall_pathways.searches.frame_search import BeamState, FrameSearch, flat_index
-from icefall_pathways.searches.ngram import read_ngram
+from icefall_pathways.searches.frame_search import BeamState, FrameSearch, flat_index, take
+from icefall_pathways.searches.shallow_fusion import ShallowFusionOptions
+from icefall_pathways.searches.token_scorer import TokenScorer
 
 # A random odd multiplier, so that hash collisions of different token sequences are negligible.
 _HASH_MULTIPLIER = -7046029254386353131
@@ -26,13 +24,13 @@ class _Beam:
     Attributes:
       history: (N, beam, 2 + context_size) hash, number of tokens and last tokens of each hypothesis. They are in one
         tensor because they are reordered together.
-      log_probs, bonus, automaton_states, predictor_out: As in `BeamState`.
+      log_probs, bonus, scorer_states, predictor_out: As in `BeamState`.
     """
 
     history: Tensor
     log_probs: Tensor
     bonus: Tensor
-    automaton_states: Tensor
+    scorer_states: Tensor
     predictor_out: Tensor
 
 
@@ -44,15 +42,15 @@ class _Expansion:
       parents: (N, beam) index of the hypothesis that is expanded.
       tokens: (N, beam) token that is appended; a blank leaves the hypothesis unchanged.
       log_probs: (N, beam) log-probabilities, including the token.
-      bonus: (N, beam) automaton scores, including the token.
-      automaton_states: (N, beam, A) states after the token.
+      bonus: (N, beam) scores of the token scorers, including the token.
+      scorer_states: (N, beam, A) states after the token.
     """
 
     parents: Tensor
     tokens: Tensor
     log_probs: Tensor
     bonus: Tensor
-    automaton_states: Tensor
+    scorer_states: Tensor
 
 
 class ModifiedBeamSearch(FrameSearch):
@@ -62,7 +60,7 @@ class ModifiedBeamSearch(FrameSearch):
       model: A transducer; only its predictor and joiner are used.
       beam_size: Number of hypotheses kept per stream.
       blank_penalty: Subtracted from the logit of the blank; larger values give fewer deletions.
-      automata: Hotwords and language models for shallow fusion, whose scores are added to those of the tokens before
+      scorers: Hotwords and language models for shallow fusion, whose scores are added to those of the tokens before
         the best expansions are selected. They score the blank as 0.
     """
 
@@ -71,9 +69,9 @@ class ModifiedBeamSearch(FrameSearch):
         model: TransducerHead,
         beam_size: int = 4,
         blank_penalty: float = 0.0,
-        automata: Sequence[FailureAutomaton] = (),
+        scorers: Sequence[TokenScorer] = (),
     ) -> None:
-        super().__init__(model, beam_size, blank_penalty, automata)
+        super().__init__(model, beam_size, blank_penalty, scorers)
 
     @torch.inference_mode()
     def advance(self, state: BeamState, encoder_out: Tensor, lens: Tensor) -> BeamState:
@@ -98,7 +96,7 @@ class ModifiedBeamSearch(FrameSearch):
             hashes=beam.history[..., 0],
             log_probs=beam.log_probs,
             bonus=beam.bonus,
-            automaton_states=beam.automaton_states,
+            scorer_states=beam.scorer_states,
             predictor_out=beam.predictor_out,
         )
 
@@ -108,41 +106,48 @@ class ModifiedBeamSearch(FrameSearch):
             history=torch.cat([keys, self._context(state)], dim=2),
             log_probs=state.log_probs,
             bonus=state.bonus,
-            automaton_states=state.automaton_states,
+            scorer_states=state.scorer_states,
             predictor_out=state.predictor_out,
         )
 
     def _expand(self, beam: _Beam, logits: Tensor) -> _Expansion:
         """Select the best expansions, given logits (N, beam, V)."""
         scores = (logits.log_softmax(dim=-1) + beam.log_probs[..., None]).flatten(1)
-        if self.automata:
-            return self._expand_with_automata(beam, scores)
+        if self.scorers:
+            return self._expand_with_scorers(beam, scores)
         log_probs, best = scores.topk(self.beam_size, dim=1)
         parents = best.div(self.vocab_size, rounding_mode="floor")
         tokens = best - parents * self.vocab_size
-        return _Expansion(parents, tokens, log_probs, beam.bonus, beam.automaton_states)
+        return _Expansion(parents, tokens, log_probs, beam.bonus, beam.scorer_states)
 
-    def _expand_with_automata(self, beam: _Beam, scores: Tensor) -> _Expansion:
-        """Select the best expansions by the sum of log-probabilities `scores` (N, beam * V) and automaton scores."""
+    def _expand_with_scorers(self, beam: _Beam, scores: Tensor) -> _Expansion:
+        """Select the best expansions by the sum of log-probabilities `scores` (N, beam * V) and token scores."""
         bonus = beam.bonus[..., None].expand(*beam.bonus.shape, self.vocab_size)
-        targets = []
-        for index, automaton in enumerate(self.automata):
-            states = beam.automaton_states[..., index]
-            token_scores, next_states = automaton.transitions(states.flatten())
+        for index, scorer in enumerate(self.scorers):
+            token_scores = scorer.scores(beam.scorer_states[..., index].flatten())
             token_scores[:, self.blank_id] = 0.0
-            next_states[:, self.blank_id] = states.flatten()
             bonus = bonus + token_scores.view_as(bonus)
-            targets.append(next_states.view_as(bonus).flatten(1))
         bonus = bonus.flatten(1)
         _, best = (scores + bonus).topk(self.beam_size, dim=1)
         parents = best.div(self.vocab_size, rounding_mode="floor")
+        tokens = best - parents * self.vocab_size
         return _Expansion(
             parents,
-            tokens=best - parents * self.vocab_size,
+            tokens,
             log_probs=scores.gather(1, best),
             bonus=bonus.gather(1, best),
-            automaton_states=torch.stack([next_states.gather(1, best) for next_states in targets], dim=2),
+            scorer_states=self._advance_scorers(take(beam.scorer_states, parents), tokens),
         )
+
+    def _advance_scorers(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Return the scorer states (N, beam, S) after `tokens` (N, beam); a blank leaves them unchanged."""
+        emitting = tokens.ne(self.blank_id).nonzero(as_tuple=True)
+        if emitting[0].numel() == 0:
+            return states
+        advanced = [
+            scorer.advance(states[..., index][emitting], tokens[emitting]) for index, scorer in enumerate(self.scorers)
+        ]
+        return states.index_put(emitting, torch.stack(advanced, dim=1))
 
     def _keep_ended_streams(self, beam: _Beam, expansion: _Expansion, valid: Tensor) -> _Expansion:
         """Return the expansion where the frame is `valid` (N, 1), and the unchanged beam elsewhere."""
@@ -152,7 +157,7 @@ class ModifiedBeamSearch(FrameSearch):
             tokens=expansion.tokens.masked_fill(~valid, self.blank_id),
             log_probs=torch.where(valid, expansion.log_probs, beam.log_probs),
             bonus=torch.where(valid, expansion.bonus, beam.bonus),
-            automaton_states=torch.where(valid[..., None], expansion.automaton_states, beam.automaton_states),
+            scorer_states=torch.where(valid[..., None], expansion.scorer_states, beam.scorer_states),
         )
 
     def _apply(self, beam: _Beam, expansion: _Expansion) -> _Beam:
@@ -169,7 +174,7 @@ class ModifiedBeamSearch(FrameSearch):
             extended = torch.cat([hashes, history[..., 1:2] + 1, history[..., 3:], token], dim=2)
             history = torch.where(emits[..., None], extended, history)
             predictor_out = predictor_out.index_put(emitting, self._predict(extended[emitting][:, 2:]))
-        return _Beam(history, expansion.log_probs, expansion.bonus, expansion.automaton_states, predictor_out)
+        return _Beam(history, expansion.log_probs, expansion.bonus, expansion.scorer_states, predictor_out)
 
     def _merge(self, beam: _Beam) -> _Beam:
         """Merge hypotheses with the same tokens: add their probabilities and empty the slots of the duplicates."""
@@ -193,46 +198,17 @@ def _trace_back(expansions: list[_Expansion]) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class ModifiedBeamSearchOptions(SearchOptions):
+class ModifiedBeamSearchOptions(ShallowFusionOptions, SearchOptions):
     """Options of modified beam search."""
 
     beam_size: int = 4
     """For modified_beam_search: hypotheses kept per utterance."""
 
-    context_file: Path | None = None
-    """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score
-    (" :3.0"). {language} in the path is replaced by the language code."""
-
-    context_score: float = 2.0
-    """Score per token of a hotword that is added to the log-probability."""
-
-    ngram_lm: Path | None = None
-    """For modified_beam_search: ARPA file of an n-gram language model over tokens, for shallow fusion. {language} in
-    the path is replaced by the language code."""
-
-    ngram_lm_scale: float = 0.3
-    """Weight of the n-gram language model; a negative weight subtracts its scores."""
-
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> ModifiedBeamSearch:
         """Build the search; see `SearchOptions.build_search`."""
-        automata = []
-        if self.context_file:
-            phrases = read_context_file(_for_language(self.context_file, language), tokenizer, self.context_score)
-            automata.append(build_context_graph(phrases, tokenizer.vocab_size))
-        if self.ngram_lm:
-            path = _for_language(self.ngram_lm, language)
-            automata.append(read_ngram(path, tokenizer.symbols, self.ngram_lm_scale))
-        return ModifiedBeamSearch(model, self.beam_size, self.blank_penalty, automata)
+        scorers = self.build_scorers(tokenizer, language)
+        return ModifiedBeamSearch(model, self.beam_size, self.blank_penalty, scorers)
 
     def file_name_parts(self) -> list[str]:
         """Return the options that change the output, as parts of result file names."""
-        parts = [f"beam-size-{self.beam_size}", *super().file_name_parts()]
-        if self.context_file:
-            parts.append(f"context-score-{self.context_score:g}")
-        if self.ngram_lm:
-            parts.append(f"ngram-lm-scale-{self.ngram_lm_scale:g}")
-        return parts
-
-
-def _for_language(path: Path, language: str) -> Path:
-    return Path(str(path).replace("{language}", language))
+        return [f"beam-size-{self.beam_size}", *super().file_name_parts(), *self.scorer_name_parts()]

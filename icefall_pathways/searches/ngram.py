@@ -3,10 +3,13 @@
 import gzip
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.searches.automaton import FailureAutomaton
+from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
 
 _BOS, _EOS, _UNK = "<s>", "</s>", "<unk>"
 _LOG10_ZERO = -99.0  # log10 of probability 0 in ARPA files
@@ -14,6 +17,28 @@ _LN10 = math.log(10.0)
 
 NGrams = list[dict[tuple[str, ...], tuple[float, float]]]
 """For each order, starting at 1: n-gram -> (log10 probability, log10 back-off weight)."""
+
+
+@dataclass(frozen=True)
+class NgramOptions(ScorerOptions):
+    """Options of the n-gram language model."""
+
+    enabled_by = "ngram_lm"
+
+    ngram_lm: Path | None = None
+    """For modified_beam_search: ARPA file of an n-gram language model over tokens, for shallow fusion. {language} in
+    the path is replaced by the language code."""
+
+    ngram_lm_scale: float = 0.3
+    """Weight of the n-gram language model; a negative weight subtracts its scores."""
+
+    def build_scorer(self, tokenizer: Tokenizer, language: str) -> FailureAutomaton:
+        """Build the language model; see `ScorerOptions.build_scorer`."""
+        return read_ngram(path_for_language(self.ngram_lm, language), tokenizer.symbols, self.ngram_lm_scale)
+
+    def scorer_name_part(self) -> str:
+        """Return the options that change the output, as a part of result file names."""
+        return f"ngram-lm-scale-{self.ngram_lm_scale:g}"
 
 
 def read_ngram(path: Path, symbols: Sequence[str], scale: float = 1.0) -> FailureAutomaton:

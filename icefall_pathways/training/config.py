@@ -82,8 +82,8 @@ class TrainingConfig:
     """Random seed for weights, order of batches, dropout and augmentation."""
 
     optimizer: OptimizerName = "auto"
-    """adamw, or scaled-adam of icefall; both update only the active entries of a language. auto: scaled-adam for the
-    Zipformer, adamw for the Emformer."""
+    """adamw, or scaled-adam of icefall; both update only the active entries of a language. auto: the
+    one of the encoder, which models/registry.py selects."""
 
     base_lr: float = 0.0
     """Base learning rate. 0: 0.045 for scaled-adam, where it is relative to the RMS of each parameter tensor; 0.0015
@@ -282,11 +282,11 @@ class JointPruningConfig(MaskShapeConfig):
     the sparsity rises until --prune-end.)"""
 
     prune_by: PruneCriterion = "sensitivity"
-    """Criterion of the entries to keep: magnitude of the shared weights (|w|), or sensitivity, the magnitude times the
-    RMS of the gradient of the language (|w| rms(g))."""
+    """Criterion that ranks the entries to keep, by the shared weights w and the gradients g of the language;
+    pathways/criteria.py has the formulas, such as |w| rms(g) for sensitivity."""
 
     regrow: RegrowCriterion = "sensitivity"
-    """adaptive: criterion of the entries to regrow: magnitude (|w|), gradient (rms(g)) or sensitivity (|w| rms(g))."""
+    """adaptive: criterion that ranks the entries to regrow; see --prune-by."""
 
     prune_exchange: float = 1.0
     """adaptive: share of a mask that the first change may exchange; it decays to 0 until --prune-end."""
@@ -319,8 +319,8 @@ class PruningConfig(MaskShapeConfig):
     --init-from."""
 
     prune_by: PruneCriterion = "magnitude"
-    """Criterion of the entries to keep: magnitude (|w|), or sensitivity, the magnitude times the RMS of the gradient
-    (|w| rms(g)); after little training, masks by sensitivity differ more between languages."""
+    """Criterion that ranks the entries to keep; pathways/criteria.py has the formulas, such as |w| for magnitude. After
+    little training, masks by sensitivity (|w| rms(g)) differ more between languages."""
 
     prune_rounds: int = 0
     """Number of rounds of training and pruning. 0: as many as --prune-drop needs."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -248,10 +248,11 @@ def _make_config(folder: Path, options: dict[str, Any]) -> RecognizerConfig:
     if unknown := [name for name in options if name not in names]:
         raise TypeError(f"unknown option {', '.join(unknown)}: expected some of {', '.join(sorted(names))}")
     endpoint = {name: value for name, value in options.items() if name in endpoint_names}
+    hints = get_type_hints(RecognizerConfig)
     paths = {
         name: Path(value)
         for name, value in options.items()
-        if name in ("bpe_model", "context_file", "ngram_lm") and value is not None
+        if value is not None and name not in endpoint and Path in get_args(hints[name])
     }
     others = {name: value for name, value in options.items() if name not in endpoint}
     return RecognizerConfig(exp_dir=folder, endpoint=EndpointConfig(**endpoint), **(others | paths))

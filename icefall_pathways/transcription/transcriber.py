@@ -51,7 +51,7 @@ class Transcriber:
                 )
             decoder = trained.build_decoder(config, [self.language])
         elif trained.masks is None or trained.masks.share_mask(supported):
-            if config.context_file or config.ngram_lm:
+            if config.depends_on_language:
                 raise ValueError("hotwords and language models depend on the language: specify it, such as --lang fr")
             self.language = supported[0]  # any of them: all use the same weights
             self._reports_language = False

@@ -1,4 +1,4 @@
-"""Small random transducers with every encoder, for streaming tests."""
+"""Small random transducers for streaming tests."""
 
 import torch
 

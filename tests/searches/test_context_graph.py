@@ -26,8 +26,8 @@ def _run_automaton(automaton, tokens):
     """Return the total score of `tokens` and the final state."""
     state, total = torch.tensor([automaton.start]), 0.0
     for token in tokens:
-        scores, targets = automaton.transitions(state)
-        total, state = total + scores[0, token].item(), targets[:, token]
+        total += automaton.scores(state)[0, token].item()
+        state = automaton.advance(state, torch.tensor([token]))
     return total, state
 
 
@@ -68,7 +68,7 @@ def test_beam_search_adds_the_bonus(make_head, case, data):
     tokens = st.lists(st.integers(1, case["vocab_size"] - 1), min_size=1, max_size=3).map(tuple)
     scores = data.draw(st.dictionaries(tokens, st.sampled_from([0.5, 2.0]), min_size=1, max_size=4))
     head, context_size = make_case_head(make_head, case), case["context_size"]
-    search = ModifiedBeamSearch(head, case["beam_size"], automata=[_graph(scores, case["vocab_size"])])
+    search = ModifiedBeamSearch(head, case["beam_size"], scorers=[_graph(scores, case["vocab_size"])])
     state = run(search, case["encoder_out"], case["lens"], case["sizes"])
     streams = zip(search.results(state), search.n_best(state), case["encoder_out"], case["lens"], strict=True)
     for best, hypotheses, out, length in streams:
@@ -93,7 +93,7 @@ def test_hotword_outranks_a_more_probable_hypothesis(make_head):
     best, *_, unlikely = sorted(sequences, key=lambda tokens: -sequences[tokens] / (len(tokens) + 2))
     unlikely = next(tokens for tokens in sequences if len(tokens) == 3 and tokens != best)
     plain = ModifiedBeamSearch(head, 100)
-    biased = ModifiedBeamSearch(head, 100, automata=[_graph({unlikely: 10.0}, 3)])
+    biased = ModifiedBeamSearch(head, 100, scorers=[_graph({unlikely: 10.0}, 3)])
     lens = torch.tensor([4])
     assert tuple(plain.results(run(plain, out, lens))[0].tokens) == best
     assert unlikely == tuple(biased.results(run(biased, out, lens))[0].tokens)[:3]
@@ -105,9 +105,12 @@ def test_tabulated_transitions_equal_arcs():
     tabulated = FailureAutomaton(arcs, failures, VOCAB_SIZE)
     untabulated = FailureAutomaton(arcs, failures, VOCAB_SIZE, max_table_entries=0)
     states = torch.arange(tabulated.num_states).repeat(2)
-    for tensor, expected in zip(tabulated.transitions(states), untabulated.transitions(states), strict=True):
-        torch.testing.assert_close(tensor, expected)
-    assert tabulated.transitions(torch.tensor([2]))[0].tolist() == [[-0.75, -1.0, 1.75, 0.25]]
+    assert torch.equal(tabulated.scores(states), untabulated.scores(states))
+    for token in range(VOCAB_SIZE):
+        tokens = torch.full_like(states, token)
+        assert torch.equal(tabulated.advance(states, tokens), untabulated.advance(states, tokens))
+    assert tabulated.scores(torch.tensor([2])).tolist() == [[-0.75, -1.0, 1.75, 0.25]]
+    assert untabulated.advance(torch.tensor([2] * 4), torch.arange(4)).tolist() == [0, 1, 2, 3]
 
 
 def test_invalid_phrases_are_rejected():
@@ -120,7 +123,7 @@ def test_invalid_phrases_are_rejected():
 
 def test_automaton_with_another_vocabulary_is_rejected(make_head):
     with pytest.raises(ValueError, match="over 7 tokens: the model has 4"):
-        ModifiedBeamSearch(make_head(4), automata=[FailureAutomaton([{}], [(0, 0.0)], 7)])
+        ModifiedBeamSearch(make_head(4), scorers=[FailureAutomaton([{}], [(0, 0.0)], 7)])
 
 
 class TestContextFile:

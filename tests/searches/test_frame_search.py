@@ -1,9 +1,14 @@
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
 from search_cases import all_paths, all_sequences, cases, make_case_head, plain_beam_search, run
 
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch, SearchState
+from icefall_pathways.searches.fast_beam import FastBeamSearchOptions
+from icefall_pathways.searches.frame_search import FrameSearch
+from icefall_pathways.searches.registry import SEARCHES
 
 
 def _tokens(search, encoder_out, lens, sizes=None):
@@ -47,11 +52,15 @@ def test_reference_distinguishes_the_searches(reference):
 
 
 def _searches(make_head, case):
+    """Build every registered search whose state is a `BeamState`."""
     head = make_case_head(make_head, case)
-    return [
-        GreedySearch(head, case["blank_penalty"]),
-        ModifiedBeamSearch(head, case["beam_size"], case["blank_penalty"]),
-    ]
+    searches = []
+    for options in SEARCHES.values():
+        if options is not FastBeamSearchOptions:  # its state is in k2's objects; test_fast_beam.py has its tests
+            names = {field.name for field in fields(options)} & {"beam_size", "blank_penalty"}
+            searches.append(options(**{name: case[name] for name in names}).build_search(head, None, "en"))
+    assert {GreedySearch, ModifiedBeamSearch} <= {type(search) for search in searches}
+    return [search for search in searches if isinstance(search, FrameSearch)]
 
 
 def _assert_same(hypotheses, expected):
@@ -87,8 +96,9 @@ class TestProperties:
     @_examples
     @given(cases())
     def test_beam_of_one_equals_greedy(self, make_head, case):
-        greedy, _ = _searches(make_head, case)
-        beam = ModifiedBeamSearch(greedy.model, beam_size=1, blank_penalty=case["blank_penalty"])
+        head = make_case_head(make_head, case)
+        greedy = GreedySearch(head, case["blank_penalty"])
+        beam = ModifiedBeamSearch(head, beam_size=1, blank_penalty=case["blank_penalty"])
         arguments = (case["encoder_out"], case["lens"])
         _assert_same(beam.results(run(beam, *arguments)), greedy.results(run(greedy, *arguments)))
 

@@ -81,8 +81,8 @@ def test_scores_equal_the_arpa_definition(tmp_path_factory, ngrams, tokens, scal
     model = read_ngram(path, SYMBOLS, scale)
     state, total = torch.tensor([model.start]), 0.0
     for token in tokens:
-        scores, targets = model.transitions(state)
-        total, state = total + scores[0, token].item(), targets[:, token]
+        total += model.scores(state)[0, token].item()
+        state = model.advance(state, torch.tensor([token]))
     assert total == pytest.approx(_bonus(ngrams, scale)(tokens), abs=1e-3)
 
 
@@ -93,7 +93,7 @@ def test_beam_search_adds_scaled_scores(tmp_path_factory, make_head, ngrams, cas
     _write_arpa(path, ngrams)
     case["vocab_size"] = len(SYMBOLS)
     head = make_case_head(make_head, case)
-    search = ModifiedBeamSearch(head, case["beam_size"], automata=[read_ngram(path, SYMBOLS, 0.3)])
+    search = ModifiedBeamSearch(head, case["beam_size"], scorers=[read_ngram(path, SYMBOLS, 0.3)])
     n_best = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
     bonus = _bonus(ngrams, 0.3)
     for hypotheses, out, length in zip(n_best, case["encoder_out"], case["lens"], strict=True):

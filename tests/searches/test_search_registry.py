@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.options import parse
 from icefall_pathways.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, config
 from icefall_pathways.searches.base import SearchOptions
 from icefall_pathways.searches.config import SearchConfig
 from icefall_pathways.searches.registry import SEARCHES
+from icefall_pathways.searches.shallow_fusion import ShallowFusionOptions
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ def test_help_lists_all_searches_and_their_options(config_module, capsys, monkey
     with pytest.raises(SystemExit):
         parse(config_module.SearchConfig, "", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "{greedy_search,modified_beam_search,fast_beam_search,slow_search}" in text
+    assert "{" + ",".join([*SEARCHES]) + "}" in text
     assert "An option that only this search has." in text
 
 
 def test_error_for_an_unknown_search_lists_the_known_ones(make_head):
-    known = "greedy_search, modified_beam_search, fast_beam_search"
+    known = ", ".join(SEARCHES)
     with pytest.raises(ValueError, match=f"--decoding-method magic: unknown search, expected one of {known}"):
         SearchConfig(decoding_method="magic")
 
@@ -80,9 +82,34 @@ def test_selected_search_gets_its_options(make_head, options, search, suffix):
     assert search_config.search_suffix == suffix
 
 
-@pytest.mark.parametrize("method", ["greedy_search", "fast_beam_search"])
-@pytest.mark.parametrize("option", ["context_file", "ngram_lm"])
-def test_files_that_a_search_would_ignore_are_rejected(tmp_path, method, option):
-    message = f"--{option.replace('_', '-')} works with --decoding-method modified_beam_search, not with {method}"
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("greedy_search", {"context_file": "file"}, "--context-file works with --decoding-method modified_beam_search"),
+        ("fast_beam_search", {"ngram_lm": "file"}, "--ngram-lm works with --decoding-method modified_beam_search"),
+        ("greedy_search", {"beam_size": 8}, "--beam-size works with .* modified_beam_search, not with greedy_search"),
+        ("modified_beam_search", {"max_states": 9}, "--max-states works with --decoding-method fast_beam_search"),
+        ("modified_beam_search", {"context_score": 3.0}, "--context-score has no effect without --context-file"),
+        ("modified_beam_search", {"ngram_lm_scale": 0.5}, "--ngram-lm-scale has no effect without --ngram-lm"),
+    ],
+)
+def test_options_without_effect_are_rejected(method, options, message):
     with pytest.raises(ValueError, match=message):
-        SearchConfig(decoding_method=method, **{option: tmp_path / "file"})
+        SearchConfig(decoding_method=method, **options)
+
+
+def test_defaults_of_streaming_scripts_are_accepted_and_their_option_names_reported():
+    for method in SEARCHES:
+        assert StreamingDecodeConfig(decoding_method=method).decoding_method == method
+    with pytest.raises(ValueError, match="--num-active-paths works with --decoding-method modified_beam_search"):
+        StreamingDecodeConfig(beam_size=8)
+    with pytest.raises(ValueError, match="--beam works with --decoding-method fast_beam_search"):
+        StreamingDecodeConfig(beam=20.0)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_only_hotwords_and_language_models_make_a_search_depend_on_the_language(name, tmp_path):
+    assert not SearchConfig(decoding_method=name).depends_on_language
+    if issubclass(SEARCHES[name], ShallowFusionOptions):
+        for option in ("context_file", "ngram_lm"):
+            assert SearchConfig(decoding_method=name, **{option: tmp_path}).depends_on_language
