@@ -59,7 +59,7 @@ def resolve_toy(options: ToyOptions) -> Architecture[ToyConfig]:
 
 
 class ToyEncoder(Encoder):
-    """The running mean of the encoder frames so far, through a hidden layer."""
+    """The mean of the frames so far and of one frame of look-ahead, through a hidden layer."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ToyEncoder(Encoder):
 
     @property
     def chunk_window(self) -> int:
-        return self.chunk_shift
+        return self.chunk_shift + SUBSAMPLING_FACTOR
 
     @property
     def state_axes(self) -> list[int]:
@@ -85,7 +85,7 @@ class ToyEncoder(Encoder):
 
     def encode(self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:
         frames = -(-x.size(1) // SUBSAMPLING_FACTOR)
-        x = pad_with_silence(x, x_lens, SUBSAMPLING_FACTOR * frames)
+        x = pad_with_silence(x, x_lens, SUBSAMPLING_FACTOR * (frames + 1))
         return self._run(encoder_embed, x, self.init_states(encoder_embed, x.size(0), x.device, x.dtype))[0]
 
     def init_states(self, encoder_embed, batch_size, device, dtype) -> list[Tensor]:
@@ -97,9 +97,10 @@ class ToyEncoder(Encoder):
 
     def _run(self, encoder_embed: nn.Module, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         sums, counts = states
-        sums = sums + encoder_embed(x.unflatten(1, (-1, SUBSAMPLING_FACTOR)).flatten(2)).cumsum(dim=1)
+        frames = encoder_embed(x.unflatten(1, (-1, SUBSAMPLING_FACTOR)).flatten(2))
+        sums = sums + frames[:, :-1].cumsum(dim=1)
         counts = counts + torch.arange(1, sums.size(1) + 1, device=x.device).view(1, -1, 1)
-        return self.layers(sums / counts), [sums[:, -1:], counts[:, -1:]]
+        return self.layers((sums + frames[:, 1:]) / (counts + 1)), [sums[:, -1:], counts[:, -1:]]
 
 
 def build_toy(config: ToyConfig, num_bins: int) -> tuple[nn.Module, ToyEncoder]:
@@ -152,19 +153,64 @@ def test_training_a_registered_encoder_decreases_the_loss(model_config):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def _chunk(model, x: Tensor, length: int, index: int) -> tuple[Tensor, Tensor]:
+    """Return chunk `index` of an utterance x (1, T, F) as `stream` expects it: (1, chunk_window, F), and its length."""
+    start = index * model.chunk_shift
+    chunk = x[:, start : start + model.chunk_window]
+    padded = nn.functional.pad(chunk, (0, 0, 0, model.chunk_window - chunk.size(1)), value=torch.inf)
+    return padded, torch.tensor([length - start]).clamp(0, model.chunk_window)
+
+
+def _advance(model, utterances, index: list[int], states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Encode chunk `index` of every utterance in one batch; return the valid frames of each, and the new states."""
+    chunks = [_chunk(model, x, x.size(1), i) for x, i in zip(utterances, index, strict=True)]
+    x, x_lens = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
+    out, num_frames, states = model.stream(x, x_lens, states)
+    return [frames[:count] for frames, count in zip(out, num_frames.tolist(), strict=True)], states
+
+
+def _encode(model, x: Tensor) -> Tensor:
+    return model.encode(x, torch.tensor([x.size(1)]))[0][0]
+
+
 @torch.no_grad()
-def test_streams_of_a_registered_encoder_equal_encode(model_config):
+def test_streams_of_different_lengths_equal_encode(model_config):
     model = build_model(model_config(encoder_type="toy"), _VOCAB_SIZE).eval()
-    x, x_lens, _, _ = _batch()
-    expected, lens = model.encode(x, x_lens)
-    states, chunks, streamed_lens = model.init_states(2), [], torch.zeros(2, dtype=torch.int64)
-    for start in range(0, x.size(1), model.chunk_shift):
-        chunk_lens = (x_lens - start).clamp(0, model.chunk_window)
-        chunk, num_frames, states = model.stream(x[:, start : start + model.chunk_window], chunk_lens, states)
-        streamed_lens += num_frames
-        chunks.append(chunk)
-    torch.testing.assert_close(torch.cat(chunks, dim=1), expected, atol=1e-5, rtol=0)
-    assert torch.equal(streamed_lens, lens)
+    utterances = [torch.randn(1, length, 80) for length in (40, 29, 3)]
+    states, streamed = model.init_states(3), [[], [], []]
+    for index in range(-(-40 // model.chunk_shift)):
+        frames, states = _advance(model, utterances, [index] * 3, states)
+        for stream, new in zip(streamed, frames, strict=True):
+            stream.append(new)
+    for stream, x in zip(streamed, utterances, strict=True):
+        torch.testing.assert_close(torch.cat(stream), _encode(model, x), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_streams_of_different_age_share_a_batch(model_config):
+    model = build_model(model_config(encoder_type="toy"), _VOCAB_SIZE).eval()
+    old, new = torch.randn(1, 40, 80), torch.randn(1, 21, 80)
+    states, streamed = model.init_states(1), [[], []]
+    for index in range(2):
+        (frames,), states = _advance(model, [old], [index], states)
+        streamed[0].append(frames)
+    axes, start = model.encoder.state_axes, model.init_states(1)
+    states = [torch.cat(pair, dim=axis) for *pair, axis in zip(states, start, axes, strict=True)]
+    for index in range(3):
+        frames, states = _advance(model, [old, new], [index + 2, index], states)
+        for stream, added in zip(streamed, frames, strict=True):
+            stream.append(added)
+    for stream, x in zip(streamed, (old, new), strict=True):
+        torch.testing.assert_close(torch.cat(stream), _encode(model, x), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_has_no_effect_on_encoded_frames(model_config):
+    model = build_model(model_config(encoder_type="toy"), _VOCAB_SIZE).eval()
+    x = torch.randn(1, 29, 80)
+    padded = nn.functional.pad(x, (0, 0, 0, 11), value=torch.inf)
+    out, lens = model.encode(padded, torch.tensor([29]))
+    torch.testing.assert_close(out[0, : int(lens)], _encode(model, x), atol=1e-5, rtol=0)
 
 
 def test_encoders_share_only_the_options_of_the_base_class():
