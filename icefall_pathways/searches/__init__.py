@@ -3,7 +3,8 @@
 A search passes a `SearchState` from one call of `advance` to the next. Decoding a whole utterance is one call and
 decoding a stream is one call per chunk; the result does not depend on how the frames are split. Every search emits at
 most one token per frame. Streams and hypotheses are axes of tensors (or of k2's ragged tensors), so that the only loop
-is over frames. `registry.py` lists all searches, and `config.py` defines their command-line options.
+is over frames. `registry.py` lists all searches, `scorers.py` the hotwords and language models that they may use, and
+`config.py` defines their command-line options.
 """
 
 from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState

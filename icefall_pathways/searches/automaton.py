@@ -10,7 +10,7 @@ _STATES_PER_BLOCK = 1024  # states that are tabulated at once
 
 
 class FailureAutomaton:
-    """A deterministic weighted automaton over tokens with failure arcs, stored in tensors.
+    """A deterministic weighted automaton over tokens with failure arcs, stored in tensors; a `TokenScorer`.
 
     A state has arcs for some tokens. For any other token, its failure arc leads, without consuming the token, to a
     state with a shorter history, and finally to state 0, the root. The root accepts every token; a token without an arc

@@ -84,6 +84,13 @@ def test_transcripts_equal_the_output_of_the_script(exp_dir, speech, method):
     assert [word.text for word in transcript.words] == transcript.text.split()
 
 
+def test_path_options_accept_strings(exp_dir, tmp_path):
+    path = f"{tmp_path}/{{language}}.txt"
+    asr = Pathways.from_pretrained(exp_dir, decoding_method="modified_beam_search", context_file=path)
+    with pytest.raises(ValueError, match=r"nl\.txt not found: pass a file with one phrase per line"):
+        asr.stream(language="nl")
+
+
 def test_samples_are_transcribed_as_their_file(exp_dir, speech):
     asr = Pathways.from_pretrained(str(exp_dir))
     expected = asr.transcribe(str(speech), language="english")
