@@ -84,6 +84,8 @@ def check_features(exp_dir: Path) -> None:
     if not path.is_file():
         return
     stored, expected = read_json(path), _feature_options()
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path}: expected the feature options, found {stored!r}: restore the file")
     if stored != expected:
         names = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
         differences = ", ".join(f"{name}={stored.get(name)} instead of {expected.get(name)}" for name in names)

@@ -10,6 +10,7 @@ Calls from several threads need a lock: all streams share one model, which is sw
 
 from collections.abc import Sequence
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, get_args, get_type_hints
@@ -20,7 +21,7 @@ from torch import Tensor
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
-from icefall_pathways.decoding.streaming import AudioError, EndpointConfig
+from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, check_samples
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.transcription.audio import as_mono, read_file, read_samples, split_blocks
@@ -57,11 +58,11 @@ class Pathways:
             `rule2_min_trailing_silence=0.8`.
 
         Raises:
-          TypeError: There is no such option.
+          TypeError: There is no such option, or its value has the wrong type.
           ValueError: The folder, its checkpoint or another file is missing or damaged, or an option has an invalid
             value.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise ValueError(
                 f"no experiment folder {folder.absolute()}: expected the --exp-dir of a training, with its checkpoints"
@@ -111,9 +112,9 @@ class Pathways:
         if isinstance(audio, str | Path):
             if sample_rate is not None:
                 raise ValueError(f"sample_rate={sample_rate} with a file, which states its own: omit sample_rate")
-            name, blocks = str(audio), read_file(Path(audio))
+            name, blocks = str(audio), read_file(Path(audio).expanduser())
         else:
-            name, blocks = "samples", read_samples(as_mono(audio), sample_rate or self.sample_rate)
+            name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate))
         errors: list[AudioError] = []
         segments = self._transcriber(language).transcribe(
             [(name, blocks)], num_streams=1, on_error=lambda _, error: errors.append(error)
@@ -134,9 +135,11 @@ class Pathways:
           AudioError: The sample rate is out of range.
           ValueError: The model does not support the language, or cannot identify languages.
         """
-        return TranscriptionStream(self._transcriber(language), sample_rate or self.sample_rate)
+        return TranscriptionStream(self._transcriber(language), _check_rate(sample_rate))
 
     def _transcriber(self, language: str) -> Transcriber:
+        if not isinstance(language, str):
+            raise TypeError(f"language {language!r}: expected a code or a name, such as 'fr', or {AUTO!r}")
         if language not in self._transcribers:
             self._transcribers[language] = Transcriber(self._trained, self._config, language)
         return self._transcribers[language]
@@ -212,13 +215,15 @@ class TranscriptionStream:
           New partial and final results, in order; empty if no chunk is complete.
 
         Raises:
-          AudioError: The samples are not mono, not finite or out of range; the stream accepts further samples.
+          AudioError: The samples are not mono, not finite or out of range. The stream is unchanged.
           ValueError: The stream is finished.
         """
         if self.finished:
             raise ValueError("this stream is finished: open another one with stream(...) for more audio")
+        mono = as_mono(samples)
+        check_samples(mono)  # before the resampler, whose buffer would keep a NaN
         new: list[Segment] = []
-        for block in split_blocks(as_mono(samples), self._sample_rate):
+        for block in split_blocks(mono, self._sample_rate):
             new += self._decode(block if self._resampler is None else self._resampler.accept(block))
         return new
 
@@ -242,6 +247,20 @@ class TranscriptionStream:
         return new
 
 
+def _check_rate(sample_rate: float | None) -> int:
+    """Return a sample rate in Hz, for None that of the models.
+
+    Raises:
+      AudioError: It is out of range, or not a whole number.
+    """
+    if sample_rate is None:
+        return FbankConfig.sample_rate
+    if not isinstance(sample_rate, Real) or not float(sample_rate).is_integer():
+        raise AudioError(f"sample_rate={sample_rate!r}: expected a whole number of Hz, such as 16000")
+    check_sample_rate(int(sample_rate))
+    return int(sample_rate)
+
+
 def _make_config(folder: Path, options: dict[str, Any]) -> RecognizerConfig:
     endpoint_names = {field.name for field in fields(EndpointConfig)}
     names = {field.name for field in fields(RecognizerConfig)} - {"exp_dir", "endpoint"} | endpoint_names
@@ -250,7 +269,7 @@ def _make_config(folder: Path, options: dict[str, Any]) -> RecognizerConfig:
     endpoint = {name: value for name, value in options.items() if name in endpoint_names}
     hints = get_type_hints(RecognizerConfig)
     paths = {
-        name: Path(value)
+        name: Path(value).expanduser()
         for name, value in options.items()
         if value is not None and name not in endpoint and Path in get_args(hints[name])
     }

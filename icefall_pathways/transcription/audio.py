@@ -59,10 +59,14 @@ def as_mono(samples: Any) -> Tensor:
       AudioError: There are several channels, or the type is not supported.
     """
     try:
-        tensor = samples.detach().cpu() if isinstance(samples, Tensor) else torch.from_numpy(np.array(samples))
+        if isinstance(samples, Tensor):
+            tensor = samples.detach().cpu()
+        else:
+            array = np.array(samples)
+            tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError) as error:  # strings, nested lists of different lengths, ...
         raise AudioError(f"samples that are not numbers ({first_line(error)}): expected mono samples (n,)") from error
-    if tensor.dim() > 2 or (tensor.dim() == 2 and 1 not in tensor.shape):
+    if tensor.dim() not in (1, 2) or (tensor.dim() == 2 and 1 not in tensor.shape):
         raise AudioError(f"samples of shape {tuple(tensor.shape)}: expected mono (n,); average or select the channels")
     if tensor.dtype in (torch.int16, torch.int32):
         return tensor.flatten().float() / 2.0 ** (torch.iinfo(tensor.dtype).bits - 1)
@@ -113,6 +117,11 @@ def read_file(path: Path) -> Iterator[Tensor]:
         raise AudioError("the file is empty")
     try:
         file = soundfile.SoundFile(path)
+    except TypeError as error:  # soundfile asks for the format of files named *.raw
+        raise AudioError(
+            "a file of raw samples, which does not state their format: pass raw 16-bit mono samples on standard input, "
+            "with --sample-rate, or convert the file to WAV"
+        ) from error
     except soundfile.LibsndfileError as error:
         if shutil.which("ffmpeg") is None:
             raise AudioError(

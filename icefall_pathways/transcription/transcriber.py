@@ -43,7 +43,7 @@ class Transcriber:
         supported, select_language = trained.languages, None
         self.language: str | None  # of new sessions; None: to be identified
         self._reports_language = True
-        if language != AUTO:
+        if language.lower() != AUTO:
             self.language = get_language(language).code
             if self.language not in supported:
                 raise ValueError(

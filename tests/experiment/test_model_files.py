@@ -175,3 +175,6 @@ def test_model_trained_on_other_features_is_rejected(moved):
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         Pathways.from_pretrained(moved)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"features\.json: expected the feature options, found \[\]"):
+        Pathways.from_pretrained(moved)

@@ -169,6 +169,31 @@ def test_bad_samples_do_not_end_a_stream(exp_dir, speech):
     assert stream.transcript == asr.transcribe(samples, "en")
 
 
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_rejected_samples_leave_a_stream_unchanged(exp_dir, rate):
+    asr = Pathways.from_pretrained(exp_dir)
+    samples = torch.randn(rate, generator=torch.Generator().manual_seed(1)) / 10
+    valid_then_invalid = torch.cat([samples, torch.full((100,), float("nan"))])
+    with asr.stream("en", sample_rate=rate) as stream:
+        for block in samples.split(rate // 2):
+            with pytest.raises(AudioError, match="not finite"):
+                stream.accept(valid_then_invalid)
+            stream.accept(block)
+    assert stream.transcript.duration == 1.0
+    assert stream.transcript == asr.transcribe(samples, "en", sample_rate=rate)
+
+
+def test_inputs_with_other_spellings(exp_dir, speech, monkeypatch):
+    monkeypatch.setenv("HOME", str(exp_dir.parent))
+    asr = Pathways.from_pretrained(f"~/{exp_dir.name}")
+    expected = asr.transcribe(speech, "en")
+    monkeypatch.setenv("HOME", str(speech.parent))
+    assert asr.transcribe(f"~/{speech.name}", "English") == expected
+    samples = soundfile.read(speech, dtype="int16")[0]
+    assert asr.transcribe(samples.astype(">i2"), "en", sample_rate=16000.0) == expected
+    assert asr.transcribe(samples, "AUTO") == asr.transcribe(samples, "auto")
+
+
 def test_errors_state_cause_and_remedy(exp_dir, speech, tmp_path):
     with pytest.raises(ValueError, match=r"no experiment folder .*nowhere: expected the --exp-dir of a training"):
         Pathways.from_pretrained(tmp_path / "nowhere")
@@ -193,6 +218,7 @@ def test_errors_state_cause_and_remedy(exp_dir, speech, tmp_path):
         (np.zeros((100, 2)), "expected mono"),
         (np.zeros(100, np.uint8), "expected floating point"),
         (np.full(100, 1e4), "expected numbers in"),
+        (3.0, "expected mono"),
         ([b"a", None], "not numbers"),
     ):
         with pytest.raises(AudioError, match=message):
@@ -202,6 +228,13 @@ def test_errors_state_cause_and_remedy(exp_dir, speech, tmp_path):
     for use in (asr.stream, lambda **options: asr.transcribe(np.zeros(100), **options)):
         with pytest.raises(AudioError, match="sample rate of 16 Hz"):
             use(language="en", sample_rate=16)
+        with pytest.raises(AudioError, match="sample rate of 0 Hz"):
+            use(language="en", sample_rate=0)
+        for rate in ("16k", 22050.5, float("nan")):
+            with pytest.raises(AudioError, match="expected a whole number of Hz"):
+                use(language="en", sample_rate=rate)
+        with pytest.raises(TypeError, match="language None: expected a code or a name"):
+            use(language=None)
 
 
 def test_truncated_file_is_an_error(exp_dir, speech):

@@ -146,9 +146,11 @@ def test_input_that_is_not_audio_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not audio at all " * 100)
+    (tmp_path / "headerless.raw").write_bytes(bytes(1000))
     for source, message in {
         "empty.wav": "empty",
         "text.wav": "requires ffmpeg",
+        "headerless.raw": "convert the file to WAV",
         "missing.wav": "no such file",
         ".": "not a file",
     }.items():

@@ -11,6 +11,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     Source,
     Stream,
     StreamingDecoder,
+    check_samples,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session
@@ -27,4 +28,5 @@ __all__ = [
     "Source",
     "Stream",
     "StreamingDecoder",
+    "check_samples",
 ]
