@@ -41,7 +41,7 @@ class TrainingConfig:
     architecture, so use the model options to describe it."""
 
     init_key: Literal["model", "model_avg"] = "model"
-    """Which weights of --init-from to use: the current weights (model) or their running average (model_avg)."""
+    """Weights of --init-from to use: the current weights (model) or their running average (model_avg)."""
 
     reinit_vocab: bool = False
     """Reinitialize the layers whose size depends on the vocabulary, to start from a model with other tokens."""
@@ -83,7 +83,7 @@ class TrainingConfig:
 
     optimizer: OptimizerName = "auto"
     """adamw, or scaled-adam of icefall; both update only the active entries of a language. auto: the
-    one of the encoder, which models/registry.py selects."""
+    optimizer that models/registry.py selects for the encoder."""
 
     base_lr: float = 0.0
     """Base learning rate. 0: 0.045 for scaled-adam, where it is relative to the RMS of each parameter tensor; 0.0015
