@@ -6,9 +6,9 @@ Usage:
   OMP_NUM_THREADS=1 benchmarks/rnnt_loss.py --write 1
 
 A step computes the simple loss, the pruning ranges, the joiner, the pruned loss, and all gradients, of random inputs.
-It is measured with a joiner that only adds its inputs, which leaves the losses alone, and with the joiner of the model.
-Every round runs one step of each implementation, so that their ratio depends little on other jobs. Peak memory is that
-of a process of its own during its first step of full size, minus its memory before.
+It is measured with a joiner that only adds its inputs, to measure little but the losses, and with the joiner of the
+model. Every round runs one step of each implementation, so that their ratio depends little on other jobs. Peak memory
+is the peak of a separate process during its first full-size step, minus its memory before that step.
 """
 
 import statistics
@@ -133,7 +133,7 @@ def rows_of(batch: Batch, joiner: str, times: dict[str, list[list[tuple[float, f
 
 
 def peak_megabytes(batch: Batch, joiner: str, implementation: Literal["k2", "builtin"]) -> float:
-    """Return the memory that a step takes, in 10^6 bytes; exact in a process that has not run one before."""
+    """Return the memory that a step takes, in 10^6 bytes; exact only if this process has not run such a step before."""
     LossStep(Batch(1, 4, 2), joiner, implementation)()  # loads what a first step loads
     step = LossStep(batch, joiner, implementation)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak

@@ -11,7 +11,7 @@ FRAME_SHIFT = 160
 #: Log-mel filter bank bins of a feature frame.
 NUM_MEL_BINS = 80
 
-#: Log energy of silence: the floor of the features, and the padding of batches and of the ends of streams.
+#: Log-mel padding of batches and of the ends of streams, equal to Lhotse's `LOG_EPSILON`.
 LOG_EPS = math.log(1e-10)
 
 #: Feature frames per encoder frame: every encoder outputs one frame per 40 ms.

@@ -84,7 +84,7 @@ def test_missing_compiler_is_reported_in_one_line(tmp_path):
 
 @pytest.mark.parametrize(("version", "standard"), [("1.13.1+cu117", []), ("2.0.1", []), ("2.13.0", ["17"])])
 def test_kaldifeat_is_built_with_the_cxx_standard_of_torch(tmp_path, version, standard):
-    """With packages in place of torch, pybind11 and pip; this pip prints the CMake options and fails."""
+    """Stub packages replace torch, pybind11 and pip; the stub of pip prints the CMake options and fails."""
     for name, text in {
         "torch.py": f"__version__ = {version!r}\ncompiled_with_cxx11_abi = bool\n",
         "pybind11/__init__.py": "",

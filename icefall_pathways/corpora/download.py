@@ -123,7 +123,7 @@ def _open(request: Request) -> HTTPResponse:
         ) from error
     except (URLError, OSError) as error:
         raise CorpusError(
-            f"cannot reach {request.full_url} ({error}): check the network, or name an existing --corpus-dir"
+            f"cannot reach {request.full_url} ({error}): check the network, or use an existing --corpus-dir"
         ) from error
 
 

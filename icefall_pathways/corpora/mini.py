@@ -298,7 +298,7 @@ def _write_flac(path: Path, samples: np.ndarray) -> None:
             temporary.write_bytes(encoded.getvalue())
     except OSError as error:
         raise OSError(
-            f"cannot write {path} ({error.strerror}): free disk space or name another --corpus-dir, and run the same "
+            f"cannot write {path} ({error.strerror}): free disk space or use another --corpus-dir, and run the same "
             "command again to resume"
         ) from error
 

@@ -100,7 +100,7 @@ class Synthesizer:
           Samples (n,) in [-1, 1] at 16 kHz, float32.
 
         Raises:
-          SynthesisError: The voice does not exist, or the text gives silence.
+          SynthesisError: The voice does not exist, or the text produces silence.
         """
         import espeakng_loader  # not at import time: the command line does not need it
 
@@ -147,8 +147,18 @@ def synthesize_utterance(
 ) -> np.ndarray:
     """Synthesize `text` by `speaker` with random variations of speed, pitch, reverberation, noise, and level.
 
+    Args:
+      synthesizer: The synthesizer.
+      text: The text.
+      speaker: The speaker.
+      seed: Seed of the corpus; it determines the mean speed and pitch of each speaker.
+      rng: Source of the variations of this utterance.
+
     Returns:
       Samples (n,) in [-1, 1] at 16 kHz, float32.
+
+    Raises:
+      SynthesisError: The voice does not exist, or the text produces silence.
     """
     speaker_rng = random.Random(f"{seed}/{speaker.speaker_id}")
     rate, pitch, pitch_range = speaker_rng.randint(130, 170), speaker_rng.randint(35, 65), speaker_rng.randint(35, 65)

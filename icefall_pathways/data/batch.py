@@ -26,7 +26,7 @@ class Batch:
       U: Tokens of the longest transcript; 0 if the data module has no tokenizer.
 
     Attributes:
-      inputs: Log-mel features (N, T, F), float32, padded with the log energy of silence.
+      inputs: Log-mel features (N, T, F), float32, padded with `constants.LOG_EPS`.
       num_frames: Feature frames of each utterance (N,), int32.
       tokens: Token ids (N, U), int64, padded with 0.
       num_tokens: Tokens of each utterance (N,), int64.

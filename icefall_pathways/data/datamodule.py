@@ -327,6 +327,11 @@ class SpeechDataModule:
 class SplitLoader:
     """The batches of a split, in the same order in every iteration.
 
+    Args:
+      plans: The batches in their order.
+      dataset: Makes a batch from its plan.
+      test_set: See below.
+
     Attributes:
       test_set: Name of the split in result files, such as "mls-french-test".
     """

@@ -164,7 +164,7 @@ class MonolingualSampler(Sampler[BatchPlan]):
 
 
 class _TorchSamplerAdapter(Sampler[CutSet]):
-    """Base class between lhotse's samplers and torch's, whose __init__ requires an argument in old versions only."""
+    """Base class between lhotse's samplers and torch's; only in old versions, torch's __init__ requires an argument."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
@@ -179,7 +179,14 @@ class _SequentialSampler(SimpleCutSampler, _TorchSamplerAdapter):
 
 
 def sequential_batches(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
-    """Return a sampler of batches of at most `max_duration` seconds, in the order of `cuts`, different on each rank."""
+    """Return a sampler of batches in the order of `cuts`, different on each rank.
+
+    Args:
+      cuts: The cuts.
+      max_duration: Maximum seconds of audio per batch.
+      rank: Rank of this process.
+      world_size: Number of processes.
+    """
     return _SequentialSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
 
 

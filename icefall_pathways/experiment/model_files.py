@@ -58,7 +58,7 @@ def choose_tokenizer(exp_dir: Path, given: Path | None, init_from: Path | None) 
 
 
 def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
-    """Return the stored SentencePiece model of an experiment, else the one at the path that its options record.
+    """Return the SentencePiece model stored in an experiment folder, else the one at the path in its options.
 
     Raises:
       ValueError: Neither exists.
@@ -67,7 +67,8 @@ def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
     if stored is None and not recorded.is_file():
         raise ValueError(
             f"no SentencePiece model for {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
-            "at training) exists; copy the file used in training to the experiment folder, or name it with --bpe-model"
+            "at training) exists; copy the file used in training to the experiment folder, or specify it with "
+            "--bpe-model"
         )
     return stored or recorded
 

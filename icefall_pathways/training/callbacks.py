@@ -22,7 +22,7 @@ class UpdateResult:
       losses: The losses of each batch by name, summed over its tokens, 0-dim and detached.
       grad_norm: Norm of the gradient, 0-dim, the same on all ranks.
       stepped: Whether the optimizer stepped; it does not after a non-finite loss or gradient.
-      stop_signal: The signal that asked this or another rank to stop; 0: no request.
+      stop_signal: The signal that requested a stop of this or another rank; 0: no request.
     """
 
     batches: Sequence[Batch]

@@ -22,7 +22,14 @@ logger = logging.getLogger("icefall_pathways")
 
 
 def describe_run(config: ExperimentConfig, state: TrainState, tokenizer: Tokenizer, rank: Rank) -> dict[str, Any]:
-    """Return the properties of a run that its checkpoints store, and that `check_resumable` compares."""
+    """Return the properties of a run that its checkpoints store, and that `check_resumable` compares.
+
+    Args:
+      config: The options of the run.
+      state: Provides the header of the masks and the updates per epoch.
+      tokenizer: Provides the vocabulary size.
+      rank: Provides the number of ranks.
+    """
     options = config.training
     return {
         "masks_header": {} if state.masks is None else asdict(state.masks.header),
@@ -123,7 +130,7 @@ class CheckpointCallback(Callback):
 
 
 class StopCallback(Callback):
-    """Save a checkpoint and stop when a signal has asked any rank to stop.
+    """Save a checkpoint and stop if any rank has received a stop request.
 
     Args:
       checkpoint: Writes the checkpoint.
@@ -135,7 +142,7 @@ class StopCallback(Callback):
         self._rank = rank
 
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
-        """Save a checkpoint and stop if a signal has asked any rank to stop.
+        """Save a checkpoint and stop if any rank has received a stop request.
 
         Raises:
           Stopped: The checkpoint has been saved.

@@ -26,7 +26,7 @@ class InitialCheckpoint:
 
     Args:
       init_from: A checkpoint, or an experiment folder: its newest checkpoint.
-      key: Which weights: "model" or "model_avg".
+      key: The weights to use: "model" or "model_avg".
       avg: Use the average that decoding computes with this --avg instead.
 
     Attributes:

@@ -29,7 +29,12 @@ LOSSES = ("loss", "simple_loss", "pruned_loss", "ctc_loss")
 
 
 class LossSums:
-    """Sums of losses by language, kept on the device so that the host does not wait when adding."""
+    """Sums of losses by language, kept on the device so that the host does not wait when adding.
+
+    Args:
+      languages: Language codes.
+      device: The device of the losses.
+    """
 
     def __init__(self, languages: Sequence[str], device: torch.device) -> None:
         self._index = {language: i for i, language in enumerate(languages)}
@@ -37,7 +42,14 @@ class LossSums:
         self._norms = torch.zeros(len(languages), 2, dtype=torch.float64, device=device)  # sum, count
 
     def add(self, language: str, losses: Mapping[str, Tensor], tokens: int, seconds: float) -> None:
-        """Add a batch: its losses summed over its tokens, its number of tokens, and its seconds of audio."""
+        """Add a batch.
+
+        Args:
+          language: Language code of the batch.
+          losses: Losses by name, summed over the tokens of the batch, 0-dim; names not in `LOSSES` are ignored.
+          tokens: Number of tokens.
+          seconds: Seconds of audio.
+        """
         row = self._sums[self._index[language]]
         for i, name in enumerate(LOSSES):
             if name in losses:
@@ -142,7 +154,14 @@ class MetricsLog:
         self._bar.set_postfix({"language": language, "audio": f"{rate:.0f}s/s"} | self._shown, refresh=False)
 
     def write(self, kind: str, update: int, language: str, values: Mapping[str, float]) -> None:
-        """Write the metrics of one language."""
+        """Write the metrics of one language.
+
+        Args:
+          kind: "train", "valid" or "speed".
+          update: Number of completed updates.
+          language: Language code, or "all".
+          values: Metrics by name.
+        """
         if self._file is None:
             return
         record = {

@@ -23,7 +23,7 @@ _MAX_SAVED_BATCHES = 20  # per process, so that a diverging run does not fill th
 
 
 class BadBatchesError(ValueError):
-    """More consecutive updates had to be skipped than --max-bad-batches allows."""
+    """More consecutive updates were skipped than --max-bad-batches allows."""
 
 
 class NonFiniteGuard:

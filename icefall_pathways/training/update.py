@@ -56,8 +56,8 @@ class Update:
 
         Args:
           batches: The batches of this rank, all of one language and with their tokens.
-          stop_signal: The signal that asked this rank to stop; 0: no request. The results of all ranks report the
-            request in the same update.
+          stop_signal: The signal that requested a stop of this rank; 0: no request. The results of all ranks report
+            the request in the same update.
 
         Raises:
           BadBatchesError: Too many consecutive updates had a non-finite loss or gradient.
@@ -88,7 +88,7 @@ class Update:
         return UpdateResult(batches, detached, norm, stepped, (stop_signal or signal.SIGTERM) if stopping else 0)
 
     def _forward_backward(self, batches: Sequence[Batch], stop: bool) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """Return the losses of the batches, and the number of ranks asked to stop, 0-dim, on the device."""
+        """Return the losses of the batches, and the number of ranks with a stop request, 0-dim, on the device."""
         state, rank = self.state, self._rank
         counts = torch.tensor([sum(batch.total_tokens for batch in batches), stop], dtype=torch.float64)
         totals = rank.sum(counts.to(rank.device, non_blocking=True))

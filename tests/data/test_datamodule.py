@@ -49,7 +49,7 @@ def test_a_batch_is_monolingual_and_has_the_features_of_its_cuts(corpus: Path, t
     assert seen == set(SIZES)
 
 
-def test_padding_is_silence(corpus: Path, tokenizer: Tokenizer) -> None:
+def test_batches_are_padded_with_log_epsilon(corpus: Path, tokenizer: Tokenizer) -> None:
     batch = next(iter(data_module(corpus, tokenizer).loader("en", "dev")))
     for features, length in zip(batch.inputs, batch.num_frames.tolist(), strict=True):
         assert torch.all((features[length:] - LOG_EPS).abs() < 1e-3)

@@ -1,4 +1,4 @@
-"""Features: parity of both libraries with Lhotse's extractor and with each other, and of streaming with offline."""
+"""Features: both libraries agree with Lhotse's extractor and with each other, and streaming with offline extraction."""
 
 import math
 import pickle
@@ -100,7 +100,7 @@ def test_the_extractor_can_be_sent_to_loader_workers() -> None:
     assert torch.equal(received, extractor.extract(samples, RATE))
 
 
-def test_a_batch_of_any_kind_of_array_has_features_of_that_kind() -> None:
+def test_features_have_the_array_type_of_the_samples() -> None:
     extractor, samples = FbankConfig().extractor(), speech_like(RATE)
     expected = offline(samples)
     assert isinstance(extractor.extract(samples.numpy()[None], RATE), np.ndarray)
@@ -108,7 +108,7 @@ def test_a_batch_of_any_kind_of_array_has_features_of_that_kind() -> None:
     assert torch.equal(extractor.extract(torch.stack([samples, samples]), RATE), torch.stack([expected, expected]))
 
 
-def test_silence_has_the_log_of_single_precision() -> None:
+def test_features_of_silence_equal_the_log_of_the_float32_epsilon() -> None:
     assert bool((offline(torch.zeros(RATE)) == math.log(torch.finfo(torch.float32).eps)).all())
 
 
@@ -183,7 +183,7 @@ def kaldi_native(cut: MonoCut) -> Tensor:
 
 
 def test_stored_features_of_both_libraries_are_equal(cuts: CutSet, tmp_path: Path) -> None:
-    """To the quantization of the storage, which rounds to multiples of 1 / 32."""
+    """They are equal up to the quantization of the storage, which rounds to multiples of 1 / 32."""
     shards = FeatureShards(tmp_path / "shards", True, {})
     with ProcessPoolExecutor(1, get_context("spawn")) as pool, tqdm(disable=True) as bar:
         assert shards.compute(cuts, pool, 1, bar) == []

@@ -1,4 +1,4 @@
-"""Other implementations of the RNN-T loss, which the tests compare ours with; without them these tests skip."""
+"""Reference implementations of the RNN-T loss; a test skips if its reference cannot be imported."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def import_k2() -> ModuleType:
-    """Return k2, or skip the test if it cannot be imported, as with a torch that it has no build for."""
+    """Return k2, or skip the test if it cannot be imported, for example because it has no build for this torch."""
     module: ModuleType = pytest.importorskip("k2", reason="k2 cannot be imported", exc_type=ImportError)
     return module
 

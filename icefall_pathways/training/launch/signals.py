@@ -45,6 +45,9 @@ def stop_requests(forward: Callable[[int], Any] | None = None) -> Iterator[StopR
 
     Args:
       forward: Called with each signal.
+
+    Raises:
+      KeyboardInterrupt: A second SIGINT arrived.
     """
     request = StopRequest()
 
