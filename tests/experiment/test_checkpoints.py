@@ -100,4 +100,4 @@ def test_load_model_returns_the_masks_of_the_checkpoint(tmp_path):
     del checkpoint["plain"]
     checkpoints.save(checkpoint | {"masks": masks.codes, "masks_header": vars(masks.header)}, path)
     loaded = checkpoints.load_model(tmp_path)
-    assert loaded.masks.languages == ("en", "nl") and loaded.masks.same_as(masks)
+    assert loaded.masks.languages == ("en", "nl") and loaded.masks.equals(masks)
