@@ -330,10 +330,10 @@ class SplitLoader:
     Args:
       plans: The batches in their order.
       dataset: Makes a batch from its plan.
-      test_set: See below.
+      test_set: Name of the split in result files, such as "mls-french-test".
 
     Attributes:
-      test_set: Name of the split in result files, such as "mls-french-test".
+      test_set: As given.
     """
 
     def __init__(self, plans: list[BatchPlan], dataset: SpeechDataset, test_set: str) -> None:

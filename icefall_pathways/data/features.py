@@ -48,7 +48,7 @@ class FbankConfig:
       num_bins: Number of mel filters.
       low_freq: Lower edge of the lowest filter, in Hz.
       high_freq: Upper edge of the highest filter, in Hz; a negative value is relative to half the sample rate. The
-        default is Lhotse's; kaldifeat's own is 0, which gives other filters.
+        default is Lhotse's; kaldifeat's default, 0, results in different filters.
       frame_length: Window length in samples.
       frame_shift: Window shift in samples.
       device: Device of the computation.

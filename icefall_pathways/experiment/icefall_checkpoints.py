@@ -46,8 +46,8 @@ _KNOWN_CLASSES = (
     *("long", "unicode", "xrange"),  # Python 2
 )
 _KNOWN_NAMES = {
-    ("_codecs", "encode"),  # of pickled bytes
-    ("copyreg", "_reconstructor"),  # of pickled objects
+    ("_codecs", "encode"),  # used by pickled bytes
+    ("copyreg", "_reconstructor"),  # used by pickled objects
     *(("builtins", name) for name in _KNOWN_CLASSES),
 }
 _OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # older pickles use the names of Python 2

@@ -16,7 +16,7 @@ from icefall_pathways.training.launch.ranks import Rank
 _GROWTH = 1.25  # ratio of consecutive sizes
 _MAX_FACTOR = 4.0  # largest size, as a multiple of --max-duration
 _SEED = 1
-_OOM_MESSAGES = ("out of memory", "ALLOC_FAILED")  # of CUDA; of cuBLAS and cuDNN
+_OOM_MESSAGES = ("out of memory", "ALLOC_FAILED")  # messages of CUDA, and of cuBLAS and cuDNN
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from icefall_pathways.models.transducer import VOCABULARY_LAYERS, Transducer, bu
 from icefall_pathways.options import from_dict
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
-_MAX_ROWS = 30  # of a table in a message
+_MAX_ROWS = 30  # maximum rows of the table in a message
 
 
 class InitialCheckpoint:

@@ -93,7 +93,7 @@ class NonFiniteGuard:
         except BadBatchesError:
             raise
         except Exception as error:
-            if not is_worker_death(error):  # it can interrupt any update, whatever the batch
+            if not is_worker_death(error):  # a worker can die during any update: the batch is not the cause
                 self._dump(batches)
             raise
 

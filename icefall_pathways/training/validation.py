@@ -124,5 +124,5 @@ class ValidationCallback(Callback):
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
         """Validate if it is due."""
         if state.update % self._options.valid_interval == 0 or state.is_last_update:
-            # The loss scales after the warm-up, so that the losses of all validations are comparable.
+            # Use the loss scales after the warm-up, so that the losses of all validations are comparable.
             self._callbacks.on_validation_end(state, self._validator(self._options.warm_updates))

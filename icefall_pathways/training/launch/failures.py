@@ -83,7 +83,7 @@ class FailureWatch:
         self._finished.set()
         if isinstance(error, Exception):
             self._report(error)
-            # A regular exit of the interpreter can block in collectives that no other rank joins any more.
+            # A regular exit of the interpreter can block in collectives that other ranks no longer join.
             _exit_now()
 
     def _report(self, error: Exception) -> None:
