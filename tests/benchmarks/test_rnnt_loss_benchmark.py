@@ -1,5 +1,5 @@
 import pytest
-from loss_references import import_k2
+from optional_packages import import_k2
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from optional_packages import needs_k2
 from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, write_complementary_masks
 
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
@@ -31,7 +32,9 @@ def _hypotheses(folder):
     ]
 
 
-@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search", "fast_beam_search"])
+@pytest.mark.parametrize(
+    "method", ["greedy_search", "modified_beam_search", pytest.param("fast_beam_search", marks=needs_k2)]
+)
 def test_streaming_decoding_equals_offline_decoding(exp_dir, method):
     # The defaults of streaming, where they differ.
     options = {"beam": 4.0, "max_contexts": 4, "max_states": 32} if method == "fast_beam_search" else {}

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from all_layer_types import random_masks
+from optional_packages import needs_k2
 from search_cases import ScriptedSearch
 from stream_models import make_model
 
@@ -101,7 +102,7 @@ def test_sessions_that_open_or_close_do_not_change_other_sessions(emformer):
     assert _tokens(results) == _tokens(_run(single, single.open("en"), samples)) != []
 
 
-@pytest.mark.parametrize("search", [GreedySearch, ModifiedBeamSearch, FastBeamSearch])
+@pytest.mark.parametrize("search", [GreedySearch, ModifiedBeamSearch, pytest.param(FastBeamSearch, marks=needs_k2)])
 def test_partial_results_keep_the_stable_prefix(emformer, search):
     recognizer = Recognizer(_decoder(emformer, search))
     results = _run(recognizer, recognizer.open("en"), _speech(3.0))

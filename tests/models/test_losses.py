@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from loss_references import import_k2, torchaudio_loss
+from optional_packages import import_k2, torchaudio_loss
 from public_numbers import load_numbers
 
 from icefall_pathways.models.joiner import Joiner

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_references import import_k2, torchaudio_loss
+from optional_packages import import_k2, torchaudio_loss
 
 from icefall_pathways.models.rnnt import prune_ranges, pruned_rnnt_loss, select_rows, smoothed_rnnt_loss
 from icefall_pathways.models.rnnt.lattice import sum_paths

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from hypothesis import given, settings
+from optional_packages import needs_k2
 from search_cases import all_paths, all_sequences, cases, make_case_head, run
 
 from icefall_pathways.searches import FastBeamSearch, GreedySearch, SearchState
@@ -16,6 +17,7 @@ def _unpruned_search(head, blank_penalty=0.0):
     return FastBeamSearch(head, 1000.0, 1000, 10000, blank_penalty, num_paths=3000)
 
 
+@needs_k2
 @settings(max_examples=12, deadline=None)
 @given(cases(max_frames=4, max_vocab_size=3))
 def test_search_without_pruning_is_exact(make_head, case):
@@ -36,6 +38,7 @@ def test_search_without_pruning_is_exact(make_head, case):
         assert list(totals.values()) == sorted(totals.values(), reverse=True)
 
 
+@needs_k2
 @settings(max_examples=12, deadline=None)
 @given(cases())
 def test_chunks_and_batches_do_not_change_results(make_head, case):
@@ -52,6 +55,7 @@ def test_chunks_and_batches_do_not_change_results(make_head, case):
         assert [x.log_prob for x in hypotheses] == pytest.approx([x.log_prob for x in whole], abs=1e-3)
 
 
+@needs_k2
 def test_streams_join_and_leave_a_batch(make_head):
     search = _unpruned_search(make_head(4, seed=2))
     out, lens = torch.randn(2, 6, 8) * 2, torch.tensor([6, 6])
@@ -69,6 +73,7 @@ def test_streams_join_and_leave_a_batch(make_head):
     assert joined[0].tokens
 
 
+@needs_k2
 def test_best_path_is_at_least_as_probable_as_the_greedy_path(reference):
     log_probs = []
     for search in (GreedySearch(reference.model), FastBeamSearch(reference.model)):
@@ -78,6 +83,7 @@ def test_best_path_is_at_least_as_probable_as_the_greedy_path(reference):
     assert sum(gain > 0.1 for gain in gains) >= 6
 
 
+@needs_k2
 def test_invalid_options_are_rejected(make_head):
     with pytest.raises(ValueError, match="max_states 0"):
         FastBeamSearch(make_head(4), max_states=0)

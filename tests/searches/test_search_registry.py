@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from optional_packages import needs_k2
 
 from icefall_pathways.decoding.config import StreamingDecodeConfig
 from icefall_pathways.options import parse
@@ -71,7 +72,9 @@ def test_error_for_an_unknown_search_lists_the_known_ones(make_head):
         ({}, GreedySearch, "greedy_search"),
         ({"beam_size": 3}, ModifiedBeamSearch, "modified_beam_search-beam-size-3"),
         ({"blank_penalty": 0.5}, ModifiedBeamSearch, "modified_beam_search-beam-size-4-blank-penalty-0.5"),
-        ({"beam": 4.0}, FastBeamSearch, "fast_beam_search-beam-4-max-contexts-8-max-states-64"),
+        pytest.param(
+            {"beam": 4.0}, FastBeamSearch, "fast_beam_search-beam-4-max-contexts-8-max-states-64", marks=needs_k2
+        ),
     ],
 )
 def test_selected_search_gets_its_options(make_head, options, search, suffix):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_run
-from loss_references import import_k2
+from optional_packages import import_k2
 
 from icefall_pathways.files import read_json
 from icefall_pathways.models.config import ModelConfig

@@ -1,10 +1,15 @@
-"""Reference implementations of the RNN-T loss; a test skips if its reference cannot be imported."""
+"""Packages that not every environment has: k2 and torchaudio, which are built for one version of torch."""
 
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 from torch import Tensor
+
+from icefall_pathways.models.losses import resolve_rnnt_loss
+
+#: Mark of tests that need k2.
+needs_k2 = pytest.mark.skipif(resolve_rnnt_loss("auto") == "builtin", reason="k2 cannot be imported")
 
 
 def import_k2() -> ModuleType:
