@@ -248,3 +248,15 @@ def test_autocast_does_not_change_the_losses():
     assert torch.equal(actual, expected)
     gradients = (torch.autograd.grad(loss, [am, lm, logits]) for loss in (actual, expected))
     assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_scores_give_a_non_finite_loss(value):
+    am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
+    ranges = ranges_of(am, lm, y, boundary, 3)
+    logits = make_logits(ranges).detach()
+    logits[0, 4, 1, 2] = value
+    assert not pruned_rnnt_loss(logits, y, ranges, boundary).isfinite()
+    am = am.detach().clone()
+    am[0, 4, 2] = value
+    assert not smoothed_rnnt_loss(am, lm, y, boundary, 0.0, 0.25)[0].isfinite()
