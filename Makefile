@@ -2,7 +2,8 @@
 # idempotent, and resume after an interruption.
 
 SHELL := /bin/bash
-PYTHON_BIN := .venv/bin
+# The environment of the stack that STACK=reference|current selects, by default the one for this machine.
+PYTHON_BIN = $(shell tools/make_env.sh --folder)/bin
 ENCODER ?= emformer
 # Tests run one process per core, with one thread each: threads that spin while they wait slow down shared cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -16,9 +17,9 @@ help:
 	@echo "make format   format the code and fix what ruff can fix"
 	@echo "make docs     build the documentation in site/; fails on broken links"
 	@echo "make bench    run the benchmarks and update their tables in benchmarks/; needs an otherwise idle machine"
-	@echo "make env      create or update .venv"
-	@echo "make lock     update requirements.txt from requirements.in"
-	@echo "make clean    remove all recipe data and experiments (egs/mls/ASR/{data,download,exp}), caches and builds; keep .venv"
+	@echo "make env      create or update the environment, .venv or .venv-current; STACK=reference|current selects the stack"
+	@echo "make lock     update requirements.txt and requirements-current.txt from their .in files"
+	@echo "make clean    remove all recipe data and experiments (egs/mls/ASR/{data,download,exp}), caches and builds; keep environments"
 
 env:
 	@tools/make_env.sh
@@ -53,4 +54,4 @@ lock:
 
 clean:
 	rm -rf egs/mls/ASR/{data,download,exp} .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Error messages of the environment set-up on machines that lack a requirement."""
+"""The environment set-up selects a stack for the machine and reports missing requirements."""
 
 import os
 import shutil
@@ -34,7 +34,8 @@ BASIC_COMMANDS = [
 @pytest.fixture
 def bare_machine(tmp_path):
     """Copy the set-up files; return their folder and environment variables with only a few basic commands in PATH."""
-    for name in ("tools", "requirements.txt", "pyproject.toml"):
+    files = [f"requirements{stack}.{suffix}" for stack in ("", "-current") for suffix in ("in", "txt")]
+    for name in ("tools", "pyproject.toml", *files):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     (tmp_path / "bin").mkdir()
@@ -43,31 +44,96 @@ def bare_machine(tmp_path):
     return tmp_path, {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
 
 
-def make_env(folder, environment):
+def make_env(folder, environment, *options):
     script = folder / "tools" / "make_env.sh"
-    return subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([script, *options], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_missing_python_310_is_reported_in_one_line(bare_machine):
+def add_command(folder, name, script):
+    path = folder / "bin" / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def selected_folder(folder, environment, **variables):
+    done = make_env(folder, environment | variables, "--folder")
+    assert done.returncode == 0 and done.stderr == ""
+    return Path(done.stdout.strip()).relative_to(folder).as_posix()
+
+
+@pytest.mark.parametrize(("stack", "versions"), [("reference", "3.10"), ("current", "3.11, 3.12, 3.13")])
+def test_missing_python_is_reported_in_one_line(bare_machine, stack, versions):
     folder, environment = bare_machine
-    done = make_env(folder, environment)
+    done = make_env(folder, environment | {"STACK": stack})
     assert done.returncode != 0
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: no Python 3.10 with venv found in PATH, pyenv or uv; install one")
-    assert not (folder / ".venv").exists()
+    assert done.stderr.startswith(f"error: no Python {versions} with venv found in PATH, pyenv or uv; install one")
+    assert not list(folder.glob(".venv*"))
 
 
 def test_broken_python_is_skipped_and_rejected_if_selected(bare_machine):
     folder, environment = bare_machine
-    shim = folder / "bin" / "python3.10"
-    shim.write_text("#!/bin/bash\nexit 127\n")
-    shim.chmod(0o755)
+    environment["STACK"] = "reference"
+    shim = add_command(folder, "python3.10", "exit 127")
     assert "no Python 3.10 with venv found" in make_env(folder, environment).stderr
     done = make_env(folder, environment | {"PYTHON": str(shim)})
     assert done.returncode != 0
     assert done.stderr.splitlines() == [
         f"error: PYTHON={shim} is not a working Python 3.10 with venv; point PYTHON at one"
     ]
+
+
+def test_python_selects_the_stack(bare_machine):
+    folder, environment = bare_machine
+    done = make_env(folder, environment)
+    assert done.stdout == "Using the current stack in .venv-current: no Python 3.10 with venv is available\n"
+    assert "error: no Python 3.11, 3.12, 3.13 with venv" in done.stderr
+    newer = add_command(folder, "python3.12", "echo 3.12")
+    assert selected_folder(folder, environment) == ".venv-current"
+    add_command(folder, "python3.10", "echo 3.10")
+    assert selected_folder(folder, environment) == ".venv"
+    assert selected_folder(folder, environment, PYTHON=str(newer)) == ".venv-current"
+    assert selected_folder(folder, environment, STACK="current") == ".venv-current"
+    assert selected_folder(folder, environment, STACK="reference", PYTHON=str(newer)) == ".venv"
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "selected"),
+    [
+        ("echo '8.9, NVIDIA L4'", ".venv"),
+        ("echo '8.0, NVIDIA A100-SXM4-40GB'; echo '9.0, NVIDIA H100 PCIe'", ".venv-current"),
+        ("echo '12.0, NVIDIA GeForce RTX 5090'", ".venv-current"),
+        ("echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", ".venv"),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", ".venv"),
+    ],
+)
+def test_gpu_that_torch_1_13_does_not_support_selects_the_current_stack(bare_machine, nvidia_smi, selected):
+    folder, environment = bare_machine
+    add_command(folder, "python3.10", "echo 3.10")
+    add_command(folder, "nvidia-smi", nvidia_smi)
+    assert selected_folder(folder, environment) == selected
+    assert selected_folder(folder, environment, STACK="reference") == ".venv"
+    if selected == ".venv-current":
+        name = nvidia_smi.split(", ")[-1].rstrip("'")
+        line = f"Using the current stack in .venv-current: torch 1.13.1 of the reference stack does not support {name}"
+        assert make_env(folder, environment).stdout == f"{line}\n"
+
+
+def test_unknown_stack_is_reported_in_one_line(bare_machine):
+    folder, environment = bare_machine
+    done = make_env(folder, environment | {"STACK": "newest"})
+    assert done.returncode != 0
+    assert done.stderr == "error: STACK=newest is not a stack: expected reference or current\n"
+
+
+def test_lock_of_the_current_stack_omits_torch_and_its_cuda_libraries():
+    """They depend on the machine. The version of torch is that of requirements-current.in."""
+    lines = (ROOT / "requirements-current.txt").read_text().splitlines()
+    packages = {line.split("==")[0] for line in lines if "==" in line}
+    assert {"numpy", "lhotse", "kaldi-native-fbank"} <= packages
+    assert not [name for name in packages if name.startswith(("torch", "triton", "nvidia", "cuda", "k2", "kaldifeat"))]
+    assert "\ntorch==2" in (ROOT / "requirements-current.in").read_text()
 
 
 def test_missing_compiler_is_reported_in_one_line(tmp_path):

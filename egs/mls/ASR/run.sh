@@ -3,7 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# The environment that `make env` created, or the active Python.
-python=$(cd ../../.. && pwd)/.venv/bin/python
-if [ -n "${VIRTUAL_ENV:-}" ] || [ ! -x "$python" ]; then python=python3; fi
+# The environment that `make env` created, for the stack that STACK selects, or the active Python.
+python=python3
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -x ../../../tools/make_env.sh ]; then
+  venv=$(../../../tools/make_env.sh --folder)
+  if [ -x "$venv/bin/python" ]; then python=$venv/bin/python; fi
+fi
 exec "$python" -c 'from icefall_pathways.cli import run_command; run_command("run", prog="./run.sh")' "$@"
