@@ -19,7 +19,8 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
-        if name.startswith("bitwise") and isinstance(args[1], int):  # torch 1.13 does not convert integers here
+        # torch 1.13 passes integers to the overload for tensors.
+        if name.startswith("bitwise") and func._overloadname == "Tensor" and isinstance(args[1], int):
             args = (args[0], torch.tensor(args[1], dtype=args[0].dtype))
         result = func(*args, **(kwargs or {}))
         copied = name in ("_to_copy", "copy_") and {"cpu", "meta"} == {
