@@ -18,10 +18,17 @@ def import_k2() -> ModuleType:
     return module
 
 
+def import_torchaudio() -> ModuleType:
+    """Return torchaudio, or skip the test if it cannot be imported; it is built for one version of torch."""
+    try:
+        import torchaudio
+    except (ImportError, OSError) as error:  # OSError: a library of that torch is missing
+        pytest.skip(f"torchaudio cannot be imported: {error}")
+    module: ModuleType = torchaudio
+    return module
+
+
 def torchaudio_loss() -> Callable[..., Tensor]:
     """Return the RNN-T loss of torchaudio, or skip the test if it cannot be imported."""
-    try:
-        from torchaudio.functional import rnnt_loss
-    except (ImportError, OSError) as error:  # OSError: torchaudio is built for another torch
-        pytest.skip(f"the RNN-T loss of torchaudio cannot be imported: {error}")
-    return rnnt_loss
+    loss: Callable[..., Tensor] = import_torchaudio().functional.rnnt_loss
+    return loss

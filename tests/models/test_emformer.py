@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-import torchaudio
+from optional_packages import import_torchaudio
 
 from icefall_pathways.models.emformer.encoder import CausalConvolution, Emformer
 from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
@@ -31,7 +31,7 @@ def _options(memory, left, right):
 
 
 def _encoder_and_reference(options):
-    encoder, reference = Emformer(**options).eval(), torchaudio.models.Emformer(**options).eval()
+    encoder, reference = Emformer(**options).eval(), import_torchaudio().models.Emformer(**options).eval()
     reference.load_state_dict(encoder.state_dict())
     return encoder, reference
 
@@ -80,7 +80,7 @@ def test_memory_is_clamped_as_in_torchaudio():
 @pytest.mark.parametrize("strategy", ["depthwise", "constant", None])
 def test_initial_projections_have_the_range_of_torchaudio(strategy):
     options = _options(0, 8, 2) | {"input_dim": 128, "weight_init_scale_strategy": strategy}
-    reference = torchaudio.models.Emformer(**options).state_dict()
+    reference = import_torchaudio().models.Emformer(**options).state_dict()
     for name, weights in Emformer(**options).state_dict().items():
         if name.endswith(("key_value.weight", "query.weight")):
             torch.testing.assert_close(weights.abs().max(), reference[name].abs().max(), rtol=0.01, atol=0)
