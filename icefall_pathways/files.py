@@ -1,8 +1,10 @@
-"""Atomic file writes, JSON files and file hashes."""
+"""Atomic file writes, lock files, JSON files and file hashes."""
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,33 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file inside the context; the system releases it when the process ends, even if it is killed.
+
+    File systems without locks are used without one. The file remains: removing it would be a race.
+
+    Raises:
+      ValueError: Another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            # Unlike flock, not inherited by forked data loader workers, which may outlive this process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(
+                f"{path.parent} is in use by another run ({path.read_text(encoding='utf-8').strip()}): wait until it "
+                "ends, or stop it, and run the same command again"
+            ) from error
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -1,8 +1,11 @@
-"""Atomic file writes and JSON files."""
+"""Atomic file writes, lock files and JSON files."""
+
+import subprocess
+import sys
 
 import pytest
 
-from icefall_pathways.files import atomic_write, read_json, write_json
+from icefall_pathways.files import atomic_write, exclusive_lock, read_json, write_json
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -20,3 +23,21 @@ def test_error_for_invalid_json_names_the_file(tmp_path):
     path.write_text('{"a": ')
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         read_json(path)
+
+
+def test_lock_excludes_other_processes_until_its_holder_is_killed(tmp_path):
+    path = tmp_path / "exp" / ".lock"
+    program = (
+        "import sys, time, pathlib; from icefall_pathways.files import exclusive_lock\n"
+        "with exclusive_lock(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(ValueError, match=rf"exp is in use by another run \(process {holder.pid} on "),
+            exclusive_lock(path),
+        ):
+            pass
+        holder.kill()
+    with exclusive_lock(path):
+        assert path.exists()

@@ -82,3 +82,10 @@ def test_unknown_language_is_reported(tmp_path):
     done = prepare("--languages", "klingon", "--data-dir", tmp_path / "d", "--corpus-dir", tmp_path / "c", cwd=tmp_path)
     assert done.returncode != 0 and "error: unknown language 'klingon'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_script_called_through_a_link_runs_in_the_folder_of_the_recipe(tmp_path):
+    (tmp_path / "link.sh").symlink_to(RECIPE / "prepare.sh")
+    words = ["--corpus", "mls", "--corpus-dir", "local", "--data-dir", tmp_path / "data", "--dry-run", "1"]
+    done = prepare(*words, cwd=tmp_path, script=tmp_path / "link.sh")
+    assert done.returncode == 0 and "The corpus is in local" in done.stdout

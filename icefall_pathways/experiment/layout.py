@@ -12,6 +12,7 @@ EXP_DIR/
   checkpoint-B.pt                checkpoint after B updates
   best-valid-loss.pt             checkpoint with the lowest validation loss
   metrics.jsonl                  training and validation metrics
+  .lock                          held by the training that writes to the folder
   log/log-train-DATE[-RANK]      text logs
   tensorboard/                   event files
   bad-model-RANK.pt              weights at the time of a failure
@@ -40,6 +41,7 @@ MASKS_FILE = "masks.safetensors"
 INITIAL_MASKS_FILE = "masks-start.safetensors"
 BEST_CHECKPOINT_FILE = "best-valid-loss.pt"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 LOG_DIR = "log"
 TENSORBOARD_DIR = "tensorboard"
 LANGUAGE_ID_FILE = "language_id.json"

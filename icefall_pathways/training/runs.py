@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -14,7 +15,7 @@ from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import store_model_files
-from icefall_pathways.files import read_json, write_json
+from icefall_pathways.files import exclusive_lock, read_json, write_json
 from icefall_pathways.languages import LanguageCode
 from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import Transducer
@@ -273,7 +274,21 @@ def train_rank(
       pruning: The options of the mask search.
       initial: The checkpoint of --init-from; None reads it if `config` has one.
       callbacks: Additional callbacks of the training loop.
+
+    Raises:
+      ValueError: Another process trains in the same folder, or options or data are incompatible.
     """
+    with exclusive_lock(config.training.exp_dir / layout.LOCK_FILE) if rank.is_main else nullcontext():
+        _train_rank(rank, config, pruning, initial, callbacks)
+
+
+def _train_rank(
+    rank: Rank,
+    config: ExperimentConfig,
+    pruning: PruningConfig | None,
+    initial: InitialCheckpoint | None,
+    callbacks: Sequence[Callback],
+) -> None:
     torch.manual_seed(config.training.seed)
     tokenizer = Tokenizer(config.training.tokenizer_path)
     data = SpeechDataModule(config.data, tokenizer)

@@ -209,3 +209,14 @@ def test_failed_job_stops_the_other_jobs(corpus, tmp_path, forked_searches):
     assert started_searches(tmp_path) == {"en"} and not (tmp_path / "it").exists()
     (saved,) = layout.batch_checkpoints(tmp_path / "en")
     assert checkpoints.read(saved)["update"] < 100
+
+
+def test_second_training_in_the_same_folder_is_rejected(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path, "en", num_updates=200, save_every_n=1000, log_interval=1)
+    child = start(runs.train, config)
+    wait_until((tmp_path / layout.METRICS_FILE).exists, child)
+    with pytest.raises(ValueError, match=f"is in use by another run .process {child} on"):
+        runs.train(config)
+    os.kill(child, signal.SIGTERM)
+    assert wait(child) == 128 + signal.SIGTERM
+    assert len(layout.batch_checkpoints(tmp_path)) == 1

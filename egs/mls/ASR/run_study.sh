@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the study: compare all ways to obtain pathways at several sparsities, over several seeds. Options: ./run_study.sh --help
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 
 # The environment that `make env` created, for the stack that STACK selects, or the active Python.
 python=python3
