@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lhotse import FeatureExtractor
+from lhotse.features.base import FeatureExtractor, register_extractor
 from lhotse.features.kaldifeat import (
     KaldifeatFbank,
     KaldifeatFbankConfig,
@@ -86,13 +86,15 @@ class FbankConfig:
         return KaldifeatFbank(config) if fbank_backend() == "kaldifeat" else KaldiNativeFbank(config)
 
 
+@register_extractor
 class KaldiNativeFbank(KaldifeatFbank):
     """Lhotse's kaldifeat extractor, computed by kaldi-native-fbank on the CPU.
 
-    Manifests record the same feature type, "kaldifeat-fbank", for both.
+    Manifests record the same feature type, "kaldifeat-fbank", for both. Lhotse creates an extractor of that type to mix
+    stored features; it is registered as this one, which has the same rules of mixing and does not require kaldifeat.
     """
 
-    def __init__(self, config: KaldifeatFbankConfig) -> None:
+    def __init__(self, config: KaldifeatFbankConfig | None = None) -> None:
         FeatureExtractor.__init__(self, config)  # the constructor of KaldifeatFbank requires kaldifeat
 
     def extractor(self, signals: list[Tensor], chunk_size: int | None) -> list[Tensor]:
