@@ -97,10 +97,10 @@ def test_help_of_the_console_command_runs_it_with_torchrun_as_a_module(capsys):
     assert "torchrun --nnodes 2 --nproc_per_node 8 -m icefall_pathways train --exp-dir" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--old-beam", "8"], ["--old_beam=8"]])
+@pytest.mark.parametrize("words", [["--old-penalty", "0.5"], ["--old_penalty=0.5"]])
 def test_renamed_option_accepts_its_previous_name(words, monkeypatch):
-    monkeypatch.setitem(cli.RENAMED_OPTIONS, "decode", {"--old-beam": "--beam-size"})
-    assert cli.read_config("decode", words) == cli.read_config("decode", ["--beam-size", "8"])
+    monkeypatch.setitem(cli.RENAMED_OPTIONS, "decode", {"--old-penalty": "--blank-penalty"})
+    assert cli.read_config("decode", words) == cli.read_config("decode", ["--blank-penalty", "0.5"])
 
 
 def test_aliases_point_to_existing_names():

@@ -178,6 +178,12 @@ run_script(lambda: run_jobs([job("a"), job("b"), job("c", "a")], 2, os.environ))
 """
 
 
+def handle_signals_by_default():
+    """Undo nohup and the shell's `&`, under which the tests and their children ignore SIGHUP and SIGINT."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, signum):
     process = subprocess.Popen(
@@ -186,6 +192,7 @@ def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=handle_signals_by_default,
     )
     wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
     process.send_signal(signum)

@@ -320,7 +320,7 @@ def test_averaged_weights_are_the_mean_over_the_updates(dense):
     ]
     expected = (averages[1] * 8 - averages[0] * 6) / 2
     torch.testing.assert_close(model.joiner.output_linear.weight.double(), expected, rtol=1e-4, atol=1e-6)
-    assert options["data"]["languages"] == "en fr it" and not model.training
+    assert options["data"]["languages"] == ["en", "fr", "it"] and not model.training
 
 
 def test_the_error_for_a_missing_checkpoint_lists_existing_ones(dense, tmp_path):
