@@ -19,7 +19,7 @@ help:
 	@echo "make bench    run the benchmarks and update their tables in benchmarks/; needs an otherwise idle machine"
 	@echo "make env      create or update the environment, .venv or .venv-current; STACK=reference|current selects the stack"
 	@echo "make lock     update requirements.txt and requirements-current.txt from their .in files"
-	@echo "make clean    remove all recipe data and experiments (egs/mls/ASR/{data,download,exp}), caches and builds; keep environments"
+	@echo "make clean    remove the demo's data and experiments, caches and builds; keep environments and everything else"
 
 env:
 	@tools/make_env.sh
@@ -53,5 +53,5 @@ lock:
 	@tools/lock.sh
 
 clean:
-	rm -rf egs/mls/ASR/{data,download,exp} .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
+	rm -rf egs/mls/ASR/{data/demo,download/mini,exp/demo} .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
