@@ -63,6 +63,7 @@ def decode(config: DecodeConfig) -> str:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
     experiment = load_experiment(config)
+    print(f"decoding with {experiment.trained.description}", flush=True)
     scores = _decode_languages(config, experiment, partial(_decode_offline, experiment, config.nbest))
     summary = summarize(config.split, config.decoding_method, scores)
     return write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
@@ -77,6 +78,7 @@ def decode_streaming(config: StreamingDecodeConfig) -> str:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
     experiment, timing = load_experiment(config), Timing()
+    print(f"decoding with {experiment.trained.description}", flush=True)
     decode_split = partial(_decode_streams, experiment, config.num_decode_streams, timing)
     scores = _decode_languages(config, experiment, decode_split)
     figures = {"real_time_factor": timing.real_time_factor}

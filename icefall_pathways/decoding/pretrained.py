@@ -29,6 +29,7 @@ class TrainedModel:
       tokenizer: The tokenizer of the model.
       data_config: Data options used in training.
       suffix: The decoding settings, as the last part of the names of result files.
+      description: The checkpoint, average and masks in use, in one line.
     """
 
     model: Transducer
@@ -36,6 +37,7 @@ class TrainedModel:
     tokenizer: Tokenizer
     data_config: DataConfig
     suffix: str
+    description: str
 
     @property
     def masks(self) -> PathwayMasks | None:
@@ -85,7 +87,26 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
         tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
         data_config=from_dict(DataConfig, loaded.config["data"]),
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
+        description=f"{loaded.path}, {_describe_average(config, loaded.path)}, {_describe_masks(config, loaded)}",
     )
+
+
+def _describe_average(config: TrainedModelConfig, path: Path) -> str:
+    if not config.use_averaged_model:
+        return f"mean of {config.avg} checkpoints" if config.avg > 1 else "no averaging"
+    start = checkpoints.start_of_average(path, config.avg)
+    return f"weights averaged over all updates since {start.name if start else 'the start of the training'}"
+
+
+def _describe_masks(config: TrainedModelConfig, loaded: checkpoints.LoadedModel) -> str:
+    own = config.exp_dir / layout.MASKS_FILE
+    if config.masks == "none":
+        return "no masks"
+    if config.masks:
+        return f"masks of {config.masks}"
+    if loaded.masks is not None:
+        return "masks of the checkpoint"
+    return f"masks of {own}" if own.exists() else "no masks"
 
 
 def _suffix(config: TrainedModelConfig, checkpoint: str) -> str:

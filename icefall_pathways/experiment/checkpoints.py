@@ -168,7 +168,7 @@ def load_model(
       epoch: Use epoch-<epoch>.pt.
       iteration: Use checkpoint-<iteration>.pt; takes precedence over `epoch`. If both are 0, use the newest checkpoint.
       avg: With `use_averaged_model`, average the weights over all updates between the checkpoint and the `avg`-th one
-        of its kind before it (since the start of the training if there is none). Otherwise, average the weights of the
+        of its kind before it, see `start_of_average`. Otherwise, average the weights of the
         `avg` newest checkpoints up to the chosen one.
       use_averaged_model: See `avg`.
 
@@ -196,19 +196,41 @@ def build(checkpoint: Checkpoint) -> Transducer:
     return model
 
 
-def running_average(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
-    """Return the weights averaged over all updates since the `avg`-th checkpoint of the same kind before this one.
-
-    Without such a checkpoint, average over all updates since the start of the training.
+def running_average(path: Path, checkpoint: Checkpoint, avg: int, option: str = "--avg") -> dict[str, torch.Tensor]:
+    """Return the weights averaged over all updates since the checkpoint that `start_of_average` returns.
 
     Raises:
-      CheckpointError: The earlier checkpoint is damaged.
+      CheckpointError: The checkpoint of `start_of_average` is missing or damaged.
     """
-    earlier = layout.checkpoints_up_to(path)[:-1]
-    if len(earlier) < avg:
+    start_path = start_of_average(path, avg, option)
+    if start_path is None:
         return checkpoint["model_avg"]
-    start = read(earlier[-avg])
+    start = read(start_path)
     return average_range(start["model_avg"], checkpoint["model_avg"], start["update"], checkpoint["update"])
+
+
+def start_of_average(path: Path, avg: int, option: str = "--avg") -> Path | None:
+    """Return the `avg`-th checkpoint of the same kind before `path`; None: average since the start of the training.
+
+    The average over the first `avg` checkpoints starts with the training. So does the default, `avg` = 1, if no earlier
+    checkpoint exists. Errors name the command-line `option`.
+
+    Raises:
+      CheckpointError: `avg` is at least 2, and a checkpoint that the average needs does not exist.
+    """
+    paths = layout.checkpoints_up_to(path)
+    if len(paths) > avg:
+        return paths[-avg - 1]
+    if len(paths) < avg:
+        raise CheckpointError(f"{option} {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
+    if avg > 1:
+        first, second = (int(each.stem.rsplit("-", 1)[1]) for each in paths[:2])
+        if first > second - first:  # earlier checkpoints were removed
+            raise CheckpointError(
+                f"{option} {avg} needs the checkpoint before {paths[0]}, where the average starts: it does not exist; "
+                f"use a smaller {option}"
+            )
+    return None
 
 
 def _mean_of_checkpoints(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ class InitialCheckpoint:
 
     def _select(self, checkpoint: checkpoints.Checkpoint) -> dict[str, Tensor]:
         if self._avg is not None:
-            return checkpoints.running_average(self.path, checkpoint, self._avg)
+            return checkpoints.running_average(self.path, checkpoint, self._avg, "--init-avg")
         weights: dict[str, Tensor] = checkpoint[self._key]
         return weights
 

@@ -49,6 +49,16 @@ def test_streaming_decoding_equals_offline_decoding(exp_dir, method):
     assert _hypotheses(exp_dir / "streaming" / method) == offline_hypotheses
 
 
+def test_decoding_prints_the_checkpoint_the_average_and_the_masks(exp_dir, capsys):
+    (path,) = [*layout.epoch_checkpoints(exp_dir), *layout.batch_checkpoints(exp_dir)]
+    averaged = "weights averaged over all updates since the start of the training"
+    decode(DecodeConfig(exp_dir=exp_dir))
+    assert f"decoding with {path}, {averaged}, no masks\n" in capsys.readouterr().out
+    write_complementary_masks(exp_dir)
+    decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, use_averaged_model=False))
+    assert f"decoding with {path}, no averaging, masks of {exp_dir / 'masks.safetensors'}\n" in capsys.readouterr().out
+
+
 def test_streaming_needs_no_stored_features(exp_dir, experiment, tmp_path):
     for language in ("english", "dutch"):
         name = f"mls-{language}_cuts_test.jsonl.gz"
@@ -197,7 +207,7 @@ def test_decoding_scripts_print_the_table_and_report_errors(exp_dir, script):
     command = [sys.executable, str(SCRIPTS / script), "--exp-dir", str(exp_dir)]
     done = subprocess.run([*command, "--languages", "en", "--use-averaged-model", "0"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2].startswith("english")
+    assert done.stdout.splitlines()[3].startswith("english")
     failed = subprocess.run([*command, "--epoch", "7"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("error: ")

@@ -91,6 +91,25 @@ def test_load_model_reads_each_checkpoint_once(tmp_path, reads, avg, use_average
     assert reads == expected
 
 
+@pytest.mark.parametrize(
+    ("updates", "avg", "found"),
+    [((3,), 2, "needs 2 checkpoints up to .*: found 1"), ((7, 8, 9), 3, "needs the checkpoint before .*checkpoint-7")],
+)
+def test_average_without_its_checkpoints_is_an_error(tmp_path, updates, avg, found):
+    for update in updates:
+        write(layout.batch_checkpoint(tmp_path, update), update)
+    with pytest.raises(checkpoints.CheckpointError, match=f"--avg {avg} {found}"):
+        checkpoints.load_model(tmp_path, avg=avg)
+
+
+def test_average_over_the_first_checkpoints_starts_with_the_training(tmp_path):
+    for epoch in (1, 2):
+        layout.epoch_checkpoint(tmp_path, epoch).touch()
+        assert checkpoints.start_of_average(layout.epoch_checkpoint(tmp_path, epoch), avg=epoch) is None
+    first, second = layout.epoch_checkpoints(tmp_path)
+    assert checkpoints.start_of_average(second, avg=1) == first
+
+
 def test_load_model_returns_the_masks_of_the_checkpoint(tmp_path):
     path = layout.batch_checkpoint(tmp_path, 1)
     write(path, 1)
