@@ -44,7 +44,7 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "calibrate-language-id": {"--listen-seconds": "--min-speech-seconds"},
 }
 
-_INSTALL_EXTRA = "install it with pip install 'icefall_pathways[{}]'"
+_INSTALL_EXTRA = "install it with pip install '.[{}]' in the folder of the repository"
 # Packages that only some commands need, and how to install them.
 _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),

@@ -74,7 +74,7 @@ def test_missing_optional_package_error_states_how_to_install_it(monkeypatch, ca
     with pytest.raises(SystemExit):
         cli.run_command("report", [])
     assert capsys.readouterr().err == (
-        "error: matplotlib is not installed: install it with pip install 'icefall_pathways[train]'\n"
+        "error: matplotlib is not installed: install it with pip install '.[train]' in the folder of the repository\n"
     )
 
 
