@@ -247,8 +247,9 @@ class SpeechDataModule:
         if not files.cuts.is_file():
             existing = ", ".join(sorted(path.name for path in folder.glob("*_cuts_*"))) or "no cuts"
             raise DataError(
-                f"no {files.cuts} ({folder} holds {existing}): run ./prepare.sh --languages {language.code}, stages 0 "
-                "to 3, or check --manifest-dir and --languages"
+                f"no {files.cuts} ({folder} holds {existing}): pass the folder that holds the {split} cuts of "
+                f"{language.name} to --manifest-dir, check --languages, or prepare the data with ./prepare.sh "
+                f"--languages {language.code}, stages 0 to 3"
             )
         return files
 

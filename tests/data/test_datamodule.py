@@ -268,7 +268,10 @@ def test_split_loader_orders_by_decreasing_duration_and_needs_no_tokenizer(corpu
 
 
 def test_error_of_a_missing_manifest_names_existing_ones_and_the_command(corpus: Path, tokenizer: Tokenizer) -> None:
-    match = r"no .*mls-polish_cuts_dev.jsonl.gz .*holds .*mls-english_cuts_train.jsonl.gz.*prepare.sh --languages pl"
+    match = (
+        r"no .*mls-polish_cuts_dev.jsonl.gz .*holds .*mls-english_cuts_train.jsonl.gz.*"
+        "the dev cuts of polish to --manifest-dir.*prepare.sh --languages pl"
+    )
     with pytest.raises(DataError, match=match):
         data_module(corpus, tokenizer).loader("pl", "dev")
     with pytest.raises(DataError, match="mls-polish_cuts_train"):

@@ -180,12 +180,14 @@ def all_splits(experiment, tmp_path):
     return tmp_path
 
 
-def test_calibration_writes_model_and_report(exp_dir, all_splits):
+def test_calibration_writes_model_and_report(exp_dir, all_splits, capsys):
     options = {"exp_dir": exp_dir, "manifest_dir": all_splits, "seconds": "0.2 0.4", "num_decode_streams": 2}
     with pytest.raises(ValueError, match="no separate pathway per language"):
         calibrate(CalibrationConfig(**options))
     write_complementary_masks(exp_dir)
     report = calibrate(CalibrationConfig(**options))
+    path = exp_dir / layout.LANGUAGE_ID_FILE
+    assert f"wrote {path}: transcribe.py --lang auto can use it now\n" in capsys.readouterr().out
     model = LanguageIdModel.load(exp_dir / layout.LANGUAGE_ID_FILE)
     assert set(model.offsets) == {"en", "nl"}
     assert model.seconds == 2.0
@@ -212,7 +214,9 @@ def test_previous_option_name_still_works():
 
 
 def test_previous_file_name_is_still_read(decoder, tmp_path):
-    with pytest.raises(ValueError, match=r"language_id\.json not found: run calibrate_language_id\.py"):
+    with pytest.raises(
+        ValueError, match=r"language_id\.json not found: calibrate .*calibrate_language_id\.py --exp-dir"
+    ):
         load_language_identifier(tmp_path, decoder)
     offsets = dict.fromkeys(LANGUAGES, 0.0)
     previous = LanguageIdModel({"ctc_per_frame": 1.0}, offsets, UNIGRAMS, seconds=1.0)

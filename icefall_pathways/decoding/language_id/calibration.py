@@ -114,7 +114,9 @@ def calibrate(config: CalibrationConfig) -> str:
     if selected not in models:
         raise ValueError(f"--features {selected}: the model has no CTC head")
     model = replace(models[selected], unigrams=unigrams, seconds=config.min_speech_seconds)
-    model.save(config.exp_dir / layout.LANGUAGE_ID_FILE)
+    model_path = config.exp_dir / layout.LANGUAGE_ID_FILE
+    model.save(model_path)
+    print(f"wrote {model_path}: transcribe.py --lang auto can use it now", flush=True)
     test = collect_examples(experiment, config.split, config.num_decode_streams, unigrams)
     figures = {
         "split": config.split,

@@ -5,6 +5,7 @@ tokens fit its language (`FEATURES`); the logit of a language is a weighted sum 
 and offsets are fitted on the dev split (`calibration`) and stored in the experiment folder.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -214,8 +215,10 @@ class LanguageIdModel:
         """
         if not path.is_file():
             raise ValueError(
-                f"{path} not found: run calibrate_language_id.py to calibrate language identification, or specify the "
-                "language"
+                f"{path} not found: calibrate language identification with ./pruned_transducer_pathways/"
+                f"calibrate_language_id.py --exp-dir {shlex.quote(str(path.parent))} (or icefall-pathways "
+                "calibrate-language-id, with the same option), or specify the language with --lang CODE, in Python "
+                'language="CODE"'
             )
         try:
             return cls(**read_json(path))
