@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import soundfile
 import torch
@@ -29,11 +30,22 @@ def read_blocks(cut: MonoCut, size: int) -> Iterator[Tensor]:
         while True:
             try:
                 block = next(blocks, None)
+            except FileNotFoundError as error:
+                raise AudioError(f"cannot read its audio: {first_line(error)}{_hint(str(error.filename))}") from error
             except Exception as error:  # every audio backend of lhotse raises different errors
                 raise AudioError(f"cannot read its audio: {first_line(error)}") from error
             if block is None:
                 return
             yield block
+
+
+def _hint(path: str) -> str:
+    if Path(path).is_absolute():
+        return ""
+    return (
+        f". Paths in manifests are relative to the folder in which prepare.sh ran, and this command runs in "
+        f"{Path.cwd()}: run it from that folder"
+    )
 
 
 def load_samples(cut: MonoCut) -> Tensor:

@@ -100,3 +100,18 @@ def test_file_shorter_than_its_manifest_is_an_error(tmp_path):
     (tmp_path / "a.wav").unlink()
     with pytest.raises(AudioError, match="cannot read its audio"):
         next(read_blocks(cut, BLOCK))
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_missing_relative_path_error_names_the_folder_of_the_command(tmp_path, monkeypatch, relative):
+    cut = _cut(tmp_path / "a.wav")
+    (tmp_path / "a.wav").unlink()
+    monkeypatch.chdir(tmp_path)
+    if relative:
+        cut.recording.sources[0].source = "download/a.wav"
+    with pytest.raises(AudioError, match=r"cannot read its audio: .*No such file") as error:
+        next(read_blocks(cut, BLOCK))
+    hint = (
+        f"relative to the folder in which prepare.sh ran, and this command runs in {tmp_path}: run it from that folder"
+    )
+    assert (hint in str(error.value)) == relative
