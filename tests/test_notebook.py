@@ -57,11 +57,17 @@ def test_notebook_runs(small_model, capsys):
     printed = capsys.readouterr().out
     assert "reference:  one two three" in printed
     assert "s  partial  " in printed
+    assert f"s  final    {values['stream']}\n" in printed
     assert namespace["densities"]["en"] == pytest.approx(0.5, abs=0.02)
     assert namespace["densities"]["any language"] == 1.0
     for cell in ("layers", "overlap"):
         assert isinstance(values[cell], Figure)
         assert values[cell].axes[0].has_data()
+
+
+def test_notebook_runs_outside_the_repository(small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_notebook(NOTEBOOK)[1]["load"] == ["en", "nl"]
 
 
 def test_notebook_has_no_stored_outputs():
