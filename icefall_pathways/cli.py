@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console command `icefall-pathways`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        options.run_script(lambda: print(usage()))
         sys.exit(0 if words else 2)
     if words[0] == "--version":
         print(icefall_pathways.__version__)

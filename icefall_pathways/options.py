@@ -1,6 +1,9 @@
 """Command-line parsing and JSON serialization for configuration dataclasses: one field defines one option."""
 
 import dataclasses
+import os
+import select
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -100,16 +103,35 @@ def parse(
 def run_script(main: Callable[[], None]) -> None:
     """Run the main function of a script; report a user-actionable error in one line and exit with status 1.
 
-    ValueError and OSError are user-actionable. Other exceptions are bugs and keep their traceback.
+    ValueError and OSError are user-actionable. Other exceptions are bugs and keep their traceback. If the reader of
+    standard output has closed it, as `head` does, exit without a message and with the status of SIGPIPE.
     """
     try:
-        main()
+        try:
+            main()
+        except SystemExit:  # for example of --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _stdout_is_closed():
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output at exit
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print("interrupted; finished work is kept, run the same command again to resume", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
+
+
+def _stdout_is_closed() -> bool:
+    """Return True if standard output is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

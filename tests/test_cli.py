@@ -1,6 +1,7 @@
 """The console command `icefall-pathways` and the recipe's scripts are the same commands."""
 
 import importlib
+import os
 import subprocess
 import sys
 import types
@@ -118,3 +119,36 @@ def test_renamed_command_accepts_its_previous_name(monkeypatch):
     cli.main(["calibrate-language"])
     cli.main(["streaming_decode"])
     assert called == ["calibrate-language-id", "streaming-decode"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from icefall_pathways import cli; cli.main(['--help'])",
+        "from icefall_pathways import cli; cli.main(['compare', '--help'])",
+        "from icefall_pathways import options; options.run_script(lambda: [print('line') for _ in range(100_000)])",
+    ],
+    ids=["usage", "help", "output"],
+)
+def test_closed_standard_output_ends_a_command_silently(code, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        completed = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(writer)
+    assert (completed.returncode, completed.stderr) == (141, "")
+
+
+def test_other_broken_pipes_are_reported():
+    code = "from icefall_pathways import options\ndef fail(): raise BrokenPipeError('worker')\noptions.run_script(fail)"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stderr) == (1, "error: worker\n")
