@@ -30,7 +30,8 @@ class Tokenizer:
     def __init__(self, model_path: Path | str) -> None:
         if not Path(model_path).is_file():
             raise ValueError(
-                f"no SentencePiece model {model_path}: run prepare.sh (stage 5), or specify it with --bpe-model"
+                f"no SentencePiece model {model_path}: run prepare.sh (stage 5), or specify it with --bpe-model "
+                "(in Python: bpe_model)"
             )
         self._processor = sentencepiece.SentencePieceProcessor()
         try:

@@ -135,6 +135,6 @@ def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:
     if tokenizer.vocab_size != expected:
         raise ValueError(
             f"{path} has {tokenizer.vocab_size} tokens and the model {expected}: pass the SentencePiece model of its "
-            "training to --bpe-model"
+            "training to --bpe-model (in Python: bpe_model)"
         )
     return tokenizer

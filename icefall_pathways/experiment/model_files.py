@@ -68,7 +68,7 @@ def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
         raise ValueError(
             f"no SentencePiece model for {exp_dir}: neither {exp_dir / layout.BPE_MODEL_FILE} nor {recorded} (the path "
             "at training) exists; copy the file used in training to the experiment folder, or specify it with "
-            "--bpe-model"
+            "--bpe-model (in Python: bpe_model)"
         )
     return stored or recorded
 

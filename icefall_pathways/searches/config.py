@@ -42,10 +42,10 @@ class SearchConfig(_AllSearchOptions):
                     )
 
     def _option_name(self, field_name: str) -> str:
-        """Return the command-line name of a field, which a script may have renamed by `tyro.conf.arg`."""
+        """Return the command-line name of a field, and its Python name if `tyro.conf.arg` gives it another one."""
         hint = get_type_hints(type(self), include_extras=True)[field_name]
         names = [annotation.name for annotation in getattr(hint, "__metadata__", ()) if hasattr(annotation, "name")]
-        return f"--{(names or [field_name])[0].replace('_', '-')}"
+        return f"--{names[0]} (in Python: {field_name})" if names else f"--{field_name.replace('_', '-')}"
 
     @property
     def search_options(self) -> SearchOptions:

@@ -55,7 +55,7 @@ class Pathways:
           folder: Experiment folder, with checkpoints, tokenizer and, if they exist, masks and language identification.
           **options: Options of transcribe.py by their Python names, for example
             `decoding_method="modified_beam_search"`, `epoch=30`, `avg=9`, `masks="none"` or
-            `rule2_min_trailing_silence=0.8`.
+            `rule2_min_trailing_silence=0.8`. `num_active_paths` is another name of `beam_size`.
 
         Raises:
           TypeError: There is no such option, or its value has the wrong type.
@@ -262,6 +262,11 @@ def _check_rate(sample_rate: float | None) -> int:
 
 
 def _make_config(folder: Path, options: dict[str, Any]) -> RecognizerConfig:
+    if "num_active_paths" in options:  # the name on the command line
+        if "beam_size" in options:
+            raise TypeError("num_active_paths and beam_size are the same option: specify one of them")
+        options = options | {"beam_size": options["num_active_paths"]}
+        del options["num_active_paths"]
     endpoint_names = {field.name for field in fields(EndpointConfig)}
     names = {field.name for field in fields(RecognizerConfig)} - {"exp_dir", "endpoint"} | endpoint_names
     if unknown := [name for name in options if name not in names]:

@@ -104,7 +104,10 @@ def test_options_without_effect_are_rejected(method, options, message):
 def test_defaults_of_streaming_scripts_are_accepted_and_their_option_names_reported():
     for method in SEARCHES:
         assert StreamingDecodeConfig(decoding_method=method).decoding_method == method
-    with pytest.raises(ValueError, match="--num-active-paths works with --decoding-method modified_beam_search"):
+    with pytest.raises(
+        ValueError,
+        match=r"--num-active-paths \(in Python: beam_size\) works with --decoding-method modified_beam_search",
+    ):
         StreamingDecodeConfig(beam_size=8)
     with pytest.raises(ValueError, match="--beam works with --decoding-method fast_beam_search"):
         StreamingDecodeConfig(beam=20.0)

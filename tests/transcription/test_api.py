@@ -91,6 +91,21 @@ def test_path_options_accept_strings(exp_dir, tmp_path):
         asr.stream(language="nl")
 
 
+def test_num_active_paths_is_another_name_of_beam_size(exp_dir, speech):
+    beam = {"decoding_method": "modified_beam_search"}
+    transcripts = [
+        Pathways.from_pretrained(exp_dir, **beam, **{name: 2}).transcribe(speech, "en")
+        for name in ("beam_size", "num_active_paths")
+    ]
+    assert transcripts[0] == transcripts[1]
+    with pytest.raises(TypeError, match="are the same option"):
+        Pathways.from_pretrained(exp_dir, **beam, beam_size=2, num_active_paths=2)
+    with pytest.raises(ValueError, match=r"in Python: beam_size\) works with"):
+        Pathways.from_pretrained(exp_dir, num_active_paths=2)
+    with pytest.raises(ValueError, match=r"in Python: bpe_model"):
+        Pathways.from_pretrained(exp_dir, bpe_model="missing.model")
+
+
 def test_samples_are_transcribed_as_their_file(exp_dir, speech):
     asr = Pathways.from_pretrained(str(exp_dir))
     expected = asr.transcribe(str(speech), language="english")
@@ -209,7 +224,8 @@ def test_errors_state_cause_and_remedy(exp_dir, speech, tmp_path):
         asr.transcribe(speech, language="fr")
     with pytest.raises(ValueError, match="unknown language 'klingon'"):
         asr.stream(language="klingon")
-    with pytest.raises(ValueError, match="calibrate_language"):
+    command = rf"calibrate_language_id\.py --exp-dir {exp_dir} .*--lang CODE"
+    with pytest.raises(ValueError, match=command):
         asr.transcribe(speech)
     with pytest.raises(AudioError, match=r"missing\.wav: no such file"):
         asr.transcribe("missing.wav", "en")
