@@ -92,13 +92,13 @@ def test_load_model_reads_each_checkpoint_once(tmp_path, reads, avg, use_average
 
 
 @pytest.mark.parametrize(
-    ("updates", "avg", "found"),
+    ("updates", "avg", "message"),
     [((3,), 2, "needs 2 checkpoints up to .*: found 1"), ((7, 8, 9), 3, "needs the checkpoint before .*checkpoint-7")],
 )
-def test_average_without_its_checkpoints_is_an_error(tmp_path, updates, avg, found):
+def test_average_without_its_checkpoints_is_an_error(tmp_path, updates, avg, message):
     for update in updates:
         write(layout.batch_checkpoint(tmp_path, update), update)
-    with pytest.raises(checkpoints.CheckpointError, match=f"--avg {avg} {found}"):
+    with pytest.raises(checkpoints.CheckpointError, match=f"--avg {avg} {message}"):
         checkpoints.load_model(tmp_path, avg=avg)
 
 

@@ -215,6 +215,11 @@ def test_mask_search_of_several_languages_reads_the_initial_checkpoint_once(corp
     assert masks.languages == ("en", "fr", "it") and masks.header.source == checkpoints.file_hash(expected)
 
 
+def test_initial_average_without_its_checkpoints_is_an_error(dense):
+    with pytest.raises(ValueError, match=r"--init-avg 3 needs 3 checkpoints up to .*: found 1"):
+        InitialCheckpoint(dense, avg=3)
+
+
 @pytest.mark.parametrize("avg", [None, 1])
 def test_pickled_initial_checkpoint_reads_the_same_weights_again(dense, reads, avg):
     initial = InitialCheckpoint(dense, avg=avg)
