@@ -39,7 +39,7 @@ class PathwayMasks:
     """
 
     header: MasksHeader
-    codes: dict[str, Tensor] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.languages:

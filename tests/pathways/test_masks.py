@@ -231,3 +231,8 @@ def test_invalid_masks_are_rejected(masks):
         PathwayMasks(MasksHeader(("en", "en")))
     with pytest.raises(MasksError, match=r"expected torch.uint8"):
         PathwayMasks(MasksHeader(("en",)), {"w": torch.zeros(2, dtype=torch.int64)})
+
+
+def test_representation_is_one_line_without_the_codes():
+    masks = PathwayMasks.dense(torch.nn.Linear(3, 2), ["en", "fr"])
+    assert "\n" not in repr(masks) and "('en', 'fr')" in repr(masks) and "tensor" not in repr(masks)
