@@ -250,13 +250,15 @@ def _run_search(
     pruning: PruningConfig,
     initial: InitialCheckpoint,
     fingerprint: dict[str, Any],
-    index: int = 0,
+    index: int | None = None,
 ) -> None:
-    os.environ["TQDM_POSITION"] = str(index)  # a separate line of the terminal for each parallel search
+    """Run the search of one language; `index` counts the parallel searches, each in a process of its own."""
+    if index is not None:
+        os.environ["TQDM_POSITION"] = str(index)  # a separate line of the terminal for each parallel search
     training = config.training
     store_model_files(training.exp_dir, training.tokenizer_path)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": fingerprint})
-    launch(train_rank, training.world_size, training.master_port + index, config, pruning, initial)
+    launch(train_rank, training.world_size, training.master_port + (index or 0), config, pruning, initial)
 
 
 def train_rank(

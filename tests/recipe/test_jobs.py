@@ -101,7 +101,8 @@ def test_parallel_jobs_are_limited_and_have_one_thread_each(tmp_path, at_once, p
     measure = [
         Job(f"train-{index}", (Step(python(MEASURE, tmp_path / "events")),), parallel=True) for index in range(4)
     ]
-    run_jobs(measure, at_once, os.environ | {"OMP_NUM_THREADS": "7"})
+    environ = {name: value for name, value in os.environ.items() if name != "TQDM_POSITION"}
+    run_jobs(measure, at_once, environ | {"OMP_NUM_THREADS": "7"})
     events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
     running = [sum(int(change) for change, *_ in events[: index + 1]) for index in range(len(events))]
     assert max(running) == at_once

@@ -1,5 +1,6 @@
 """Mask searches with each granularity and allocation, through the trainer."""
 
+import os
 import shutil
 
 import pytest
@@ -44,6 +45,12 @@ def test_a_global_search_respects_the_sparsities_of_layers(corpus, dense, tmp_pa
             assert int(masks.mask(name, "en").sum()) == num_kept(code.numel(), 0.4)
     others = {masks.sparsity("en", name) for name in masks.names if "layers.1" in name}
     assert len(others) > 3
+
+
+def test_a_sequential_search_keeps_the_progress_bar_position(corpus, dense, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_POSITION", "3")  # set by a recipe that runs several searches in parallel
+    search(corpus, dense, tmp_path / "search", "en")
+    assert os.environ["TQDM_POSITION"] == "3"
 
 
 def mask_file_times(exp_dir):
