@@ -218,11 +218,9 @@ def start_of_average(path: Path, avg: int, option: str = "--avg") -> Path | None
     Raises:
       CheckpointError: `avg` is at least 2, and a checkpoint that the average needs does not exist.
     """
-    paths = layout.checkpoints_up_to(path)
+    paths = _checkpoints_to_average(path, avg, option)
     if len(paths) > avg:
         return paths[-avg - 1]
-    if len(paths) < avg:
-        raise CheckpointError(f"{option} {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
     if avg > 1:
         first, second = (int(each.stem.rsplit("-", 1)[1]) for each in paths[:2])
         if first > second - first:  # earlier checkpoints were removed
@@ -233,10 +231,16 @@ def start_of_average(path: Path, avg: int, option: str = "--avg") -> Path | None
     return None
 
 
-def _mean_of_checkpoints(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
+def _checkpoints_to_average(path: Path, avg: int, option: str) -> list[Path]:
+    """Return the checkpoints of the kind of `path` up to it; check that there are at least `avg`."""
     paths = layout.checkpoints_up_to(path)
     if len(paths) < avg:
-        raise CheckpointError(f"--avg {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
+        raise CheckpointError(f"{option} {avg} needs {avg} checkpoints up to {path}: found {len(paths)}")
+    return paths
+
+
+def _mean_of_checkpoints(path: Path, checkpoint: Checkpoint, avg: int) -> dict[str, torch.Tensor]:
+    paths = _checkpoints_to_average(path, avg, "--avg")
     states = [*(read(earlier)["model"] for earlier in paths[-avg:-1]), checkpoint["model"]]
     return {
         name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
