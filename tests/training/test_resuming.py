@@ -21,7 +21,7 @@ from icefall_pathways.training.config import PruningConfig
 from icefall_pathways.training.launch import jobs
 from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped
 
-UPDATES = 16
+UPDATES = 48
 
 
 def start(run, *args):
