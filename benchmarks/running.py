@@ -30,12 +30,12 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import codes_of
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.training.callbacks import Callback, UpdateResult
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState
 from icefall_pathways.training.trainer import Trainer

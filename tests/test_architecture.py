@@ -17,7 +17,7 @@ PACKAGE = "icefall_pathways"
 # From bottom to top. A component imports itself and components of lower layers, not other components of its layer.
 # "" is `icefall_pathways/__init__.py`.
 LAYERS = (
-    ("constants", "errors", "files", "languages", "options", "torch_compat"),
+    ("constants", "errors", "files", "languages", "launch", "options", "torch_compat"),
     ("corpora", "models"),
     ("data", "pathways"),
     ("optim",),

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from icefall_pathways.data.augmentation import seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state
-from icefall_pathways.training.launch.ranks import Rank
 
 _GROWTH = 1.25  # ratio of consecutive sizes
 _MAX_FACTOR = 4.0  # largest size, as a multiple of --max-duration

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.launch.ranks import Rank
+from icefall_pathways.launch.signals import Stopped
 from icefall_pathways.options import to_dict
 from icefall_pathways.training.callbacks import Callback, UpdateResult, ValidationMetrics
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
-from icefall_pathways.training.launch.signals import Stopped
 from icefall_pathways.training.resume_check import check_resumable
 from icefall_pathways.training.train_state import TrainState
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
-from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.launch.ranks import Rank
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

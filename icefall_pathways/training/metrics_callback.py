@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from icefall_pathways.data.batch import Batch
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.pathways.plots import mask_figures
 from icefall_pathways.training.callbacks import Callback, UpdateResult, ValidationMetrics
 from icefall_pathways.training.config import TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, MetricsLog, Speed
 from icefall_pathways.training.train_state import TrainState
 

@@ -15,7 +15,7 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.loading import is_worker_death
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
-from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.launch.ranks import Rank
 
 logger = logging.getLogger("icefall_pathways")
 

@@ -17,6 +17,8 @@ from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import store_model_files
 from icefall_pathways.files import exclusive_lock, read_json, write_json
 from icefall_pathways.languages import LanguageCode
+from icefall_pathways.launch.jobs import run_in_parallel
+from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import to_dict
@@ -39,8 +41,6 @@ from icefall_pathways.training.initialization import (
     read_initial_checkpoint,
     with_architecture,
 )
-from icefall_pathways.training.launch.jobs import run_in_parallel
-from icefall_pathways.training.launch.ranks import Rank, launch
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.option_checks import check_search_options, check_training_options
 from icefall_pathways.training.pruning_plan import joint_plan, search_plan, search_schedule

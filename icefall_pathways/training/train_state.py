@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.regularizers import load_regularizer_state, regularizer_state
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.optim.averaging import ModelAverage
@@ -12,7 +13,6 @@ from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.torch_compat import cuda_grad_scaler
 from icefall_pathways.training.config import ExperimentConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.optimization import build_learning_rate, build_optimizer, trainable_masks
 
 

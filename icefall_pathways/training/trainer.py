@@ -17,6 +17,8 @@ from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.loading import translate_worker_death
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import layout
+from icefall_pathways.launch.ranks import Rank
+from icefall_pathways.launch.signals import stop_requests
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -25,8 +27,6 @@ from icefall_pathways.training.callbacks import Callback, CallbackList
 from icefall_pathways.training.checkpointing import CheckpointCallback, StopCallback, describe_run
 from icefall_pathways.training.config import ExperimentConfig
 from icefall_pathways.training.diagnostics import Diagnostics, inf_check
-from icefall_pathways.training.launch.ranks import Rank
-from icefall_pathways.training.launch.signals import stop_requests
 from icefall_pathways.training.metrics_callback import MetricsCallback
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.pruning_callback import PruningCallback, PruningPlan

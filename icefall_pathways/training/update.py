@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.data.batch import Batch
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.regularizers import Whiten, pending_whiteners, set_position
 from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.training.callbacks import CallbackList, UpdateResult
 from icefall_pathways.training.config import ExperimentConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.nonfinite import NonFiniteGuard, gradient_norm, nan_if_not_finite
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState, batch_seed

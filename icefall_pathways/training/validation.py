@@ -8,12 +8,12 @@ from tqdm import tqdm
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
 from icefall_pathways.searches import GreedySearch
 from icefall_pathways.training.callbacks import Callback, CallbackList, UpdateResult
 from icefall_pathways.training.config import TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.metrics import LossSums, bar_position
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState

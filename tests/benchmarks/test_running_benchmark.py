@@ -4,8 +4,8 @@ import torch
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.trainer import Trainer
 
 

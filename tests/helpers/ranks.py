@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from icefall_pathways.training.launch.ranks import Rank
+from icefall_pathways.launch.ranks import Rank
 
 
 def fork_ranks(worker, world_size: int, folder: Path, *args) -> None:

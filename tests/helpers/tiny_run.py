@@ -9,12 +9,12 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.trainer import Trainer
 
 MODEL = ModelConfig(

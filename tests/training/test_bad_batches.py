@@ -16,10 +16,10 @@ from ranks import fail, fork_ranks
 from icefall_pathways.data.datamodule import DataError, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
+from icefall_pathways.launch.failures import RankError
+from icefall_pathways.launch.ranks import launch
 from icefall_pathways.training import nonfinite
 from icefall_pathways.training.callbacks import Callback
-from icefall_pathways.training.launch.failures import RankError
-from icefall_pathways.training.launch.ranks import launch
 from icefall_pathways.training.nonfinite import BadBatchesError, read_batch
 from icefall_pathways.training.objective import Objective
 

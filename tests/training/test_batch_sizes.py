@@ -4,8 +4,8 @@ import pytest
 import tiny_run
 import torch
 
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.training.batch_sizes import scan_batch_sizes
-from icefall_pathways.training.launch.ranks import Rank
 
 
 @pytest.fixture

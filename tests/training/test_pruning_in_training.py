@@ -7,13 +7,13 @@ import tiny_run
 import torch
 
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.launch.ranks import launch
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import JointPruningConfig, PruningConfig
-from icefall_pathways.training.launch.ranks import launch
 from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.pruning_callback import PruningCallback
 from icefall_pathways.training.pruning_plan import joint_plan

@@ -8,11 +8,11 @@ import torch
 from speech_cuts import TEXTS
 
 from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
-from icefall_pathways.training.launch.ranks import Rank
 from icefall_pathways.training.resume_check import check_resumable
 
 

@@ -15,11 +15,11 @@ import tiny_run
 import torch
 
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.launch import jobs
+from icefall_pathways.launch.signals import EXIT_CODES, Stopped
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
-from icefall_pathways.training.launch import jobs
-from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped
 
 UPDATES = 48
 

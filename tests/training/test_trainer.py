@@ -11,6 +11,7 @@ from torch import nn
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
+from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.regularizers import Scheduled
 from icefall_pathways.models.transducer import build_model
@@ -19,7 +20,6 @@ from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import ExperimentConfig, PruningConfig, TrainingConfig
-from icefall_pathways.training.launch.ranks import Rank, launch
 from icefall_pathways.training.metrics import read_metrics
 from icefall_pathways.training.optimization import build_optimizer, with_optimizer
 from icefall_pathways.training.train_state import batch_seed

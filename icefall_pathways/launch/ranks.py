@@ -1,4 +1,4 @@
-"""Start the ranks of a training; communication between them."""
+"""Start the ranks of a distributed run; communication between them."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from icefall_pathways.training.launch.failures import FailureWatch, RankError, raise_failure, read_failure
-from icefall_pathways.training.launch.signals import EXIT_CODES, Stopped, stop_requests
+from icefall_pathways.launch.failures import FailureWatch, RankError, raise_failure, read_failure
+from icefall_pathways.launch.signals import EXIT_CODES, Stopped, stop_requests
 
 _launch_ids = count()  # a mask search launches once per language; an id keeps the keys of launches apart
 _FAILURES_PREFIX = "watch"  # prefix of the keys of `FailureWatch` in the store
@@ -25,7 +25,7 @@ _FAILURES_PREFIX = "watch"  # prefix of the keys of `FailureWatch` in the store
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a training run.
+    """One process of a distributed run.
 
     Attributes:
       index: 0 to world_size - 1; rank 0 writes the files.

@@ -10,7 +10,7 @@ from multiprocessing import active_children, get_context
 
 import torch
 
-from icefall_pathways.training.launch.signals import Stopped, stop_requests
+from icefall_pathways.launch.signals import Stopped, stop_requests
 
 
 def run_in_parallel(jobs: Sequence[Callable[[], None]], num_processes: int) -> None:
