@@ -49,7 +49,7 @@ _INSTALL_EXTRA = "install it with pip install '.[{}]' in the folder of the repos
 _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),
     **dict.fromkeys(
-        ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard", "torchaudio"),
+        ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard"),
         _INSTALL_EXTRA.format("train"),
     ),
 }

@@ -4,17 +4,13 @@ import _ctypes
 import ctypes
 import random
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from lhotse.augmentation import get_or_create_resampler
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.languages import Language
-
-if TYPE_CHECKING:
-    import torchaudio
 
 _ESPEAK_RATE = 22050
 _SYNCHRONOUS = 2  # mode of espeak_Initialize: the callback receives the audio before espeak_Synth returns
@@ -113,7 +109,8 @@ class Synthesizer:
         samples = np.frombuffer(b"".join(self._chunks), dtype=np.int16)
         if not samples.any():
             raise SynthesisError(f"eSpeak NG produced silence for {text!r} with voice {voice!r}: expected speech")
-        return _resampler()(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
+        resample = get_or_create_resampler(_ESPEAK_RATE, SAMPLE_RATE)
+        return resample(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
 
     def _synthesize(self, library: ctypes.CDLL, text: str, voice: str, parameters: dict[int, int]) -> None:
         import espeakng_loader
@@ -180,10 +177,3 @@ def _reverberate(samples: np.ndarray, decay: float, wet: float, noise: np.random
     response[0] = 1.0
     size = len(samples) + length
     return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: len(samples)]
-
-
-@cache
-def _resampler() -> "torchaudio.transforms.Resample":
-    import torchaudio
-
-    return torchaudio.transforms.Resample(_ESPEAK_RATE, SAMPLE_RATE)

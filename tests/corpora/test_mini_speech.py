@@ -2,6 +2,8 @@ import random
 
 import numpy as np
 import pytest
+import torch
+from optional_packages import import_torchaudio
 
 from icefall_pathways.corpora.mini_speech import SynthesisError, Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.languages import LANGUAGES
@@ -17,6 +19,13 @@ def test_samples_do_not_depend_on_previous_utterances(synthesizer: Synthesizer, 
     first = synthesizer.speak("eleven", voice, 160, 50, 50)
     synthesizer.speak("mardi quinze", "fr+klatt3", 120, 80, 10)
     np.testing.assert_array_equal(synthesizer.speak("eleven", voice, 160, 50, 50), first)
+
+
+def test_resampling_equals_torchaudio_bit_for_bit(synthesizer: Synthesizer) -> None:
+    resample = import_torchaudio().transforms.Resample(22050, 16000)
+    samples = synthesizer.speak("eleven", "en+m3", 160, 50, 50)
+    raw = np.frombuffer(b"".join(synthesizer._chunks), np.int16)
+    np.testing.assert_array_equal(samples, resample(torch.from_numpy(raw.astype(np.float32) / 32768)).numpy())
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
