@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class ScaledAdam(MaskedOptimizer):
         active = [bucket.active_bits(self._masks, self._language) for bucket in buckets]
         gradients = [bucket.gradient(bits) for bucket, bits in zip(buckets, active, strict=True)]
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
-        statistics: dict[str, Tensor] = self.state[key]
+        statistics: dict[str, Tensor] = cast(dict[str, Any], self.state)[key]
         device = self.param_groups[0]["params"][0].device
         if not statistics:
             statistics["step"] = torch.zeros((), dtype=torch.int64)

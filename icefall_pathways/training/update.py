@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class Update:
         """Synchronize the gradients of all ranks only in the backward pass of the last batch."""
         if is_last or not isinstance(self.ddp_model, nn.parallel.DistributedDataParallel):
             return nullcontext()
-        no_sync: AbstractContextManager[None] = self.ddp_model.no_sync()  # type: ignore[operator]
+        no_sync: AbstractContextManager[None] = cast(Any, self.ddp_model).no_sync()  # not typed in torch 1.13.1
         return no_sync
 
 

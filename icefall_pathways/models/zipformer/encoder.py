@@ -10,6 +10,7 @@ frames attend to earlier chunks according to masks; the frames of a stream's chu
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,8 @@ class Stack(nn.Module):
           batch_size: Streams.
           left: Frames of left context, at the stack's rate.
         """
-        return [state for layer in self.layers for state in layer.get_init_states(like, batch_size, left)]
+        layers = cast(list[ZipformerLayer], self.layers)
+        return [state for layer in layers for state in layer.get_init_states(like, batch_size, left)]
 
     def forward(
         self, x: Tensor, states: list[Tensor], plan: AttentionPlan, feature_mask: Tensor | None = None
@@ -174,6 +176,10 @@ class Zipformer(nn.Module):
         """Width of the output."""
         return max(self.config.encoder_dim)
 
+    @property
+    def _stacks(self) -> list[Stack | DownsampledStack]:
+        return cast(list[Stack | DownsampledStack], self.encoders)  # a ModuleList does not keep the type
+
     def forward(
         self, x: Tensor, lens: Tensor, chunk_size: int = UNLIMITED, left_context_frames: int = UNLIMITED
     ) -> tuple[Tensor, Tensor]:
@@ -199,7 +205,7 @@ class Zipformer(nn.Module):
     def get_init_states(self, like: Tensor, batch_size: int, left_context_frames: int) -> list[Tensor]:
         """Return the state of `batch_size` new streams, with the dtype and device of `like`; see the class."""
         states = [
-            state for stack in self.encoders for state in stack.get_init_states(like, batch_size, left_context_frames)
+            state for stack in self._stacks for state in stack.get_init_states(like, batch_size, left_context_frames)
         ]
         return [*states, torch.zeros(batch_size, dtype=torch.int32, device=like.device)]
 
@@ -232,7 +238,7 @@ class Zipformer(nn.Module):
         kept_halves = _sample_kept_halves(x) if self.training else None
         config = self.config
         for stack, factor, dim, unmasked in zip(
-            self.encoders, config.downsampling_factor, config.encoder_dim, config.encoder_unmasked_dim, strict=True
+            self._stacks, config.downsampling_factor, config.encoder_dim, config.encoder_unmasked_dim, strict=True
         ):
             num_states = stack.num_layers * STATES_PER_LAYER
             stack_states, states = states[:num_states], states[num_states:]

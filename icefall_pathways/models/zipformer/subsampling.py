@@ -1,6 +1,7 @@
 """Convolutional subsampling from feature frames of 10 ms to the Zipformer's frames of 20 ms."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +139,7 @@ class ZipformerSubsampling(Scheduled):
     def _convolve(self, x: Tensor) -> Tensor:
         """Apply the strided convolutions to features (N, T, num_bins); return maps (N, (T - 7) // 2, bins, C)."""
         maps = x.unsqueeze(-1)
+        conv: Any  # nn.Conv2d; a ModuleDict does not keep the type
         for i, (conv, balancer) in enumerate(zip(self.conv.values(), self.balancers, strict=True)):
             weight = conv.weight.contiguous(memory_format=torch.channels_last)
             maps = F.conv2d(maps.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, conv.padding).permute(0, 2, 3, 1)
