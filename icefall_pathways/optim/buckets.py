@@ -7,14 +7,12 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.pathways.bits import clear_inactive_, to_bits
 from icefall_pathways.pathways.masks import PathwayMasks
 
 # Approximate number of entries per bucket, so that intermediate results stay in a CPU's cache. Buckets with a larger
 # parameter are larger.
 _BUCKET_SIZE = 2**18
-
-# Integer dtype by element size in bytes, for bitwise operations on floating-point tensors.
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 class Bucket:
@@ -97,25 +95,3 @@ def make_buckets(named_parameters: Iterable[tuple[str, nn.Parameter]], masked: I
         indexed = groupby(zip(indices, members, strict=True), key=itemgetter(0))
         buckets += [Bucket([member for _, member in group], is_masked) for _, group in indexed]
     return buckets
-
-
-def to_bits(mask: Tensor, like: Tensor) -> Tensor:
-    """Convert a bool tensor to integers of the element size of `like`: all bits set where true, none elsewhere."""
-    return mask.view(torch.uint8).to(_INTEGERS[like.element_size()]).neg_()
-
-
-def select_active(values: Tensor, active: Tensor, out: Tensor) -> Tensor:
-    """Write `values` into `out` where a bit of `active` is set, and +0.0 elsewhere."""
-    torch.bitwise_and(values.view(active.dtype), active, out=out.view(active.dtype))
-    return out
-
-
-def clear_inactive_(values: Tensor, active: Tensor | None) -> Tensor:
-    """Set `values` to +0.0 where no bit of `active` is set, in place; None keeps all values.
-
-    Subtracting +0.0 does not change any number, including -0.0. Bitwise operations are several times faster than
-    `torch.where`, and also clear NaN.
-    """
-    if active is not None:
-        values.view(active.dtype).bitwise_and_(active)
-    return values

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icefall_pathways.optim.buckets import Bucket, clear_inactive_
+from icefall_pathways.optim.buckets import Bucket
 from icefall_pathways.optim.masked_optimizer import TINY, MaskedOptimizer, NamedParameters, lookup
+from icefall_pathways.pathways.bits import clear_inactive_
 
 _SATURATED = 1e-8  # below this, beta**n has no effect on 1 - beta**n in float32
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from icefall_pathways.optim.buckets import Bucket, clear_inactive_, select_active, to_bits
+from icefall_pathways.optim.buckets import Bucket
 from icefall_pathways.optim.masked_optimizer import TINY, MaskedOptimizer, NamedParameters, lookup
+from icefall_pathways.pathways.bits import clear_inactive_, select_active, to_bits
 from icefall_pathways.pathways.masks import PathwayMasks
 
 # Key of the statistics of parameters without masks; the keys for masked parameters are languages.

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.bits import apply_mask
+from icefall_pathways.pathways.masks import MasksError, PathwayMasks
+from icefall_pathways.pathways.prunable import parameter_owners
 
 #: Callback with a language, a parameter name, and the gradient of the loss with respect to `mask * weight`.
 GradientObserver = Callable[[str, str, Tensor], None]
@@ -20,9 +22,10 @@ def activate(
 ) -> Iterator[None]:
     """Compute with `mask * weight` in place of every masked parameter of `model` inside this context.
 
-    The stored weights do not change: `parameters()` and `state_dict()` return them as before, and gradients flow
-    through the product to them, zero outside the mask. The products are computed once, on entry; leave and enter the
-    context again after a change of the weights or the masks.
+    The stored weights do not change: `parameters()` and `state_dict()` return them as before, copies of the model are
+    dense, and gradients flow through the product to the weights, zero outside the mask. The product is zero outside the
+    mask even where a weight is not finite. The products are computed once, on entry; leave and enter the context again
+    after a change of the weights or the masks.
 
     Args:
       model: The model that the masks belong to.
@@ -32,13 +35,13 @@ def activate(
         while the gradient of the stored weight is zero outside the mask.
 
     Raises:
-      MasksError: The masks have no such language.
+      MasksError: The masks have no such language, or the model lacks one of their parameters.
       RuntimeError: A sub-network of the model is already active.
     """
     if masks is None:
         yield
         return
-    with _shadow(_products(model, masks, language, observer)):
+    with _shadow(_products(model, masks, language, observer).values()):
         yield
 
 
@@ -56,7 +59,7 @@ class FoldedPathways:
     def __init__(self, model: nn.Module, masks: PathwayMasks | None) -> None:
         self.model = model
         self.masks = masks
-        self._folded: dict[str, list[_Product]] = {}
+        self._folded: dict[str, dict[str, _Product]] = {}
 
     @contextmanager
     def activate(self, language: str) -> Iterator[None]:
@@ -64,16 +67,16 @@ class FoldedPathways:
         if self.masks is None:
             yield
             return
-        with _shadow(self._products(language)):
+        with _shadow(self._products(language).values()):
             yield
 
     def weights(self, language: str) -> dict[str, Tensor]:
         """Return `mask * weight` of every masked parameter for a language, by parameter name."""
         if self.masks is None:
             return {}
-        return {name: product.value for name, product in zip(self.masks.names, self._products(language), strict=True)}
+        return {name: product.value for name, product in self._products(language).items()}
 
-    def _products(self, language: str) -> "list[_Product]":
+    def _products(self, language: str) -> "dict[str, _Product]":
         assert self.masks is not None
         if language not in self._folded:
             with torch.no_grad():
@@ -82,63 +85,86 @@ class FoldedPathways:
 
 
 class _Product(NamedTuple):
-    """`mask * weight` of a parameter, the module that owns the parameter, and its attribute name."""
+    """`mask * weight` of a parameter, and the modules and attribute names that hold the parameter."""
 
-    owner: nn.Module
-    attribute: str
     value: Tensor
+    owners: list[tuple[nn.Module, str]]
 
 
 def _products(
     model: nn.Module, masks: PathwayMasks, language: str, observer: GradientObserver | None = None
-) -> list[_Product]:
-    """Return the products of all masked parameters; `observer` as in `activate`."""
-    products = []
+) -> dict[str, _Product]:
+    """Return the products of all masked parameters, by parameter name; `observer` as in `activate`."""
+    all_owners = parameter_owners(model)
+    products = {}
     for name in masks.names:
-        owner_name, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(owner_name)
-        _check_not_shadowed(owner, attribute)
-        value = _masked(owner.get_parameter(attribute), masks.mask(name, language))
+        if name not in all_owners:
+            raise MasksError(
+                f"the masks belong to another model, which has a parameter {name}: use masks of this model"
+            )
+        owners = all_owners[name]
+        _check_not_shadowed(owners)
+        module, attribute = owners[0]
+        value = apply_mask(module.get_parameter(attribute), masks.mask(name, language))
         if observer is not None and value.requires_grad:
             value.register_hook(partial(observer, language, name))
-        products.append(_Product(owner, attribute, value))
+        products[name] = _Product(value, owners)
     return products
 
 
-def _check_not_shadowed(owner: nn.Module, attribute: str) -> None:
-    if attribute in owner.__dict__:
-        raise RuntimeError(
-            f"a sub-network is already active ({attribute} of {owner}): leave that context before entering another"
-        )
+def _check_not_shadowed(owners: Iterable[tuple[nn.Module, str]]) -> None:
+    for owner, attribute in owners:
+        if attribute in vars(owner):
+            raise RuntimeError(
+                f"a sub-network is already active ({attribute} of {owner}): leave that context before entering another"
+            )
 
 
 @contextmanager
 def _shadow(products: Iterable[_Product]) -> Iterator[None]:
     """Shadow parameters by their products inside this context."""
-    shadowed: list[_Product] = []
-    flat_weights: dict[nn.RNNBase, Any] = {}
+    values: dict[nn.Module, dict[str, Any]] = {}
+    for product in products:
+        _check_not_shadowed(product.owners)
+        for owner, attribute in product.owners:
+            values.setdefault(owner, {})[attribute] = product.value
+    shadows = [_Shadow(owner, attributes) for owner, attributes in values.items()]
+    for shadow in shadows:
+        shadow.add()
     try:
-        for product in products:
-            _check_not_shadowed(product.owner, product.attribute)
-            # Python looks up attributes in __dict__ before a module's registered parameters, so the product shadows the
-            # parameter in the module's forward only.
-            product.owner.__dict__[product.attribute] = product.value
-            shadowed.append(product)
-        for recurrent in {product.owner for product in shadowed if isinstance(product.owner, nn.RNNBase)}:
-            # Recurrent modules read their weights from this list, not from their attributes.
-            flat_weights[recurrent] = recurrent._flat_weights
-            recurrent.__dict__["_flat_weights"] = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
         yield
     finally:
-        for owner, attribute, _ in shadowed:
-            del owner.__dict__[attribute]
-        for recurrent, weights in flat_weights.items():
-            recurrent.__dict__["_flat_weights"] = weights
+        for shadow in shadows:
+            shadow.remove()
 
 
-def _masked(weight: nn.Parameter, mask: Tensor) -> Tensor:
-    # Products of mixed dtypes, and casts from bool to float, are several times slower.
-    return weight * mask.view(torch.uint8).to(weight.dtype)
+class _Shadow:
+    """Attributes that shadow the parameters of one module in its forward pass only.
+
+    Python looks up attributes in `__dict__` before a module's registered parameters. Copies and pickles of the module
+    would contain them, so `__getstate__` is shadowed, too: they are dense, as the stored weights are.
+    """
+
+    def __init__(self, owner: nn.Module, products: dict[str, Any]) -> None:
+        self._attributes = vars(owner)
+        self._shadows = products | {"__getstate__": self._dense_state}
+        if isinstance(owner, nn.RNNBase):
+            # Recurrent modules read their weights from this list, not from their attributes.
+            flat = [products.get(name, getattr(owner, name, None)) for name in owner._flat_weights_names]
+            self._shadows["_flat_weights"] = flat
+        self._shadowed = {name: self._attributes[name] for name in self._shadows if name in self._attributes}
+
+    def add(self) -> None:
+        self._attributes.update(self._shadows)
+
+    def remove(self) -> None:
+        for name in self._shadows:
+            del self._attributes[name]
+        self._attributes.update(self._shadowed)
+
+    def _dense_state(self) -> dict[str, Any]:
+        state = {name: value for name, value in self._attributes.items() if name not in self._shadows}
+        return state | self._shadowed
 
 
 class PathwayModule(nn.Module):
