@@ -48,6 +48,7 @@ _INSTALL_EXTRA = "install it with pip install '.[{}]' in the folder of the repos
 # Packages that only some commands need, and how to install them.
 _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),
+    "distributed": _INSTALL_EXTRA.format("dask"),
     **dict.fromkeys(
         ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard"),
         _INSTALL_EXTRA.format("train"),

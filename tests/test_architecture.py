@@ -18,6 +18,7 @@ PACKAGE = "icefall_pathways"
 # "" is `icefall_pathways/__init__.py`.
 LAYERS = (
     ("constants", "errors", "files", "languages", "launch", "options", "torch_compat"),
+    ("sharding",),
     ("corpora", "models"),
     ("data", "pathways"),
     ("optim",),

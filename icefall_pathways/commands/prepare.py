@@ -32,7 +32,7 @@ __all__ = ["Config", "run"]
 def run(config: Config) -> None:
     """Run the selected stages, or print their commands."""
     environ = with_defaults(cpu_defaults())
-    jobs = prepare_jobs(config, environ)
+    jobs = prepare_jobs(config)
     if config.dry_run:
         print_graph(jobs)
     else:

@@ -3,19 +3,23 @@
 Usage:
 
   ./local/prepare_manifests.py --corpus mls --corpus-dir /data/mls --output-dir data/manifests --languages "en fr it nl"
+
+Several machines can share the work: with --executor dask, or as the parts of an array job, --shard 1/64 to 64/64; after
+all parts, the same command without --shard joins them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.sharding.executors import ExecutionConfig, open_workers
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ExecutionConfig):
     """Options of the conversion."""
 
     corpus: CorpusName = "mls"
@@ -36,8 +40,8 @@ class Config:
     max_dropped_share: float = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
-    num_jobs: int = 4
-    """Number of files to read in parallel."""
+    num_jobs: int = field(default=4, kw_only=True)
+    """Number of processes; 0 uses all cores."""
 
 
 def run(config: Config) -> None:
@@ -45,7 +49,8 @@ def run(config: Config) -> None:
     languages = parse_languages(config.languages)
     spec = get_corpus(config.corpus)
     spec.check_languages(languages)
-    prepare = spec.load().prepare_manifests
-    report = prepare(config.corpus_dir, config.output_dir, languages, config.subset, config.num_jobs)
-    print(report.table())
-    report.check(config.max_dropped_share)
+    with open_workers(config) as workers:
+        report = spec.load().prepare_manifests(config.corpus_dir, config.output_dir, languages, config.subset, workers)
+    if not config.report_part():
+        print(report.table())
+        report.check(config.max_dropped_share)

@@ -3,26 +3,48 @@
 A folder of manifests holds one corpus. Its name is the first part of the names of manifests, such as
 `mls-french_cuts_test.jsonl.gz`, and of decoding results, such as `recogs-mls-french-test-...txt`. Programs read it from
 the manifest names, so that a new corpus needs neither an option nor a change outside its own module.
+
+Manifests are Lhotse's: JSON lines with gzip. Each is a sequence of gzip members of at most 100 lines, so that a line
+can be read without those before it (`icefall_pathways.sharding.jsonl`), and its bytes depend on its content alone.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
-from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse import Recording, SupervisionSegment
+from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason, foreign_characters
-from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import LANGUAGES, Language
+from icefall_pathways.sharding.executors import Workers
+from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
 SPLITS = ("train", "dev", "test")
 
 ManifestKind = Literal["recordings", "supervisions", "cuts"]
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+#: Reads a part of the utterances of a split: yields the recording and the supervision of each, and counts those that it
+#: rejects, with `CorpusReport.drop`, in the report passed to it.
+ReadUtterances = Callable[[Sequence[T], CorpusReport], Iterable[tuple[Recording, SupervisionSegment]]]
+
 _ANY_CORPUS = "*"
+_SHARD_SIZE = 1000  # utterances; a second of work
+
+
+class Utterances(Protocol[T_co]):
+    """Whatever is needed to find each utterance of a split, such as a list of paths."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,11 @@ class SplitFiles:
         return self.folder / f"{self.corpus}-{self.language.name}_report_{self.split}.json"
 
     @property
+    def manifest_shards(self) -> Path:
+        """The folder of unfinished recording and supervision manifests."""
+        return self.folder / f"{self.corpus}-{self.language.name}_manifests_{self.split}"
+
+    @property
     def test_set(self) -> str:
         """The name in result files, such as "mls-french-test"."""
         return f"{self.corpus}-{self.language.name}-{self.split}"
@@ -76,43 +103,60 @@ class SplitFiles:
 
 
 def write_manifests(
-    files: SplitFiles, read_utterances: Callable[[CorpusReport], Iterable[tuple[Recording, SupervisionSegment]]]
+    files: SplitFiles, utterances: Utterances[T], read: ReadUtterances[T], workers: Workers | None = None
 ) -> CorpusReport:
-    """Write the manifests and the report of a split; a complete split is not written again.
+    """Write the manifests and the report of a split, in shards; a complete split is not written again.
 
-    Utterances without text, and those with characters outside the alphabet of the language, are dropped and counted.
+    An interrupted call is continued by the next one. Utterances without text, and those with characters outside the
+    alphabet of the language, are dropped and counted.
 
     Args:
       files: The paths.
-      read_utterances: Yields the recording and the supervision of each utterance; counts those that it rejects, with
-        `CorpusReport.drop`, in the report passed to it.
+      utterances: What `read` needs to find each utterance, in the order of the manifests; its items are picklable and
+        have a `repr` that depends on their values only.
+      read: Reads a part of them; picklable (a module's function, or a `functools.partial` of it).
+      workers: Call `read`; None calls it in this process.
 
     Returns:
-      The report.
+      The report; empty after a part of an array job.
 
     Raises:
       CorpusError: A recording has a sampling rate other than 16 kHz, or a supervision has another language.
     """
+    output = ShardedOutput(files.manifest_shards, {"version": 1}, _SHARD_SIZE)
     if files.recordings.exists() and files.supervisions.exists() and files.report.exists():
+        if output.is_unfinished:
+            output.clean()
         return CorpusReport.load(files.report)
+    with tqdm(desc=f"{files.language.code} {files.split}", total=len(utterances), unit="file", leave=False) as bar:
+        num_shards = output.compute(utterances, partial(_write_shard, files, read), workers or Workers(), bar)
     report = CorpusReport()
-    with (
-        atomic_write(files.recordings) as recordings_path,
-        atomic_write(files.supervisions) as supervisions_path,
-        RecordingSet.open_writer(recordings_path) as recordings,
-        SupervisionSet.open_writer(supervisions_path) as supervisions,
-    ):
-        for recording, supervision in read_utterances(report):
-            _check_utterance(files, recording, supervision)
-            rejection = _rejection(files, supervision)
-            if rejection is not None:
-                report.drop(files.language.code, files.split, *rejection)
-                continue
-            report.keep(files.language.code, files.split)
-            recordings.write(recording)
-            supervisions.write(supervision)
+    if num_shards is None:
+        return report
+    for result in output.results(num_shards):
+        report.add(CorpusReport.from_json(result))
+    output.join(num_shards, {"recordings": files.recordings, "supervisions": files.supervisions})
     report.save(files.report)
+    output.clean()
     return report
+
+
+def _write_shard(files: SplitFiles, read: ReadUtterances[T], shard: Shard[T]) -> Any:
+    """Write the manifests of a shard and return its report as a JSON value."""
+    report = CorpusReport()
+    recordings, supervisions = [], []
+    for recording, supervision in read(shard.items, report):
+        _check_utterance(files, recording, supervision)
+        rejection = _rejection(files, supervision)
+        if rejection is not None:
+            report.drop(files.language.code, files.split, *rejection)
+            continue
+        report.keep(files.language.code, files.split)
+        recordings.append(recording.to_dict())
+        supervisions.append(supervision.to_dict())
+    shard.write("recordings", recordings)
+    shard.write("supervisions", supervisions)
+    return report.to_json()
 
 
 def _check_utterance(files: SplitFiles, recording: Recording, supervision: SupervisionSegment) -> None:

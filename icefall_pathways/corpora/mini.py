@@ -8,19 +8,15 @@ import io
 import math
 import random
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
@@ -33,6 +29,7 @@ from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
+from icefall_pathways.sharding.executors import process_pool
 
 __all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
 
@@ -163,18 +160,12 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
         config.dev_utterances + config.test_utterances
     )
     jobs = config.num_jobs or cpu_count() or 1
-    try:
-        with (
-            ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool,
-            tqdm(total=round(seconds), desc="synthesizing", unit="s of audio", unit_scale=True) as bar,
-        ):
-            for language in languages:
-                _make_language(config, language, pool, bar)
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a process that synthesizes speech was killed, most likely because it ran out of memory: run the same "
-            f"command again with fewer processes than --num-jobs {jobs}; completed work is kept"
-        ) from error
+    with (
+        process_pool(jobs) as pool,
+        tqdm(total=round(seconds), desc="synthesizing", unit="s of audio", unit_scale=True) as bar,
+    ):
+        for language in languages:
+            _make_language(config, language, pool, bar)
     write_json(config.corpus_dir / _OPTIONS_FILE, _options(config) | {"finished": True})
 
 
@@ -265,11 +256,6 @@ def _make_split(
             bar.update(utterance.duration)
             yield utterance
         start += size
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts down its workers
 
 
 @cache

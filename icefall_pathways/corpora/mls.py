@@ -6,13 +6,12 @@ dropped and counted.
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from lhotse import Recording, SupervisionSegment
-from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
@@ -21,13 +20,13 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
 from icefall_pathways.languages import Language
+from icefall_pathways.sharding.executors import Workers
 
 CORPUS = "mls"  # first part of the names of manifests
 # Values of --subset: all training data, or parts of the limited supervision; the two parts together are ten hours.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 
 _UNKNOWN_SPEAKER = "speaker not in metainfo.txt"  # a note in reports
-_MAX_PENDING = 10_000  # utterances held in memory; the English training split has ten million
 
 
 def language_folder(corpus_dir: Path, language: Language) -> Path:
@@ -54,7 +53,11 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
 
 
 def prepare_manifests(
-    corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str = "train", num_jobs: int = 4
+    corpus_dir: Path,
+    output_dir: Path,
+    languages: Sequence[Language],
+    subset: str = "train",
+    workers: Workers | None = None,
 ) -> CorpusReport:
     """Write the recording and supervision manifests of all splits; completed splits are skipped.
 
@@ -63,10 +66,10 @@ def prepare_manifests(
       output_dir: Folder for the manifests.
       languages: Languages to prepare.
       subset: Training data: "train" (all), or limited supervision: "10hr", or one of its parts, "9hr" and "1hr".
-      num_jobs: Audio headers to read in parallel.
+      workers: Read the audio headers; None reads them in this process.
 
     Returns:
-      The numbers of kept and dropped utterances.
+      The numbers of kept and dropped utterances of the splits that are complete.
 
     Raises:
       CorpusError: A folder, split, or transcript file is missing.
@@ -79,50 +82,97 @@ def prepare_manifests(
         _check_splits(folder)
         genders = _read_genders(folder / mls_layout.METAINFO_FILE)
         for split in SPLITS:
+            selected = None
+            if split == "train" and subset != "train":
+                selected = _limited_handles(folder / split / mls_layout.LIMITED_DIR, subset)
+            lines = _Lines(folder / split / mls_layout.TRANSCRIPTS_FILE, genders, selected)
             files = SplitFiles(output_dir, CORPUS, language, split)
-            read = partial(_read_split, folder / split, language, split, subset, genders, num_jobs)
-            report.add(write_manifests(files, read))
+            read = partial(_read_lines, folder / split, language, split)
+            report.add(write_manifests(files, lines, read, workers))
     return report
 
 
-def _read_split(
-    folder: Path,
-    language: Language,
-    split: str,
-    subset: str,
-    genders: dict[str, str],
-    num_jobs: int,
-    report: CorpusReport,
-) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    path = folder / mls_layout.TRANSCRIPTS_FILE
-    selected = None
-    if split == "train" and subset != "train":
-        selected = _limited_handles(folder / mls_layout.LIMITED_DIR, subset)
-    lines = (line for line in _read_transcripts(path) if selected is None or line[0] in selected)
-    total = sum(1 for _ in _read_transcripts(path)) if selected is None else len(selected)
-    seen: set[str] = set()
-    with (
-        tqdm(desc=f"{language.code} {split}", total=total, unit="file", leave=False) as bar,
-        ThreadPoolExecutor(num_jobs) as pool,
-    ):
-        while pending := list(islice(lines, _MAX_PENDING)):
-            recordings = pool.map(partial(_read_recording, folder, language), pending)
-            for (handle, text), recording in zip(pending, recordings, strict=True):
-                bar.update()
-                if handle in seen:
-                    recording = Reason.DUPLICATE, f"{handle} in {path}"
+class _Line(NamedTuple):
+    """A line of transcripts.txt.
+
+    Attributes:
+      handle: Id of the utterance.
+      text: The transcript as it is in the file.
+      gender: Gender of the speaker, if metainfo.txt lists the speaker.
+      is_duplicate: Whether a previous line has the same handle.
+    """
+
+    handle: str
+    text: str
+    gender: str | None
+    is_duplicate: bool
+
+    @property
+    def speaker(self) -> str:
+        return _speaker(self.handle)
+
+    @property
+    def normalized_text(self) -> str:
+        """The transcript in Unicode normalization form C."""
+        return unicodedata.normalize("NFC", self.text)
+
+
+class _Lines:
+    """The lines of transcripts.txt, read in every iteration.
+
+    Args:
+      path: The file.
+      genders: Genders by speaker.
+      selected: Handles to read; None: all.
+    """
+
+    def __init__(self, path: Path, genders: dict[str, str], selected: set[str] | None) -> None:
+        self._path = path
+        self._genders = genders
+        self._selected = selected
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __iter__(self) -> Iterator[_Line]:
+        repeated = set(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]].tolist())
+        seen: set[str] = set()
+        for handle, text in self._read():
+            yield _Line(handle, text, self._genders.get(_speaker(handle)), handle in seen)
+            if hash(handle) in repeated:
                 seen.add(handle)
-                if not isinstance(recording, Recording):
-                    report.drop(language.code, split, *recording)
-                    continue
-                speaker = handle.split("_")[0]
-                report.add_notes(language.code, split, _notes(recording, speaker, genders))
-                yield recording.resample(SAMPLE_RATE), _supervision(handle, text, recording, speaker, language, genders)
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        """The sorted hashes of all handles: 8 bytes each, where a set of the English handles takes a gigabyte."""
+        return np.sort(np.fromiter((hash(handle) for handle, _ in self._read()), np.int64))
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        lines = _read_transcripts(self._path)
+        return (line for line in lines if self._selected is None or line[0] in self._selected)
 
 
-def _read_recording(folder: Path, language: Language, line: tuple[str, str]) -> Recording | tuple[Reason, str]:
+def _speaker(handle: str) -> str:
+    return handle.split("_")[0]
+
+
+def _read_lines(
+    folder: Path, language: Language, split: str, lines: Sequence[_Line], report: CorpusReport
+) -> Iterator[tuple[Recording, SupervisionSegment]]:
+    for line in lines:
+        recording = _read_recording(folder, language, line)
+        if not isinstance(recording, Recording):
+            report.drop(language.code, split, *recording)
+            continue
+        report.add_notes(language.code, split, _notes(recording, line.gender))
+        yield recording.resample(SAMPLE_RATE), _supervision(line, recording, language)
+
+
+def _read_recording(folder: Path, language: Language, line: _Line) -> Recording | tuple[Reason, str]:
     """Return the recording of an utterance, or the reason to drop it with a description of the problem."""
-    handle, text = line
+    handle, text = line.handle, line.normalized_text
+    if line.is_duplicate:
+        return Reason.DUPLICATE, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
     if foreign := foreign_characters(text, language):
         return Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}"
     if not text.strip():
@@ -137,31 +187,29 @@ def _read_recording(folder: Path, language: Language, line: tuple[str, str]) -> 
     return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")
 
 
-def _notes(recording: Recording, speaker: str, genders: dict[str, str]) -> list[str]:
+def _notes(recording: Recording, gender: str | None) -> list[str]:
     return [
         note
         for note, applies in (
             (Note.RESAMPLED, recording.sampling_rate != SAMPLE_RATE),
             (Note.DOWNMIXED, recording.num_channels > 1),
-            (_UNKNOWN_SPEAKER, speaker not in genders),
+            (_UNKNOWN_SPEAKER, gender is None),
         )
         if applies
     ]
 
 
-def _supervision(
-    handle: str, text: str, recording: Recording, speaker: str, language: Language, genders: dict[str, str]
-) -> SupervisionSegment:
+def _supervision(line: _Line, recording: Recording, language: Language) -> SupervisionSegment:
     return SupervisionSegment(
-        id=handle,
-        recording_id=handle,
+        id=line.handle,
+        recording_id=line.handle,
         start=0.0,
         duration=recording.duration,
         channel=recording.channel_ids if recording.num_channels > 1 else 0,
-        text=text.strip(),
+        text=line.normalized_text.strip(),
         language=language.code,
-        speaker=speaker,
-        gender=genders.get(speaker),
+        speaker=line.speaker,
+        gender=line.gender,
     )
 
 
@@ -174,7 +222,7 @@ def _audio_path(folder: Path, handle: str) -> Path | None:
 
 
 def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield handles and texts, the texts in Unicode normalization form C."""
+    """Yield handles and texts."""
     if not path.is_file():
         raise CorpusError(
             f"no {path}: a split in MLS layout has a {mls_layout.TRANSCRIPTS_FILE} with a line HANDLE<tab>TEXT per "
@@ -185,7 +233,7 @@ def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
             for line in file:
                 handle, _, text = line.strip().partition("\t")
                 if handle:
-                    yield handle.strip(), unicodedata.normalize("NFC", text)
+                    yield handle.strip(), text
         except UnicodeDecodeError as error:
             raise CorpusError(
                 f"{path} is not in UTF-8 ({error}): convert it, such as with iconv -f latin1 -t utf-8"

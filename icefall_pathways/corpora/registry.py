@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import Language, LanguageCode
+from icefall_pathways.sharding.executors import Workers
 
 
 class CorpusModule(Protocol):
     """Functions of the module of a corpus."""
 
     def prepare_manifests(
-        self, corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
+        self, corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, workers: Workers
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
@@ -32,10 +33,10 @@ class CorpusModule(Protocol):
           output_dir: Folder for the manifests.
           languages: Languages to prepare.
           subset: Training data: "train" for all of it, or the name of a subset.
-          num_jobs: Files to read in parallel.
+          workers: Read the files, in parallel or on other machines; `layout.write_manifests` takes them.
 
         Returns:
-          The numbers of kept and dropped utterances.
+          The numbers of kept and dropped utterances of the splits that are complete.
 
         Raises:
           CorpusError: Parts of the corpus are missing, or there is no such subset.

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -135,18 +136,27 @@ class CorpusReport:
     def _splits(self) -> list[tuple[str, str]]:
         return sorted({*self.kept, *((language, split) for language, split, _ in self.dropped)})
 
-    def save(self, path: Path) -> None:
-        """Write the counts as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts and examples as a JSON value."""
         counts = {
             name: [[*key, count] for key, count in getattr(self, name).items()] for name in ("kept", "dropped", "notes")
         }
-        write_json(path, counts | {"examples": [[*key, value] for key, value in self.examples.items()]})
+        return counts | {"examples": [[*key, value] for key, value in self.examples.items()]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "CorpusReport":
+        """Return the report that `to_json` converted."""
+        values = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in value.items()}
+        return cls(Counter(values["kept"]), Counter(values["dropped"]), Counter(values["notes"]), values["examples"])
+
+    def save(self, path: Path) -> None:
+        """Write the counts as JSON."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> "CorpusReport":
         """Read counts written by `save`."""
-        values = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in read_json(path).items()}
-        return cls(Counter(values["kept"]), Counter(values["dropped"]), Counter(values["notes"]), values["examples"])
+        return cls.from_json(read_json(path))
 
 
 def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:

@@ -1,32 +1,33 @@
 """Compute the features of all splits of a corpus, and of MUSAN, from their manifests."""
 
-import signal
+import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from os import cpu_count
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment
 from lhotse.cut import Cut, MultiCut
+from lhotse.serialization import deserialize_item
 from tabulate import tabulate
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
+from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_shard
 from icefall_pathways.data.manifests import check_recording, check_sampling_rate
-from icefall_pathways.data.shards import FeatureShards
 from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
+from icefall_pathways.sharding.executors import ExecutionConfig, Workers, open_workers
+from icefall_pathways.sharding.jsonl import read_lines
+from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
 
 @dataclass(frozen=True)
-class ComputeFbankConfig:
+class ComputeFbankConfig(ExecutionConfig):
     """Options of the feature extraction."""
 
     manifest_dir: Path = Path("data/manifests")
@@ -53,9 +54,6 @@ class ComputeFbankConfig:
     max_dropped_share: float = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
-    num_jobs: int = 0
-    """Processes; 0 uses all cores."""
-
 
 def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
     """Compute the features and cuts of all languages and splits; completed splits are skipped.
@@ -64,16 +62,17 @@ def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
     and counted.
 
     Returns:
-      The numbers of kept and dropped utterances, including those dropped from the manifests.
+      The numbers of kept and dropped utterances of the splits that are complete, including those dropped from the
+      manifests.
 
     Raises:
       CorpusError: Manifests are missing.
     """
     report = CorpusReport()
-    with _process_pool(config.num_jobs) as pool:
+    with open_workers(config) as workers:
         for language in parse_languages(config.languages):
             for split in SPLITS:
-                report.add(_compute_split(config, language, split, pool))
+                report.add(_compute_split(config, language, split, workers))
     return report
 
 
@@ -94,13 +93,25 @@ def compute_fbank_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> 
     recordings = (recording for path in paths for recording in RecordingSet.from_jsonl_lazy(path))
     cuts = CutSet.from_cuts(recording.resample(SAMPLE_RATE).to_cut() for recording in recordings)
     windows = cuts.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
-    shards = FeatureShards(output_dir / "musan_feats", True, {"recordings": [sha256(path) for path in paths]})
-    with _process_pool(num_jobs) as pool, tqdm(total=len(windows), desc="MUSAN", unit="cut") as bar:
-        unreadable = shards.compute(windows, pool, _num_processes(num_jobs), bar)
+    items = [json.dumps(cut.to_dict()) for cut in windows]
+    shards = ShardedOutput(output_dir / "musan_feats", {"version": 1}, SHARD_SIZE)
+    with (
+        open_workers(ExecutionConfig(num_jobs=num_jobs)) as workers,
+        tqdm(total=len(items), desc="MUSAN", unit="cut") as bar,
+    ):
+        num_shards = shards.compute(items, _compute_musan_shard, workers, bar)
+    assert num_shards is not None
+    unreadable = [pair for result in shards.results(num_shards) for pair in result]
     if unreadable:
-        shards.remove()
+        shards.clean()
         raise CorpusError(f"cannot decode {len(unreadable)} cuts of MUSAN, such as {unreadable[0]}: unpack it again")
-    shards.join(output)
+    shards.join(num_shards, {"cuts": output})
+    shards.clean(keep=FEATURES)
+
+
+def _compute_musan_shard(shard: Shard[str]) -> Any:
+    cuts = (deserialize_item(json.loads(item)) for item in shard.items)
+    return write_shard(shard, cuts, store_feats=True)[1]
 
 
 def summarize_cuts(config: ComputeFbankConfig) -> str:
@@ -134,12 +145,29 @@ def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterat
             yield from (supervision.text for supervision in cut.supervisions)
 
 
-def _compute_split(
-    config: ComputeFbankConfig, language: Language, split: str, pool: ProcessPoolExecutor
-) -> CorpusReport:
-    completed = SplitFiles(config.output_dir, find_corpus(config.output_dir, "cuts"), language, split)
-    if completed.cuts.exists() and completed.report.exists():
-        return CorpusReport.load(completed.report)
+class _Utterance(NamedTuple):
+    """Input of the feature extraction.
+
+    Attributes:
+      speed: Factor of the speed.
+      position: Position in the manifests.
+      recording: A line of the recording manifest; None after its end.
+      supervision: The line of the supervision manifest at the same position.
+    """
+
+    speed: float
+    position: int
+    recording: bytes | None
+    supervision: bytes | None
+
+
+def _compute_split(config: ComputeFbankConfig, language: Language, split: str, workers: Workers) -> CorpusReport:
+    output = SplitFiles(config.output_dir, find_corpus(config.output_dir, "cuts"), language, split)
+    if output.cuts.exists() and output.report.exists():
+        unfinished = ShardedOutput(output.features, {}, SHARD_SIZE)
+        if unfinished.is_unfinished:
+            unfinished.clean(keep=FEATURES)
+        return CorpusReport.load(output.report)
     manifests = SplitFiles(config.manifest_dir, find_corpus(config.manifest_dir, "recordings"), language, split)
     for path in (manifests.recordings, manifests.supervisions):
         if not path.exists():
@@ -155,90 +183,83 @@ def _compute_split(
         "recordings": sha256(manifests.recordings),
         "texts": sha256(manifests.supervisions),
     }
-    shards = FeatureShards(output.features, config.store_feats, options)
-    total = len(speeds) * report.kept[language.code, split]
+    shards = ShardedOutput(output.features, options, SHARD_SIZE)
+    total = len(speeds) * report.kept.pop((language.code, split), 0)
     with tqdm(total=total, desc=f"fbank {language.code} {split}", unit="cut") as bar:
-        cuts = _cuts(config, manifests, speeds, report)
-        unreadable = shards.compute(cuts, pool, _num_processes(config.num_jobs), bar)
-    for cut_id, error in unreadable:
-        # The utterance was counted as kept when its header was read.
-        report.kept[language.code, split] -= 1
-        report.drop(language.code, split, Reason.UNREADABLE, f"{cut_id}: {error}")
+        compute = partial(_compute_shard, config, manifests)
+        num_shards = shards.compute(_utterances(manifests, speeds), compute, workers, bar)
+    if num_shards is None:
+        return CorpusReport()
+    for result in shards.results(num_shards):
+        report.add(CorpusReport.from_json(result))
+    shards.join(num_shards, {"cuts": output.cuts})
     report.save(output.report)
-    shards.join(output.cuts)
+    shards.clean(keep=FEATURES)
     return report
 
 
-def _num_processes(num_jobs: int) -> int:
-    return num_jobs or cpu_count() or 1
+def _utterances(manifests: SplitFiles, speeds: Sequence[float]) -> Iterator[_Utterance]:
+    """Yield what is needed for each utterance, once per speed; the lines are parsed by the workers."""
+    for speed in speeds:
+        lines = zip_longest(read_lines(manifests.recordings), read_lines(manifests.supervisions))
+        for position, (recording, supervision) in enumerate(lines):
+            yield _Utterance(speed, position, recording, supervision)
 
 
-@contextmanager
-def _process_pool(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Start single-threaded worker processes; cancel their queue after an error or Ctrl-C.
-
-    Raises:
-      OSError: A worker process was killed.
-    """
-    pool = ProcessPoolExecutor(_num_processes(num_jobs), get_context("spawn"), _start_worker)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a process that computes features was killed, most likely because it ran out of memory: run the same "
-            "command again with a smaller --num-jobs; completed work is kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts down its workers
+def _compute_shard(config: ComputeFbankConfig, manifests: SplitFiles, shard: Shard[_Utterance]) -> Any:
+    """Compute the features and cuts of a shard and return its report as a JSON value."""
+    report = CorpusReport()
+    language, split = manifests.language.code, manifests.split
+    num_cuts, unreadable = write_shard(shard, _cuts(config, manifests, shard.items, report), config.store_feats)
+    report.kept[language, split] = num_cuts
+    for cut_id, error in unreadable:
+        report.drop(language, split, Reason.UNREADABLE, f"{cut_id}: {error}")
+    return report.to_json()
 
 
 def _cuts(
-    config: ComputeFbankConfig, manifests: SplitFiles, speeds: Sequence[float], report: CorpusReport
+    config: ComputeFbankConfig, manifests: SplitFiles, utterances: Sequence[_Utterance], report: CorpusReport
 ) -> Iterator[Cut]:
-    """Yield the cuts of a split within the duration limits, once per speed; manifests are read lazily."""
-    language, split = manifests.language.code, manifests.split
-    for speed in speeds:
-        for cut in _whole_recordings(manifests.recordings, manifests.supervisions):
-            reason = None
-            if cut.duration < config.min_duration:
-                reason = Reason.TOO_SHORT
-            elif cut.duration > config.max_duration:
-                reason = Reason.TOO_LONG
-            if speed != 1.0 and reason is None:
-                report.kept[language, split] += 1
-                yield cut.perturb_speed(speed)
-            elif reason is None:
-                yield cut
-            elif speed == 1.0:
-                report.kept[language, split] -= 1
-                report.drop(language, split, reason, f"{cut.id} has a duration of {cut.duration:.2f} s")
+    """Yield the cuts within the duration limits, at their speed; count the others."""
+    for utterance in utterances:
+        cut = _whole_recording(manifests, utterance)
+        reason = None
+        if cut.duration < config.min_duration:
+            reason = Reason.TOO_SHORT
+        elif cut.duration > config.max_duration:
+            reason = Reason.TOO_LONG
+        if reason is None:
+            yield cut if utterance.speed == 1.0 else cut.perturb_speed(utterance.speed)
+        elif utterance.speed == 1.0:
+            example = f"{cut.id} has a duration of {cut.duration:.2f} s"
+            report.drop(manifests.language.code, manifests.split, reason, example)
 
 
-def _whole_recordings(recordings_path: Path, supervisions_path: Path) -> Iterator[Cut]:
-    """Yield a cut for each recording and its supervision, equal to the cuts of `CutSet.from_manifests`."""
-    supervisions = iter(SupervisionSet.from_jsonl_lazy(supervisions_path))
-    for index, recording in enumerate(RecordingSet.from_jsonl_lazy(recordings_path)):
-        context = f"recording {recording.id} in {recordings_path}"
-        check_recording(recording, context)
-        check_sampling_rate(recording, context)
-        supervision = next(supervisions, None)
-        if supervision is None or supervision.recording_id != recording.id:
-            raise CorpusError(
-                f"{supervisions_path} does not match {recordings_path} at {recording.id}: expected a supervision for "
-                "each recording, in the same order; remove both and run prepare.sh from stage 1"
-            )
-        channels = recording.channel_ids
-        cut_type, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
-        yield cut_type(
-            id=f"{recording.id}-{index}",
-            start=0,
-            duration=recording.duration,
-            channel=channel,
-            recording=recording,
-            supervisions=[supervision],
-        )
+def _whole_recording(manifests: SplitFiles, utterance: _Utterance) -> Cut:
+    """Return the cut of a recording and its supervision, equal to the cut of `CutSet.from_manifests`."""
+    if utterance.recording is None or utterance.supervision is None:
+        raise _mismatch(manifests, f"line {utterance.position + 1}")
+    recording = Recording.from_dict(json.loads(utterance.recording))
+    context = f"recording {recording.id} in {manifests.recordings}"
+    check_recording(recording, context)
+    check_sampling_rate(recording, context)
+    supervision = SupervisionSegment.from_dict(json.loads(utterance.supervision))
+    if supervision.recording_id != recording.id:
+        raise _mismatch(manifests, recording.id)
+    channels = recording.channel_ids
+    cut_type, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
+    return cut_type(
+        id=f"{recording.id}-{utterance.position}",
+        start=0,
+        duration=recording.duration,
+        channel=channel,
+        recording=recording,
+        supervisions=[supervision],
+    )
+
+
+def _mismatch(manifests: SplitFiles, position: str) -> CorpusError:
+    return CorpusError(
+        f"{manifests.supervisions} does not match {manifests.recordings} at {position}: expected a supervision for "
+        "each recording, in the same order; remove both and run prepare.sh from stage 1"
+    )

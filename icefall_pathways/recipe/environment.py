@@ -31,11 +31,6 @@ def with_defaults(defaults: Mapping[str, str], environ: Mapping[str, str] = os.e
     return {**environ, **{name: environ.get(name) or value for name, value in defaults.items()}}
 
 
-def num_cores(environ: Mapping[str, str]) -> int:
-    """Return the number of cores to use, as nproc does: OMP_NUM_THREADS, or all cores of this process."""
-    return int(environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
 if __name__ == "__main__":
     for variable, default in cpu_defaults().items():
         print(f"export {variable}={shlex.quote(os.environ.get(variable) or default)}")

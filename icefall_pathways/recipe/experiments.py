@@ -109,7 +109,7 @@ def data_jobs(config: ExperimentsConfig) -> list[Job]:
     )
     hours = option_words(hours=config.hours) if config.hours else ()
     argv = [*words, *hours, *config.prepare_args.split()]
-    return prepare_jobs(read_options(PrepareConfig, "--prepare-args", argv), environment(config))
+    return prepare_jobs(read_options(PrepareConfig, "--prepare-args", argv))
 
 
 def data_options(config: ExperimentsConfig) -> tuple[str, ...]:

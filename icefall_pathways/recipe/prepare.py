@@ -1,13 +1,12 @@
 """Data preparation: from audio to features and tokens."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
-from icefall_pathways.recipe.environment import num_cores
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
 
@@ -111,7 +110,7 @@ class _Stage:
     message: str = ""
 
 
-def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]:
+def prepare_jobs(config: PrepareConfig) -> list[Job]:
     """Return the jobs of the selected stages; each depends on the previous one.
 
     Raises:
@@ -120,7 +119,7 @@ def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]
     """
     get_corpus(config.corpus).check_languages(parse_languages(config.languages))
     jobs: list[Job] = []
-    for stage in _stages(config, environ):
+    for stage in _stages(config):
         if not config.stage <= stage.index <= config.stop_stage:
             continue
         mark = config.data_dir / f".done-{stage.index}{stage.variant}"
@@ -137,12 +136,12 @@ def prepare_jobs(config: PrepareConfig, environ: Mapping[str, str]) -> list[Job]
     return jobs
 
 
-def _stages(config: PrepareConfig, environ: Mapping[str, str]) -> Iterator[_Stage]:
+def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     corpus = _corpus_options(config)
     speed = str(int(config.perturb_speed))
     command, message = _corpus_command(config)
     yield _Stage(0, "corpus", "get the corpus", corpus, command, message=message)
-    yield _Stage(1, "manifests", "manifests", corpus, _manifests_command(config, environ))
+    yield _Stage(1, "manifests", "manifests", corpus, _manifests_command(config))
     if config.musan_dir:
         yield _Stage(2, "musan-manifests", "MUSAN manifests", config.musan_dir, _musan_manifests_command(config))
     features = f"{corpus} {speed}" if config.store_feats else f"{corpus} {speed}, not stored"
@@ -180,8 +179,7 @@ def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
     return program("local", spec.acquire_command) + words, ""
 
 
-def _manifests_command(config: PrepareConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
-    cores = config.num_jobs if config.num_jobs > 0 else num_cores(environ)
+def _manifests_command(config: PrepareConfig) -> tuple[str, ...]:
     return program("local", "prepare_manifests") + option_words(
         corpus=config.corpus,
         corpus_dir=config.corpus_folder,
@@ -189,7 +187,7 @@ def _manifests_command(config: PrepareConfig, environ: Mapping[str, str]) -> tup
         languages=config.languages,
         subset=config.subset,
         max_dropped_share=config.max_dropped_share,
-        num_jobs=4 * cores,  # reading audio headers is I/O-bound
+        num_jobs=config.num_jobs,
     )
 
 

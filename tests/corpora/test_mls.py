@@ -1,4 +1,3 @@
-import multiprocessing
 import shutil
 import unicodedata
 
@@ -9,15 +8,16 @@ import torch
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from mls_folder import add_utterance, make_language
 
-from icefall_pathways.corpora import mls
+from icefall_pathways.corpora import layout
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.data import fbank, shards
+from icefall_pathways.data import fbank
 from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.manifests import DataError
 from icefall_pathways.languages import get_language
+from icefall_pathways.sharding.shards import ShardedOutput
 
 GERMAN, POLISH = get_language("de"), get_language("pl")
 
@@ -157,7 +157,7 @@ def test_an_encoding_other_than_utf_8_is_an_error(corpus):
 def test_reading_in_parts_gives_the_same_manifests(corpus, monkeypatch):
     whole = manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]
     shutil.rmtree(corpus.parent / "manifests")
-    monkeypatch.setattr(mls, "_MAX_PENDING", 3)
+    monkeypatch.setattr(layout, "_SHARD_SIZE", 3)
     assert (manifests(corpus), [supervisions(corpus, language=language) for language in (GERMAN, POLISH)]) == whole
 
 
@@ -217,28 +217,24 @@ def test_complete_features_are_not_computed_again(corpus):
 
 
 def test_feature_extraction_resumes(corpus, monkeypatch):
-    """Complete shards are not computed again, unless their options have changed."""
-    monkeypatch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))
-    monkeypatch.setattr(shards, "_SHARD_SIZE", 3)
+    """Complete shards are not computed again, and unfinished ones of other options are not removed."""
+    monkeypatch.setattr(fbank, "SHARD_SIZE", 3)
     whole = features(corpus, perturb_speed=True)
     shutil.rmtree(corpus.parent / "fbank")
     folder = corpus.parent / "fbank" / "mls-german_feats_train"
     with monkeypatch.context() as patch:
-        patch.setattr(shards.FeatureShards, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ShardedOutput, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             features(corpus, perturb_speed=True)
     (folder / "part-1.json").unlink()
     stamps = {path: path.stat().st_mtime_ns for path in folder.glob("feats-*")}
     assert len(stamps) == 4
+    with pytest.raises(ValueError, match=r"feats_train holds unfinished work of other options \(speeds .* remove"):
+        features(corpus, perturb_speed=False)
     report, cuts = features(corpus, perturb_speed=True)
     assert (report, cuts) == whole
     assert [path.name for path, time in stamps.items() if path.stat().st_mtime_ns != time] == ["feats-1.lca"]
     assert sorted(path.name for path in folder.iterdir()) == [f"feats-{i}.lca" for i in range(4)]
-    for path in (corpus.parent / "fbank").glob("*_train*"):
-        if path.is_file():
-            path.unlink()
-    _, cuts = features(corpus, perturb_speed=False)
-    assert len(cuts["de", "train"]) == 4 and len(list(folder.iterdir())) == 2
 
 
 def test_manifests_with_another_sampling_rate_are_rejected(corpus):

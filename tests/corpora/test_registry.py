@@ -60,19 +60,19 @@ def test_results_are_named_after_the_corpus(prepared, experiment, exp_dir):
 
 def test_prepare_sh_runs_a_registered_corpus(tmp_path, registered):
     config = PrepareConfig(corpus="toy", languages="en", num_jobs=1)
-    acquire, manifests, *_ = (job.steps[0] for job in prepare_jobs(config, {}))
+    acquire, manifests, *_ = (job.steps[0] for job in prepare_jobs(config))
     words = "--corpus toy --corpus-dir download/toy --languages en --num-jobs 1"
     assert " ".join(acquire.command[-8:]) == words
     assert " --corpus toy " in " ".join(manifests.command)
     assert acquire.mark_text == manifests.mark_text == "toy download/toy en train"
-    existing = prepare_jobs(replace(config, corpus_dir=str(tmp_path)), {})[0].steps[0]
+    existing = prepare_jobs(replace(config, corpus_dir=str(tmp_path)))[0].steps[0]
     assert existing.command == () and existing.message == f"The corpus is in {tmp_path}"
 
 
 def test_a_corpus_that_cannot_be_downloaded_requires_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", replace(toy_corpus.SPEC, acquire_command=None))
     with pytest.raises(ValueError, match=r"--corpus toy cannot be downloaded: expected an existing folder"):
-        prepare_jobs(PrepareConfig(corpus="toy", languages="en"), {})
+        prepare_jobs(PrepareConfig(corpus="toy", languages="en"))
     with pytest.raises(CorpusError, match=r"--corpus toy cannot be downloaded: obtain it"):
         get_corpus_command.run(get_corpus_command.Config("toy", tmp_path, "en"))
 
@@ -105,7 +105,7 @@ def test_a_new_language_is_not_offered_by_existing_corpora(corpus, monkeypatch):
     monkeypatch.setitem(LANGUAGES, "sv", Language("sv", "swedish", frozenset("abcdefghijklmnopqrstuvwxyzåäö ")))
     message = f"the corpus {corpus} does not offer sv; expected some of {' '.join(CORPORA[corpus].languages)}"
     with pytest.raises(CorpusError, match=message):
-        prepare_jobs(PrepareConfig(corpus=corpus, languages="en sv"), {})
+        prepare_jobs(PrepareConfig(corpus=corpus, languages="en sv"))
     with pytest.raises(CorpusError, match="the corpus mini does not offer sv"):
         MiniCorpusConfig(languages="sv").check()
 

@@ -12,12 +12,13 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.registry import CorpusSpec
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import Language, LanguageCode
+from icefall_pathways.sharding.executors import Workers
 
 TEXTS = ("one two three", "two three", "three one")
 
 
 def prepare_manifests(
-    corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, num_jobs: int
+    corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, workers: Workers
 ) -> CorpusReport:
     """Write the manifests of all splits; see `CorpusModule`."""
     if subset != "train":
@@ -25,13 +26,14 @@ def prepare_manifests(
     report = CorpusReport()
     for language in languages:
         for split in SPLITS:
-            read = partial(_read_split, corpus_dir / language.name / split, language.code)
-            report.add(write_manifests(SplitFiles(output_dir, "toy", language, split), read))
+            paths = sorted((corpus_dir / language.name / split).glob("*.wav"))
+            files = SplitFiles(output_dir, "toy", language, split)
+            report.add(write_manifests(files, paths, partial(_read, language.code), workers))
     return report
 
 
-def _read_split(folder: Path, language: str, report: CorpusReport) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    for path in sorted(folder.glob("*.wav")):
+def _read(language: str, paths: Sequence[Path], report: CorpusReport) -> Iterator[tuple[Recording, SupervisionSegment]]:
+    for path in paths:
         recording = Recording.from_file(path).resample(SAMPLE_RATE)
         text = path.with_suffix(".txt").read_text(encoding="utf-8")
         yield (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from icefall_pathways.recipe.environment import cpu_defaults, num_cores, with_defaults
+from icefall_pathways.recipe.environment import cpu_defaults, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,8 +40,3 @@ def test_cpu_env_script_exports_the_same_variables():
     printed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     variables = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
     assert variables.items() >= (cpu_defaults() | {"MALLOC_MMAP_MAX_": "3"}).items()
-
-
-def test_num_cores_equals_nproc():
-    assert num_cores({"OMP_NUM_THREADS": "3"}) == 3
-    assert num_cores({}) == len(os.sched_getaffinity(0))

@@ -37,7 +37,7 @@ DEMO = {
     "--hours-per-language 0.4 --hours 'en=1.4 fr=0.9 it=0.4 nl=0.9' --content numbers --dev-utterances 100 "
     "--test-utterances 150 --seed 42 --num-jobs 0",
     "manifests": "local/prepare_manifests.py --corpus mini --corpus-dir download/mini "
-    "--output-dir data/demo/manifests --languages 'en fr it nl' --subset train --max-dropped-share 0.1 --num-jobs 4",
+    "--output-dir data/demo/manifests --languages 'en fr it nl' --subset train --max-dropped-share 0.1 --num-jobs 0",
     "features": "local/compute_fbank.py --manifest-dir data/demo/manifests --output-dir data/demo/fbank "
     "--languages 'en fr it nl' --store-feats 1 --perturb-speed 0 --max-dropped-share 0.1 --num-jobs 0",
     "tokens": "local/train_bpe.py --cuts-dir data/demo/fbank --languages 'en fr it nl' --vocab-size 100 "
@@ -290,7 +290,7 @@ def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(t
     config = PrepareConfig(
         corpus="mls", corpus_dir=str(tmp_path), musan_dir=str(tmp_path), store_feats=False, perturb_speed=True
     )
-    jobs = prepare_jobs(config, {})
+    jobs = prepare_jobs(config)
     corpus = f"mls {tmp_path} en fr it nl train"
     assert [(job.heading, job.steps[0].mark, job.steps[0].mark_text) for job in jobs] == [
         ("Stage 0: get the corpus", Path("data/.done-0"), corpus),
@@ -301,7 +301,7 @@ def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(t
         ("Stage 5-500: SentencePiece, 500 tokens", Path("data/.done-5-500"), f"{corpus} 1"),
     ]
     assert jobs[0].steps[0].command == () and jobs[0].steps[0].message == f"The corpus is in {tmp_path}"
-    mini = prepare_jobs(PrepareConfig(hours="en=2"), {})
+    mini = prepare_jobs(PrepareConfig(hours="en=2"))
     assert mini[0].steps[0].mark_text == "mini download/mini en fr it nl 0.4 en=2 numbers calendar 60 120 42"
 
 
