@@ -4,8 +4,6 @@ import math
 import pickle
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +15,12 @@ from lhotse import Fbank as LhotseFbank
 from lhotse import FbankConfig as LhotseFbankConfig
 from lhotse.features.base import get_extractor_type
 from torch import Tensor
-from tqdm import tqdm
 
 from icefall_pathways.data.dataset import SpeechDataset
+from icefall_pathways.data.feature_shards import write_shard
 from icefall_pathways.data.features import FbankConfig, KaldiNativeFbank, StreamingFbank, fbank_backend
 from icefall_pathways.data.sampling import BatchPlan
-from icefall_pathways.data.shards import FeatureShards
+from icefall_pathways.sharding.shards import Shard
 
 RATE = 16000
 TOLERANCE = 1e-3  # log-mel
@@ -186,11 +184,9 @@ def kaldi_native(cut: MonoCut) -> Tensor:
 
 def test_stored_features_of_both_libraries_are_equal(cuts: CutSet, tmp_path: Path) -> None:
     """They are equal up to the quantization of the storage, which rounds to multiples of 1 / 32."""
-    shards = FeatureShards(tmp_path / "shards", True, {})
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool, tqdm(disable=True) as bar:
-        assert shards.compute(cuts, pool, 1, bar) == []
-    shards.join(tmp_path / "cuts.jsonl.gz")
-    stored = CutSet.from_file(tmp_path / "cuts.jsonl.gz").to_eager()
+    shard = Shard(tmp_path, 0, ())
+    assert write_shard(shard, cuts, store_feats=True) == (len(cuts), [])
+    stored = CutSet.from_file(shard.path("cuts")).to_eager()
     assert sorted(cut.id for cut in stored) == sorted(cut.id for cut in cuts)
     for cut in stored:
         assert cut.features.type == "kaldifeat-fbank"
