@@ -2,6 +2,7 @@
 
 import heapq
 import logging
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -351,6 +352,19 @@ class SplitLoader:
     def cuts(self) -> list[MonoCut]:
         """All cuts in the order of their ids; neither audio nor features are read."""
         return sorted((cut for plan in self._plans for cut in plan.cuts), key=lambda cut: cut.id)
+
+    def parts(self, max_seconds: float) -> list["SplitLoader"]:
+        """Divide the batches, in their order, into parts of at most `max_seconds` of audio, but at least one batch."""
+        parts: list[list[BatchPlan]] = []
+        seconds = math.inf
+        for plan in self._plans:
+            duration = sum(cut.duration for cut in plan.cuts)
+            if seconds + duration > max_seconds:
+                parts.append([])
+                seconds = 0.0
+            parts[-1].append(plan)
+            seconds += duration
+        return [SplitLoader(plans, self._dataset, self.test_set) for plans in parts]
 
     def __len__(self) -> int:
         return len(self._plans)

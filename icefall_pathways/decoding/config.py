@@ -68,7 +68,29 @@ class CommonConfig(TrainedModelConfig):
 
 
 @dataclass(frozen=True)
-class DecodeConfig(CommonConfig):
+class DistributedConfig(CommonConfig):
+    """Options that distribute decoding over processes."""
+
+    world_size: int = 1
+    """Number of processes on this machine, one per GPU; under torchrun, its options apply instead. The results do not
+    depend on it."""
+
+    master_port: int = 12355
+    """Port for the process-group rendezvous on this machine."""
+
+    part_duration: float = 3600.0
+    """Seconds of audio in a part of a test set, the unit of work of a process. Each part is stored when it is decoded;
+    after an interruption, the same command decodes the missing parts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("world_size", "part_duration"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class DecodeConfig(DistributedConfig):
     """Options of offline decoding (whole utterances)."""
 
     nbest: int = 0
@@ -81,8 +103,8 @@ class DecodeConfig(CommonConfig):
 
 
 @dataclass(frozen=True)
-class StreamingDecodeConfig(CommonConfig):
-    """Options of streaming decoding (chunk by chunk)."""
+class StreamingConfig(CommonConfig):
+    """Options common to the scripts that decode a corpus chunk by chunk."""
 
     num_decode_streams: int = 2000
     """Number of utterances to decode in parallel."""
@@ -108,3 +130,8 @@ class StreamingDecodeConfig(CommonConfig):
         super().__post_init__()
         if self.num_decode_streams < 1:
             raise ValueError(f"--num-decode-streams {self.num_decode_streams}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class StreamingDecodeConfig(StreamingConfig, DistributedConfig):
+    """Options of streaming decoding (chunk by chunk)."""

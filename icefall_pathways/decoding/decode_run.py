@@ -1,22 +1,41 @@
 """Decoding runs: decode and score every language of an experiment, and summarize them in one table."""
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
+from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.decoding.config import CommonConfig, DecodeConfig, StreamingDecodeConfig
+from icefall_pathways.decoding.config import (
+    CommonConfig,
+    DecodeConfig,
+    DistributedConfig,
+    StreamingDecodeConfig,
+    TrainedModelConfig,
+)
 from icefall_pathways.decoding.cut_audio import read_blocks
+from icefall_pathways.decoding.parts import Decoded, DividedTestSet, Part, Timing, decode_parts, divide
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
-from icefall_pathways.decoding.scoring import Alternative, Score, Utterance, summarize, write_results, write_summary
+from icefall_pathways.decoding.scoring import Alternative, Utterance, write_results
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder
+from icefall_pathways.decoding.summary import LanguageResult, ResultSummary
+from icefall_pathways.experiment import layout
+from icefall_pathways.files import exclusive_lock, sha256
+from icefall_pathways.launch.progress import SharedProgress
+from icefall_pathways.launch.ranks import Rank, launch
+from icefall_pathways.launch.signals import Stopped, stop_requests
+from icefall_pathways.options import to_dict
 from icefall_pathways.searches import Hypothesis
+from icefall_pathways.searches.config import SearchConfig
+from icefall_pathways.searches.token_scorer import path_for_language
 
 
 @dataclass(frozen=True)
@@ -34,57 +53,26 @@ class LoadedExperiment:
     decoder: StreamingDecoder
 
 
-@dataclass
-class Timing:
-    """Durations of streaming decoding in seconds.
+def decode(config: DecodeConfig) -> None:
+    """Decode whole utterances; the main rank prints the table of all languages.
 
-    Attributes:
-      total: Time spent, including `reading`.
-      reading: Time spent on reading audio from disk.
-      audio: Duration of the decoded audio.
-    """
-
-    total: float = 0.0
-    reading: float = 0.0
-    audio: float = 0.0
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of computation per second of audio, from samples to tokens."""
-        return (self.total - self.reading) / self.audio
-
-
-def decode(config: DecodeConfig) -> str:
-    """Decode whole utterances and return the table of all languages.
-
-    Results are written to `<exp_dir>/<decoding_method>`, those of a language as soon as it is decoded.
+    Results are written to `<exp_dir>/<decoding_method>`.
 
     Raises:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
-    experiment = load_experiment(config)
-    print(f"decoding with {experiment.trained.description}", flush=True)
-    scores = _decode_languages(config, experiment, partial(_decode_offline, experiment, config.nbest))
-    summary = summarize(config.split, config.decoding_method, scores)
-    return write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
+    launch(decode_rank, config.world_size, config.master_port, config)
 
 
-def decode_streaming(config: StreamingDecodeConfig) -> str:
-    """Decode audio chunk by chunk and return the table of all languages with the real-time factor.
+def decode_streaming(config: StreamingDecodeConfig) -> None:
+    """Decode audio chunk by chunk; the main rank prints the table of all languages and the real-time factor.
 
-    Results are written to `<exp_dir>/streaming/<decoding_method>`, those of a language as soon as it is decoded.
+    Results are written to `<exp_dir>/streaming/<decoding_method>`.
 
     Raises:
       ValueError: The checkpoint, masks, tokens or manifests are missing, damaged or inconsistent.
     """
-    experiment, timing = load_experiment(config), Timing()
-    print(f"decoding with {experiment.trained.description}", flush=True)
-    decode_split = partial(_decode_streams, experiment, config.num_decode_streams, timing)
-    scores = _decode_languages(config, experiment, decode_split)
-    figures = {"real_time_factor": timing.real_time_factor}
-    summary = summarize(config.split, config.decoding_method, scores, figures)
-    table = write_summary(config.results_dir, experiment.data.corpus, experiment.trained.suffix, summary)
-    return f"{table}\nreal-time factor: {timing.real_time_factor:.4f} for {timing.audio:.0f} s of audio"
+    launch(decode_rank, config.world_size, config.master_port, config)
 
 
 def load_experiment(config: CommonConfig) -> LoadedExperiment:
@@ -106,41 +94,117 @@ def load_experiment(config: CommonConfig) -> LoadedExperiment:
     return LoadedExperiment(trained, data, trained.build_decoder(config, codes))
 
 
-def _decode_languages(
-    config: CommonConfig,
-    experiment: LoadedExperiment,
-    decode_split: Callable[[str, SplitLoader, str], Iterator[Utterance]],
-) -> dict[str, Score]:
-    """Decode and score every language through its pathway, and write its results."""
-    # Create all loaders first, so that a missing file stops the run before hours of decoding, not after.
-    languages = experiment.data.languages
-    loaders = {language: experiment.data.loader(language.code, config.split) for language in languages}
-    scores: dict[str, Score] = {}
-    for language, loader in loaders.items():
-        utterances = list(decode_split(language.code, loader, f"decoding {language.name} {config.split}"))
-        scores[language.code] = write_results(
-            config.results_dir, loader.test_set, experiment.trained.suffix, utterances
-        )
-    return scores
+def decode_rank(rank: Rank, config: DecodeConfig | StreamingDecodeConfig) -> None:
+    """Decode on one rank; the main rank writes and prints the results."""
+    decode_part: Callable[[LoadedExperiment, Any, Part, SharedProgress], Decoded]
+    decode_part = _decode_streams if isinstance(config, StreamingDecodeConfig) else _decode_offline
+    with stop_requests(_stop), ExitStack() as locks:
+        experiment = load_experiment(config)
+        # Read all manifests first, so that a missing file stops the run before hours of decoding, not after.
+        test_sets = _divide(config, experiment)
+        if rank.is_main:
+            for test_set in test_sets:
+                locks.enter_context(exclusive_lock(test_set.lock_file))
+            print(f"decoding with {experiment.trained.description}", flush=True)
+            _report_finished(test_sets)
+        names = " ".join(test_set.language.code for test_set in test_sets)
+        decode_parts(rank, test_sets, partial(decode_part, experiment, config), f"decoding {config.split} {names}")
+        if rank.is_main:
+            print(_write_results(config, experiment, test_sets), flush=True)
+            for test_set in test_sets:
+                shutil.rmtree(test_set.folder)
+
+
+def _stop(signum: int) -> None:
+    raise Stopped(signum)  # at once: finished parts are stored
+
+
+def _divide(config: DistributedConfig, experiment: LoadedExperiment) -> list[DividedTestSet]:
+    settings = _settings(config, experiment.trained)
+    test_sets = []
+    for language in experiment.data.languages:
+        loader = experiment.data.loader(language.code, config.split)
+        folder = layout.result_file(config.results_dir, "parts", loader.test_set, experiment.trained.suffix, "")
+        own_settings = settings | {"language": language.code, "files": _file_hashes(config, language.code)}
+        test_sets.append(divide(loader, language, folder, own_settings, config.part_duration))
+    return test_sets
+
+
+def _settings(config: DistributedConfig, trained: TrainedModel) -> dict[str, Any]:
+    """Return what determines the hypotheses of a part: model, tokens, options and computing environment."""
+    # The weights stand for the options that select them, and the cuts for those that select and group them.
+    ignored = {field.name for field in fields(TrainedModelConfig)} - {field.name for field in fields(SearchConfig)}
+    ignored |= {"languages", "split", "manifest_dir", "world_size", "master_port", "part_duration"}
+    return {
+        "options": {name: value for name, value in to_dict(config).items() if name not in ignored},
+        "model": trained.hash(),
+        "tokens": trained.tokenizer.symbols,
+        "environment": [torch.__version__, next(trained.model.parameters()).device.type],
+    }
+
+
+def _file_hashes(config: DistributedConfig, language: str) -> list[str]:
+    """Return the hashes of the files that the search reads for a language: hotwords and language models."""
+    paths = [value for value in vars(config.search_options).values() if isinstance(value, Path)]
+    return [sha256(path_for_language(path, language)) for path in paths]
+
+
+def _report_finished(test_sets: Sequence[DividedTestSet]) -> None:
+    finished = [part.path.exists() for test_set in test_sets for part in test_set.parts]
+    if any(finished):
+        print(f"resuming: {sum(finished)} of {len(finished)} parts have been decoded by an earlier run", flush=True)
+
+
+def _write_results(config: DistributedConfig, experiment: LoadedExperiment, test_sets: Sequence[DividedTestSet]) -> str:
+    """Score and write the results of every language, and return the table of all languages.
+
+    Raises:
+      AudioError: Some utterances could not be decoded; the results of the other languages are written.
+    """
+    suffix = experiment.trained.suffix
+    results: dict[str, LanguageResult] = {}
+    errors = []
+    for test_set in test_sets:
+        decoded = test_set.load()
+        if decoded.errors:
+            errors.append(_describe_errors(test_set, config.split, decoded.errors))
+            continue
+        result = write_results(config.results_dir, test_set.name, suffix, decoded.utterances)
+        results[test_set.language.code] = LanguageResult(result, decoded.timing)
+    if errors:
+        raise AudioError("; ".join(errors))
+    summary = ResultSummary(config.results_dir, experiment.data.corpus, config.split, suffix, experiment.trained.hash())
+    return summary.write(config.decoding_method, results, experiment.trained.data_config.languages)
+
+
+def _describe_errors(test_set: DividedTestSet, split: str, errors: Mapping[str, str]) -> str:
+    first = "; ".join(f"{cut_id}: {error}" for cut_id, error in list(errors.items())[:3])
+    return (
+        f"decoding {test_set.language.name} {split}: {len(errors)} of {test_set.num_cuts} utterances cannot be "
+        f"decoded, so there is no word error rate; repair them or remove them from the manifest: {first}"
+    )
 
 
 def _decode_offline(
-    experiment: LoadedExperiment, nbest: int, language: str, loader: SplitLoader, description: str
-) -> Iterator[Utterance]:
-    """Decode whole utterances of one language in batches."""
+    experiment: LoadedExperiment, config: DecodeConfig, part: Part, progress: SharedProgress
+) -> Decoded:
+    """Decode whole utterances in batches."""
     tokenizer, model = experiment.trained.tokenizer, experiment.trained.model
-    search = experiment.decoder.searches[language]
+    search = experiment.decoder.searches[part.language]
     device = next(model.parameters()).device
-    for batch in tqdm(loader, description, unit="batch"):
-        with torch.inference_mode(), experiment.trained.pathways.activate(language):
+    utterances = []
+    for batch in part.batches:
+        with torch.inference_mode(), experiment.trained.pathways.activate(part.language):
             encoder_out, lens = model.encode(batch.inputs.to(device), batch.num_frames.to(device))
             state = search.advance(search.init(len(lens)), encoder_out, lens)
         best = search.results(state)
-        n_best = search.n_best(state) if nbest else [[] for _ in best]
+        n_best = search.n_best(state) if config.nbest else [[] for _ in best]
         for cut, text, hypothesis, hypotheses in zip(batch.cuts, batch.texts, best, n_best, strict=True):
-            alternatives = [_alternative(tokenizer, alternative) for alternative in hypotheses[:nbest]]
+            alternatives = [_alternative(tokenizer, alternative) for alternative in hypotheses[: config.nbest]]
             words = tokenizer.decode([hypothesis.tokens])[0].split()
-            yield Utterance(cut.id, text.split(), words, alternatives)
+            utterances.append(Utterance(cut.id, text.split(), words, alternatives))
+        progress.update(len(batch))
+    return Decoded(utterances)
 
 
 def _alternative(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Alternative:
@@ -155,24 +219,26 @@ def _alternative(tokenizer: Tokenizer, hypothesis: Hypothesis) -> Alternative:
 
 
 def _decode_streams(
-    experiment: LoadedExperiment, num_streams: int, timing: Timing, language: str, loader: SplitLoader, description: str
-) -> Iterator[Utterance]:
-    """Decode utterances of one language in parallel streams, from their audio."""
-    decoder, cuts, errors = experiment.decoder, loader.cuts, []
-    start = time.perf_counter()
+    experiment: LoadedExperiment, config: StreamingDecodeConfig, part: Part, progress: SharedProgress
+) -> Decoded:
+    """Decode utterances in parallel streams, from their audio."""
+    decoder, cuts = experiment.decoder, part.batches.cuts
+    decoder.compile([part.language])  # now, since after some batches results would depend on the parts decoded before
+    timing = Timing(audio=sum(cut.duration for cut in cuts))
+    utterances: list[Utterance] = []
+    errors: dict[str, str] = {}
     block = decoder.model.chunk_shift * decoder.fbank.frame_shift
-    sources = (Source(cut, _timed(read_blocks(cut, block), timing), language) for cut in cuts)
-    decoded = decoder.decode(sources, num_streams, on_error=lambda cut, error: errors.append(f"{cut.id}: {error}"))
-    for cut, hypothesis in tqdm(decoded, description, total=len(cuts), unit="utterance"):
+    sources = (Source(cut, _timed(read_blocks(cut, block), timing), part.language) for cut in cuts)
+    start = time.perf_counter()
+    for cut, hypothesis in decoder.decode(
+        sources, config.num_decode_streams, on_error=lambda cut, error: errors.update({cut.id: str(error)})
+    ):
         text = experiment.trained.tokenizer.decode([hypothesis.tokens])[0]
-        yield Utterance(cut.id, cut.supervisions[0].text.split(), text.split())
-    timing.total += time.perf_counter() - start
-    timing.audio += sum(cut.duration for cut in cuts)
-    if errors:
-        raise AudioError(
-            f"{description}: {len(errors)} of {len(cuts)} utterances cannot be decoded, so there is no word error "
-            f"rate; repair them or remove them from the manifest: {'; '.join(errors[:3])}"
-        )
+        utterances.append(Utterance(cut.id, cut.supervisions[0].text.split(), text.split()))
+        progress.update()
+    timing.total = time.perf_counter() - start
+    progress.update(len(errors))
+    return Decoded(utterances, errors, timing)
 
 
 def _timed(blocks: Iterator[Tensor], timing: Timing) -> Iterator[Tensor]:

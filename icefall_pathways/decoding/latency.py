@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_pathways.decoding.config import StreamingDecodeConfig
+from icefall_pathways.decoding.config import StreamingConfig
 from icefall_pathways.decoding.cut_audio import load_samples
 from icefall_pathways.decoding.decode_run import load_experiment
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
@@ -26,7 +26,7 @@ _LATENCIES = {"first_partial": "first text", "final": "end of audio to final", "
 
 
 @dataclass(frozen=True)
-class LatencyConfig(StreamingDecodeConfig):
+class LatencyConfig(StreamingConfig):
     """Options of the latency benchmark."""
 
     streams: str = "1 16"

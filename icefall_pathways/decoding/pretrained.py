@@ -1,5 +1,6 @@
 """Loading a trained experiment for inference: weights, masks, tokenizer and options."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,15 @@ class TrainedModel:
         if self.masks is not None:
             for language in languages:
                 self.masks.bit(language)
+
+    def hash(self) -> str:
+        """Return a hash of the weights and masks; no pathway may be active."""
+        digest = hashlib.sha256()
+        codes = {} if self.masks is None else {f"{name} {self.languages}": c for name, c in self.masks.codes.items()}
+        for name, tensor in (self.model.state_dict() | codes).items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def build_decoder(self, config: TrainedModelConfig, languages: Iterable[str]) -> StreamingDecoder:
         """Build a streaming decoder for these languages.

@@ -23,7 +23,8 @@ EXP_DIR/
 ```
 
 A mask search writes one such folder per language inside its own. Result files are named `KIND-TEST_SET-SUFFIX.txt`,
-such as `recogs-mls-french-test-epoch-30-avg-9-greedy_search.txt`.
+such as `recogs-mls-french-test-epoch-30-avg-9-greedy_search.txt`. While a decoding run is not complete, the folders
+`parts-TEST_SET-SUFFIX/` hold its finished parts.
 """
 
 import re
@@ -47,7 +48,7 @@ TENSORBOARD_DIR = "tensorboard"
 LANGUAGE_ID_FILE = "language_id.json"
 PREVIOUS_LANGUAGE_ID_FILE = "language_choice.json"  # its name in previous versions, still read
 
-ResultKind = Literal["recogs", "errs", "wer-summary", "nbest", "language-id", "latency"]
+ResultKind = Literal["recogs", "errs", "wer-summary", "nbest", "language-id", "latency", "parts"]
 
 
 def batch_checkpoint(exp_dir: Path, update: int) -> Path:

@@ -64,9 +64,11 @@ class FailureWatch:
       store: Shared by all ranks.
       rank: Index of this rank.
       world_size: Number of ranks.
+      prints: Whether to print the report of this rank too, because no process waits for it and prints it.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: dist.Store, rank: int, world_size: int, prints: bool) -> None:
+        self._prints = prints
         self._store = store
         self._rank = rank
         self._watched_ranks = range(1, world_size) if rank == 0 else range(1)
@@ -94,7 +96,8 @@ class FailureWatch:
             if self._store.add("failures", 1) > 1:
                 return  # a consequence of the first failure
             reason = failure.message if is_user_error else formatted
-            print(f"rank {self._rank} failed: {reason}", file=sys.stderr, flush=True)
+            if self._prints:
+                print(f"rank {self._rank} failed: {reason}", file=sys.stderr, flush=True)
             self._store.set(_FAILURE_KEY, json.dumps(asdict(failure)))
             self._store.add(_REPORTED_KEY, 1)
         except RuntimeError:  # the process that hosts the store has exited

@@ -31,11 +31,13 @@ class Rank:
       index: 0 to world_size - 1; rank 0 writes the files.
       world_size: Number of ranks.
       device: Device of its model and batches.
+      store: Key-value store that all ranks share; see `count`.
     """
 
     index: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: dist.Store = field(default_factory=dist.HashStore, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -55,6 +57,10 @@ class Rank:
             values = [None] * self.world_size
             dist.all_gather_object(values, value)
         return values
+
+    def count(self, name: str, amount: int = 1) -> int:
+        """Add `amount` to the counter `name`, which all ranks share and which starts at 0, and return its new value."""
+        return self.store.add(name, amount)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -169,14 +175,14 @@ def _run_rank(
         # Ranks that share the cores of a machine slow each other down severely if each uses all of them.
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     try:
-        with FailureWatch(dist.PrefixStore(_FAILURES_PREFIX, store), index, world_size):
+        with FailureWatch(dist.PrefixStore(_FAILURES_PREFIX, store), index, world_size, prints=spawned is None):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore("ranks", store),
                 rank=index,
                 world_size=world_size,
             )
-            worker(Rank(index, world_size, device), *args)
+            worker(Rank(index, world_size, device, dist.PrefixStore("counters", store)), *args)
             dist.barrier()  # the process that hosts the store may have finished
     except Stopped as stopped:
         sys.exit(stopped.exit_code)

@@ -35,13 +35,13 @@ def _hypotheses(folder):
 @pytest.mark.parametrize(
     "method", ["greedy_search", "modified_beam_search", pytest.param("fast_beam_search", marks=needs_k2)]
 )
-def test_streaming_decoding_equals_offline_decoding(exp_dir, method):
+def test_streaming_decoding_equals_offline_decoding(exp_dir, method, capsys):
     # The defaults of streaming, where they differ.
     options = {"beam": 4.0, "max_contexts": 4, "max_states": 32} if method == "fast_beam_search" else {}
-    table = decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method, **options))
-    assert [line.split()[0] for line in table.splitlines()[2:]] == ["english", "dutch", "average"]
-    streaming = decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
-    assert re.search(r"real-time factor: \d+\.\d+ for 4 s of audio", streaming)
+    decode(DecodeConfig(exp_dir=exp_dir, decoding_method=method, **options))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:]] == ["english", "dutch", "average"]
+    decode_streaming(StreamingDecodeConfig(exp_dir=exp_dir, decoding_method=method, num_decode_streams=2))
+    assert re.search(r"real-time factor: \d+\.\d+ for 4 s of audio", capsys.readouterr().out)
     offline_hypotheses = _hypotheses(exp_dir / method)
     assert len(offline_hypotheses) == 6
     assert any("hyp=['" in line for line in offline_hypotheses)

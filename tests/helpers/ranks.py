@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from icefall_pathways.launch.ranks import Rank
@@ -20,8 +21,9 @@ def fork_ranks(worker, world_size: int, folder: Path, *args) -> None:
         if child == 0:
             status = 1
             try:
+                torch.set_num_threads(1)  # the threads of the parent do not exist here, and OpenMP would wait for them
                 dist.init_process_group("gloo", f"file://{folder / 'rendezvous'}", rank=index, world_size=world_size)
-                worker(Rank(index, world_size), *args)
+                worker(Rank(index, world_size, store=dist.FileStore(str(folder / "counters"), world_size)), *args)
                 dist.barrier()
                 status = 0
             except BaseException:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from icefall_pathways.decoding.config import StreamingDecodeConfig
+from icefall_pathways.decoding.config import StreamingConfig
 from icefall_pathways.decoding.cut_audio import read_blocks
 from icefall_pathways.decoding.decode_run import LoadedExperiment, load_experiment
 from icefall_pathways.decoding.language_id.model import (
@@ -36,7 +36,7 @@ COMBINED = "all"
 
 
 @dataclass(frozen=True)
-class CalibrationConfig(StreamingDecodeConfig):
+class CalibrationConfig(StreamingConfig):
     """Options of the calibration of language identification."""
 
     split: Literal["test", "dev"] = "test"
