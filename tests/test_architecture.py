@@ -17,7 +17,7 @@ PACKAGE = "icefall_pathways"
 # From bottom to top. A component imports itself and components of lower layers, not other components of its layer.
 # "" is `icefall_pathways/__init__.py`.
 LAYERS = (
-    ("constants", "errors", "files", "languages", "launch", "options", "torch_compat"),
+    ("constants", "errors", "files", "languages", "launch", "options", "ranges", "torch_compat"),
     ("sharding",),
     ("corpora", "models"),
     ("data", "pathways"),
@@ -34,7 +34,7 @@ LAYERS = (
 
 # For some components, the only other components that they may import.
 ALLOWED = {
-    "models": {"constants", "errors", "torch_compat"},  # no languages, masks or files
+    "models": {"constants", "errors", "ranges", "torch_compat"},  # no languages, masks or files
     "pathways": {"errors", "files"},  # no speech
     "optim": {"pathways"},
 }

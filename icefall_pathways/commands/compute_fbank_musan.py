@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icefall_pathways.data.fbank import compute_fbank_musan
+from icefall_pathways.ranges import Options
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of MUSAN's features."""
 
     manifest_dir: Path = Path("data/manifests")

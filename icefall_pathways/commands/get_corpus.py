@@ -11,12 +11,13 @@ from pathlib import Path
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Options
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of downloading or synthesizing a corpus."""
 
     corpus: CorpusName = "mls"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Share
 from icefall_pathways.sharding.executors import ExecutionConfig, open_workers
 
 __all__ = ["Config", "run"]
@@ -37,7 +38,7 @@ class Config(ExecutionConfig):
     subset: str = "train"
     """Training data: train (all), or limited supervision: 10hr, or its parts 9hr and 1hr."""
 
-    max_dropped_share: float = 0.1
+    max_dropped_share: Share = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
     num_jobs: int = field(default=4, kw_only=True)

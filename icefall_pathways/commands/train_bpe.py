@@ -11,12 +11,13 @@ from pathlib import Path
 from icefall_pathways.data.fbank import transcripts
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Options, PositiveInt
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the SentencePiece model."""
 
     cuts_dir: Path = Path("data/fbank")
@@ -25,7 +26,7 @@ class Config:
     languages: str = "en fr it nl"
     """Languages that share the vocabulary, separated by spaces."""
 
-    vocab_size: int = 500
+    vocab_size: PositiveInt = 500
     """Number of tokens."""
 
     output_dir: Path = Path("data/lang_bpe_500")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from icefall_pathways.corpora.mls_layout import folder_name
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Options
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without data
@@ -24,7 +25,7 @@ _MAX_EXPANSION = 10  # relative to the size of a large archive
 
 
 @dataclass(frozen=True)
-class DownloadConfig:
+class DownloadConfig(Options):
     """Options of the download."""
 
     corpus_dir: Path = Path("download/mls")

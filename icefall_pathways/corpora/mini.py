@@ -29,6 +29,7 @@ from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, get_language, parse_languages
 from icefall_pathways.options import to_dict
+from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt, Seed
 from icefall_pathways.sharding.executors import process_pool
 
 __all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
@@ -39,7 +40,7 @@ _MEAN_DURATION = 2.0
 
 
 @dataclass(frozen=True)
-class MiniCorpusConfig:
+class MiniCorpusConfig(Options):
     """Options of the embedded corpus."""
 
     corpus_dir: Path = Path("download/mls")
@@ -48,7 +49,7 @@ class MiniCorpusConfig:
     languages: str = "en fr it nl"
     """Languages, separated by spaces."""
 
-    hours_per_language: float = 0.4
+    hours_per_language: PositiveFloat = 0.4
     """Hours of training speech per language."""
 
     hours: str = ""
@@ -60,13 +61,13 @@ class MiniCorpusConfig:
     highest_number: int = 30
     """Largest number in sentences."""
 
-    dev_utterances: int = 60
+    dev_utterances: PositiveInt = 60
     """Dev utterances per language."""
 
-    test_utterances: int = 120
+    test_utterances: PositiveInt = 120
     """Test utterances per language."""
 
-    seed: int = 42
+    seed: Seed = 42
     """Seed of sentences, speakers, and recordings."""
 
     num_jobs: int = 0
@@ -122,14 +123,6 @@ class MiniCorpusConfig:
         get_corpus("mini").check_languages(languages)
         if unused := set(self._hours_by_language()) - {language.code for language in languages}:
             raise ValueError(f"--hours names {' '.join(sorted(unused))}: expected only --languages {self.languages!r}")
-        for option, value, minimum in (
-            ("--dev-utterances", self.dev_utterances, 1),
-            ("--test-utterances", self.test_utterances, 1),
-            ("--highest-number", self.highest_number, 0),
-            ("--num-jobs", self.num_jobs, 0),
-        ):
-            if value < minimum:
-                raise ValueError(f"{option} {value}: expected {minimum} or more")
         for language in languages:
             self.hours_of(language)
             for split in SPLITS:

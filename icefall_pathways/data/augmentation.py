@@ -13,10 +13,11 @@ from lhotse.dataset import CutMix, SpecAugment
 from torch import Tensor
 
 from icefall_pathways.data.manifests import check_cut
+from icefall_pathways.ranges import Options, Share
 
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Options):
     """Options of the augmentation of training batches."""
 
     enable_spec_aug: bool = True
@@ -37,7 +38,7 @@ class AugmentationConfig:
     spec_aug_frame_mask_size: int = 100
     """Maximum length of a time mask, in frames."""
 
-    spec_aug_max_frame_share: float = 0.15
+    spec_aug_max_frame_share: Share = 0.15
     """Maximum share of an utterance that time masks cover; 0: none."""
 
     enable_musan: bool = False
@@ -47,6 +48,7 @@ class AugmentationConfig:
     """The cuts of MUSAN."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         share = self.spec_aug_max_frame_share
         if share != 0 and not 0.05 <= share <= 1:  # lhotse fails if the share is less than one frame
             raise ValueError(f"--spec-aug-max-frame-share is {share}: expected 0, or 0.05 to 1")

@@ -37,6 +37,7 @@ from icefall_pathways.languages import (
     normalize_languages,
     parse_languages,
 )
+from icefall_pathways.ranges import PositiveFloat, PositiveInt
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -56,7 +57,7 @@ class DataConfig(AugmentationConfig):
     languages: LanguageList = DEFAULT_LANGUAGES
     """Languages, by code or name, in the order of their bits in masks."""
 
-    max_duration: float = 200.0
+    max_duration: PositiveFloat = 200.0
     """Maximum seconds of audio in a batch, per rank."""
 
     on_the_fly_feats: bool = False
@@ -65,10 +66,10 @@ class DataConfig(AugmentationConfig):
     num_workers: int = 2
     """Data loader workers; 0 loads batches in the training process."""
 
-    num_buckets: int = 10
+    num_buckets: PositiveInt = 10
     """Buckets of cuts of similar duration, which reduce padding."""
 
-    sampling_temperature: float = 1.0
+    sampling_temperature: PositiveFloat = 1.0
     """Draw a language with probability proportional to hours^(1/T): 1 follows the data; large values are uniform."""
 
     shuffle: bool = True
@@ -80,7 +81,7 @@ class DataConfig(AugmentationConfig):
     min_cut_duration: float = 0.0
     """Drop training cuts shorter than this (seconds)."""
 
-    max_cut_duration: float = 20.0
+    max_cut_duration: PositiveFloat = 20.0
     """Drop training cuts longer than this (seconds)."""
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_sha
 from icefall_pathways.data.manifests import check_recording, check_sampling_rate
 from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
+from icefall_pathways.ranges import PositiveFloat, Share
 from icefall_pathways.sharding.executors import ExecutionConfig, Workers, open_workers
 from icefall_pathways.sharding.jsonl import read_lines
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
@@ -48,10 +49,10 @@ class ComputeFbankConfig(ExecutionConfig):
     min_duration: float = 0.2
     """Drop cuts shorter than this (seconds)."""
 
-    max_duration: float = 30.0
+    max_duration: PositiveFloat = 30.0
     """Drop cuts longer than this (seconds)."""
 
-    max_dropped_share: float = 0.1
+    max_dropped_share: Share = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
 

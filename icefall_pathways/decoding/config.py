@@ -8,9 +8,10 @@ import tyro
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.languages import LanguageList, normalize_languages
+from icefall_pathways.ranges import Port, PositiveFloat, PositiveInt
 from icefall_pathways.searches.config import SearchConfig
 
-NumActivePaths = Annotated[int, tyro.conf.arg(name="num-active-paths")]
+NumActivePaths = Annotated[PositiveInt, tyro.conf.arg(name="num-active-paths")]
 """Type of `beam_size` in streaming scripts, where icefall calls the option --num-active-paths."""
 
 
@@ -27,7 +28,7 @@ class TrainedModelConfig(SearchConfig):
     iter: int = 0
     """Decode with checkpoint-<iter>.pt; takes precedence over --epoch. If both are 0, use the newest checkpoint."""
 
-    avg: int = 1
+    avg: PositiveInt = 1
     """Number of checkpoints to average, up to the selected one; with --use-averaged-model 1, average the weights over
     all updates since the checkpoint that precedes them."""
 
@@ -51,7 +52,7 @@ class CommonConfig(TrainedModelConfig):
     split: Literal["test", "dev"] = "test"
     """Split of the corpus to decode."""
 
-    max_duration: float = 600.0
+    max_duration: PositiveFloat = 600.0
     """Seconds of audio per batch in offline decoding; in streaming decoding, --num-decode-streams limits the batch."""
 
     manifest_dir: Path | None = None
@@ -71,22 +72,16 @@ class CommonConfig(TrainedModelConfig):
 class DistributedConfig(CommonConfig):
     """Options that distribute decoding over processes."""
 
-    world_size: int = 1
+    world_size: PositiveInt = 1
     """Number of processes on this machine, one per GPU; under torchrun, its options apply instead. The results do not
     depend on it."""
 
-    master_port: int = 12355
+    master_port: Port = 12355
     """Port for the process-group rendezvous on this machine."""
 
-    part_duration: float = 3600.0
+    part_duration: PositiveFloat = 3600.0
     """Seconds of audio in a part of a test set, the unit of work of a process. Each part is stored when it is decoded;
     after an interruption, the same command decodes the missing parts."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("world_size", "part_duration"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -106,30 +101,25 @@ class DecodeConfig(DistributedConfig):
 class StreamingConfig(CommonConfig):
     """Options common to the scripts that decode a corpus chunk by chunk."""
 
-    num_decode_streams: int = 2000
+    num_decode_streams: PositiveInt = 2000
     """Number of utterances to decode in parallel."""
 
     beam_size: NumActivePaths = 4
     """For modified_beam_search: hypotheses kept per stream."""
 
-    beam: float = 4.0
+    beam: PositiveFloat = 4.0
     """For fast_beam_search: prune hypotheses that score worse than the best by more than this log-probability."""
 
-    max_contexts: int = 4
+    max_contexts: PositiveInt = 4
     """For fast_beam_search: predictor contexts kept per stream."""
 
-    max_states: int = 32
+    max_states: PositiveInt = 32
     """For fast_beam_search: lattice states kept per stream and frame."""
 
     @property
     def results_dir(self) -> Path:
         """Folder for the results."""
         return layout.results_dir(self.exp_dir, self.decoding_method, streaming=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_decode_streams < 1:
-            raise ValueError(f"--num-decode-streams {self.num_decode_streams}: expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from icefall_pathways.decoding.decode_run import load_experiment
 from icefall_pathways.decoding.streaming import ANY_LANGUAGE, FRAME_SECONDS, Stream, StreamingDecoder
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.ranges import PositiveFloat, PositiveInt, Range, parse_numbers
 from icefall_pathways.searches import Hypothesis
 from icefall_pathways.searches.base import common_prefix_length
 
@@ -32,24 +33,20 @@ class LatencyConfig(StreamingConfig):
     streams: str = "1 16"
     """Numbers of simultaneous streams to measure, separated by spaces; each is a row of the table."""
 
-    utterances: int = 64
+    utterances: PositiveInt = 64
     """Number of utterances to decode per language."""
 
-    packet: float = 0.04
+    packet: PositiveFloat = 0.04
     """Seconds of audio per packet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        words = self.streams.split()
-        if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-            raise ValueError(f'--streams {self.streams!r}: expected numbers of streams, for example "1 16"')
-        if self.utterances < 1 or self.packet <= 0:
-            raise ValueError("--utterances and --packet: expected more than 0")
+        self.stream_counts  # noqa: B018  (checks the option)
 
     @property
     def stream_counts(self) -> list[int]:
         """`streams` as integers."""
-        return [int(word) for word in self.streams.split()]
+        return parse_numbers("--streams", self.streams, int, Range(1))
 
 
 @dataclass

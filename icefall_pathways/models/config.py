@@ -7,6 +7,7 @@ import tyro
 
 from icefall_pathways.models.encoder_options import Architecture
 from icefall_pathways.models.registry import ENCODERS, EncoderSpec
+from icefall_pathways.ranges import PositiveInt
 
 # The options classes of all encoders are base classes, so that one flat command line configures every encoder. Options
 # of encoders that are not selected have no effect.
@@ -31,7 +32,7 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
     joiner_dim: int = 0
     """Width of the joiner. 0: the default of the encoder."""
 
-    context_size: int = 2
+    context_size: PositiveInt = 2
     """Number of previous tokens that the predictor reads; 1: bigram, 2: trigram."""
 
     ctc_head: bool = False
@@ -41,9 +42,6 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
         super().__post_init__()
         if self.encoder_type not in ENCODERS:
             raise ValueError(f"encoder_type is {self.encoder_type!r}: expected {' or '.join(ENCODERS)}")
-        self._require(self.context_size > 0, "context_size", "a positive number")
-        for name in ("decoder_dim", "joiner_dim"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(self.context_size == 1 or self.decoder_dim % 4 == 0, "decoder_dim", "a multiple of 4")
         self.architecture  # noqa: B018  (validates the options of the encoder)
 

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from icefall_pathways.ranges import Options
+
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(Options):
     """Options that all encoders share. Each encoder adds its own options in a subclass.
 
     They are strings, which the encoder parses, because their form depends on the encoder: one number, or a list with
@@ -26,6 +28,7 @@ class EncoderOptions:
     stack."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_encoder_layers", "encoder_dim", "cnn_module_kernel"):
             object.__setattr__(self, name, str(getattr(self, name)))  # code and old checkpoints may pass integers
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName
+from icefall_pathways.ranges import Options, PositiveInt
 from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
@@ -13,7 +14,7 @@ _SCRIPTS = "pruned_transducer_pathways"
 
 
 @dataclass(frozen=True)
-class ExperimentsConfig:
+class ExperimentsConfig(Options):
     """Options that the run and the study share."""
 
     corpus: CorpusName = "mls"
@@ -31,7 +32,7 @@ class ExperimentsConfig:
     data_dir: Path = Path("data")
     """Folder for manifests, features and tokens."""
 
-    vocab_size: int = 500
+    vocab_size: PositiveInt = 500
     """Number of tokens of the vocabulary that all languages share."""
 
     hours: str = ""
@@ -40,22 +41,22 @@ class ExperimentsConfig:
     encoder_type: str = "emformer"
     """The encoder; see train.py --help."""
 
-    world_size: int = 1
+    world_size: PositiveInt = 1
     """Number of training processes, one per GPU."""
 
-    num_epochs: int = 30
+    num_epochs: PositiveInt = 30
     """Epochs of the dense model."""
 
-    mask_updates: int = 4000
+    mask_updates: PositiveInt = 4000
     """Updates of each language's mask search; LAP's takes as many as those of all languages together."""
 
-    finetune_updates: int = 40000
+    finetune_updates: PositiveInt = 40000
     """Updates of fine-tuning from the dense model."""
 
-    rounds: int = 4
+    rounds: PositiveInt = 4
     """Rounds of training and pruning of a mask search."""
 
-    at_once: int = 1
+    at_once: PositiveInt = 1
     """Number of mask searches and trainings that run in parallel (CPU)."""
 
     prepare_args: str = ""

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt, Seed, Share, Stage
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Options):
     """Options of the data preparation."""
 
-    stage: int = 0
+    stage: Stage = 0
     """First stage to run."""
 
-    stop_stage: int = 100
+    stop_stage: Stage = 100
     """Last stage to run."""
 
     corpus: CorpusName = "mini"
@@ -33,7 +34,7 @@ class PrepareConfig:
     data_dir: Path = Path("data")
     """Folder for manifests, features and tokens."""
 
-    vocab_size: int = 500
+    vocab_size: PositiveInt = 500
     """Number of tokens of the vocabulary that all languages share."""
 
     subset: str = "train"
@@ -54,10 +55,10 @@ class PrepareConfig:
     perturb_speed: bool = False
     """Add copies of the training data at 0.9 and 1.1 times the speed."""
 
-    max_dropped_share: float = 0.1
+    max_dropped_share: Share = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
-    hours_per_language: float = 0.4
+    hours_per_language: PositiveFloat = 0.4
     """mini: hours of training speech per language."""
 
     hours: str = ""
@@ -66,13 +67,13 @@ class PrepareConfig:
     content: str = "numbers calendar"
     """mini: kinds of sentences, see make_mini_corpus.py --help."""
 
-    dev_utterances: int = 60
+    dev_utterances: PositiveInt = 60
     """mini: dev utterances per language."""
 
-    test_utterances: int = 120
+    test_utterances: PositiveInt = 120
     """mini: test utterances per language."""
 
-    seed: int = 42
+    seed: Seed = 42
     """mini: seed of sentences and speakers."""
 
     num_jobs: int = 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from icefall_pathways.experiment import layout
+from icefall_pathways.ranges import ShareBelowOne, Stage
 from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
@@ -27,10 +28,10 @@ _TITLES = (
 class RunConfig(ExperimentsConfig):
     """Options of the run."""
 
-    stage: int = 0
+    stage: Stage = 0
     """First stage to run."""
 
-    stop_stage: int = 100
+    stop_stage: Stage = 100
     """Last stage to run."""
 
     demo: bool = False
@@ -39,7 +40,7 @@ class RunConfig(ExperimentsConfig):
     exp_root: Path = Path("exp")
     """Folder for all experiments."""
 
-    sparsity: float = 0.7
+    sparsity: ShareBelowOne = 0.7
     """Share of pruned entries."""
 
     @property

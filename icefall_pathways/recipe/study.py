@@ -9,6 +9,7 @@ from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
@@ -49,6 +50,9 @@ class StudyConfig(ExperimentsConfig):
     """Additional options for train.py, for dynamic pathways."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_numbers("--seeds", self.seeds, int)
+        parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True))
         for system in self.systems.split():
             if system not in SYSTEMS:
                 raise ValueError(f"--systems: unknown system {system!r}; expected some of {' '.join(SYSTEMS)}")

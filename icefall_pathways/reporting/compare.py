@@ -19,11 +19,12 @@ from icefall_pathways.decoding.significance import (
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import get_language
+from icefall_pathways.ranges import Options, PositiveInt, Seed
 from icefall_pathways.reporting.results import newest_summary
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Options):
     """Options of the comparison. The newest result of each folder is used."""
 
     system_a: Path = Path("exp/dense")
@@ -42,10 +43,10 @@ class CompareConfig:
     """Unit of the bootstrap: utterances, or speakers with all their utterances (wider intervals, which hold for new
     speakers)."""
 
-    rounds: int = 10000
+    rounds: PositiveInt = 10000
     """Number of bootstrap samples."""
 
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the bootstrap."""
 
     output: Path | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from icefall_pathways.files import atomic_write
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways import plots as mask_plots
+from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots, results
 from icefall_pathways.reporting.results import SystemResult
 
@@ -25,7 +26,7 @@ img { max-width: 100%; margin: .5em 0 1.5em }
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Options of the report."""
 
     systems: str = "dense=exp/dense-continued LAP=exp/lap pathways=exp/pathways"

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from icefall_pathways.files import atomic_write, read_json
+from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
 from icefall_pathways.reporting.results import newest_summary
 
@@ -29,7 +30,7 @@ SYSTEMS = {
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Options):
     """Options of the study report."""
 
     study_dir: Path = Path("exp/study")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import Options, SignedFloat
 
 
 class TransducerHead(Protocol):
@@ -143,10 +144,10 @@ class Search(ABC, Generic[State]):
 
 
 @dataclass(frozen=True)
-class SearchOptions(ABC):
+class SearchOptions(Options, ABC):
     """Options of a search. Each search has a subclass, whose fields become options of the decoding scripts."""
 
-    blank_penalty: float = 0.0
+    blank_penalty: SignedFloat = 0.0
     """Subtracted from the logit of the blank. Larger values give fewer deletions and more insertions."""
 
     @property

@@ -2,9 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import check_ranges, option_name
 from icefall_pathways.searches.base import Search, SearchOptions, TransducerHead
 from icefall_pathways.searches.registry import SEARCHES, get_search_options
 
@@ -31,21 +32,16 @@ class SearchConfig(_AllSearchOptions):
     """Search algorithm."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         selected = {field.name for field in dataclasses.fields(self.search_options)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for search, options in SEARCHES.items():
             for field in dataclasses.fields(options):
                 if field.name not in selected and getattr(self, field.name) != defaults[field.name]:
                     raise ValueError(
-                        f"{self._option_name(field.name)} works with --decoding-method {search}, "
+                        f"{option_name(type(self), field.name)} works with --decoding-method {search}, "
                         f"not with {self.decoding_method}"
                     )
-
-    def _option_name(self, field_name: str) -> str:
-        """Return the command-line name of a field, and its Python name if `tyro.conf.arg` gives it another one."""
-        hint = get_type_hints(type(self), include_extras=True)[field_name]
-        names = [annotation.name for annotation in getattr(hint, "__metadata__", ()) if hasattr(annotation, "name")]
-        return f"--{names[0]} (in Python: {field_name})" if names else f"--{field_name.replace('_', '-')}"
 
     @property
     def search_options(self) -> SearchOptions:

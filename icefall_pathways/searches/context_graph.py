@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import Range, SignedFloat, check_number
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
 
@@ -78,7 +79,7 @@ class HotwordOptions(ScorerOptions):
     """For modified_beam_search: file of hotwords, one phrase per line, each optionally followed by its own score
     (" :3.0"). {language} in the path is replaced by the language code."""
 
-    context_score: float = 2.0
+    context_score: SignedFloat = 2.0
     """Score per token of a hotword that is added to the log-probability."""
 
     def build_scorer(self, tokenizer: Tokenizer, language: str) -> FailureAutomaton:
@@ -100,7 +101,8 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
       score: Score per token of phrases without a score of their own.
 
     Raises:
-      ValueError: The file is missing or has no phrases, or the tokenizer does not cover a phrase.
+      ValueError: The file is missing or has no phrases, the tokenizer does not cover a phrase, or a score is NaN or
+        infinite.
     """
     if not path.is_file():
         raise ValueError(f"hotwords file {path} not found: pass a file with one phrase per line to --context-file")
@@ -109,6 +111,8 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
         text, own_score = _split_score(line)
         if not text:
             continue
+        if own_score is not None:
+            check_number(f"{path}, line {line_number}: the score of {text!r}", own_score, Range())
         tokens = tokenizer.encode([text])[0]
         if tokenizer.unknown_id in tokens:
             raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.errors import k2_error
+from icefall_pathways.ranges import PositiveFloat, PositiveInt, Range, check_number
 from icefall_pathways.searches.base import Hypothesis, Search, SearchOptions, SearchState, TransducerHead
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ class FastBeamSearch(Search[FastBeamState]):
 
         super().__init__(model, blank_penalty)
         for name, value in (("beam", beam), ("max_contexts", max_contexts), ("max_states", max_states)):
-            if value <= 0:
-                raise ValueError(f"fast beam search with {name} {value}: expected more than 0")
+            check_number(name, value, Range(0, open_minimum=True))
         self.num_paths = num_paths
         self._graph = k2.trivial_graph(self.vocab_size - 1, self.device)
         self._config = k2.RnntDecodingConfig(
@@ -226,13 +226,13 @@ def _best_paths(lattices: "k2.Fsa", flush_frames: list[tuple[int, ...]]) -> list
 class FastBeamSearchOptions(SearchOptions):
     """Options of fast beam search."""
 
-    beam: float = 20.0
+    beam: PositiveFloat = 20.0
     """For fast_beam_search: prune hypotheses that score worse than the best by more than this log-probability."""
 
-    max_contexts: int = 8
+    max_contexts: PositiveInt = 8
     """For fast_beam_search: predictor contexts kept per stream and frame."""
 
-    max_states: int = 64
+    max_states: PositiveInt = 64
     """For fast_beam_search: lattice states kept per stream and frame."""
 
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> FastBeamSearch:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import PositiveInt
 from icefall_pathways.searches.base import SearchOptions, TransducerHead
 from icefall_pathways.searches.frame_search import BeamState, FrameSearch, flat_index, take
 from icefall_pathways.searches.shallow_fusion import ShallowFusionOptions
@@ -201,7 +202,7 @@ def _trace_back(expansions: list[_Expansion]) -> tuple[Tensor, Tensor]:
 class ModifiedBeamSearchOptions(ShallowFusionOptions, SearchOptions):
     """Options of modified beam search."""
 
-    beam_size: int = 4
+    beam_size: PositiveInt = 4
     """For modified_beam_search: hypotheses kept per utterance."""
 
     def build_search(self, model: TransducerHead, tokenizer: Tokenizer, language: str) -> ModifiedBeamSearch:

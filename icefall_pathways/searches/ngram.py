@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import SignedFloat
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
 
@@ -29,7 +30,7 @@ class NgramOptions(ScorerOptions):
     """For modified_beam_search: ARPA file of an n-gram language model over tokens, for shallow fusion. {language} in
     the path is replaced by the language code."""
 
-    ngram_lm_scale: float = 0.3
+    ngram_lm_scale: SignedFloat = 0.3
     """Weight of the n-gram language model; a negative weight subtracts its scores."""
 
     def build_scorer(self, tokenizer: Tokenizer, language: str) -> FailureAutomaton:

@@ -20,6 +20,7 @@ class ShallowFusionOptions(*_SCORER_OPTIONS):  # type: ignore[misc]
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for scorer in self._scorers():
             if scorer.ignored:
                 name, enabled_by = (text.replace("_", "-") for text in (scorer.ignored[0], scorer.enabled_by))

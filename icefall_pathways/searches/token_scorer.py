@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.ranges import Options
 
 
 class TokenScorer(Protocol):
@@ -43,7 +44,7 @@ class TokenScorer(Protocol):
 
 
 @dataclass(frozen=True)
-class ScorerOptions(ABC):
+class ScorerOptions(Options, ABC):
     """Options of a token scorer. Each scorer has a subclass; its fields become options of the decoding scripts.
 
     Attributes:

@@ -15,6 +15,8 @@ from typing import Literal, TypeVar
 
 import torch
 
+from icefall_pathways.ranges import Options
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -49,7 +51,7 @@ class ArrayPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExecutionConfig:
+class ExecutionConfig(Options):
     """Options of a computation that is divided into shards."""
 
     num_jobs: int = 0

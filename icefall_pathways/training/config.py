@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.experiment.model_files import choose_tokenizer
@@ -13,19 +13,13 @@ from icefall_pathways.pathways.criteria import PruneCriterion, RegrowCriterion
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import MasksHeader
 from icefall_pathways.pathways.schedules.registry import JointMethod, SearchMethod
+from icefall_pathways.ranges import Options, Port, PositiveFloat, PositiveInt, Range, Seed, Share, ShareBelowOne
 
 OptimizerName = Literal["auto", "adamw", "scaled-adam"]
 
-# Names of the options with a minimum of 0, 1, and 2, respectively.
-_OPTIONS_BY_MINIMUM = (
-    "num_epochs num_updates init_avg max_bad_batches valid_wer_cuts start_epoch start_batch lr_warmup warm_updates",
-    "world_size accum_grad save_every_n keep_last_k log_interval valid_interval average_period",
-    "prune_range",
-)
-
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Options):
     """Options of training: initialization, length, loss, optimizer, checkpoints."""
 
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
@@ -59,10 +53,10 @@ class TrainingConfig:
     freeze_languages: LanguageList = ()
     """With --masks: languages whose output must not change; the weights that they use are not trained."""
 
-    world_size: int = 1
+    world_size: PositiveInt = 1
     """Number of processes (GPUs)."""
 
-    master_port: int = 12354
+    master_port: Port = 12354
     """Port for the process-group rendezvous on this machine."""
 
     num_epochs: int = 30
@@ -78,7 +72,7 @@ class TrainingConfig:
     start_batch: int = 0
     """Resume from checkpoint-START_BATCH.pt. 0: resume from the newest checkpoint, if there is one."""
 
-    seed: int = 42
+    seed: Seed = 42
     """Random seed for weights, order of batches, dropout and augmentation."""
 
     optimizer: OptimizerName = "auto"
@@ -93,10 +87,10 @@ class TrainingConfig:
     """eden: decay by batches and epochs, as in icefall; linear: decay to zero at the last update, for short
     trainings."""
 
-    lr_batches: float = 7500
+    lr_batches: PositiveFloat = 7500
     """eden: number of batches after which the learning rate decays."""
 
-    lr_epochs: float = 3.5
+    lr_epochs: PositiveFloat = 3.5
     """eden: number of epochs after which the learning rate decays."""
 
     lr_warmup: int = 500
@@ -116,7 +110,7 @@ class TrainingConfig:
     """Implementation of the pruned RNN-T loss: k2, or builtin, which needs only torch. auto: k2 if it can be
     imported."""
 
-    prune_range: int = 5
+    prune_range: Annotated[int, Range(2)] = 5
     """Symbols per frame in the pruned RNN-T loss."""
 
     lm_scale: float = 0.25
@@ -134,7 +128,7 @@ class TrainingConfig:
     warm_updates: int = 2000
     """Updates over which training shifts from the simple loss to the pruned loss. Use 0 with trained weights."""
 
-    ref_duration: float = 600.0
+    ref_duration: PositiveFloat = 600.0
     """Seconds of audio in a reference batch. The schedules of the Zipformer (dropout, layer skipping, balancers) count
     reference batches and end after 20000 of them, so lower it for a short training. With --init-from, training starts
     after their end."""
@@ -145,7 +139,7 @@ class TrainingConfig:
     use_bf16: bool = False
     """Mixed precision with bfloat16."""
 
-    accum_grad: int = 1
+    accum_grad: PositiveInt = 1
     """Batches per process and update, all of one language; their gradients are summed."""
 
     scan_batch_sizes: bool = False
@@ -162,22 +156,22 @@ class TrainingConfig:
     print_diagnostics: bool = False
     """Print statistics of all outputs, gradients and parameters over a few updates, then exit."""
 
-    valid_interval: int = 500
+    valid_interval: PositiveInt = 500
     """Updates between validations."""
 
     valid_wer_cuts: int = 50
     """Dev cuts per language that each validation decodes by greedy search to report the word error rate. 0: none."""
 
-    log_interval: int = 50
+    log_interval: PositiveInt = 50
     """Updates between records in the log and in metrics.jsonl."""
 
-    save_every_n: int = 1000
+    save_every_n: PositiveInt = 1000
     """Updates between checkpoints checkpoint-UPDATE.pt. Each epoch ends with a checkpoint epoch-N.pt as well."""
 
-    keep_last_k: int = 10
+    keep_last_k: PositiveInt = 10
     """Number of checkpoints checkpoint-UPDATE.pt to keep."""
 
-    average_period: int = 100
+    average_period: PositiveInt = 100
     """Updates between two updates of the running average of the weights."""
 
     tensorboard: bool = True
@@ -190,33 +184,20 @@ class TrainingConfig:
         return choose_tokenizer(self.exp_dir, self.bpe_model, init_from)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "freeze_languages", normalize_languages(self.freeze_languages))
         if self.use_fp16 and self.use_bf16:
             raise ValueError("--use-fp16 and --use-bf16 exclude each other: choose one")
-        for name in ("base_lr", "clip_norm", "clipping_scale", "weight_decay", "ctc_loss_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected 0 or more")
-        if self.ref_duration <= 0:
-            raise ValueError(f"--ref-duration is {self.ref_duration}: expected a positive number of seconds")
         if self.start_epoch and self.start_batch:
             raise ValueError("--start-epoch and --start-batch exclude each other: choose one")
         if self.freeze_languages and self.masks is None:
             raise ValueError("--freeze-languages needs --masks: they define which weights a language uses")
         if self.freeze_languages and self.init_from is None:
             raise ValueError("--freeze-languages needs --init-from: the model whose languages must not change")
-        for minimum, names in enumerate(_OPTIONS_BY_MINIMUM):
-            for name in names.split():
-                if getattr(self, name) < minimum:
-                    raise ValueError(
-                        f"--{name.replace('_', '-')} is {getattr(self, name)}: expected at least {minimum}"
-                    )
-        for name in ("lr_batches", "lr_epochs"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskShapeConfig:
+class MaskShapeConfig(Options):
     """Shape of new masks. Masks that are read from a file keep their own shape."""
 
     prune_scope: Literal["encoder", "encoder-predictor"] = "encoder-predictor"
@@ -234,10 +215,11 @@ class MaskShapeConfig:
     """Sparsity of individual layers, as PATTERN=SPARSITY with names of modules or parameters:
     "encoder.emformer_layers.0=0.5 decoder=0". The other layers compensate: --sparsity remains the overall sparsity."""
 
-    sparsity: float = 0.7
+    sparsity: ShareBelowOne = 0.7
     """Target sparsity: share of the prunable entries that are pruned, over all tensors."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_granularity(self.granularity).check_sparsity(self.sparsity)
         self.shape(MasksHeader(("",)))
 
@@ -273,7 +255,7 @@ class JointPruningConfig(MaskShapeConfig):
     prune_end: int = 0
     """Update after which masks are fixed. 0: after three quarters of the updates."""
 
-    prune_every: int = 100
+    prune_every: PositiveInt = 100
     """Updates between two changes of the masks."""
 
     prune_ramp: int = 0
@@ -288,7 +270,7 @@ class JointPruningConfig(MaskShapeConfig):
     regrow: RegrowCriterion = "sensitivity"
     """adaptive: criterion that ranks the entries to regrow; see --prune-by."""
 
-    prune_exchange: float = 1.0
+    prune_exchange: Share = 1.0
     """adaptive: share of a mask that the first change may exchange; it decays to 0 until --prune-end."""
 
 
@@ -325,23 +307,18 @@ class PruningConfig(MaskShapeConfig):
     prune_rounds: int = 0
     """Number of rounds of training and pruning. 0: as many as --prune-drop needs."""
 
-    prune_drop: float = 0.2
+    prune_drop: Annotated[float, Range(0, 1, open_minimum=True, open_maximum=True)] = 0.2
     """Share of the remaining entries that each round prunes (20 % in the paper)."""
 
-    updates_per_round: int = 1000
+    updates_per_round: PositiveInt = 1000
     """Training updates before each pruning step."""
 
     extend_masks: Path | None = None
     """Masks file of a trained pathways model: add masks of --languages to it; the masks of its languages stay
     unchanged."""
 
-    num_jobs: int = 1
+    num_jobs: PositiveInt = 1
     """Number of languages to search in parallel, each in its own process."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_jobs < 1:
-            raise ValueError(f"--num-jobs is {self.num_jobs}: expected at least 1")
 
 
 @dataclass(frozen=True)

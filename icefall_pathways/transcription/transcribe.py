@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Annotated, Literal, TextIO
 
 import tyro
 from torch import Tensor
 
 from icefall_pathways.decoding.pretrained import load_trained_model
+from icefall_pathways.ranges import PositiveInt, Range
 from icefall_pathways.transcription.audio import MICROPHONE, STDIN, read_audio
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
 from icefall_pathways.transcription.writers import WRITERS, Writer
+
+_MAX_SAMPLE_RATE = 768_000
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class TranscribeConfig(RecognizerConfig):
     output_dir: Path | None = None
     """Write one file per source into this folder; None: write to standard output."""
 
-    num_decode_streams: int = 16
+    num_decode_streams: PositiveInt = 16
     """Number of files to transcribe in parallel with --output-dir; without it, files are transcribed one at a time."""
 
-    sample_rate: int = 16000
+    sample_rate: Annotated[int, Range(1, _MAX_SAMPLE_RATE)] = 16000
     """Sample rate of raw samples on standard input, in Hz."""
 
     def __post_init__(self) -> None:
@@ -46,8 +49,6 @@ class TranscribeConfig(RecognizerConfig):
         live = [source for source in self.audio if source in (STDIN, MICROPHONE)]
         if live and len(self.audio) > 1:
             raise ValueError(f"{live[0]} with {len(self.audio) - 1} other sources: it must be the only source")
-        if self.num_decode_streams < 1:
-            raise ValueError(f"--num-decode-streams {self.num_decode_streams}: expected at least 1")
         if self.output_dir is not None:
             names = [self.output_path(source).name for source in self.audio]
             duplicates = sorted({name for name in names if names.count(name) > 1})

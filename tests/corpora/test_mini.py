@@ -171,8 +171,8 @@ def test_a_folder_of_other_files_is_not_changed(tmp_path: Path) -> None:
         ({"hours": "fr=1"}, "--hours names fr: expected only --languages 'en nl'"),
         ({"content": "poems"}, "--content 'poems': expected some of numbers, calendar, phrases"),
         ({"content": "numbers", "highest_number": 0}, "too few english sentences"),
-        ({"dev_utterances": 0}, "--dev-utterances 0: expected 1 or more"),
-        ({"highest_number": -1}, "--highest-number -1: expected 0 or more"),
+        ({"dev_utterances": 0}, "--dev-utterances is 0: expected at least 1"),
+        ({"highest_number": -1}, "--highest-number is -1: expected at least 0"),
     ],
 )
 def test_invalid_options_are_rejected_before_any_file_is_written(

@@ -201,9 +201,9 @@ def test_calibration_writes_model_and_report(exp_dir, all_splits, capsys):
 
 
 def test_invalid_options_are_refused():
-    with pytest.raises(ValueError, match="--seconds 'long'"):
+    with pytest.raises(ValueError, match="--seconds is 'long'"):
         CalibrationConfig(seconds="long")
-    with pytest.raises(ValueError, match=r"--min-speech-seconds 0\.0"):
+    with pytest.raises(ValueError, match=r"--min-speech-seconds is 0\.0"):
         CalibrationConfig(min_speech_seconds=0.0)
 
 

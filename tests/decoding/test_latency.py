@@ -118,7 +118,7 @@ def test_table_has_percentiles_in_milliseconds():
 
 
 def test_invalid_options_are_refused():
-    with pytest.raises(ValueError, match="--streams 'many'"):
+    with pytest.raises(ValueError, match="--streams is 'many'"):
         LatencyConfig(streams="many")
     with pytest.raises(ValueError, match="--packet"):
         LatencyConfig(packet=0.0)

@@ -147,3 +147,7 @@ class TestContextFile:
         path.write_text("ab\nZürich\n")
         with pytest.raises(ValueError, match="line 2: 'Zürich'"):
             read_context_file(path, tokenizer, 2.0)
+        for score in ("nan", "inf", "-inf"):
+            path.write_text(f"ab\nba :{score}\n")
+            with pytest.raises(ValueError, match=f"line 2: the score of 'ba' is {score}: expected a finite number"):
+                read_context_file(path, tokenizer, 2.0)

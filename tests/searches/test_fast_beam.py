@@ -85,7 +85,7 @@ def test_best_path_is_at_least_as_probable_as_the_greedy_path(reference):
 
 @needs_k2
 def test_invalid_options_are_rejected(make_head):
-    with pytest.raises(ValueError, match="max_states 0"):
+    with pytest.raises(ValueError, match="max_states is 0"):
         FastBeamSearch(make_head(4), max_states=0)
 
 

@@ -28,6 +28,7 @@ from icefall_pathways.decoding.streaming import Session, StreamingDecoder
 from icefall_pathways.decoding.streaming.decoder import push_next
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.ranges import PositiveFloat, PositiveInt, parse_numbers
 
 _WEIGHT_DECAY = 1e-3  # keeps weights and offsets at 0 if the dev split does not determine them
 
@@ -45,7 +46,7 @@ class CalibrationConfig(StreamingConfig):
     seconds: str = "0.5 1 1.5 2 3"
     """Durations of speech after the first token at which language identification is evaluated, separated by spaces."""
 
-    min_speech_seconds: float = 2.0
+    min_speech_seconds: PositiveFloat = 2.0
     """Seconds of speech after which transcribe.py selects the language."""
 
     features: Literal[
@@ -53,20 +54,17 @@ class CalibrationConfig(StreamingConfig):
     ] = "best"
     """Features that transcribe.py uses: one of them, all, or best: those with the lowest cross entropy on dev."""
 
-    num_decode_streams: int = 32
+    num_decode_streams: PositiveInt = 32
     """Number of utterances to decode in parallel, each through all pathways."""
 
     @property
     def evaluated_seconds(self) -> list[float]:
         """`seconds` as floats, followed by infinity for whole utterances."""
-        return [*map(float, self.seconds.split()), math.inf]
+        return [*parse_numbers("--seconds", self.seconds, float), math.inf]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(word.replace(".", "", 1).isdecimal() for word in self.seconds.split()):
-            raise ValueError(f'--seconds {self.seconds!r}: expected numbers of seconds, for example "0.5 1 2"')
-        if self.min_speech_seconds <= 0:
-            raise ValueError(f"--min-speech-seconds {self.min_speech_seconds}: expected more than 0")
+        self.evaluated_seconds  # noqa: B018  (checks the option)
 
 
 @dataclass

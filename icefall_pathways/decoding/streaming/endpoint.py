@@ -2,25 +2,21 @@
 
 from dataclasses import dataclass
 
+from icefall_pathways.ranges import Options, PositiveFloat
+
 
 @dataclass(frozen=True)
-class EndpointConfig:
+class EndpointConfig(Options):
     """Options of endpoint detection, in seconds; a segment ends when the first rule applies."""
 
-    rule1_min_trailing_silence: float = 2.4
+    rule1_min_trailing_silence: PositiveFloat = 2.4
     """End the segment after this much trailing silence, even if nothing was decoded."""
 
-    rule2_min_trailing_silence: float = 1.2
+    rule2_min_trailing_silence: PositiveFloat = 1.2
     """End the segment after this much trailing silence if something was decoded."""
 
-    rule3_min_utterance_length: float = 20.0
+    rule3_min_utterance_length: PositiveFloat = 20.0
     """End the segment at this length, even in the middle of speech."""
-
-    def __post_init__(self) -> None:
-        for name in ("rule1_min_trailing_silence", "rule2_min_trailing_silence", "rule3_min_utterance_length"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: expected more than 0 seconds")
 
     def is_pause(self, nonsilence: bool, trailing_silence: float) -> bool:
         """Return whether the speaker pauses (rules 1 and 2).

@@ -5,19 +5,20 @@ from typing import Any
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.encoder_options import Architecture, EncoderOptions, parse_ints
+from icefall_pathways.ranges import Options, PositiveInt, ShareBelowOne
 
 
 @dataclass(frozen=True)
 class EmformerOptions(EncoderOptions):
     """Options of the Emformer. Context lengths are in feature frames of 10 ms, before subsampling by 4."""
 
-    nhead: int = 8
+    nhead: PositiveInt = 8
     """Emformer: attention heads per layer."""
 
-    dim_feedforward: int = 2048
+    dim_feedforward: PositiveInt = 2048
     """Emformer: hidden width of the feed-forward modules."""
 
-    segment_length: int = 32
+    segment_length: PositiveInt = 32
     """Emformer: feature frames (10 ms) per segment, the unit in which a stream is encoded; a multiple of 4."""
 
     left_context_length: int = 32
@@ -29,7 +30,7 @@ class EmformerOptions(EncoderOptions):
     memory_size: int = 0
     """Emformer: size of the memory bank, in earlier segments summarized by one vector each; 0 disables it."""
 
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     """Emformer: dropout rate. (The Zipformer uses schedules instead.)"""
 
     subsampling_channels: str = "32,128"
@@ -37,30 +38,27 @@ class EmformerOptions(EncoderOptions):
 
 
 @dataclass(frozen=True)
-class EmformerConfig:
+class EmformerConfig(Options):
     """Validated architecture of the Emformer: the values of `EmformerOptions` as numbers.
 
     Raises:
       ValueError: A value is out of range; the message names the option.
     """
 
-    num_encoder_layers: int = 12
-    encoder_dim: int = 512
+    num_encoder_layers: PositiveInt = 12
+    encoder_dim: PositiveInt = 512
     cnn_module_kernel: int = 0
-    nhead: int = 8
-    dim_feedforward: int = 2048
-    segment_length: int = 32
+    nhead: PositiveInt = 8
+    dim_feedforward: PositiveInt = 2048
+    segment_length: PositiveInt = 32
     left_context_length: int = 32
     right_context_length: int = 8
     memory_size: int = 0
-    dropout: float = 0.1
+    dropout: ShareBelowOne = 0.1
     subsampling_channels: tuple[int, int] = (32, 128)
 
     def __post_init__(self) -> None:
-        for name in ("nhead", "dim_feedforward", "segment_length", "num_encoder_layers", "encoder_dim"):
-            self._require(getattr(self, name) > 0, name, "a positive number")
-        for name in ("cnn_module_kernel", "left_context_length", "right_context_length", "memory_size"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
+        super().__post_init__()
         for name in ("segment_length", "left_context_length", "right_context_length"):
             self._require(
                 getattr(self, name) % SUBSAMPLING_FACTOR == 0,
@@ -69,7 +67,6 @@ class EmformerConfig:
                 f"{SUBSAMPLING_FACTOR} (a segment_length of 32 is 8 encoder frames)",
             )
         self._require(self.encoder_dim % self.nhead == 0, "encoder_dim", f"a multiple of nhead ({self.nhead})")
-        self._require(0.0 <= self.dropout < 1.0, "dropout", "at least 0 and below 1")
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
