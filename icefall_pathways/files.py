@@ -1,9 +1,11 @@
-"""Atomic file writes, lock files, JSON files and file hashes."""
+"""Atomic file writes with errors that name the file, lock files, JSON files and file hashes."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,52 @@ from typing import Any
 
 _MAX_JSON_BYTES = 64 << 20  # headers and options take a few kilobytes
 TEMPORARY_PREFIX = ".writing-"  # name prefix of files that are being written
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_PROBE_BYTES = 1 << 16
+
+
+@contextmanager
+def write_errors(path: Path | str) -> Iterator[None]:
+    """Name the file, and what to do, in errors about a full or read-only disk inside the context.
+
+    The errors of the system do not name the file, and libraries report a full disk in exceptions of many types, some
+    without the reason; then a small file is written to find it.
+
+    Raises:
+      OSError: The file cannot be written.
+    """
+    path = Path(path)
+    try:
+        yield
+    except Exception as error:
+        reason = _write_failure(error, path.parent)
+        if reason is None:
+            raise
+        raise OSError(
+            f"cannot write {path} ({reason}): {_free_space(path.parent)}; free some, or use a folder on another disk, "
+            "and run the same command again"
+        ) from error
+
+
+def _write_failure(error: Exception, folder: Path) -> str | None:
+    """Return the reason why a file could not be written; None for other errors."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _WRITE_ERRORS else None
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+    except OSError as probe:
+        return os.strerror(probe.errno or 0)
+    return None
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return "the free space is unknown"
+    return f"{usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free"
 
 
 @contextmanager
@@ -21,21 +69,26 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
     The folder is created if necessary. After an exception the temporary file is removed and `path` is unchanged.
     The temporary name keeps the suffixes of `path`, because some writers choose their format by them.
+
+    Raises:
+      OSError: The file cannot be written; the message names it and says what to do.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="".join(path.suffixes), dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix="".join(path.suffixes), dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            with write_errors(path):  # before the temporary file is removed, which frees its space
+                yield temporary
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""API that torch renamed between 1.13.1 and the current version, under one name for both."""
+"""API that differs between torch 1.13.1 and the current version, under one name for both."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -30,3 +31,37 @@ def num_storage_bytes(tensors: Iterable[Tensor]) -> int:
     """
     storages = (getattr(tensor, "untyped_storage", tensor.storage)() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def save(value: Any, path: Path) -> None:
+    """Write `value` as `torch.save` does.
+
+    If the disk is full, `torch.save` aborts the process in version 1.13.1, and does not say why in later ones.
+
+    Raises:
+      OSError: The file cannot be written.
+    """
+    with path.open("wb") as file:
+        recorder = _ErrorRecorder(file)
+        torch.save(value, cast(BinaryIO, recorder))
+        if recorder.error is not None:
+            raise recorder.error
+
+
+class _ErrorRecorder:
+    """A file that ignores everything after the first error of a write, and keeps that error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass

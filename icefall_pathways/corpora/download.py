@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from icefall_pathways.corpora.mls_layout import folder_name
 from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.files import write_errors
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Options
 
@@ -99,7 +100,8 @@ def _fetch(url: str, archive: Path) -> None:
 def _copy(response: HTTPResponse, file: IO[bytes], bar: tqdm, url: str, part: Path) -> None:
     try:
         while block := response.read(_BLOCK):
-            file.write(block)
+            with write_errors(part):
+                file.write(block)
             bar.update(len(block))
     except (OSError, HTTPException) as error:
         raise CorpusError(
@@ -167,6 +169,6 @@ def _unpack(archive: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             source = tar.extractfile(member)
             assert source is not None
-            with source, target.open("wb") as file:
+            with write_errors(target), source, target.open("wb") as file:
                 while block := source.read(_BLOCK):
                     file.write(block)

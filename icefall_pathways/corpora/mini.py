@@ -272,14 +272,8 @@ def _write_flac(path: Path, samples: np.ndarray) -> None:
     """Write 16-bit flac, encoded in memory because libsndfile does not report a full disk."""
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(encoded.getvalue())
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror}): free disk space or use another --corpus-dir, and run the same "
-            "command again to resume"
-        ) from error
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
 
 
 def _audio_path(corpus_dir: Path, language: Language, split: str, handle: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from icefall_pathways import torch_compat
 from icefall_pathways.errors import first_line
 from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.icefall_checkpoints import read_structure
@@ -66,7 +67,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     plain = {key: value for key, value in checkpoint.items() if key not in tensors}
     with atomic_write(path) as temporary:
         try:
-            torch.save(tensors | {"plain": json.dumps(plain)}, temporary)
+            torch_compat.save(tensors | {"plain": json.dumps(plain)}, temporary)
         except RuntimeError as error:  # torch raises it when the disk is full
             raise CheckpointError(
                 f"cannot write {path} ({first_line(error)}): if the disk is full, free some space; then run the same "

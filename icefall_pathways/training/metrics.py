@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import atomic_write
+from icefall_pathways.files import atomic_write, write_errors
 from icefall_pathways.launch.ranks import Rank
 
 if TYPE_CHECKING:
@@ -171,8 +171,9 @@ class MetricsLog:
             "time": time.monotonic() - self._started,
             **values,
         }
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with write_errors(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{kind}/{name}/{language}", value, update)

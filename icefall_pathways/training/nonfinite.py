@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from icefall_pathways import torch_compat
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.loading import is_worker_death
 from icefall_pathways.experiment import layout
@@ -130,7 +131,7 @@ class NonFiniteGuard:
 
     def _save_model(self) -> None:
         with atomic_write(layout.bad_model_file(self._exp_dir, self._rank.index)) as temporary:
-            torch.save({"model": self._model.state_dict()}, temporary)
+            torch_compat.save({"model": self._model.state_dict()}, temporary)
 
     def _stop(self, update: int) -> None:
         self._save_model()
@@ -167,7 +168,9 @@ def save_batch(batch: Batch, path: Path) -> None:
     """Write a batch as tensors and one JSON string, so that torch.load can read it with weights_only=True."""
     plain = {"language": batch.language, "cuts": batch.cut_ids, "text": batch.texts}
     with atomic_write(path) as temporary:
-        torch.save({"inputs": batch.inputs, "num_frames": batch.num_frames, "plain": json.dumps(plain)}, temporary)
+        torch_compat.save(
+            {"inputs": batch.inputs, "num_frames": batch.num_frames, "plain": json.dumps(plain)}, temporary
+        )
 
 
 def read_batch(path: Path) -> dict[str, Any]:
