@@ -45,7 +45,8 @@ class NgramOptions(ScorerOptions):
 def read_ngram(path: Path, symbols: Sequence[str], scale: float = 1.0) -> FailureAutomaton:
     """Read a language model for shallow fusion.
 
-    The end of the sentence is not scored, because a stream's end is not known in advance.
+    The end of the sentence is not scored, because a stream's end is not known in advance. Tokens that the model does
+    not list score as its <unk>, or have probability 0 if it has none; see `_build_automaton` for a negative scale.
 
     Args:
       path: An ARPA file, optionally compressed (.gz), over the tokens of the model (not words).
@@ -120,16 +121,28 @@ def _read_order(order: int, lines: Iterator[tuple[int, str]]) -> dict[tuple[str,
             raise ValueError(
                 f"line {line_number} is {line!r}, expected log10, {order} words and an optional back-off weight"
             )
-        backoff = float(fields[order + 1]) if len(fields) == order + 2 else 0.0
-        entries[tuple(fields[1 : order + 1])] = (float(fields[0]), backoff)
+        log10, backoff = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
+        if not (log10 < math.inf and backoff < math.inf):
+            raise ValueError(f"line {line_number} is {line!r}: expected finite numbers")
+        entries[tuple(fields[1 : order + 1])] = (log10, backoff)
     raise ValueError("it ends without \\end\\")
 
 
 def _build_automaton(ngrams: NGrams, ids: Mapping[str, int], vocab_size: int, scale: float) -> FailureAutomaton:
-    """Build an automaton whose states are the histories of the model: the listed n-grams below the highest order."""
+    """Build an automaton whose states are the histories of the model: the listed n-grams below the highest order.
+
+    A negative scale would turn probability 0 into the largest bonus of all. The model then has no evidence against such
+    a token, so that it scores as the least probable listed one.
+    """
+    log10_zero, backoff_zero = _LOG10_ZERO, _LOG10_ZERO
+    if scale < 0:
+        listed = (log10 for (word,), (log10, _) in ngrams[0].items() if word in ids)
+        log10_zero, backoff_zero = min((log10 for log10 in listed if log10 > _LOG10_ZERO), default=0.0), 0.0
     backoffs: dict[tuple[str, ...], float] = {(): 0.0}
     for entries in ngrams[:-1]:
-        backoffs.update((words, backoff) for words, (_, backoff) in entries.items() if words[-1] != _EOS)
+        for words, (_, backoff) in entries.items():
+            if words[-1] != _EOS:
+                backoffs[words] = backoff if backoff > _LOG10_ZERO else backoff_zero
     states = {words: state for state, words in enumerate(sorted(backoffs, key=len))}
 
     def longest_history(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,8 +154,10 @@ def _build_automaton(ngrams: NGrams, ids: Mapping[str, int], vocab_size: int, sc
     for entries in ngrams:
         for words, (log10, _) in entries.items():
             if words[-1] in ids:
+                log10 = log10 if log10 > _LOG10_ZERO else log10_zero
                 arcs[states[words[:-1]]][ids[words[-1]]] = (states[longest_history(words)], log10 * _LN10)
     failures = [(states[longest_history(words[1:])], backoffs[words] * _LN10) for words in states]
     unknown = ngrams[0].get((_UNK,), (_LOG10_ZERO, 0.0))[0]
+    unknown = unknown if unknown > _LOG10_ZERO else log10_zero
     start = states[longest_history((_BOS,))]
     return FailureAutomaton(arcs, failures, vocab_size, start, default_score=unknown * _LN10, scale=scale)

@@ -38,8 +38,22 @@ def _log10(ngrams, history, word):
     return backoff + _log10(ngrams, history[1:], word)
 
 
+def _without_zeros(ngrams):
+    """Return the model in which tokens of probability 0 are as probable as the least probable listed one."""
+    lowest = min((log10 for (word,), (log10, _) in ngrams[1].items() if word in SYMBOLS[3:] and log10 > -99), default=0)
+    replaced = {
+        n: {
+            words: (log10 if log10 > -99 else lowest, backoff if backoff > -99 else 0.0)
+            for words, (log10, backoff) in entries.items()
+        }
+        for n, entries in ngrams.items()
+    }
+    replaced[1].setdefault(("<unk>",), (lowest, 0.0))
+    return replaced
+
+
 _words = st.sampled_from(["a", "b", "▁c", "d"])
-_log10s = st.floats(-3, -0.1).map(lambda x: round(x, 4))
+_log10s = st.floats(-3, -0.1).map(lambda x: round(x, 4)) | st.just(-99.0)
 
 
 @st.composite
@@ -64,6 +78,7 @@ def _models(draw):
 def _bonus(ngrams, scale):
     """Return a function from token IDs to their shallow fusion score."""
     order = len(ngrams)
+    ngrams = ngrams if scale > 0 else _without_zeros(ngrams)
 
     def bonus(tokens):
         words = ["<s>", *(SYMBOLS[token] for token in tokens)]
@@ -103,6 +118,26 @@ def test_beam_search_adds_scaled_scores(tmp_path_factory, make_head, ngrams, cas
 
 
 GOOD = {1: {("<s>",): (-99.0, -0.5), ("a",): (-0.5, -0.2), ("b",): (-1.0, 0.0)}, 2: {("a", "b"): (-0.3, 0.0)}}
+
+
+@pytest.mark.parametrize("unk", [{}, {("<unk>",): (-100.0, 0.0)}])
+def test_negative_scale_does_not_reward_tokens_that_the_model_lacks(tmp_path, unk):
+    """Low-order density ratio: the bonus of a missing token was 68 at a scale of -0.3."""
+    _write_arpa(tmp_path / "lm.arpa", {1: GOOD[1] | unk, 2: GOOD[2]})
+    model = read_ngram(tmp_path / "lm.arpa", SYMBOLS, -0.3)
+    scores = model.scores(torch.tensor([0]))[0]
+    assert scores[SYMBOLS.index("d")] == pytest.approx(0.3 * LN10)  # as "b", the least probable
+    assert scores.max() == scores[SYMBOLS.index("b")]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_not_finite_are_rejected(tmp_path, value):
+    _write_arpa(tmp_path / "lm.arpa", GOOD)
+    text = (tmp_path / "lm.arpa").read_text()
+    for original in ("-0.3000", "-0.2000"):
+        (tmp_path / "lm.arpa").write_text(text.replace(original, value))
+        with pytest.raises(ValueError, match=r"lm.arpa.*line \d+ is .*expected finite numbers"):
+            read_ngram(tmp_path / "lm.arpa", SYMBOLS)
 
 
 def test_compressed_file_equals_the_uncompressed_one(tmp_path):
