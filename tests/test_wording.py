@@ -172,8 +172,9 @@ NAMES = dict.fromkeys(_FUNCTION_WORDS, "a noun that says what it holds (index, c
     "at_position": "value_at",
     "happens": "sample",
 }
-# `step` is a method of optimizers and schedules; only a constant `STEP` is vague. `__all__` is Python's.
-ALLOWED_NAMES = ("step", "_step", "__all__")
+# `step` is a method of optimizers and schedules; only a constant `STEP` is vague. `__all__` is Python's,
+# and so is `tell` as a method of file objects.
+ALLOWED_NAMES = ("step", "_step", "__all__", "tell")
 ALLOWED_STRINGS = ("begin",)  # a key of JSON transcripts, kept for readers of those of version 0.1
 
 

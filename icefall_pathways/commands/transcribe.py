@@ -4,13 +4,14 @@ Usage:
 
   ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways --lang fr speech.mp3
   ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways --output-format srt --output-dir subtitles *.flac
-  ffmpeg -v error -i talk.webm -f wav - | ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways -
+  arecord -q -f S16_LE -r 16000 | ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways -
   ./pruned_transducer_pathways/transcribe.py --exp-dir exp/pathways mic
 
-Files may have any format and sample rate that libsndfile or, if installed, ffmpeg can read. Standard input is WAV or
-raw 16-bit little-endian mono samples at --sample-rate. With --lang auto, all pathways decode the first seconds and the
-most confident one continues; run calibrate_language_id.py once before. Truncated or damaged audio is transcribed up to
-the damage, and the exit status is 1.
+Files and standard input may have any common audio or video format (FFmpeg's libraries are included) and any sample
+rate; with --sample-rate, standard input is raw 16-bit little-endian mono. Of several channels, those with a signal are
+averaged, unless --channel selects one. With --lang auto, all pathways decode the first seconds and the most confident
+one continues; run calibrate_language_id.py once before. Parts that cannot be decoded are skipped and reported, and the
+exit status is 1.
 """
 
 import sys

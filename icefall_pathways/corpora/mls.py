@@ -17,6 +17,7 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
+from icefall_pathways.corpora.recordings import read_recording
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
 from icefall_pathways.languages import Language
@@ -181,7 +182,7 @@ def _read_recording(folder: Path, language: Language, line: _Line) -> Recording 
     if path is None:
         return Reason.NO_AUDIO, f"{handle} is not below {folder / 'audio'}"
     try:
-        recording = Recording.from_file(path, recording_id=handle)
+        recording = read_recording(path, handle)
     except Exception as error:  # audio backends raise exceptions of many types
         return Reason.UNREADABLE, f"{path}: {last_line(error)}"
     return recording if recording.num_samples else (Reason.UNREADABLE, f"{path}: it holds no samples")

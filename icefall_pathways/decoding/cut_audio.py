@@ -9,6 +9,7 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
+from icefall_pathways.corpora.recordings import SequentialFile
 from icefall_pathways.data.manifests import check_files
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.errors import first_line
@@ -66,7 +67,8 @@ def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
         yield from load_samples(cut).split(size)
         return
     with file:
-        file.seek(round(cut.start * file.samplerate))
+        if cut.start > 0:  # as lhotse: a seek to the start changes the samples of MP3
+            file.seek(round(cut.start * file.samplerate))
         remaining = cut.num_samples
         while remaining > 0:
             block = file.read(min(size, remaining), dtype="float32", always_2d=True).mean(axis=1)
@@ -78,17 +80,17 @@ def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
         raise ValueError(f"it is {remaining / cut.sampling_rate:.2f} s shorter than its manifest states")
 
 
-def _open(cut: MonoCut) -> soundfile.SoundFile | None:
+def _open(cut: MonoCut) -> SequentialFile | None:
     """Open the file of a cut; return None unless it can be read from any position without conversion."""
     recording = cut.recording
     source = recording.sources[0]
     if recording.transforms or len(recording.sources) > 1 or source.type != "file":
         return None
     try:
-        file = soundfile.SoundFile(source.source)
+        file = SequentialFile(source.source)
     except soundfile.LibsndfileError:
         return None  # lhotse has other readers, and reports the error if they fail, too
-    if file.seekable() and file.samplerate == recording.sampling_rate:
+    if soundfile.SoundFile.seekable(file) and file.samplerate == recording.sampling_rate:
         return file
     file.close()
     return None

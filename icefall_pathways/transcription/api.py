@@ -24,9 +24,8 @@ from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_mode
 from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, check_samples
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.transcription.audio import as_mono, read_file, read_samples, split_blocks
-from icefall_pathways.transcription.pcm import check_sample_rate
-from icefall_pathways.transcription.resampling import StreamingResampler
+from icefall_pathways.transcription.audio import AudioOptions, as_mono, read_file, read_samples, split_blocks
+from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
 from icefall_pathways.transcription.transcript import Segment, Transcript
 
@@ -96,14 +95,19 @@ class Pathways:
         return FbankConfig.sample_rate
 
     def transcribe(
-        self, audio: str | Path | Samples, language: str = AUTO, sample_rate: int | None = None
+        self,
+        audio: str | Path | Samples,
+        language: str = AUTO,
+        sample_rate: int | None = None,
+        channel: int | None = None,
     ) -> Transcript:
         """Transcribe a file or samples.
 
         Args:
-          audio: Path of an audio file of any format that libsndfile (or ffmpeg, if installed) reads, or samples.
+          audio: Path of an audio or video file of any common format, or samples.
           language: Code or name of the language; "auto" identifies it.
           sample_rate: Sample rate of samples, in Hz; None: 16 kHz. Not allowed with a file, which states its own.
+          channel: Channel of a file to transcribe, counted from 0; None: the average of the active ones.
 
         Raises:
           AudioError: The audio is missing, damaged, truncated or out of range.
@@ -112,8 +116,10 @@ class Pathways:
         if isinstance(audio, str | Path):
             if sample_rate is not None:
                 raise ValueError(f"sample_rate={sample_rate} with a file, which states its own: omit sample_rate")
-            name, blocks = str(audio), read_file(Path(audio).expanduser())
+            name, blocks = str(audio), read_file(Path(audio).expanduser(), AudioOptions(channel=channel))
         else:
+            if channel is not None:
+                raise ValueError(f"channel={channel} with samples, which are mono: pass the samples of that channel")
             name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate))
         errors: list[AudioError] = []
         segments = self._transcriber(language).transcribe(
@@ -169,10 +175,7 @@ class TranscriptionStream:
         self._transcriber = transcriber
         self._session = transcriber.open()
         self._sample_rate = sample_rate
-        check_sample_rate(sample_rate)
-        self._resampler = None
-        if sample_rate != FbankConfig.sample_rate:
-            self._resampler = StreamingResampler(sample_rate, FbankConfig.sample_rate)
+        self._resampler = StreamingResampler(sample_rate, FbankConfig.sample_rate)
         self._final: list[Segment] = []
         self._partial: list[Segment] = []
 
@@ -224,14 +227,14 @@ class TranscriptionStream:
         check_samples(mono)  # before the resampler, whose buffer would keep a NaN
         new: list[Segment] = []
         for block in split_blocks(mono, self._sample_rate):
-            new += self._decode(block if self._resampler is None else self._resampler.accept(block))
+            new += self._decode(self._resampler.accept(block))
         return new
 
     def finish(self) -> list[Segment]:
         """Decode the remaining audio and return its results; a second call has no effect."""
         if self.finished:
             return []
-        new = [] if self._resampler is None else self._decode(self._resampler.flush())
+        new = self._decode(self._resampler.flush())
         self._session.finish()
         return new + self._advance()
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Literal, TextIO
 
 import tyro
 from torch import Tensor
 
 from icefall_pathways.decoding.pretrained import load_trained_model
-from icefall_pathways.ranges import PositiveInt, Range
-from icefall_pathways.transcription.audio import MICROPHONE, STDIN, read_audio
+from icefall_pathways.files import atomic_write
+from icefall_pathways.ranges import PositiveInt, Range, check_number
+from icefall_pathways.transcription.audio import MICROPHONE, STDIN, AudioOptions, read_audio
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
-from icefall_pathways.transcription.writers import WRITERS, Writer
+from icefall_pathways.transcription.transcript import Segment
+from icefall_pathways.transcription.writers import WRITERS
 
 _MAX_SAMPLE_RATE = 768_000
 
@@ -25,7 +27,7 @@ class TranscribeConfig(RecognizerConfig):
     """Options of transcription."""
 
     audio: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Audio files; - for standard input (WAV, or raw 16-bit mono); mic for the microphone."""
+    """Audio or video files; - for standard input; mic for the microphone."""
 
     lang: str = AUTO
     """The language, such as fr; auto: identify it."""
@@ -39,8 +41,11 @@ class TranscribeConfig(RecognizerConfig):
     num_decode_streams: PositiveInt = 16
     """Number of files to transcribe in parallel with --output-dir; without it, files are transcribed one at a time."""
 
-    sample_rate: Annotated[int, Range(1, _MAX_SAMPLE_RATE)] = 16000
-    """Sample rate of raw samples on standard input, in Hz."""
+    sample_rate: int | None = None
+    """Standard input is raw 16-bit mono at this rate, in Hz; None: it states its format, such as WAV or MP3."""
+
+    channel: int | None = None
+    """Channel to transcribe, counted from 0; None: the average of the active ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +54,10 @@ class TranscribeConfig(RecognizerConfig):
         live = [source for source in self.audio if source in (STDIN, MICROPHONE)]
         if live and len(self.audio) > 1:
             raise ValueError(f"{live[0]} with {len(self.audio) - 1} other sources: it must be the only source")
+        if self.sample_rate is not None:
+            check_number("--sample-rate", self.sample_rate, Range(1, _MAX_SAMPLE_RATE))
+        if self.channel is not None:
+            check_number("--channel", self.channel)
         if self.output_dir is not None:
             names = [self.output_path(source).name for source in self.audio]
             duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -79,31 +88,47 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
     out = out or sys.stdout
     errors: dict[str, str] = {}
     results = transcriber.transcribe(
-        ((source, _read(source, config.sample_rate)) for source in config.audio),
+        ((source, _read(source, config)) for source in config.audio),
         num_streams=1 if config.output_dir is None else config.num_decode_streams,
         on_error=lambda source, error: errors.update({source: str(error)}),
     )
-    writers: dict[str, Writer] = {}
-    with ExitStack() as files:
+    outputs: dict[str, _Output] = {}
+    try:
         for source, segment in results:
-            if source not in writers:
-                file = out if config.output_dir is None else files.enter_context(_open(config.output_path(source)))
-                writers[source] = WRITERS[config.output_format](file, source)
-            writers[source].add(segment)
+            if source not in outputs:
+                outputs[source] = _Output(config, source, out)
+            outputs[source].add(segment)
             if segment.is_last:
-                writers[source].close(errors.get(source))
-                if writers[source].out is not out:
-                    writers[source].out.close()
+                outputs.pop(source).close(errors.get(source))
+    finally:
+        for output in outputs.values():  # of an interrupted or failed run
+            output.close("the transcription was interrupted")
     return errors
 
 
-def _open(path: Path) -> TextIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8")
+class _Output:
+    """The transcript of one source. Its file gets its name once it is complete, or when the run is interrupted."""
+
+    def __init__(self, config: TranscribeConfig, source: str, out: TextIO) -> None:
+        self._files = ExitStack()
+        if config.output_dir is not None:
+            path = self._files.enter_context(atomic_write(config.output_path(source)))
+            out = self._files.enter_context(path.open("w", encoding="utf-8"))
+        self._writer = WRITERS[config.output_format](out, source)
+
+    def add(self, segment: Segment) -> None:
+        self._writer.add(segment)
+
+    def close(self, error: str | None) -> None:
+        with self._files:
+            self._writer.close(error)
 
 
-def _read(source: str, sample_rate: int) -> Iterator[Tensor]:
-    blocks = read_audio(source, sample_rate)
+def _read(source: str, config: TranscribeConfig) -> Iterator[Tensor]:
+    def report(note: str) -> None:
+        print(f"note: {source}: {note}", file=sys.stderr)
+
+    blocks = read_audio(source, AudioOptions(config.sample_rate, config.channel, report))
     return UntilInterrupted(blocks) if source in (STDIN, MICROPHONE) else blocks
 
 

@@ -1,6 +1,6 @@
 """Transcripts: recognized tokens as words with times, in segments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
@@ -29,7 +29,7 @@ class Segment:
     Attributes:
       language: Language code; None if the model is dense and no language was requested.
       start: Start of the segment, in seconds from the start of the audio.
-      end: End of the decoded audio, in seconds from the start of the audio.
+      end: End of the decoded audio, in seconds from the start of the audio; at most the start of the next segment.
       text: Text of the segment.
       stable_text: Leading part of `text` that later results of this segment do not change.
       revised: The previous result was changed, not only extended.
@@ -95,13 +95,14 @@ def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Se
         text=text,
         stable_text=stable_text if text.startswith(stable_text) else "",
         revised=result.revised,
-        words=_words(result.tokens, result.times, tokenizer),
+        words=_words(result, tokenizer),
         is_final=result.is_final,
         is_last=result.is_last,
     )
 
 
-def _words(tokens: Sequence[int], times: Sequence[float], tokenizer: Tokenizer) -> list[Word]:
+def _words(result: Result, tokenizer: Tokenizer) -> list[Word]:
+    tokens, times = result.tokens, result.times
     groups: list[list[int]] = []
     for index, token in enumerate(tokens):
         if not groups or tokenizer.symbols[token].startswith(WORD_BOUNDARY):
@@ -111,7 +112,7 @@ def _words(tokens: Sequence[int], times: Sequence[float], tokenizer: Tokenizer) 
         Word(
             text=tokenizer.decode([[tokens[index] for index in group]])[0].strip(),
             start=round(times[group[0]], 3),
-            end=round(times[group[-1]] + FRAME_SECONDS, 3),
+            end=round(max(times[group[-1]], min(times[group[-1]] + FRAME_SECONDS, result.end)), 3),
         )
         for group in groups
     ]

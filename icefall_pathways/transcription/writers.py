@@ -1,6 +1,7 @@
 """Transcript writers: text as it arrives, JSON, and subtitles."""
 
 import json
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,8 @@ class JsonWriter(Writer):
         """Write the object, with `error` in it."""
         transcript = Transcript.from_results(self.results)
         content = {
-            "source": self.source,
+            # A file name may have bytes that are not UTF-8.
+            "source": os.fsencode(self.source).decode(errors="backslashreplace"),
             "language": transcript.language,
             "seconds": transcript.duration,
             "text": transcript.text,
@@ -104,17 +106,19 @@ class SubtitleWriter(Writer):
         super().__init__(out, source)
         self.index = 0
         self.pending: list[Word] = []
+        self.audio_end = 0.0
 
     def add(self, segment: Segment) -> None:
         """Add the next partial or final result."""
         if segment.is_final:
+            self.audio_end = segment.end
             for words in subtitles(segment.words):
                 self._write_pending(until=words[0].start)
                 self.pending = words
 
     def close(self, error: str | None) -> None:
         """Write the last subtitle."""
-        self._write_pending(until=float("inf"))
+        self._write_pending(until=self.audio_end)
         super().close(error)
 
     def _write_pending(self, until: float) -> None:

@@ -9,6 +9,7 @@ from mls_folder import write_audio
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
+from icefall_pathways.corpora.recordings import read_recording
 from icefall_pathways.corpora.registry import CorpusSpec
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import Language, LanguageCode
@@ -34,7 +35,7 @@ def prepare_manifests(
 
 def _read(language: str, paths: Sequence[Path], report: CorpusReport) -> Iterator[tuple[Recording, SupervisionSegment]]:
     for path in paths:
-        recording = Recording.from_file(path).resample(SAMPLE_RATE)
+        recording = read_recording(path, path.stem).resample(SAMPLE_RATE)
         text = path.with_suffix(".txt").read_text(encoding="utf-8")
         yield (
             recording,

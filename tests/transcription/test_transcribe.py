@@ -1,6 +1,7 @@
 """Transcription from audio to transcripts, with a random model."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.transcription import transcribe as transcribe_module
+from icefall_pathways.transcription.audio import read_audio
 from icefall_pathways.transcription.transcribe import TranscribeConfig, UntilInterrupted, transcribe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/transcribe.py"
@@ -62,6 +65,72 @@ def test_segment_boundaries_do_not_split_words(exp_dir, speech):
     assert split["text"] == whole["text"]
 
 
+def test_times_lie_within_the_audio_and_segments_do_not_overlap(exp_dir, speech, tmp_path):
+    samples, rate = soundfile.read(speech)
+    soundfile.write(tmp_path / "odd.wav", samples[:37777], rate)
+    endpoint = EndpointConfig(rule3_min_utterance_length=0.5)
+    content, _ = _json(exp_dir, tmp_path / "odd.wav", endpoint=endpoint)
+    assert content["seconds"] == round(37777 / 16000, 3)
+    segments = content["segments"]
+    assert len(segments) > 3
+    for segment, following in itertools.pairwise(segments):
+        assert segment["end"] <= following["start"]
+    for segment in segments:
+        assert segment["start"] <= segment["words"][0]["start"]
+        assert segment["words"][-1]["end"] <= segment["end"] <= content["seconds"]
+    for output_format in ("srt", "vtt"):
+        cues = _transcribe(exp_dir, tmp_path / "odd.wav", output_format=output_format)[0].getvalue()
+        ends = [line.split(" --> ")[1].replace(",", ".") for line in cues.splitlines() if "-->" in line]
+        assert max(ends) <= "00:00:02.361"
+
+
+def test_channels_without_speech_do_not_change_the_transcript(exp_dir, speech, tmp_path, capsys):
+    samples, rate = soundfile.read(speech, dtype="int16")
+    expected, _ = _json(exp_dir, speech)
+    silent = np.zeros_like(samples)
+    for name, channels in {"one": [samples, silent], "inverted": [samples, -samples]}.items():
+        soundfile.write(tmp_path / f"{name}.wav", np.stack(channels, axis=1), rate)
+        assert _json(exp_dir, tmp_path / f"{name}.wav")[0]["segments"] == expected["segments"]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0] == (
+        f"note: {tmp_path}/one.wav: transcribed channel 0 of 2 (the others are silent or at least 20 dB quieter)"
+    )
+    assert notes[1].endswith("transcribed channels 0, 1 of 2 (the phase of 1 is inverted)")
+    assert _json(exp_dir, tmp_path / "one.wav", channel=1)[0]["text"] == ""
+    _, errors = _transcribe(exp_dir, tmp_path / "one.wav", channel=2)
+    assert "channel 2 does not exist" in errors[str(tmp_path / "one.wav")]
+
+
+def test_file_name_that_is_not_utf8(exp_dir, speech, tmp_path):
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.wav")
+    Path(name).write_bytes(speech.read_bytes())
+    options = {"output_dir": tmp_path / "out", "output_format": "json"}
+    _, errors = _transcribe(exp_dir, name, tmp_path / "missing.wav", speech, **options)
+    assert list(errors) == [str(tmp_path / "missing.wav")]
+    expected, _ = _json(exp_dir, speech)
+    content = json.loads((tmp_path / "out" / os.fsdecode(b"caf\xe9.json")).read_text())
+    assert content["source"] == f"{tmp_path}/caf\\xe9.wav" and content["text"] == expected["text"]
+    assert (tmp_path / "out" / "speech.json").exists()
+
+
+@pytest.mark.parametrize("output_format", ["json", "text", "srt"])
+def test_interrupted_run_keeps_what_is_transcribed(exp_dir, speech, tmp_path, monkeypatch, output_format):
+    def interrupted(source, options):
+        yield from itertools.islice(read_audio(source, options), 12)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcribe_module, "read_audio", interrupted)
+    options = {"output_dir": tmp_path / "out", "output_format": output_format}
+    with pytest.raises(KeyboardInterrupt):
+        _transcribe(exp_dir, speech, endpoint=EndpointConfig(rule3_min_utterance_length=0.5), **options)
+    (path,) = (tmp_path / "out").iterdir()
+    assert len(path.read_text().split()) > 2
+    if output_format == "json":
+        content = json.loads(path.read_text())
+        assert content["error"] == "the transcription was interrupted"
+        assert content["text"] and content["seconds"] > 1
+
+
 def test_bad_audio_is_transcribed_up_to_the_error_without_affecting_other_sources(exp_dir, speech, tmp_path):
     samples, rate = soundfile.read(speech)
     broken = samples.copy()
@@ -93,7 +162,7 @@ def test_bad_audio_is_transcribed_up_to_the_error_without_affecting_other_source
         assert content["error"] == errors.get(source)
     assert 0 < len(contents["truncated"]["text"]) < len(alone["text"])
     assert alone["text"].startswith(contents["nan"]["text"][:20])
-    assert contents["short"]["seconds"] == 0.04
+    assert contents["short"]["seconds"] == 0.01
 
 
 def test_language_is_given_or_identified(exp_dir, speech):
@@ -176,7 +245,9 @@ def test_script_reports_bad_audio(exp_dir, speech):
     data = speech.read_bytes()
     done = subprocess.run([*command, "-"], input=data[:60000], capture_output=True)
     assert done.returncode == 1
-    assert done.stderr.decode().splitlines()[-1] == "error: -: the audio stopped after 1.87 of 3.00 s"
+    assert done.stderr.decode().splitlines()[-1] == (
+        "error: -: truncated or damaged after 1.87 of 3.00 s (shorter than its header states)"
+    )
     text = done.stdout.decode()
     assert text.split()
     expected = _transcribe(exp_dir, speech)[0].getvalue()

@@ -34,7 +34,8 @@ class Result:
       language: Language of the pathway.
       segment: Index of the segment, from 0.
       start: Start of the segment, in seconds from the start of the stream.
-      end: End of the decoded audio, in seconds from the start of the stream.
+      end: End of the decoded audio, or start of a word that moves to the next segment, in seconds from the start of the
+        stream.
       tokens: Token IDs.
       times: Time of each token, in seconds from the start of the stream.
       stable: Number of leading tokens that later results of the segment do not change; all tokens of a final result.
@@ -252,11 +253,13 @@ class Recognizer:
         unchanged = common_prefix_length(session.previous_tokens, tokens)
         ends_in_speech = is_too_long and not (is_pause or session.finished)
         complete = self._complete_words(tokens) if ends_in_speech else len(tokens)
+        audio_end = session.num_samples / self.decoder.fbank.sample_rate  # within the last encoder frame
+        end = audio_end if session.finished else min(stream.num_frames * FRAME_SECONDS, audio_end)
         result = Result(
             language=stream.language,
             segment=session.segment,
             start=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
-            end=stream.num_frames * FRAME_SECONDS,
+            end=min([end, *times[complete : complete + 1]]),
             tokens=tokens[:complete],
             times=times[:complete],
             stable=complete if is_final else num_carried + stable,

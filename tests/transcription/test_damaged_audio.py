@@ -1,0 +1,129 @@
+"""Damaged and incomplete audio: the readable part, and one clear error."""
+
+import io
+
+import numpy as np
+import pytest
+from encoded_audio import FORMATS, SlowPipe, encode, read_all, speech_like
+
+from icefall_pathways.transcription.audio import AudioOptions, read_audio, read_file, read_pipe
+
+# Formats that neither state their length nor mark their end: a cut between two packets cannot be noticed.
+WITHOUT_LENGTH = ("aac", "ac3", "ts")
+
+
+def _read(tmp_path, data):
+    """Read a file and a pipe, which must give the same."""
+    (tmp_path / "audio").write_bytes(data)
+    samples, error = read_all(read_file(tmp_path / "audio"))
+    from_pipe, pipe_error = read_all(read_pipe(io.BufferedReader(SlowPipe(data))))
+    assert from_pipe.tolist() == samples.tolist() and pipe_error == error
+    return samples, error
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in WITHOUT_LENGTH])
+def test_truncated_files_are_read_up_to_their_end(tmp_path, name, rate):
+    if name in ("opus", "webm"):
+        rate = 48000  # the only rate of Opus
+    data = encode(speech_like(6.0, rate), name, rate)
+    for part in (0.5, 0.9):
+        samples, error = _read(tmp_path, data[: int(len(data) * part)])
+        assert "truncated" in error
+        if name not in ("m4a", "alac"):  # the index is at the end
+            # Ogg pages last about a second.
+            assert (part - 0.25) * 96000 < len(samples) <= part * 96000 + 3000
+            assert "after" in error and (error.endswith("is missing)") or " of 6.0" in error)
+
+
+def test_truncated_mp4_with_its_index_at_the_start(tmp_path):
+    data = encode(speech_like(6.0), "m4a", movflags="frag_keyframe+empty_moov", frag_duration="500000")
+    samples, error = _read(tmp_path, data[: len(data) // 2])
+    assert 40000 < len(samples) < 56000 and error is not None
+
+
+def test_all_samples_before_a_cut_within_a_sample_are_read(tmp_path):
+    samples = speech_like(1.0, 16000)
+    data = encode(samples, "wav", 16000)
+    start = data.index(b"data") + 8
+    read, error = _read(tmp_path, data[: start + 8001])
+    assert read.tolist() == (samples[:4000, 0] / np.float32(32768)).tolist()
+    assert error == "truncated or damaged after 0.25 of 1.00 s (shorter than its header states)"
+    raw, error = read_all(read_pipe(io.BytesIO(samples.tobytes()[:801]), AudioOptions(sample_rate=16000)))
+    assert len(raw) == 400 and error is None
+
+
+@pytest.mark.parametrize("name", ["flac", "opus", "ogg", "oga", "mp3", "aac", "m4a", "alac", "mkv", "webm"])
+def test_damage_in_the_middle_is_skipped_and_reported(tmp_path, name):
+    data = bytearray(encode(speech_like(10.0), name))
+    data[len(data) // 2 : len(data) // 2 + 800] = bytes(800)
+    samples, error = _read(tmp_path, bytes(data))
+    assert error.startswith("damaged at ")
+    assert 2.0 < float(error.split()[2]) < 6.0
+    assert len(samples) == pytest.approx(160000, abs=3200), "the audio after the damage is read, too"
+
+
+def test_flac_with_a_flipped_bit_is_damaged(tmp_path):
+    data = bytearray(encode(speech_like(4.0), "flac"))
+    undetected = 0
+    for position in range(len(data) // 2, len(data) // 2 + 400, 40):
+        flipped = data.copy()
+        flipped[position] ^= 1
+        undetected += _read(tmp_path, bytes(flipped))[1] is None
+    assert undetected == 0
+
+
+def test_many_damages_do_not_block(tmp_path):
+    """Thousands of damaged packets, whose messages filled the pipe of an external decoder."""
+    data = np.frombuffer(encode(speech_like(10.0), "aac") * 10, np.uint8).copy()
+    rng = np.random.default_rng(0)
+    data[rng.integers(0, len(data), len(data) // 100)] ^= 0xFF
+    (tmp_path / "audio").write_bytes(data.tobytes())
+    samples, error = read_all(read_file(tmp_path / "audio"))
+    assert len(samples) > 50 * 16000 and "more damages" in error
+
+
+def test_second_wav_file_is_not_lost_silently(tmp_path):
+    data = encode(speech_like(1.0), "wav")
+    samples, error = _read(tmp_path, data + data)
+    assert len(samples) == 16000 and error == "another WAV file follows after 1.00 s: split the file"
+
+
+def test_joined_ogg_files_with_different_channels_are_not_lost_silently(tmp_path):
+    data = encode(speech_like(2.0), "opus") + encode(speech_like(1.0, channels=2), "opus")
+    samples, error = _read(tmp_path, data)
+    assert len(samples) == 32000 and error.startswith("damaged at 2.00 s (FFmpeg cannot read the audio that follows")
+
+
+def test_input_that_is_not_audio_is_reported(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("not audio at all " * 100)
+    (tmp_path / "playlist.m3u8").write_text("#EXTM3U\n#EXTINF:9,\nsecret.wav\n")
+    (tmp_path / "list.txt").write_text("ffconcat version 1.0\nfile secret.wav\n")
+    (tmp_path / "secret.wav").write_bytes(encode(speech_like(1.0), "wav"))
+    (tmp_path / "locked.wav").symlink_to("locked.wav")
+    for source, message in {
+        "empty.wav": "it is empty",
+        "text.wav": "expected audio or video, such as WAV",
+        "playlist.m3u8": "cannot read it",
+        "list.txt": "cannot read it",
+        "locked.wav": "symbolic links",
+        "missing.wav": "no such file",
+        "x" * 300: "File name too long",
+        ".": "not a file",
+    }.items():
+        samples, error = read_all(read_audio(str(tmp_path / source)))
+        assert samples.numel() == 0
+        assert message in error
+    assert "it is empty" in read_all(read_pipe(io.BytesIO(b"")))[1]
+
+
+def test_failing_device_is_reported():
+    class Failing(SlowPipe):
+        def readinto(self, buffer):
+            if self.delivered > 100_000:
+                raise OSError(5, "Input/output error")
+            return super().readinto(buffer)
+
+    samples, error = read_all(read_pipe(io.BufferedReader(Failing(encode(speech_like(4.0), "flac")))))
+    assert len(samples) > 8000 and "Input/output error" in error
