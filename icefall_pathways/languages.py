@@ -1,5 +1,6 @@
 """The supported languages: code, name and alphabet."""
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, NewType
@@ -54,6 +55,11 @@ LANGUAGES: dict[LanguageCode, Language] = {
 
 #: The languages of the ASR pathways paper.
 DEFAULT_LANGUAGES = (LanguageCode("en"), LanguageCode("fr"), LanguageCode("it"), LanguageCode("nl"))
+
+
+def normalize_text(text: str) -> str:
+    """Return a transcript in Unicode normalization form C, as alphabets are, with single spaces between words."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def get_language(tag: str) -> Language:

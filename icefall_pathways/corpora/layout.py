@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from lhotse import Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason, foreign_characters
-from icefall_pathways.languages import LANGUAGES, Language
+from icefall_pathways.languages import LANGUAGES, Language, normalize_text
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
@@ -107,8 +108,8 @@ def write_manifests(
 ) -> CorpusReport:
     """Write the manifests and the report of a split, in shards; a complete split is not written again.
 
-    An interrupted call is continued by the next one. Utterances without text, and those with characters outside the
-    alphabet of the language, are dropped and counted.
+    An interrupted call is continued by the next one. Texts are normalized (`normalize_text`). Utterances without text,
+    and those with characters outside the alphabet of the language, are dropped and counted.
 
     Args:
       files: The paths.
@@ -147,6 +148,7 @@ def _write_shard(files: SplitFiles, read: ReadUtterances[T], shard: Shard[T]) ->
     recordings, supervisions = [], []
     for recording, supervision in read(shard.items, report):
         _check_utterance(files, recording, supervision)
+        supervision = fastcopy(supervision, text=normalize_text(supervision.text or ""))
         rejection = _rejection(files, supervision)
         if rejection is not None:
             report.drop(files.language.code, files.split, *rejection)

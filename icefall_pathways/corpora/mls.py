@@ -4,7 +4,6 @@ Any such folder is accepted, with any subset of the languages, and with flac or 
 dropped and counted.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.recordings import read_recording
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
-from icefall_pathways.languages import Language
+from icefall_pathways.languages import Language, normalize_text
 from icefall_pathways.sharding.executors import Workers
 
 CORPUS = "mls"  # first part of the names of manifests
@@ -114,8 +113,8 @@ class _Line(NamedTuple):
 
     @property
     def normalized_text(self) -> str:
-        """The transcript in Unicode normalization form C."""
-        return unicodedata.normalize("NFC", self.text)
+        """The normalized transcript."""
+        return normalize_text(self.text)
 
 
 class _Lines:
@@ -176,7 +175,7 @@ def _read_recording(folder: Path, language: Language, line: _Line) -> Recording 
         return Reason.DUPLICATE, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
     if foreign := foreign_characters(text, language):
         return Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}"
-    if not text.strip():
+    if not text:
         return Reason.NO_TEXT, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
     path = _audio_path(folder, handle)
     if path is None:
@@ -207,7 +206,7 @@ def _supervision(line: _Line, recording: Recording, language: Language) -> Super
         start=0.0,
         duration=recording.duration,
         channel=recording.channel_ids if recording.num_channels > 1 else 0,
-        text=line.normalized_text.strip(),
+        text=line.normalized_text,
         language=language.code,
         speaker=line.speaker,
         gender=line.gender,

@@ -76,11 +76,18 @@ class Tokenizer:
         # One text at a time: for a list SentencePiece starts threads, which takes longer than the encoding.
         return [self._processor.EncodeAsIds(text) for text in texts]
 
+    def words(self, text: str) -> list[str]:
+        """Split a transcript or a decoded text into words, in the Unicode normalization that `encode` applies.
+
+        Scoring compares these words: a model cannot distinguish texts that differ in normalization only.
+        """
+        return str(self._processor.Normalize(text)).replace(WORD_BOUNDARY, " ").split()
+
     def uncovered(self, text: str) -> set[str]:
-        """Return the characters of `text` that no token covers."""
+        """Return the characters of `text`, after normalization, that no token covers."""
         if self.unknown_id not in self.encode([text])[0]:
             return set()
-        return {character for character in text if self.unknown_id in self.encode([character])[0]}
+        return {character for character in "".join(self.words(text)) if self.unknown_id in self.encode([character])[0]}
 
     def decode(self, tokens: list[list[int]]) -> list[str]:
         """Return the text of each list of token ids."""

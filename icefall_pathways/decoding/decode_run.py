@@ -201,8 +201,8 @@ def _decode_offline(
         n_best = search.n_best(state) if config.nbest else [[] for _ in best]
         for cut, text, hypothesis, hypotheses in zip(batch.cuts, batch.texts, best, n_best, strict=True):
             alternatives = [_alternative(tokenizer, alternative) for alternative in hypotheses[: config.nbest]]
-            words = tokenizer.decode([hypothesis.tokens])[0].split()
-            utterances.append(Utterance(cut.id, text.split(), words, alternatives))
+            decoded = tokenizer.decode([hypothesis.tokens])[0]
+            utterances.append(Utterance(cut.id, tokenizer.words(text), tokenizer.words(decoded), alternatives))
         progress.update(len(batch))
     return Decoded(utterances)
 
@@ -222,7 +222,7 @@ def _decode_streams(
     experiment: LoadedExperiment, config: StreamingDecodeConfig, part: Part, progress: SharedProgress
 ) -> Decoded:
     """Decode utterances in parallel streams, from their audio."""
-    decoder, cuts = experiment.decoder, part.batches.cuts
+    decoder, tokenizer, cuts = experiment.decoder, experiment.trained.tokenizer, part.batches.cuts
     decoder.compile([part.language])  # now, since after some batches results would depend on the parts decoded before
     timing = Timing(audio=sum(cut.duration for cut in cuts))
     utterances: list[Utterance] = []
@@ -233,8 +233,9 @@ def _decode_streams(
     for cut, hypothesis in decoder.decode(
         sources, config.num_decode_streams, on_error=lambda cut, error: errors.update({cut.id: str(error)})
     ):
-        text = experiment.trained.tokenizer.decode([hypothesis.tokens])[0]
-        utterances.append(Utterance(cut.id, cut.supervisions[0].text.split(), text.split()))
+        decoded = tokenizer.decode([hypothesis.tokens])[0]
+        reference = cut.supervisions[0].text
+        utterances.append(Utterance(cut.id, tokenizer.words(reference), tokenizer.words(decoded)))
         progress.update()
     timing.total = time.perf_counter() - start
     progress.update(len(errors))

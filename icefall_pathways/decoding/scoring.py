@@ -19,7 +19,8 @@ from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.languages import get_language
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
-_GAP = "*"  # stands for the missing word of an insertion or a deletion; never a word of a transcript
+_GAP = ""  # stands for the missing word of an insertion or a deletion; no word is empty
+_PRINTED_GAP = "*"  # in errs- files, as in icefall
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Score:
     """Word alignments and character errors of a test set.
 
     Attributes:
-      alignments: Per cut, pairs (reference word, hypothesis word); "*" replaces a missing word.
+      alignments: Per cut, pairs (reference word, hypothesis word); "" replaces a missing word.
       pairs: Count of each pair.
       characters: (utterances, 4) substituted, deleted, inserted and reference characters, including spaces, in the
         order of `alignments`.
@@ -329,7 +330,7 @@ def _mark_errors(pairs: list[tuple[str, str]]) -> str:
             wrong.append(pair)
             continue
         if wrong:
-            ref, hyp = (" ".join(word for word in side if word != _GAP) or _GAP for side in zip(*wrong, strict=True))
+            ref, hyp = (" ".join(filter(None, side)) or _PRINTED_GAP for side in zip(*wrong, strict=True))
             words.append(f"({ref}->{hyp})")
             wrong = []
         words.append(pair[0])

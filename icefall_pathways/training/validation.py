@@ -101,10 +101,10 @@ class Validator:
             search = GreedySearch(model)
             encoder_out, lens = model.encode(x.to(device), lens.to(device))
             hypotheses = search.results(search.advance(search.init(len(lens)), encoder_out, lens))
-        words = [self._tokenizer.decode([hypothesis.tokens])[0].split() for hypothesis in hypotheses]
-        pairs = [(text.split(), hypothesis) for text, hypothesis in zip(texts, words, strict=True)]
-        num_errors = sum(edit_distance(reference, hypothesis)["total"] for reference, hypothesis in pairs)
-        return torch.tensor([num_errors, sum(len(reference) for reference, _ in pairs)], dtype=torch.float64)
+        decoded = self._tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
+        references, words = (list(map(self._tokenizer.words, side)) for side in (texts, decoded))
+        num_errors = sum(edit_distance(*pair)["total"] for pair in zip(references, words, strict=True))
+        return torch.tensor([num_errors, sum(map(len, references))], dtype=torch.float64)
 
 
 class ValidationCallback(Callback):

@@ -1,8 +1,11 @@
 """SentencePiece: ids, round trips, reproducible files, and errors that state the limits."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -46,6 +49,25 @@ def test_texts_are_converted_for_an_upper_case_model(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(texts)) == texts
     assert all(token > 2 for ids in tokenizer.encode(texts) for token in ids)
     assert tokenizer.uncovered("o'er ж") == {"ж"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.sampled_from("aéœçñß'½ﬁ\u00a0\u200b*-"), max_size=5), max_size=5).map(" ".join))
+def test_words_do_not_depend_on_the_unicode_normalization(model_path: Path, text: str) -> None:
+    """Training composes characters, so that scoring has to."""
+    tokenizer = Tokenizer(model_path)
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+    assert all(tokenizer.words(form) == tokenizer.words(text) for form in forms)
+    assert all(tokenizer.encode([form]) == tokenizer.encode([text]) for form in forms)
+    assert tokenizer.words(" ".join(tokenizer.words(text))) == tokenizer.words(text)
+
+
+def test_words_of_a_decoded_text_are_those_of_the_transcript(model_path: Path) -> None:
+    tokenizer = Tokenizer(model_path)
+    for text in TEXTS:
+        decoded = tokenizer.decode(tokenizer.encode([unicodedata.normalize("NFD", text)]))[0]
+        assert tokenizer.words(decoded) == tokenizer.words(text) == text.split()
+    assert tokenizer.uncovered(unicodedata.normalize("NFD", "été ж")) == {"ж"}
 
 
 def test_unknown_character_is_encoded_as_unk(model_path: Path) -> None:

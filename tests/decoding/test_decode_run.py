@@ -73,6 +73,21 @@ def test_streaming_needs_no_stored_features(exp_dir, experiment, tmp_path):
     assert _hypotheses(config.results_dir) == expected
 
 
+@pytest.mark.parametrize(("run", "config_class"), [(decode, DecodeConfig), (decode_streaming, StreamingDecodeConfig)])
+def test_references_do_not_depend_on_the_unicode_normalization(exp_dir, experiment, tmp_path, run, config_class):
+    recogs = {}
+    for form, text in (("NFC", b"d\\u00e9ux"), ("NFD", b"de\\u0301ux")):
+        manifest = gzip.decompress((experiment / "mls-dutch_cuts_test.jsonl.gz").read_bytes())
+        assert b"two" in manifest
+        (tmp_path / form).mkdir()
+        (tmp_path / form / "mls-dutch_cuts_test.jsonl.gz").write_bytes(gzip.compress(manifest.replace(b"two", text)))
+        config = config_class(exp_dir=exp_dir, manifest_dir=tmp_path / form, languages="nl")
+        run(config)
+        (path,) = config.results_dir.glob("recogs-*")
+        recogs[form] = path.read_text(encoding="utf-8")
+    assert recogs["NFC"] == recogs["NFD"] and "'déux'" in recogs["NFC"]
+
+
 def test_decoding_writes_icefall_result_files(exp_dir):
     decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
     suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"

@@ -53,6 +53,13 @@ def test_counts_equal_edit_distances(sentences):
     assert result.words == sum(len(ref) for ref, _ in sentences)
 
 
+def test_asterisk_is_a_word():
+    sentences = {"a": ("one * two", "one two"), "b": ("one", "one *"), "c": ("* a", "b a")}
+    result = score(_utterance(cut_id, *pair) for cut_id, pair in sentences.items())
+    assert (result.words, result.errors, result.deletions, result.insertions, result.substitutions) == (6, 3, 1, 1, 1)
+    assert result.word_counts().tolist() == [[1, 3], [1, 1], [1, 2]]
+
+
 def test_empty_references_and_hypotheses_are_counted():
     result = score([_utterance("a", "", "one two"), _utterance("b", "three", ""), _utterance("c", "", "")])
     assert (result.insertions, result.deletions, result.words, result.utterances) == (2, 1, 1, 3)

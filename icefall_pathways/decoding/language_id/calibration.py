@@ -273,7 +273,8 @@ def word_error_rates(
     def rates(selected: Sequence[int]) -> list[float]:
         groups: list[list[Utterance]] = [[] for _ in languages]
         for i, example in enumerate(examples):
-            utterance = Utterance(str(i), example.reference.split(), texts[i][selected[i]].split())
+            words = tokenizer.words(example.reference), tokenizer.words(texts[i][selected[i]])
+            utterance = Utterance(str(i), *words)
             groups[example.language].append(utterance)
         return [score(group).wer for group in groups]
 
