@@ -51,9 +51,25 @@ def test_second_run_changes_nothing(prepared):
 
 def test_different_options_in_the_same_folder_are_rejected(prepared):
     folder, options, _ = prepared
-    done = prepare(*options, "--languages", "de", cwd=folder)
+    done = prepare(*options, "--perturb-speed", "1", cwd=folder)
     assert done.returncode != 0
     assert "was finished in" in done.stderr and "use another --data-dir" in done.stderr
+
+
+def test_a_language_is_added_and_the_tokenizer_is_kept(prepared):
+    folder, options, _ = prepared
+    make_language(folder / "corpus", "nl")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*.*") if path.is_file()}
+    done = prepare(*options, "--languages", "de nl pl", cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "data" / "fbank" / "mls-dutch_cuts_train.jsonl.gz").exists()
+    changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert not any(name.startswith(("mls-", "bpe")) for name in changed)
+    assert "kept" in done.stdout and "--retrain-tokenizer 1" in done.stdout and "│ nl " in done.stdout
+    model = (folder / "data" / "lang_bpe_32" / "bpe.model").read_bytes()
+    again = prepare(*options, "--languages", "de nl pl", "--retrain-tokenizer", "1", cwd=folder)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (folder / "data" / "lang_bpe_32" / "bpe.model").read_bytes() != model
 
 
 @pytest.mark.parametrize(

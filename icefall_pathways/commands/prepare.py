@@ -18,7 +18,8 @@ Stages:
   4  MUSAN features (with --musan-dir)
   5  SentencePiece: DATA_DIR/lang_bpe_<vocab-size>
 
-Finished stages are skipped: DATA_DIR/.done-<stage> holds the options of a finished stage.
+Finished stages are skipped: DATA_DIR/.done-<stage>-<language> holds the options of a finished stage. Stages 1 and 3 can
+be divided among machines: with --executor dask, or with --shard 1/64 to 64/64 in the parts of an array job.
 """
 
 from icefall_pathways.recipe.environment import cpu_defaults, with_defaults

@@ -8,16 +8,17 @@ Usage:
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.data.fbank import transcripts
-from icefall_pathways.data.tokenizer import train_tokenizer
+from icefall_pathways.data.sample_config import SampleConfig
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
+from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.languages import parse_languages
-from icefall_pathways.ranges import Options, PositiveInt
+from icefall_pathways.ranges import PositiveInt
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(SampleConfig):
     """Options of the SentencePiece model."""
 
     cuts_dir: Path = Path("data/fbank")
@@ -32,8 +33,23 @@ class Config(Options):
     output_dir: Path = Path("data/lang_bpe_500")
     """Folder for bpe.model and tokens.txt."""
 
+    keep_model: bool = False
+    """Keep an existing model, and report how it covers the languages."""
+
 
 def run(config: Config) -> None:
-    """Train the model and print its path."""
-    texts = transcripts(config.cuts_dir, parse_languages(config.languages), "train")
-    print(train_tokenizer(texts, config.vocab_size, config.output_dir))
+    """Train the model, and print its path and the coverage of each language."""
+    model_path = config.output_dir / "bpe.model"
+    texts = TokenizerTexts(config.cuts_dir, parse_languages(config.languages), config)
+    if config.keep_model and model_path.exists():
+        write_tokens(model_path, config.output_dir / "tokens.txt")
+        print(
+            f"kept {model_path}, which models may depend on; this is how it covers {config.languages}. To train it "
+            "again on these languages, add --retrain-tokenizer 1 (prepare.sh) or --keep-model 0 (train_bpe.py); "
+            "experiments keep the copy that they were trained with"
+        )
+    else:
+        required = "" if texts.is_complete else texts.characters
+        train_tokenizer(texts.sample(), config.vocab_size, config.output_dir, required)
+    print(texts.report(Tokenizer(model_path)))
+    print(model_path)

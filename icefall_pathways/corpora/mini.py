@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from os import cpu_count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -27,7 +28,7 @@ from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.files import atomic_write, read_json, write_json
-from icefall_pathways.languages import Language, get_language, parse_languages
+from icefall_pathways.languages import Language, codes_of, get_language, parse_languages
 from icefall_pathways.options import to_dict
 from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt, Seed
 from icefall_pathways.sharding.executors import process_pool
@@ -159,7 +160,9 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
     ):
         for language in languages:
             _make_language(config, language, pool, bar)
-    write_json(config.corpus_dir / _OPTIONS_FILE, _options(config) | {"finished": True})
+    path = config.corpus_dir / _OPTIONS_FILE
+    finished = _finished_languages(read_json(path)) | {language.code for language in languages}
+    write_json(path, _options(config) | {"finished": sorted(finished)})
 
 
 def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
@@ -171,7 +174,9 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
 def _options(config: MiniCorpusConfig) -> dict[str, object]:
     """Return the options that determine the content of the corpus."""
     return {
-        name: value for name, value in to_dict(config).items() if name not in ("corpus_dir", "num_jobs", "overwrite")
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in ("corpus_dir", "languages", "num_jobs", "overwrite")
     }
 
 
@@ -185,23 +190,36 @@ def _prepare_folder(config: MiniCorpusConfig) -> bool:
       ValueError: It holds another corpus, or something else.
     """
     path, options = config.corpus_dir / _OPTIONS_FILE, _options(config)
+    languages: set[str] = {language.code for language in parse_languages(config.languages)}
+    finished: set[str] = set()
     if not path.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):
         raise ValueError(f"{config.corpus_dir} holds files of another origin: expected an empty --corpus-dir")
     if path.exists():
         stored = read_json(path)
-        finished = stored.pop("finished", False)
-        if stored == options:
-            _remove_unfinished(config.corpus_dir)
-            return finished
+        finished = _finished_languages(stored)
         differing = [f"{name}={stored.get(name)!r}" for name in options if stored.get(name) != options[name]]
-        if not config.overwrite:
+        if not differing:
+            _remove_unfinished(config.corpus_dir)
+        elif config.overwrite:
+            shutil.rmtree(config.corpus_dir)
+            finished = set()
+        else:
             raise ValueError(
                 f"{config.corpus_dir} holds a corpus made with {', '.join(differing)}: "
                 "use the same options, --overwrite 1 to replace it, or another --corpus-dir"
             )
-        shutil.rmtree(config.corpus_dir)
-    write_json(path, options | {"finished": False})
+    if languages <= finished:
+        return True
+    write_json(path, options | {"finished": sorted(finished)})
     return False
+
+
+def _finished_languages(stored: dict[str, Any]) -> set[str]:
+    """Return the languages of the corpus that are complete; earlier versions stored a Boolean for all of them."""
+    finished = stored["finished"]
+    if isinstance(finished, bool):
+        return set(codes_of(stored["languages"])) if finished else set()
+    return set(finished)
 
 
 def _remove_unfinished(corpus_dir: Path) -> None:

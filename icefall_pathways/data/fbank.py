@@ -131,21 +131,6 @@ def summarize_cuts(config: ComputeFbankConfig) -> str:
     return tabulate(rows, header, tablefmt="simple_outline", floatfmt=".2f")
 
 
-def transcripts(cuts_dir: Path, languages: list[Language], split: str) -> Iterator[str]:
-    """Yield the transcripts of a split, language by language.
-
-    Raises:
-      CorpusError: The cuts of a language are missing.
-    """
-    corpus = find_corpus(cuts_dir, "cuts")
-    for language in languages:
-        path = SplitFiles(cuts_dir, corpus, language, split).cuts
-        if not path.exists():
-            raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
-        for cut in CutSet.from_jsonl_lazy(path):
-            yield from (supervision.text for supervision in cut.supervisions)
-
-
 class _Utterance(NamedTuple):
     """Input of the feature extraction.
 

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -95,15 +97,16 @@ class Tokenizer:
         return [text.lower() for text in texts] if self._is_upper_case else texts
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> Path:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path, required_characters: str = "") -> Path:
     """Train a unigram model and write `bpe.model` and `tokens.txt` (one line "SYMBOL ID" per token).
 
     The same texts in the same order produce identical files.
 
     Args:
-      texts: Training transcripts of all languages.
+      texts: Training transcripts of all languages; read once, and not kept here.
       vocab_size: Number of tokens, including <blk>, <sos/eos>, and <unk>.
       output_dir: Folder of both files; created if it does not exist.
+      required_characters: Characters that get a token even if `texts` lacks them.
 
     Returns:
       The path of the model.
@@ -111,18 +114,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path) -> 
     Raises:
       ValueError: There is no text, or it does not allow `vocab_size` tokens; the message states the limit.
     """
-    sentences = [text for text in texts if text.strip()]
-    if not sentences:
+    sentences = (text for text in texts if text.strip())
+    first = next(sentences, None)
+    if first is None:
         raise ValueError("no transcripts to train SentencePiece on: run the earlier stages of prepare.sh first")
     model_path = output_dir / "bpe.model"
+    required: dict[str, Any] = {"required_chars": required_characters} if required_characters else {}
     with atomic_write(model_path) as temporary, temporary.open("wb") as file:
         try:
             sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(sentences),
+                sentence_iterator=chain([first], sentences),
                 model_writer=file,
                 vocab_size=vocab_size,
                 model_type="unigram",
                 character_coverage=1.0,
+                **required,
                 user_defined_symbols=[BLANK, SOS_EOS],
                 unk_id=2,
                 bos_id=-1,

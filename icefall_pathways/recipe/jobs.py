@@ -33,24 +33,32 @@ class Step:
       mark: Done mark, a file that is written when the command has succeeded; None: the command runs every time.
       mark_text: Content of the mark; a mark with other content is ignored. None: any content is accepted.
       message: Printed before the command runs.
+      more_marks: Further marks with the same content, of a command that does several things.
     """
 
     command: tuple[str, ...]
     mark: Path | None = None
     mark_text: str | None = None
     message: str = ""
+    more_marks: tuple[Path, ...] = ()
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """All marks."""
+        return () if self.mark is None else (self.mark, *self.more_marks)
 
     def is_done(self) -> bool:
-        """Return whether the mark exists, with the content expected."""
-        if self.mark is None or not self.mark.exists():
-            return False
-        return self.mark_text is None or self.mark.read_text(encoding="utf-8").rstrip("\n") == self.mark_text
+        """Return whether there are marks, and all exist, with the content expected."""
+        return bool(self.marks) and all(mark.exists() and self._accepts(mark) for mark in self.marks)
 
     def set_done(self) -> None:
-        """Write the mark."""
-        if self.mark is not None:
-            with atomic_write(self.mark) as temporary:
+        """Write the marks."""
+        for mark in self.marks:
+            with atomic_write(mark) as temporary:
                 temporary.write_text(f"{self.mark_text}\n" if self.mark_text else "", encoding="utf-8")
+
+    def _accepts(self, mark: Path) -> bool:
+        return self.mark_text is None or mark.read_text(encoding="utf-8").rstrip("\n") == self.mark_text
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def print_graph(jobs: Sequence[Job]) -> None:
         print(f"{job.name}: {'finished' if job.is_done() else 'to run'}{after}")
         for step in job.steps:
             print(f"    {' '.join(_display_words(step)) or step.message}")
-            mark = "none, runs every time" if step.mark is None else str(step.mark)
+            mark = ", ".join(map(str, step.marks)) or "none, runs every time"
             print(f"      done mark: {mark}{' (exists)' if step.is_done() else ''}")
         if job.log is not None:
             print(f"      log: {job.log}")

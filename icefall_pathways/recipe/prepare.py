@@ -1,19 +1,26 @@
 """Data preparation: from audio to features and tokens."""
 
+import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
-from icefall_pathways.languages import parse_languages
-from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt, Seed, Share, Stage
+from icefall_pathways.data.sample_config import SampleConfig
+from icefall_pathways.languages import LANGUAGES, LanguageCode, codes_of, parse_languages
+from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Stage
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
+from icefall_pathways.sharding.executors import ExecutionConfig
+
+_SHARDED_STAGES = (1, 3)
+_RETRAINED = ", retrained on "  # in the done marks of the tokenizer, followed by the languages
 
 
 @dataclass(frozen=True)
-class PrepareConfig(Options):
+class PrepareConfig(ExecutionConfig, SampleConfig):
     """Options of the data preparation."""
 
     stage: Stage = 0
@@ -76,8 +83,8 @@ class PrepareConfig(Options):
     seed: Seed = 42
     """mini: seed of sentences and speakers."""
 
-    num_jobs: int = 0
-    """Number of processes; 0 uses all cores."""
+    retrain_tokenizer: bool = False
+    """Train the tokenizer again on --languages. 0: keep an existing one, which trained models depend on."""
 
     dry_run: bool = False
     """Print the jobs with their commands and done marks, and run nothing."""
@@ -96,67 +103,138 @@ class _Stage:
       index: Number of the stage, for --stage and --stop-stage.
       name: Name of its job.
       title: Printed when it starts.
-      options: Options that its result depends on; they are stored in its done mark.
-      command: Program and arguments; empty if there is nothing to do.
-      variant: Suffix of the done mark, for a stage that can be run with several values of an option.
+      options: Options that its result depends on, besides the languages; they are stored in its done marks.
+      command: Returns program and arguments for a list of languages; empty if there is nothing to do.
+      per_language: Whether it has a done mark for each language; otherwise it has one.
+      variant: Suffix of the done marks, for a stage that can be run with several values of an option.
       message: Printed before the command runs.
     """
 
     index: int
     name: str
     title: str
-    options: str
-    command: tuple[str, ...]
+    options: tuple[str, ...]
+    command: Callable[[str], tuple[str, ...]]
+    per_language: bool = True
     variant: str = ""
     message: str = ""
+
+    @property
+    def mark(self) -> str:
+        """Name of its done mark; a language has a suffix."""
+        return f".done-{self.index}{self.variant}"
+
+    @property
+    def mark_text(self) -> str:
+        """Content of its done marks."""
+        return " ".join(self.options)
+
+    def languages_of(self, previous_mark: str) -> list[LanguageCode]:
+        """Return the languages of a mark of previous versions, which is one for all languages; [] if options differ."""
+        corpus, folder, *options = self.options
+        rest = " ".join(options).partition(_RETRAINED)[0]
+        pattern = " ".join([re.escape(f"{corpus} {folder}"), "(.+?)", re.escape(rest)])
+        match = re.fullmatch(pattern, previous_mark)
+        return codes_of(match[1]) if match else []
 
 
 def prepare_jobs(config: PrepareConfig) -> list[Job]:
     """Return the jobs of the selected stages; each depends on the previous one.
 
     Raises:
-      ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, or the
-        corpus does not offer a language.
+      ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, the corpus
+        does not offer a language, or --shard is used with several stages.
     """
     get_corpus(config.corpus).check_languages(parse_languages(config.languages))
+    if config.shard and not (config.stage == config.stop_stage and config.stage in _SHARDED_STAGES):
+        expected = " or ".join(f"--stage {stage} --stop-stage {stage}" for stage in _SHARDED_STAGES)
+        raise ValueError(f"--shard {config.shard} needs one stage that is divided into shards: expected {expected}")
     jobs: list[Job] = []
     for stage in _stages(config):
-        if not config.stage <= stage.index <= config.stop_stage:
-            continue
-        mark = config.data_dir / f".done-{stage.index}{stage.variant}"
-        step = Step(stage.command, mark, stage.options, stage.message)
-        if mark.exists() and not step.is_done():
-            stored = mark.read_text(encoding="utf-8").strip()
+        if config.stage <= stage.index <= config.stop_stage:
+            after = (jobs[-1].name,) if jobs else ()
+            heading = f"Stage {stage.index}{stage.variant}: {stage.title}"
+            jobs.append(Job(stage.name, (_step(config, stage),), after, heading=heading))
+    return jobs
+
+
+def _step(config: PrepareConfig, stage: _Stage) -> Step:
+    """Return the step of a stage, for the languages that it is not finished for."""
+    languages = codes_of(config.languages)
+    finished = _finished_languages(config, stage)
+    missing = [language for language in languages if language not in finished]
+    command = stage.command(" ".join(missing)) if missing else ()
+    if config.shard:
+        return Step(command)
+    names = [f"{stage.mark}-{language}" for language in languages] if stage.per_language else [stage.mark]
+    mark, *more_marks = (config.data_dir / name for name in names)
+    return Step(command, mark, stage.mark_text, stage.message, tuple(more_marks))
+
+
+def _finished_languages(config: PrepareConfig, stage: _Stage) -> set[LanguageCode]:
+    """Return the languages that a stage is finished for.
+
+    Raises:
+      ValueError: It was finished with other options, for these or other languages.
+    """
+    finished: set[LanguageCode] = set()
+    for mark in sorted(config.data_dir.glob(f"{stage.mark}*")):
+        suffix = mark.name.removeprefix(stage.mark).removeprefix("-")
+        if suffix and suffix not in LANGUAGES:
+            continue  # of another variant
+        text = mark.read_text(encoding="utf-8").strip()
+        languages = [LanguageCode(suffix)] if suffix else codes_of(config.languages)
+        if stage.per_language and not suffix:
+            languages = stage.languages_of(text)
+        elif text.partition(_RETRAINED)[0] != stage.mark_text.partition(_RETRAINED)[0]:
+            languages = []
+        if not languages:
             raise ValueError(
                 f"stage {stage.index} ({stage.title}) was finished in {config.data_dir} with other options: "
-                f"({stored}), now ({stage.options}); use another --data-dir, or remove {config.data_dir}"
+                f"({text}), now ({stage.mark_text}); use another --data-dir, or remove {config.data_dir}"
             )
-        after = (jobs[-1].name,) if jobs else ()
-        heading = f"Stage {stage.index}{stage.variant}: {stage.title}"
-        jobs.append(Job(stage.name, (step,), after, heading=heading))
-    return jobs
+        if _RETRAINED not in stage.mark_text or text == stage.mark_text:
+            finished.update(languages)
+    return finished
 
 
 def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     corpus = _corpus_options(config)
     speed = str(int(config.perturb_speed))
     command, message = _corpus_command(config)
-    yield _Stage(0, "corpus", "get the corpus", corpus, command, message=message)
-    yield _Stage(1, "manifests", "manifests", corpus, _manifests_command(config))
+    # Getting a corpus completes what is missing in it; all languages decide which options of it are used.
+    yield _Stage(0, "corpus", "get the corpus", corpus, lambda _: command, message=message)
+    yield _Stage(1, "manifests", "manifests", corpus, partial(_manifests_command, config))
+    musan = (config.musan_dir,)
     if config.musan_dir:
-        yield _Stage(2, "musan-manifests", "MUSAN manifests", config.musan_dir, _musan_manifests_command(config))
-    features = f"{corpus} {speed}" if config.store_feats else f"{corpus} {speed}, not stored"
-    yield _Stage(3, "features", "features, validation, statistics", features, _features_command(config))
+        musan_manifests = _musan_manifests_command(config)
+        yield _Stage(2, "musan-manifests", "MUSAN manifests", musan, lambda _: musan_manifests, per_language=False)
+    stored = speed if config.store_feats else f"{speed}, not stored"
+    title = "features, validation, statistics"
+    yield _Stage(3, "features", title, (*corpus, stored), partial(_features_command, config))
     if config.musan_dir:
-        yield _Stage(4, "musan-features", "MUSAN features", config.musan_dir, _musan_features_command(config))
+        musan_features = _musan_features_command(config)
+        yield _Stage(4, "musan-features", "MUSAN features", musan, lambda _: musan_features, per_language=False)
     title = f"SentencePiece, {config.vocab_size} tokens"
-    yield _Stage(5, "tokens", title, f"{corpus} {speed}", _tokens_command(config), f"-{config.vocab_size}")
+    options = (*corpus, speed + _sample_options(config))
+    tokens = _tokens_command(config)  # of all languages: they share the tokenizer
+    yield _Stage(5, "tokens", title, options, lambda _: tokens, variant=f"-{config.vocab_size}")
 
 
-def _corpus_options(config: PrepareConfig) -> str:
-    """Return the options that determine the content of the corpus, as done marks of existing data folders hold them."""
-    values = [as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options]
-    return " ".join([config.corpus, config.corpus_folder, config.languages, *values])
+def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the options that determine the content of the corpus: its name, its folder, and others."""
+    values = (as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options)
+    return config.corpus, config.corpus_folder, *values
+
+
+def _sample_options(config: PrepareConfig) -> str:
+    """Return the options of the tokenizer's texts that differ from the defaults, and whether to train it again."""
+    changed = [
+        f", {field.name} {as_typed(getattr(config, field.name))}"
+        for field in fields(SampleConfig)
+        if getattr(config, field.name) != field.default
+    ]
+    return "".join(changed) + (_RETRAINED + config.languages if config.retrain_tokenizer else "")
 
 
 def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
@@ -180,28 +258,37 @@ def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
     return program("local", spec.acquire_command) + words, ""
 
 
-def _manifests_command(config: PrepareConfig) -> tuple[str, ...]:
+def _manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     return program("local", "prepare_manifests") + option_words(
         corpus=config.corpus,
         corpus_dir=config.corpus_folder,
         output_dir=config.data_dir / "manifests",
-        languages=config.languages,
+        languages=languages,
         subset=config.subset,
         max_dropped_share=config.max_dropped_share,
         num_jobs=config.num_jobs,
+        **_execution_options(config),
     )
 
 
-def _features_command(config: PrepareConfig) -> tuple[str, ...]:
+def _features_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     return program("local", "compute_fbank") + option_words(
         manifest_dir=config.data_dir / "manifests",
         output_dir=config.data_dir / "fbank",
-        languages=config.languages,
+        languages=languages,
         store_feats=config.store_feats,
         perturb_speed=config.perturb_speed,
         max_dropped_share=config.max_dropped_share,
         num_jobs=config.num_jobs,
+        **_execution_options(config),
     )
+
+
+def _execution_options(config: PrepareConfig) -> dict[str, str]:
+    """Return the options of many machines that are used."""
+    values = {"executor": config.executor, "dask_scheduler": config.dask_scheduler, "shard": config.shard}
+    defaults = ExecutionConfig()
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
 
 
 def _musan_manifests_command(config: PrepareConfig) -> tuple[str, ...]:
@@ -218,9 +305,13 @@ def _musan_features_command(config: PrepareConfig) -> tuple[str, ...]:
 
 
 def _tokens_command(config: PrepareConfig) -> tuple[str, ...]:
+    defaults = SampleConfig()
+    sample = {field.name: getattr(config, field.name) for field in fields(SampleConfig)}
     return program("local", "train_bpe") + option_words(
         cuts_dir=config.data_dir / "fbank",
         languages=config.languages,
         vocab_size=config.vocab_size,
         output_dir=config.data_dir / f"lang_bpe_{config.vocab_size}",
+        keep_model=not config.retrain_tokenizer,
+        **{name: value for name, value in sample.items() if value != getattr(defaults, name)},
     )

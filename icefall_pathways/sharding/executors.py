@@ -13,8 +13,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import torch
-
 from icefall_pathways.ranges import Options
 
 T = TypeVar("T")
@@ -176,6 +174,8 @@ def _wait_for_parent() -> None:
 
 
 def _start_worker() -> None:
+    import torch  # here, because commands that only list or start jobs import this module, too
+
     exit_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts down its workers

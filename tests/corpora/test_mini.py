@@ -53,6 +53,17 @@ def test_a_shorter_corpus_is_a_prefix_of_a_longer_one(corpus: Path, tmp_path: Pa
     assert all(longer[path] == shorter[path] for path in audio)
 
 
+def test_a_language_is_added_to_a_complete_corpus(tmp_path: Path) -> None:
+    options = {"hours": "", "hours_per_language": 0.002, "dev_utterances": 1, "test_utterances": 1}
+    make_mini_corpus(config_for(tmp_path, languages="nl", **options))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mls_dutch").rglob("*") if path.is_file()}
+    make_mini_corpus(config_for(tmp_path, languages="it nl", **options))
+    assert (tmp_path / "mls_italian" / "train" / "transcripts.txt").exists()
+    audio = [path for path in before if path.suffix == ".flac"]
+    assert audio and all(path.stat().st_mtime_ns == before[path] for path in audio)
+    assert read_json(tmp_path / "mini_corpus.json")["finished"] == ["it", "nl"]
+
+
 def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None:
     make_mini_corpus(config_for(tmp_path, languages="nl", hours="nl=0.006", seed=43))
     assert transcripts(tmp_path, "dutch", "test") != transcripts(corpus, "dutch", "test")

@@ -15,8 +15,10 @@ from icefall_pathways.corpora.mini import MiniCorpusConfig
 from icefall_pathways.corpora.registry import CORPORA, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
-from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, summarize_cuts, transcripts
+from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, summarize_cuts
+from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
 from icefall_pathways.languages import LANGUAGES, Language, parse_languages
@@ -42,7 +44,7 @@ def prepared(tmp_path, registered):
 def test_a_registered_corpus_yields_features_tokens_and_batches(prepared):
     cuts = CutSet.from_file(prepared / "fbank" / "toy-english_cuts_train.jsonl.gz")
     assert [cut.num_frames for cut in cuts] == [100, 150, 200]
-    texts = list(transcripts(prepared / "fbank", parse_languages("en"), "train"))
+    texts = list(TokenizerTexts(prepared / "fbank", parse_languages("en"), SampleConfig()).sample())
     assert texts == list(toy_corpus.TEXTS)
     tokenizer = Tokenizer(train_tokenizer(texts, 12, prepared / "lang"))
     data = SpeechDataModule(DataConfig(manifest_dir=prepared / "fbank", languages="en", num_workers=0), tokenizer)
@@ -64,7 +66,7 @@ def test_prepare_sh_runs_a_registered_corpus(tmp_path, registered):
     words = "--corpus toy --corpus-dir download/toy --languages en --num-jobs 1"
     assert " ".join(acquire.command[-8:]) == words
     assert " --corpus toy " in " ".join(manifests.command)
-    assert acquire.mark_text == manifests.mark_text == "toy download/toy en train"
+    assert acquire.mark_text == manifests.mark_text == "toy download/toy train"
     existing = prepare_jobs(replace(config, corpus_dir=str(tmp_path)))[0].steps[0]
     assert existing.command == () and existing.message == f"The corpus is in {tmp_path}"
 

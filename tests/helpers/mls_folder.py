@@ -7,7 +7,11 @@ import soundfile
 
 from icefall_pathways.languages import get_language
 
-TEXTS = {"de": ["eins zwei", "drei vier", "fünf sechs", "über größe"], "pl": ["raz dwa", "trzy cztery", "pięć", "śżź"]}
+TEXTS = {
+    "de": ["eins zwei", "drei vier", "fünf sechs", "über größe"],
+    "nl": ["een twee", "drie vier", "vijf zes", "één"],
+    "pl": ["raz dwa", "trzy cztery", "pięć", "śżź"],
+}
 
 
 def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1, seed: int = 0) -> None:
