@@ -28,25 +28,25 @@ demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
 test: lint docs
-	@. tools/cpu_env.sh && $(TEST_ENV) $(PYTHON_BIN)/python -m pytest -n auto
+	@. tools/cpu_env.sh && $(TEST_ENV) "$(PYTHON_BIN)/python" -m pytest -n auto
 
 lint: env
-	$(PYTHON_BIN)/ruff check .
-	$(PYTHON_BIN)/ruff format --check .
-	$(PYTHON_BIN)/mypy
+	"$(PYTHON_BIN)/ruff" check .
+	"$(PYTHON_BIN)/ruff" format --check .
+	"$(PYTHON_BIN)/mypy"
 
 format: env
-	$(PYTHON_BIN)/ruff check --fix .
-	$(PYTHON_BIN)/ruff format .
+	"$(PYTHON_BIN)/ruff" check --fix .
+	"$(PYTHON_BIN)/ruff" format .
 
 docs: env
-	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 "$(PYTHON_BIN)/mkdocs" build --strict
 
 bench: env
 	@. tools/cpu_env.sh && \
-	  OMP_NUM_THREADS=2 $(PYTHON_BIN)/python benchmarks/training.py --rounds 9 --write 1 && \
+	  OMP_NUM_THREADS=2 "$(PYTHON_BIN)/python" benchmarks/training.py --rounds 9 --write 1 && \
 	  for model in zipformer-5M zipformer-20M emformer-5M; do \
-	    OMP_NUM_THREADS=1 $(PYTHON_BIN)/python benchmarks/decoding.py --model $$model --seconds 10 --rounds 3 --write 1 || exit; \
+	    OMP_NUM_THREADS=1 "$(PYTHON_BIN)/python" benchmarks/decoding.py --model $$model --seconds 10 --rounds 3 --write 1 || exit; \
 	  done
 
 lock:

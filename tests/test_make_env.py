@@ -34,14 +34,16 @@ BASIC_COMMANDS = [
 @pytest.fixture
 def bare_machine(tmp_path):
     """Copy the set-up files; return their folder and environment variables with only a few basic commands in PATH."""
+    folder = tmp_path / "a checkout"  # whose path has a space
+    folder.mkdir()
     files = [f"requirements{stack}.{suffix}" for stack in ("", "-current") for suffix in ("in", "txt")]
     for name in ("tools", "pyproject.toml", *files):
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    (tmp_path / "bin").mkdir()
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    (folder / "bin").mkdir()
     for command in BASIC_COMMANDS:
-        (tmp_path / "bin" / command).symlink_to(shutil.which(command))
-    return tmp_path, {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+        (folder / "bin" / command).symlink_to(shutil.which(command))
+    return folder, {"PATH": str(folder / "bin"), "HOME": str(folder)}
 
 
 def make_env(folder, environment, *options):
@@ -160,13 +162,18 @@ def test_kaldifeat_is_built_with_the_cxx_standard_of_torch(tmp_path, version, st
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+    scripts = tmp_path / "a checkout" / "kaldifeat"  # paths with spaces
+    shutil.copytree(ROOT / "tools" / "kaldifeat", scripts)
+    (scripts.parent / ".venv").symlink_to(Path(sys.executable).parents[1])
+    python = scripts.parent / ".venv" / "bin" / Path(sys.executable).name
     done = subprocess.run(
-        [ROOT / "tools" / "kaldifeat" / "build.sh", sys.executable, tmp_path / "wheels"],
+        [scripts / "build.sh", python, tmp_path / "wheels"],
         env=os.environ | {"PYTHONPATH": str(tmp_path), "CXX": "true"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert "error: the build of kaldifeat failed" in done.stderr
+    assert all(word.startswith("-D") for word in done.stderr.splitlines()[0].split())
     prefix = "-DCMAKE_CXX_STANDARD="
     assert [word.removeprefix(prefix) for word in done.stderr.split() if word.startswith(prefix)] == standard

@@ -104,7 +104,7 @@ pip_install() {
 kaldifeat_wheels() {
   local platform build_hash
   platform=$("$venv/bin/python" -c 'import platform, torch; print(f"torch{torch.__version__}-py{platform.python_version()}-{platform.machine()}")')
-  build_hash=$(find "$KALDIFEAT" -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-12)
+  build_hash=$(find "$KALDIFEAT" -type f -print0 | LC_ALL=C sort -z | xargs -0 cat | sha256sum | cut -c1-12)
   echo "${WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/icefall_pathways/wheels}/$platform-$build_hash"
 }
 

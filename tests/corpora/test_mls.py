@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from encoded_audio import encode, speech_like
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from mls_folder import add_utterance, make_language
 
@@ -107,6 +108,14 @@ def test_a_truncated_flac_is_dropped_by_the_feature_extraction(corpus):
     assert report.kept[("de", "train")] == len(cuts["de", "train"]) == 4
     assert len(cuts["pl", "train"]) == 4
     assert "10_100_000053" in report.table()
+
+
+def test_a_flac_without_a_length_is_kept(corpus):
+    path = add_utterance(corpus / "mls_german" / "train", "10_100_000056", "eins")
+    path.write_bytes(encode(speech_like(2.0, 16000), "flac", 16000, seekable=False))
+    report, cuts = features(corpus)
+    assert not report.dropped
+    assert sorted(cut.duration for cut in cuts["de", "train"])[-1] == 2.0
 
 
 def test_stereo_and_8_khz_audio_is_converted_and_noted(corpus):

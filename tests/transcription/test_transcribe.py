@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from encoded_audio import encode, speech_like
 from tiny_experiment import MODEL, VOCAB_SIZE, write_complementary_masks
 
 from icefall_pathways.decoding.language_id.model import LanguageIdModel
@@ -24,7 +25,7 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.transcription import transcribe as transcribe_module
-from icefall_pathways.transcription.audio import read_audio
+from icefall_pathways.transcription.audio import read_audio, read_pipe
 from icefall_pathways.transcription.transcribe import TranscribeConfig, UntilInterrupted, transcribe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/transcribe.py"
@@ -238,6 +239,16 @@ def test_interrupt_ends_live_audio():
         yield torch.zeros(10)
 
     assert list(UntilInterrupted(silent())) == []
+
+
+def test_interrupt_ends_a_pipe_that_ffmpeg_reads():
+    reading, writing = os.pipe()
+    signal_timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as writer:  # noqa: PTH123
+        writer.write(encode(speech_like(1.0, 16000), "wav", 16000)[:-8000])
+        signal_timer.start()
+        blocks = list(UntilInterrupted(read_pipe(pipe)))
+    assert 8000 <= sum(map(len, blocks)) <= 12000
 
 
 def test_script_reports_bad_audio(exp_dir, speech):

@@ -16,11 +16,17 @@ command -v "${CXX:-c++}" >/dev/null || {
   exit 1
 }
 
+building=$(mktemp -d)
+# The build scripts split paths at spaces, which the folder of the checkout may have.
+ln -s "$here" "$building/recipe"
+ln -s "$(cd "$(dirname "$python")/.." && pwd)" "$building/env"
+here=$building/recipe
+python=$building/env/bin/$(basename "$python")
+
 torch_dir=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
 cxx11_abi=$("$python" -c 'import torch; print(int(torch.compiled_with_cxx11_abi()))')
 # The headers of torch >= 2.1 need C++17; kaldifeat selects C++14.
 cxx_standard=$("$python" -c 'import torch; print("-DCMAKE_CXX_STANDARD=17" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1) else "")')
-building=$(mktemp -d)
 
 echo "Building kaldifeat (about 3 minutes, once; the wheel is stored in $wheels)"
 export PATH="$(dirname "$python"):$PATH"
