@@ -219,6 +219,6 @@ def test_training_decreases_the_loss():
         (0.5 * loss.simple + loss.pruned).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(float(loss.pruned) / 20)
+        losses.append(float(loss.pruned.detach()) / 20)
     assert losses[0] > 3
     assert losses[-1] < 0.5

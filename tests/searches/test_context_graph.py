@@ -126,11 +126,12 @@ def test_automaton_with_another_vocabulary_is_rejected(make_head):
         ModifiedBeamSearch(make_head(4), scorers=[FailureAutomaton([{}], [(0, 0.0)], 7)])
 
 
-class TestContextFile:
-    @pytest.fixture(scope="class")
-    def tokenizer(self, tmp_path_factory):
-        return Tokenizer(train_tokenizer(["ab ba bab", "aa bb"], 8, tmp_path_factory.mktemp("bpe")))
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer(train_tokenizer(["ab ba bab", "aa bb"], 8, tmp_path_factory.mktemp("bpe")))
 
+
+class TestContextFile:
     def test_phrases_have_their_own_or_the_default_score(self, tokenizer, tmp_path):
         (tmp_path / "words.txt").write_text("ab ba\n\n  bab :3.5 \naa\n")
         phrases = read_context_file(tmp_path / "words.txt", tokenizer, 2.0)
