@@ -17,11 +17,12 @@ def cuda_grad_scaler(enabled: bool) -> torch.cuda.amp.GradScaler:
     return torch.cuda.amp.GradScaler(enabled=enabled) if scaler is None else scaler("cuda", enabled=enabled)
 
 
-def is_cpu_autocast_enabled() -> bool:
-    """Return True inside `torch.autocast("cpu")`."""
-    is_enabled: Any = torch.is_autocast_enabled  # the types of torch 1.13.1 know no argument
-    enabled: bool = is_enabled("cpu") if _AUTOCAST_PER_DEVICE else torch.is_autocast_cpu_enabled()
-    return enabled
+def cpu_autocast_dtype() -> torch.dtype | None:
+    """Return the dtype of the surrounding `torch.autocast("cpu")`, or None outside of it."""
+    api: Any = torch  # the types of torch 1.13.1 lack the newer functions
+    if _AUTOCAST_PER_DEVICE:
+        return api.get_autocast_dtype("cpu") if api.is_autocast_enabled("cpu") else None
+    return api.get_autocast_cpu_dtype() if api.is_autocast_cpu_enabled() else None
 
 
 def num_storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from icefall_pathways.torch_compat import cuda_grad_scaler, is_cpu_autocast_enabled, num_storage_bytes
+from icefall_pathways.torch_compat import cpu_autocast_dtype, cuda_grad_scaler, num_storage_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPRECATED = re.compile(r"cuda\.amp\b|\bis_autocast_cpu_enabled\b|\.storage\(\)")
@@ -29,12 +29,12 @@ def test_a_disabled_scaler_changes_no_value_and_has_no_state():
 
 
 def test_autocast_is_recognized_on_the_cpu():
-    assert not is_cpu_autocast_enabled()
+    assert cpu_autocast_dtype() is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert is_cpu_autocast_enabled()
+        assert cpu_autocast_dtype() == torch.bfloat16
         with torch.autocast("cpu", enabled=False):
-            assert not is_cpu_autocast_enabled()
-    assert not is_cpu_autocast_enabled()
+            assert cpu_autocast_dtype() is None
+    assert cpu_autocast_dtype() is None
 
 
 def test_shared_storage_counts_once():

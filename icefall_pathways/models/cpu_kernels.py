@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icefall_pathways.models.regularizers import balancing_coefficients
-from icefall_pathways.torch_compat import is_cpu_autocast_enabled
+from icefall_pathways.torch_compat import cpu_autocast_dtype
 
 #: Slope of the linear term of both Swoosh functions. Scripted functions cannot read it and repeat it as 0.08.
 SWOOSH_SLOPE = 0.08
@@ -217,6 +217,9 @@ def _tiles(size: int, tile: int) -> list[slice]:
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
     """Apply a depthwise 2-D convolution to channels-last maps.
 
+    Under autocast, a CPU computes it in float32: oneDNN's depthwise convolution in bfloat16 (of torch 2.13) does not
+    return for some shapes, on CPUs with bfloat16 instructions.
+
     Args:
       x: (N, A, B, C).
       weight: (C, 1, a, b).
@@ -226,9 +229,13 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tu
     Returns:
       (N, A + 2 * padding[0] - a + 1, B + 2 * padding[1] - b + 1, C).
     """
+    autocast_dtype = cpu_autocast_dtype()
+    if x.device.type == "cpu" and autocast_dtype is not None:
+        with torch.amp.autocast_mode.autocast("cpu", enabled=False):
+            return depthwise_conv2d(x.float(), weight, bias, padding).to(autocast_dtype)
     maps = x.permute(0, 3, 1, 2)
     # With a single row, torch's own gradient is faster.
-    if x.size(1) > 1 and use_cpu_kernels(x) and torch.is_grad_enabled() and not is_cpu_autocast_enabled():
+    if x.size(1) > 1 and use_cpu_kernels(x) and torch.is_grad_enabled():
         out: Tensor = _DepthwiseConv2d.apply(maps, weight, bias, padding)
     else:
         out = _conv2d(maps, weight, bias, padding)

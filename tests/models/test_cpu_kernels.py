@@ -39,6 +39,19 @@ def test_depthwise_convolution_equals_torch(shape, kernel, padding):
     _assert_same_gradients(depthwise_conv2d(x, weight, bias, padding), expected, (x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_depthwise_convolution_is_computed_in_float32_under_autocast(rows, dtype):
+    x, weight, bias = torch.randn(2, rows, 20, 4), torch.randn(4, 1, 1, 5), torch.randn(4)
+    inputs = [tensor.requires_grad_() for tensor in (x.to(dtype), weight, bias)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = depthwise_conv2d(*inputs, padding=(0, 2))
+    expected = depthwise_conv2d(inputs[0].float(), *inputs[1:], padding=(0, 2)).bfloat16()
+    assert torch.equal(out, expected)
+    gradients = [torch.autograd.grad(result.sum(), inputs) for result in (out, expected)]
+    assert all(map(torch.equal, *gradients))
+
+
 @pytest.mark.parametrize("limits", [None, (-0.1, 0.1, 0.3, 0.4)])
 def test_tiled_block_equals_plain_layers(monkeypatch, limits):
     """With and without gradients; the number of rows is not a multiple of the tile's."""
