@@ -3,16 +3,20 @@
 
 SHELL := /bin/bash
 # The environment of the stack that STACK=reference|current selects, by default the one for this machine.
-PYTHON_BIN = $(shell tools/make_env.sh --folder)/bin
+export STACK
+PYTHON_BIN = $(shell STACK=$(STACK) tools/make_env.sh --folder)/bin
+# The stacks that `make test` tests, by default all that this machine can run.
+STACKS ?= $(shell STACK=$(STACK) tools/make_env.sh --stacks)
 ENCODER ?= emformer
 # Tests run one process per core, with one thread each: threads that spin while they wait slow down shared cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help env demo bench test lint format docs lock clean
+.PHONY: help env demo bench test unit-tests lint format docs lock clean
 
 help:
 	@echo "make demo     run the recipe on the embedded corpus: features, dense training, mask search, pathways, report"
-	@echo "make test     run ruff and mypy, build the documentation, and run all tests"
+	@echo "make test     run ruff and mypy, build the documentation, and run all tests, on every stack that this machine can"
+	@echo "              run; STACKS=\"reference current\" selects stacks"
 	@echo "make lint     run ruff and mypy"
 	@echo "make format   format the code and fix what ruff can fix"
 	@echo "make docs     build the documentation in site/; fails on broken links"
@@ -27,7 +31,12 @@ env:
 demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
-test: lint docs
+test:
+	@stacks="$(STACKS)"; $(MAKE) --no-print-directory docs STACK=$${stacks%% *} && for stack in $$stacks; do \
+	  $(MAKE) --no-print-directory lint unit-tests STACK=$$stack || exit; \
+	done
+
+unit-tests: env
 	@. tools/cpu_env.sh && $(TEST_ENV) "$(PYTHON_BIN)/python" -m pytest -n auto
 
 lint: env

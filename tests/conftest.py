@@ -1,11 +1,21 @@
 """Fixtures of all tests."""
 
 import socket
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
+from stacks import fail_skipped_test, running_stack
 from tiny_experiment import make_experiment
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a skipped test as failed on the reference stack."""
+    report = yield
+    fail_skipped_test(report, running_stack())
+    return report
 
 
 @pytest.fixture(autouse=True)

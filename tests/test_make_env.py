@@ -100,6 +100,29 @@ def test_python_selects_the_stack(bare_machine):
     assert selected_folder(folder, environment, STACK="reference", PYTHON=str(newer)) == ".venv"
 
 
+def test_all_stacks_of_the_machine_are_tested(bare_machine):
+    """If there is only one, a line states the reason; STACK and PYTHON select one."""
+    folder, environment = bare_machine
+
+    def stacks(**variables):
+        done = make_env(folder, environment | variables, "--stacks")
+        assert done.returncode == 0
+        return done.stdout, done.stderr
+
+    newer = add_command(folder, "python3.12", "echo 3.12")
+    reason = "the reference stack needs Python 3.10, which is not available with venv"
+    assert stacks() == ("current\n", f"Only the current stack is used: {reason}\n")
+    add_command(folder, "python3.10", "echo 3.10")
+    assert stacks() == ("reference current\n", "")
+    assert stacks(STACK="reference") == ("reference\n", "")
+    assert stacks(PYTHON=str(newer)) == ("current\n", "")
+    newer.unlink()
+    reason = "the current stack needs Python 3.11, 3.12, 3.13, which is not available with venv"
+    assert stacks() == ("reference\n", f"Only the reference stack is used: {reason}\n")
+    add_command(folder, "nvidia-smi", "echo '9.0, NVIDIA H100 PCIe'")
+    assert stacks()[0] == "current\n"
+
+
 @pytest.mark.parametrize(
     ("nvidia_smi", "selected"),
     [

@@ -3,6 +3,7 @@
 #
 #   tools/make_env.sh             (or: make env)
 #   tools/make_env.sh --folder    only print the folder of the environment
+#   tools/make_env.sh --stacks    only print the stacks that this machine can run
 #
 # reference  .venv: Python 3.10 with torch 1.13.1, k2, and kaldifeat from a wheel that is built once
 # current    .venv-current: Python 3.11 to 3.13 with current torch and numpy, without k2 and kaldifeat, without a compiler
@@ -95,6 +96,31 @@ select_stack() {
   fi
 }
 
+# Print the stacks that this machine can run, or the one that STACK or PYTHON selects.
+print_stacks() {
+  local stack reason gpu stacks=()
+  if [ -n "${STACK:-}${PYTHON:-}" ]; then
+    select_stack
+    echo "$stack"
+    return
+  fi
+  gpu=$(unsupported_gpu)
+  if [ -n "$gpu" ]; then
+    reason="torch 1.13.1 of the reference stack does not support $gpu"
+  elif find_python "$REFERENCE_VERSIONS" >/dev/null; then
+    stacks+=(reference)
+  else
+    reason="the reference stack needs Python 3.10, which is not available with venv"
+  fi
+  if find_python "$CURRENT_VERSIONS" >/dev/null; then
+    stacks+=(current)
+  else
+    reason="the current stack needs Python ${CURRENT_VERSIONS// /, }, which is not available with venv"
+  fi
+  [ ${#stacks[@]} -ne 1 ] || echo "Only the ${stacks[0]} stack is used: $reason" >&2
+  echo "${stacks[@]:-current}"
+}
+
 pip_install() {
   "$venv/bin/python" -m pip --disable-pip-version-check "$@" \
     || fail "pip failed (see above). If it could not reach the package index, connect this machine to the network or set PIP_INDEX_URL to a mirror, and run the same command again; installed packages are kept"
@@ -135,6 +161,10 @@ install_torch() {
 
 main() {
   local stack reason venv versions requirements fingerprint imports
+  if [ "${1:-}" = --stacks ]; then
+    print_stacks
+    return
+  fi
   select_stack
   if [ "${1:-}" = --folder ]; then
     echo "$venv"

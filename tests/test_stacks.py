@@ -1,0 +1,59 @@
+"""The table of supported versions lists what the tests run with, and no test is skipped on the reference stack."""
+
+import platform
+import re
+from importlib import metadata
+
+import pytest
+from stacks import PYTHON_VERSIONS, ROOT, fail_skipped_test, locked_versions, running_stack
+
+PAGE = ROOT / "docs" / "installation.md"
+STACKS = ("reference", "current")
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Return the cells of the table of versions: package -> stack -> version."""
+    rows = re.findall(r"^\| ([\w-]+) \| (.+) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: dict(zip(STACKS, cells, strict=True)) for name, *cells in rows}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_documented_versions_are_the_locked_ones(stack):
+    documented = {package: cells[stack] for package, cells in table().items()}
+    assert documented.pop("Python") == ", ".join(PYTHON_VERSIONS[stack])
+    assert {"torch", "k2", "kaldifeat", "kaldi-native-fbank", "lhotse", "numpy"} <= set(documented)
+    locked = locked_versions(stack)
+    assert documented == {package: locked.get(package, "none") for package in documented}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_readme_lists_the_same_versions(stack):
+    cells = [table()[package][stack] for package in ("torch", "k2", "Python")]
+    assert f"| {stack} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_environment_script_accepts_the_documented_python_versions():
+    script = (ROOT / "tools" / "make_env.sh").read_text(encoding="utf-8")
+    for stack, versions in PYTHON_VERSIONS.items():
+        assert re.search(rf'^{stack.upper()}_VERSIONS="?{" ".join(versions)}"?$', script, re.MULTILINE)
+
+
+def test_installed_versions_are_the_documented_ones():
+    stack = running_stack()
+    if stack is None:
+        pytest.skip("torch is not of a stack that make env sets up")
+    documented = {package: cells[stack] for package, cells in table().items()}
+    assert ".".join(platform.python_version_tuple()[:2]) in documented.pop("Python").split(", ")
+    required = {package: version for package, version in documented.items() if version != "none"}
+    assert {package: metadata.version(package).split("+")[0] for package in required} == required
+
+
+@pytest.mark.parametrize("stack", [*STACKS, None])
+@pytest.mark.parametrize("outcome", ["passed", "failed", "skipped"])
+def test_skipped_test_fails_on_the_reference_stack(stack, outcome):
+    report = pytest.TestReport("test_a", ("a.py", 1, "test_a"), {}, outcome, ("a.py", 1, "k2 is missing"), "call")
+    fail_skipped_test(report, stack)
+    if stack == "reference" and outcome == "skipped":
+        assert report.failed and "k2 is missing" in report.longrepr
+    else:
+        assert report.outcome == outcome
