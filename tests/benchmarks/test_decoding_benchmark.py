@@ -1,9 +1,12 @@
 import pytest
 import torch
+from optional_packages import import_k2, import_torchaudio
 
 
 @pytest.fixture(scope="module")
 def benchmark(load_benchmark):
+    import_k2()  # its searches include k2's and torchaudio's
+    import_torchaudio()
     return load_benchmark("decoding")
 
 
