@@ -11,7 +11,7 @@ ENCODER ?= emformer
 # Tests run one process per core, with one thread each: threads that spin while they wait slow down shared cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: help env demo bench test unit-tests lint format docs lock clean
+.PHONY: help env demo bench gpu-check test unit-tests lint format docs lock clean
 
 help:
 	@echo "make demo     run the recipe on the embedded corpus: features, dense training, mask search, pathways, report"
@@ -21,6 +21,7 @@ help:
 	@echo "make format   format the code and fix what ruff can fix"
 	@echo "make docs     build the documentation in site/; fails on broken links"
 	@echo "make bench    run the benchmarks and update their tables in benchmarks/; needs an otherwise idle machine"
+	@echo "make gpu-check  check the GPU: tests on CUDA, RNN-T loss, trainings in float16 and bfloat16, decoding; 8 minutes"
 	@echo "make env      create or update the environment, .venv or .venv-current; STACK=reference|current selects the stack"
 	@echo "make lock     update requirements.txt and requirements-current.txt from their .in files"
 	@echo "make clean    remove the demo's data and experiments, caches and builds; keep environments and everything else"
@@ -57,6 +58,9 @@ bench: env
 	  for model in zipformer-5M zipformer-20M emformer-5M; do \
 	    OMP_NUM_THREADS=1 "$(PYTHON_BIN)/python" benchmarks/decoding.py --model $$model --seconds 10 --rounds 3 --write 1 || exit; \
 	  done
+
+gpu-check: env
+	@PYTHON="$(PYTHON_BIN)/python" tools/gpu_check.sh
 
 lock:
 	@tools/lock.sh

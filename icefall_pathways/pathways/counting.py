@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 18  # entries per step, which bounds the temporary memory
+_BITS = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1  # (256, 8): the bits of each byte
 
 
 def joint_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
@@ -35,8 +36,8 @@ def joint_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
 
 def sharing_counts(codes: Iterable[Tensor], num_languages: int) -> Tensor:
     """Count the entries by the number of languages that use them: (languages + 1,), int64."""
-    bits_set = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).sum(1).to(torch.uint8)
-    counts = torch.zeros(num_languages + 1, dtype=torch.int64)
+    bits_set = _BITS.sum(1).to(torch.uint8)
+    counts = torch.zeros(num_languages + 1, dtype=torch.int64, device="cpu")
     for code in codes:
         table = bits_set.to(code.device)
         for chunk in code.flatten().split(_CHUNK):
@@ -57,8 +58,8 @@ def _add(histograms: dict[tuple[int, int], Tensor], pair: tuple[int, int], count
 def _bit_counts(histograms: dict[tuple[int, int], Tensor], num_bytes: int) -> Tensor:
     """Return the joint counts of all pairs of bits from the joint histograms of pairs of bytes."""
     # Integers are exact in float64, which every device can multiply as matrices.
-    bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).double()
-    joint = torch.zeros(8 * num_bytes, 8 * num_bytes, dtype=torch.int64)
+    bits = _BITS.double()
+    joint = torch.zeros(8 * num_bytes, 8 * num_bytes, dtype=torch.int64, device="cpu")
     for (a, b), counts in histograms.items():
         block = (bits.T @ counts.cpu().double() @ bits).long()
         joint[8 * a : 8 * a + 8, 8 * b : 8 * b + 8] = block

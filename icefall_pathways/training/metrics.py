@@ -107,6 +107,8 @@ class Speed:
             "data_wait_share": self._waited / elapsed,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+        if torch.cuda.is_available():
+            metrics["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
         if self._update is not None:
             metrics["updates_per_second"] = (update - self._update) / elapsed
         self._update, self._since, self._waited = update, now, 0.0

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpu import default_device
 from safetensors.torch import load_file
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -12,11 +13,12 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 def load_numbers(name: str) -> dict[str, Any]:
     """Return the fixture `name`: its JSON tree, into which the tensors of its safetensors file are inserted.
 
-    A tensor's key is its path in the tree, separated by slashes.
+    The tensors are on the default device. A tensor's key is its path in the tree, separated by slashes.
     """
     tree: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())
     for key, tensor in load_file(FIXTURES / f"{name}.safetensors").items():
         *parents, leaf = key.split("/")
+        tensor = tensor.to(default_device())
         node: Any = tree
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})

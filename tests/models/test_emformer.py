@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 import torch
+from gpu import default_device
 from optional_packages import import_torchaudio
 
 from icefall_pathways.models.emformer.encoder import CausalConvolution, Emformer
 from icefall_pathways.models.emformer.windows import WindowIndex, WindowPlan
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SEGMENT = 4
 LENGTHS = (1, 3, 4, 17, 24)
@@ -111,7 +114,7 @@ def test_dropout_is_disabled_in_eval_mode():
 def test_convolution_module_equals_torch_layers():
     """For a single window, with zeros before the first frame."""
     module, length, kernel = CausalConvolution(16, 5, dropout=0.0), 9, 5
-    index = WindowIndex.make(1, length, length, kernel - 1, True, torch.device("cpu"))
+    index = WindowIndex.make(1, length, length, kernel - 1, True, default_device())
     plan = WindowPlan(length, None, index, index, torch.zeros(1, dtype=torch.bool))
     x = torch.randn(2, length, 16)
     out, past = module(x, torch.zeros(2, kernel - 1, 16), plan)
@@ -126,7 +129,7 @@ def test_convolution_module_equals_torch_layers():
 @torch.inference_mode()
 def test_stream_equals_torchaudio_infer(memory, left, right):
     encoder, reference = _encoder_and_reference(_options(memory, left, right))
-    states, reference_states = encoder.get_init_states(2), None
+    states, reference_states = encoder.get_init_states(2, default_device()), None
     x = torch.randn(2, 10 * SEGMENT + right, 16)
     for start in range(0, 10 * SEGMENT, SEGMENT):
         chunk = x[:, start : start + SEGMENT + right]
@@ -139,7 +142,7 @@ def test_stream_equals_torchaudio_infer(memory, left, right):
 def _stream(encoder, x, length):
     """Encode an utterance (1, length + R, D) chunk by chunk."""
     segment, window = encoder.segment_length, encoder.segment_length + encoder.right_context_length
-    states, pieces = encoder.get_init_states(1), []
+    states, pieces = encoder.get_init_states(1, default_device()), []
     for start in range(0, length, segment):
         chunk = torch.nn.functional.pad(x[:, start : start + window], (0, 0, 0, window), value=9.0)[:, :window]
         lens = torch.tensor([min(segment, length - start)])
@@ -181,7 +184,7 @@ def test_streams_started_at_different_times_share_a_batch(kernel):
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=kernel).eval()
     x = torch.randn(4, 6 * SEGMENT + 2, 16)
     expected = encoder(x, torch.full((4,), 6 * SEGMENT))[0]
-    states = [encoder.get_init_states(1) for _ in range(4)]
+    states = [encoder.get_init_states(1, default_device()) for _ in range(4)]
     outputs = [[] for _ in range(4)]
     for chunk in range(6 + 4):
         active = [i for i in range(4) if 0 <= chunk - i < 6]
@@ -210,7 +213,7 @@ def test_look_ahead_is_the_right_context():
 @torch.inference_mode()
 def test_streaming_does_not_modify_its_input_states():
     encoder = Emformer(**_options(3, 6, 2), cnn_module_kernel=5).eval()
-    states = encoder.get_init_states(2)
+    states = encoder.get_init_states(2, default_device())
     encoder.streaming_forward(torch.randn(2, 6, 16), torch.full((2,), SEGMENT), states)
     assert all(tensor.abs().sum() == 0 for tensor in states)
 
@@ -218,7 +221,9 @@ def test_streaming_does_not_modify_its_input_states():
 def test_chunk_of_the_wrong_size_is_rejected():
     encoder = Emformer(**_options(0, 6, 2))
     with pytest.raises(ValueError, match="a chunk has 5 frames: expected 6, which are the segment's 4 and 2 of right"):
-        encoder.streaming_forward(torch.randn(1, 5, 16), torch.tensor([4]), encoder.get_init_states(1))
+        encoder.streaming_forward(
+            torch.randn(1, 5, 16), torch.tensor([4]), encoder.get_init_states(1, default_device())
+        )
 
 
 def test_gradients_of_all_parameters_are_finite_with_padding():

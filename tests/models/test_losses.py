@@ -19,6 +19,8 @@ from icefall_pathways.models.losses import (
 )
 from icefall_pathways.models.predictor import Predictor
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class _Head(torch.nn.Module):
     def __init__(self, weights):
@@ -34,7 +36,7 @@ class _Head(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference(device):
     return load_numbers("causal")
 
 

@@ -7,9 +7,11 @@ from public_numbers import load_numbers
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.predictor import Predictor
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(scope="module")
-def reference():
+def reference(device):
     return load_numbers("causal")
 
 

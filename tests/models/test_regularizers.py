@@ -23,9 +23,11 @@ from icefall_pathways.models.regularizers import (
     set_position,
 )
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(scope="module")
-def numbers():
+def numbers(device):
     return load_numbers("regularizers")
 
 
@@ -138,7 +140,7 @@ def test_whitener_probability_drops_below_the_limit_and_is_saved():
 
 
 def test_drop_sequences_zeroes_whole_sequences_without_scaling():
-    dropped = drop_sequences(torch.ones(2000, 3, 2), 0.3)
+    dropped = drop_sequences(torch.ones(2000, 3, 2), 0.3).cpu()
     assert set(dropped.sum((1, 2)).tolist()) == {0.0, 6.0}
     assert dropped.mean() == pytest.approx(0.7, abs=0.04)
     assert drop_sequences(dropped, 0.0) is dropped

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu import default_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optional_packages import import_k2, torchaudio_loss
@@ -9,6 +10,8 @@ from optional_packages import import_k2, torchaudio_loss
 from icefall_pathways.models.rnnt import prune_ranges, pruned_rnnt_loss, select_rows, smoothed_rnnt_loss
 from icefall_pathways.models.rnnt.lattice import sum_paths
 from icefall_pathways.models.rnnt.simple import smoothed_scores
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SHAPES = {  # (tokens, frames) of each utterance
     "unequal lengths": [(6, 15), (2, 9), (4, 4)],
@@ -27,7 +30,7 @@ batches = st.lists(lengths, min_size=1, max_size=4)
 
 def make_batch(sizes, vocab_size=12, dtype=torch.float32, seed=0, columns=1):
     """Return random am, lm and tokens, padded with 0 to at least `columns`, and the boundary."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(default_device()).manual_seed(seed)
     num_tokens, num_frames = torch.tensor(sizes).unbind(1)
     width = max(columns, int(num_tokens.max()))
     y = torch.randint(1, vocab_size, (len(sizes), width), generator=generator)
@@ -38,8 +41,10 @@ def make_batch(sizes, vocab_size=12, dtype=torch.float32, seed=0, columns=1):
 
 
 def make_logits(ranges, vocab_size=12, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(*ranges.shape, vocab_size, dtype=dtype, generator=generator).requires_grad_()
+    generator = torch.Generator(ranges.device).manual_seed(1)
+    return torch.randn(
+        *ranges.shape, vocab_size, dtype=dtype, generator=generator, device=ranges.device
+    ).requires_grad_()
 
 
 def ranges_of(am, lm, y, boundary, prune_range=5):
@@ -84,8 +89,9 @@ def test_each_path_takes_every_token_once_and_every_frame_once(sizes, seed):
     paths = sum_paths(*smoothed_scores(am, lm, y, 0.0, 0.25), boundary)
     in_tokens = torch.arange(y.size(1)) < boundary[:, 2, None]
     in_frames = torch.arange(am.size(1)) < boundary[:, 3, None]
-    torch.testing.assert_close(paths.px_grad.sum(dim=2), in_tokens.double())
-    torch.testing.assert_close(paths.py_grad.sum(dim=1), in_frames.double())
+    tolerances = {"atol": 1e-5, "rtol": 0.0} if am.is_cuda else {}
+    torch.testing.assert_close(paths.px_grad.sum(dim=2), in_tokens.double(), **tolerances)
+    torch.testing.assert_close(paths.py_grad.sum(dim=1), in_frames.double(), **tolerances)
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -165,7 +171,9 @@ def test_loss_of_all_predictor_outputs_equals_torchaudio(sizes):
     ranges = torch.arange(y.size(1) + 1).expand(len(y), am.size(1), -1)
     logits = make_logits(ranges)
     loss = pruned_rnnt_loss(logits, y, ranges, boundary)
-    expected = torchaudio_loss()(logits, y.int(), boundary[:, 3].int(), boundary[:, 2].int(), blank=0, reduction="sum")
+    # On the CPU, because torchaudio's loss of utterances without tokens is wrong on GPUs.
+    num_tokens, num_frames = (boundary[:, i].int().cpu() for i in (2, 3))
+    expected = torchaudio_loss()(logits.cpu(), y.int().cpu(), num_frames, num_tokens, blank=0, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     own_grad, grad = (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
     assert relative_difference(own_grad, grad) < 1e-4
@@ -234,7 +242,7 @@ def test_peaked_probabilities_do_not_lose_paths():
         torch.testing.assert_close(own_grad, grad)
 
 
-def test_autocast_does_not_change_the_losses():
+def test_autocast_does_not_change_the_losses(device):
     am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
     ranges = ranges_of(am, lm, y, boundary, 3)
     logits = make_logits(ranges)
@@ -243,7 +251,7 @@ def test_autocast_does_not_change_the_losses():
         return smoothed_rnnt_loss(am, lm, y, boundary, 0.1, 0.25)[0] + pruned_rnnt_loss(logits, y, ranges, boundary)
 
     expected = total()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         actual = total()
     assert torch.equal(actual, expected)
     gradients = (torch.autograd.grad(loss, [am, lm, logits]) for loss in (actual, expected))

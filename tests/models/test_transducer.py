@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+from gpu import default_device
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def _config(**options):
@@ -79,7 +82,7 @@ def test_streams_started_at_different_times_equal_encode(options):
     while waiting or active:
         if waiting:
             active.append(waiting.pop(0))
-            states[active[-1][0]] = model.init_states(1)
+            states[active[-1][0]] = model.init_states(1, default_device())
         pieces = [(i, chunks, *piece) for i, chunks in active if (piece := next(chunks, None))]
         active = [(i, chunks) for i, chunks, _, _ in pieces]
         if not pieces:
@@ -177,7 +180,7 @@ def test_predictor_input_starts_with_blank():
 def test_chunk_outputs_at_most_one_segment():
     model = build_model(_config(), 20).eval()
     x_lens = torch.tensor([model.chunk_window, 33, 32, 5, 1])
-    _, lens, _ = model.stream(torch.randn(5, model.chunk_window, 80), x_lens, model.init_states(5))
+    _, lens, _ = model.stream(torch.randn(5, model.chunk_window, 80), x_lens, model.init_states(5, default_device()))
     assert lens.tolist() == [8, 8, 8, 2, 1]
 
 

@@ -4,6 +4,8 @@ from torch import nn
 
 from icefall_pathways.optim.averaging import ModelAverage, average_range
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def random_walk(model, average, updates):
     """Change the weights in every update; return the weights at the end of every period."""

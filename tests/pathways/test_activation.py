@@ -8,6 +8,8 @@ from torch import nn
 from icefall_pathways.pathways.activation import FoldedPathways, PathwayModule, activate
 from icefall_pathways.pathways.masks import MasksError
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def entry(mask, value):
     """Return the index of the first entry of `mask` that is `value`."""

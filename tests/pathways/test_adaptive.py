@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from all_layer_types import LANGUAGES, LAYER_WEIGHTS, AllLayerTypes
+from gpu import default_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,12 +20,15 @@ from icefall_pathways.pathways.schedules import (
     cubic_sparsity,
 )
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def gradients_of(model, masks, languages=LANGUAGES):
     """Return gradients of a different loss for each language."""
     gradients = LanguageGradients()
     for i, language in enumerate(languages):
-        x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(i)) * torch.arange(8).roll(3 * i)
+        generator = torch.Generator(default_device()).manual_seed(i)
+        x = torch.randn(2, 5, 8, generator=generator) * torch.arange(8).roll(3 * i)
         with activate(model, masks, language, gradients.add):
             model(x).square().sum().backward()
     return gradients

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from all_layer_types import LANGUAGES, AllLayerTypes
+from gpu import default_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from magnitude_pruning import prune_by_magnitude
@@ -10,13 +11,15 @@ from magnitude_pruning import prune_by_magnitude
 from icefall_pathways.pathways.granularity import num_kept, parse_granularity
 from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GROUPS = ["element", "row", "column", "block:2x2", "block:4x4", "block:3x*", "block:*x2"]
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 
 
 def scores_of(shape, seed):
     """Return scores with few distinct values, so that most are ties."""
-    return torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
+    return torch.randint(0, 4, shape, generator=torch.Generator(default_device()).manual_seed(seed)).float()
 
 
 def groups_of(granularity, shape):

@@ -11,9 +11,13 @@ from icefall_pathways.pathways import counting
 from icefall_pathways.pathways.masks import MasksError, MasksHeader, PathwayMasks, code_type
 from icefall_pathways.pathways.prunable import prunable_parameters
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def equal(a, b):
-    return a.header == b.header and all(torch.equal(a.codes[name], b.codes[name]) for name in {*a.codes, *b.codes})
+    return a.header == b.header and all(
+        torch.equal(a.codes[name].cpu(), b.codes[name].cpu()) for name in {*a.codes, *b.codes}
+    )
 
 
 def test_only_matrices_and_kernels_are_prunable(model):
@@ -82,10 +86,10 @@ def test_sparsity_union_and_overlap_match_counts(bits):
 def test_joint_counts_match_products_of_masks(count):
     languages = tuple(f"l{i}" for i in range(count))
     masks = random_masks(nn.Linear(9, 7), languages)
-    used = torch.stack([masks.mask("weight", language).flatten() for language in languages]).long()
+    used = torch.stack([masks.mask("weight", language).flatten() for language in languages]).long().cpu()
     assert torch.equal(masks.counts(), used @ used.T)
     either = ((used.unsqueeze(0) + used.unsqueeze(1)) > 0).sum(2)
-    torch.testing.assert_close(torch.tensor(masks.overlaps()), (used @ used.T / either))
+    torch.testing.assert_close(torch.tensor(masks.overlaps(), device="cpu"), (used @ used.T / either))
 
 
 def test_counting_splits_large_tensors_into_chunks(monkeypatch):

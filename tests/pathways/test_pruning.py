@@ -10,6 +10,8 @@ from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.selection import top_k
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # Few distinct values, so that most are ties.
 scores = st.lists(st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 2.0, float("nan")]), min_size=1, max_size=50)
 

@@ -10,10 +10,13 @@ With A(s, t) = py(s, 0) + ... + py(s, t - 1), the recursion of the forward varia
 
 becomes a cumulative sum: a(s, t) = alpha(s, t) - A(s, t) is the logcumsumexp over t of a(s - 1, t) + d(s - 1, t) with
 d(s, t) = A(s, t) + px(s, t) - A(s + 1, t). In the same way b(s, t) = beta(s, t) + A(s, t) is the logcumsumexp in the
-direction of decreasing t of b(s + 1, t) + d(s, t). Both need one operator per row, for all utterances and frames. The
-differences of large sums need float64.
+direction of decreasing t of b(s + 1, t) + d(s, t). Both need one operator per row, for all utterances and frames; on
+CUDA, a Triton kernel computes all rows. The differences of large sums need float64.
 """
 
+import warnings
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -62,7 +65,9 @@ def sum_paths(px: Tensor, py: Tensor, boundary: Tensor, kept: Tensor | None = No
     arcs = (sums[:, :-1] + px.double() - sums[:, 1:]).masked_fill(~kept_arcs, _LOG_ZERO).masked_fill(is_free, 0.0)
     final = (sums + py).masked_fill(~(is_last & kept_nodes), _LOG_ZERO).amax(dim=(1, 2))
     start_of_b = final[:, None].expand_as(py[:, 0]).masked_fill(frame > last_frame[:, 0], _LOG_ZERO)
-    a, b = _forward_backward(arcs, start_of_b)
+    starts = torch.stack([torch.zeros_like(start_of_b), start_of_b])
+    kernels = _triton_kernels() if arcs.is_cuda else None
+    a, b = kernels.forward_backward(arcs, starts, px.dtype) if kernels is not None else _forward_backward(arcs, starts)
 
     score = a[:, -1].gather(1, last_frame[:, 0])[:, 0] + final
     normalized_a = a - score[:, None, None]
@@ -72,17 +77,30 @@ def sum_paths(px: Tensor, py: Tensor, boundary: Tensor, kept: Tensor | None = No
     return Paths(score, px_grad, py_grad)
 
 
-def _forward_backward(arcs: Tensor, start_of_b: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_backward(arcs: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Return a and b (N, S + 1, T) as the module's docstring defines them, computed together.
 
     Args:
       arcs: d of the module's docstring (N, S, T).
-      start_of_b: The last row of b (N, T).
+      starts: The first row of a and the last row of b (2, N, T).
     """
-    batch_size = len(arcs)
-    both = torch.cat([arcs, arcs.flip(1, 2)]).transpose(0, 1).contiguous()
-    rows = [torch.cat([torch.zeros_like(start_of_b), start_of_b.flip(1)])]
+    both = torch.stack([arcs, arcs.flip(1, 2)]).movedim(2, 0).contiguous()
+    rows = [torch.stack([starts[0], starts[1].flip(1)])]
     for arcs_of_row in both.unbind():
-        rows.append((rows[-1] + arcs_of_row).logcumsumexp(dim=1))
-    a_and_b = torch.stack(rows, dim=1)
-    return a_and_b[:batch_size], a_and_b[batch_size:].flip(1, 2)
+        rows.append((rows[-1] + arcs_of_row).logcumsumexp(dim=2))
+    a, b = torch.stack(rows, dim=2).unbind()
+    return a, b.flip(1, 2)
+
+
+@cache
+def _triton_kernels() -> ModuleType | None:
+    """Return the module of the CUDA kernels, or None if Triton is missing or, without a C compiler, does not work."""
+    try:
+        from icefall_pathways.models.rnnt import triton_kernels
+
+        zeros = torch.zeros(2, 1, 1, dtype=torch.float64, device="cuda")
+        triton_kernels.forward_backward(zeros, zeros, torch.float32)
+    except Exception as error:  # a package, a compiler or header files are missing, each with an exception of its own
+        warnings.warn(f"the RNN-T loss is slower, because Triton does not work: {error}", stacklevel=2)
+        return None
+    return triton_kernels

@@ -5,19 +5,19 @@ import torch
 from zipformer_reference import load
 
 
-@pytest.fixture(scope="session")
-def reference():
+@pytest.fixture(scope="module")
+def reference(device):
     return load("causal", torch.float32)
 
 
-@pytest.fixture(scope="session")
-def exact_reference():
+@pytest.fixture(scope="module")
+def exact_reference(device):
     """Load the reference in float64. (Both implementations compute positional encodings in float32.)"""
     return load("causal", torch.float64)
 
 
-@pytest.fixture(scope="session")
-def noncausal_layer():
+@pytest.fixture(scope="module")
+def noncausal_layer(device):
     """Load a model in which only the first layer has icefall's weights."""
     return load("noncausal_layer", torch.float32)
 

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from gpu import default_device
 from public_numbers import parameter_shapes
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.losses import boundaries, pruned_loss, simple_loss
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.models.zipformer.attention_plan import positional_encoding
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ROWS = "encoder.encoders.0.layers.0.self_attn_weights.rows_0_17_40"
 
@@ -65,7 +68,7 @@ def test_outputs_of_a_noncausal_layer_equal_icefall(noncausal_layer, captured):
 def test_positional_encoding_equals_icefall(reference, noncausal_layer):
     for numbers in (reference.numbers, noncausal_layer.numbers):
         expected = numbers["inner"]["encoder.encoders.0.encoder_pos"][0]
-        code = positional_encoding(0, (len(expected) + 1) // 2, expected.size(1), torch.device("cpu"))
+        code = positional_encoding(0, (len(expected) + 1) // 2, expected.size(1), expected.device)
         _close(code[:-1], expected, 1e-5)
 
 
@@ -93,7 +96,7 @@ def test_streaming_equals_icefall(reference):
     numbers, model = reference.numbers["stream"], reference.model
     model.encoder.set_context(numbers["chunk"], numbers["left"])
     assert model.chunk_window == 45
-    states = model.init_states(2)
+    states = model.init_states(2, default_device())
     assert [list(state.shape) for state in states] == numbers["init_shapes"]
     assert not any(state.any() for state in states)
     for step, expected in enumerate(numbers["out"]):

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from gpu import default_device
 from torch import nn
 
 from icefall_pathways.models.config import ModelConfig
@@ -15,6 +16,8 @@ from icefall_pathways.models.zipformer.config import UNLIMITED
 from icefall_pathways.models.zipformer.encoder import feature_mask, layer_skip_rates
 from icefall_pathways.pathways.activation import activate
 from icefall_pathways.pathways.masks import PathwayMasks, prunable_parameters
+
+pytestmark = pytest.mark.usefixtures("device")
 
 LANGUAGES = ("en", "fr")
 
@@ -93,7 +96,10 @@ def test_entries_outside_the_mask_have_no_effect():
     model = make(chunk_size="16", left_context_frames="32").eval()
     masks = halved_masks(model)
     x, lens = torch.randn(1, 45, 80), torch.tensor([45])
-    states = [torch.randn_like(state) if state.is_floating_point() else state + 20 for state in model.init_states(1)]
+    states = [
+        torch.randn_like(state) if state.is_floating_point() else state + 20
+        for state in model.init_states(1, default_device())
+    ]
 
     def stream():
         with activate(model, masks, "en"):
@@ -247,17 +253,18 @@ def test_training_samples_chunk_sizes_and_left_contexts():
     assert {encoder.eval().sample_context() for _ in range(20)} == {(16, 64)}
 
 
-def test_random_numbers_are_drawn_only_in_training():
+def test_random_numbers_are_drawn_only_in_training(device):
     """Even without gradients, and late in training."""
+    get_rng_state = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
     model = make().eval()
     x, lens = torch.randn(2, 60, 80), torch.tensor([60, 50])
-    state = torch.get_rng_state()
+    state = get_rng_state()
     model.encode(x, lens)
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(state, get_rng_state())
     model.train()
     set_position(model, 1e9)
     model.encode(x, lens)
-    assert not torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(state, get_rng_state())
 
 
 def test_initial_weights_have_the_ranges_of_icefall():
@@ -302,6 +309,7 @@ class StreamModule(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)  # graphs are for CPUs
 def test_trace_is_valid_for_other_states_lengths_and_batch_sizes():
     """Python control flow does not depend on the values of tensors."""
     model = make().eval()
@@ -309,7 +317,7 @@ def test_trace_is_valid_for_other_states_lengths_and_batch_sizes():
     def arguments(streams):
         states = [
             torch.randn_like(state) if state.is_floating_point() else torch.randint_like(state, 100)
-            for state in model.init_states(streams)
+            for state in model.init_states(streams, default_device())
         ]
         lens = torch.randint(1, model.chunk_window + 1, (streams,))
         return (torch.randn(streams, model.chunk_window, 80), lens, *states)
