@@ -91,6 +91,11 @@ class DecodeConfig(DistributedConfig):
     nbest: int = 0
     """Write up to this many hypotheses per utterance to nbest- files, with scores and token times; 0: none."""
 
+    max_context_seconds: PositiveFloat = 30.0
+    """Encode longer utterances in blocks of this length, since the memory of a Zipformer's attention grows with the
+    square of the duration. With a limited left context, the result is the same; otherwise, blocks overlap, and words at
+    their borders can change."""
+
     @property
     def results_dir(self) -> Path:
         """Folder for the results."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import (
@@ -32,6 +33,7 @@ from icefall_pathways.files import exclusive_lock, sha256
 from icefall_pathways.launch.progress import SharedProgress
 from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.launch.signals import Stopped, stop_requests
+from icefall_pathways.models.encoder import Encoder
 from icefall_pathways.options import to_dict
 from icefall_pathways.searches import Hypothesis
 from icefall_pathways.searches.config import SearchConfig
@@ -107,6 +109,10 @@ def decode_rank(rank: Rank, config: DecodeConfig | StreamingDecodeConfig) -> Non
                 locks.enter_context(exclusive_lock(test_set.lock_file))
             print(f"decoding with {experiment.trained.description}", flush=True)
             _report_finished(test_sets)
+        if isinstance(config, DecodeConfig):
+            limit_context(experiment.trained.model.encoder, config.max_context_seconds)
+            if rank.is_main:
+                _report_long_utterances(experiment.trained.model.encoder, config.max_context_seconds, test_sets)
         names = " ".join(test_set.language.code for test_set in test_sets)
         decode_parts(rank, test_sets, partial(decode_part, experiment, config), f"decoding {config.split} {names}")
         if rank.is_main:
@@ -153,6 +159,27 @@ def _report_finished(test_sets: Sequence[DividedTestSet]) -> None:
     finished = [part.path.exists() for test_set in test_sets for part in test_set.parts]
     if any(finished):
         print(f"resuming: {sum(finished)} of {len(finished)} parts have been decoded by an earlier run", flush=True)
+
+
+def limit_context(encoder: Encoder, seconds: float) -> None:
+    """Make `encode` compute utterances of more than `seconds` in blocks."""
+    encoder.max_context = max(1, int(seconds * SAMPLE_RATE / FRAME_SHIFT))
+
+
+def _report_long_utterances(encoder: Encoder, seconds: float, test_sets: Sequence[DividedTestSet]) -> None:
+    cuts = [cut for test_set in test_sets for part in test_set.parts for cut in part.batches.cuts]
+    durations = [cut.duration for cut in cuts if cut.duration > seconds]
+    effects = {
+        "exact": "with the same result, since the attention of this model is limited",
+        "approximate": "which overlap by a quarter; words at their borders can change. A larger --max-context-seconds "
+        "avoids this, with memory that grows with its square",
+    }
+    if durations and encoder.block_encoding in effects:
+        print(
+            f"{len(durations)} of {len(cuts)} utterances, of up to {max(durations):.0f} s, are longer than "
+            f"--max-context-seconds {seconds:g} and are encoded in blocks, {effects[encoder.block_encoding]}",
+            flush=True,
+        )
 
 
 def _write_results(config: DistributedConfig, experiment: LoadedExperiment, test_sets: Sequence[DividedTestSet]) -> str:

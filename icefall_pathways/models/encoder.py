@@ -6,6 +6,7 @@ frames. The last word is therefore complete, and the output does not depend on t
 """
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ class Encoder(nn.Module, ABC):
 
     #: Whether every forward pass uses every parameter; if not, DDP has to search for unused parameters.
     uses_all_parameters = True
+
+    #: Feature frames above which `encode` computes an utterance in blocks, so that its memory does not grow with the
+    #: square of the duration; None: no limit.
+    max_context: int | None = None
 
     @property
     @abstractmethod
@@ -42,6 +47,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def state_axes(self) -> list[int]:
         """Batch axis (streams) of each state tensor."""
+
+    @property
+    def block_encoding(self) -> Literal["unnecessary", "exact", "approximate"]:
+        """The effect of `max_context`: none, rounding errors, or changes of the frames near the borders of blocks."""
+        return "unnecessary"
 
     @abstractmethod
     def encode(self, encoder_embed: nn.Module, x: Tensor, x_lens: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 from optional_packages import needs_k2
-from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, write_complementary_masks
+from tiny_experiment import MODEL, TEXTS, VOCAB_SIZE, make_experiment, write_complementary_masks
 
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig
 from icefall_pathways.decoding.decode_run import decode, decode_streaming
 from icefall_pathways.decoding.latency import LatencyConfig, measure
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
 
@@ -86,6 +87,22 @@ def test_references_do_not_depend_on_the_unicode_normalization(exp_dir, experime
         (path,) = config.results_dir.glob("recogs-*")
         recogs[form] = path.read_text(encoding="utf-8")
     assert recogs["NFC"] == recogs["NFD"] and "'déux'" in recogs["NFC"]
+
+
+def test_long_utterances_are_encoded_in_blocks_with_a_message(tmp_path, exp_dir, capsys):
+    model = ModelConfig(encoder_type="zipformer", zipformer="tiny", cnn_module_kernel="5", chunk_size="8")
+    folder = tmp_path / "zipformer"
+    folder.mkdir()
+    make_experiment(folder, replace(model, left_context_frames="16"))
+    config = DecodeConfig(exp_dir=folder / "exp")
+    expected = _run_decode(config)
+    assert any("hyp=['" in line for line in expected)
+    assert "max-context-seconds" not in capsys.readouterr().out
+    assert _run_decode(replace(config, max_context_seconds=0.6)) == expected
+    message = "4 of 6 utterances, of up to 1 s, are longer than --max-context-seconds 0.6 and are encoded in blocks"
+    assert f"{message}, with the same result" in capsys.readouterr().out
+    _run_decode(DecodeConfig(exp_dir=exp_dir, max_context_seconds=0.6))
+    assert "max-context-seconds" not in capsys.readouterr().out  # the Emformer always encodes segments
 
 
 def test_decoding_writes_icefall_result_files(exp_dir):

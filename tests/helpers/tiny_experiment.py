@@ -50,7 +50,7 @@ def _cut(folder, code, index, rng):
         return cut.compute_and_store_features(extractor, writer)
 
 
-def make_experiment(folder: Path) -> None:
+def make_experiment(folder: Path, model_config: ModelConfig = MODEL) -> None:
     """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch to `folder`."""
     rng = np.random.default_rng(1)
     for code in ("en", "nl"):
@@ -60,10 +60,10 @@ def make_experiment(folder: Path) -> None:
     config = ExperimentConfig(
         training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),
         data=DataConfig(manifest_dir=folder, languages="en nl"),
-        model=MODEL,
+        model=model_config,
     )
     torch.manual_seed(3)
-    model = build_model(MODEL, VOCAB_SIZE)
+    model = build_model(model_config, VOCAB_SIZE)
     with torch.no_grad():
         model.joiner.encoder_proj.weight *= 8
         model.joiner.output_linear.weight *= 8

@@ -47,33 +47,46 @@ def plan_utterances(lens: Tensor, frames: int, factor: int, pos_dim: int, chunk:
     padding_mask = times >= lens.unsqueeze(1)
     attn_mask = padding_mask[:, None, None]
     if chunk != UNLIMITED:
-        index = torch.div(times, chunk, rounding_mode="floor")
-        distance = index.unsqueeze(1) - index  # in chunks
-        chunk_mask = distance < 0
-        if left != UNLIMITED:
-            chunk_mask = chunk_mask | (distance > max(1, left // chunk))
-        attn_mask = attn_mask | chunk_mask
+        attn_mask = attn_mask | _out_of_context(times, times, chunk, left)
     stack_chunk = times.numel() if chunk == UNLIMITED else min(chunk // factor, times.numel())
     positions = positional_encoding(0, times.numel(), pos_dim, lens.device)
     return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, stack_chunk, left=0)
 
 
-def plan_chunk(lens: Tensor, processed_lens: Tensor, factor: int, pos_dim: int, chunk: int, left: int) -> AttentionPlan:
-    """Return the plan of a stack for the next chunk of every stream.
+def plan_chunks(
+    lens: Tensor, processed_lens: Tensor, frames: int, factor: int, pos_dim: int, chunk: int, left: int
+) -> AttentionPlan:
+    """Return the plan of a stack for the next chunks of every stream.
 
     Args:
-      lens: Valid frames of each chunk (N,), at the encoder's rate.
-      processed_lens: Frames of each stream before the chunk (N,), at the encoder's rate.
+      lens: Valid frames of each stream in these chunks (N,), at the encoder's rate.
+      processed_lens: Frames of each stream before them (N,), at the encoder's rate.
+      frames: Frames of all chunks, at the encoder's rate; a multiple of `factor`.
       factor: Downsampling factor of the stack.
       pos_dim: Width of the positional encoding.
       chunk: Frames per chunk, at the encoder's rate.
-      left: Frames of the state, at the encoder's rate.
+      left: Frames of the state, at the encoder's rate; a multiple of `chunk` if there are several chunks.
     """
-    padding_mask = torch.arange(0, chunk, factor, device=lens.device) >= lens.unsqueeze(1)
+    times = torch.arange(0, frames, factor, device=lens.device)
+    padding_mask = times >= lens.unsqueeze(1)
     before_start = torch.arange(left - 1, -1, -factor, device=lens.device) >= processed_lens.unsqueeze(1)
-    positions = positional_encoding(left // factor, chunk // factor, pos_dim, lens.device)
     attn_mask = torch.cat([before_start, padding_mask], dim=1)[:, None, None]
+    if frames > chunk:
+        sources = torch.arange(-left, frames, factor, device=lens.device)
+        attn_mask = attn_mask | _out_of_context(times, sources, chunk, left)
+    positions = positional_encoding(left // factor, frames // factor, pos_dim, lens.device)
     return AttentionPlan(attn_mask, padding_mask.unsqueeze(-1), positions, chunk // factor, left // factor)
+
+
+def _out_of_context(times: Tensor, sources: Tensor, chunk: int, left: int) -> Tensor:
+    """Return True where a source (S,) is neither in the chunk of a frame (T,) nor in its left context: (T, S)."""
+    distance = _chunk_index(times, chunk).unsqueeze(1) - _chunk_index(sources, chunk)
+    later = distance < 0
+    return later if left == UNLIMITED else later | (distance > max(1, left // chunk))
+
+
+def _chunk_index(times: Tensor, chunk: int) -> Tensor:
+    return torch.div(times, chunk, rounding_mode="floor")
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.models.regularizers import Schedule, keep_sequences
-from icefall_pathways.models.zipformer.attention_plan import AttentionPlan, plan_chunk, plan_utterances
+from icefall_pathways.models.zipformer.attention_plan import AttentionPlan, plan_chunks, plan_utterances
 from icefall_pathways.models.zipformer.config import UNLIMITED, ZipformerConfig
 from icefall_pathways.models.zipformer.layer import STATES_PER_LAYER, ZipformerLayer
 from icefall_pathways.models.zipformer.norm import Bypass
@@ -210,23 +210,25 @@ class Zipformer(nn.Module):
         return [*states, torch.zeros(batch_size, dtype=torch.int32, device=like.device)]
 
     def streaming_forward(
-        self, x: Tensor, lens: Tensor, states: list[Tensor], left_context_frames: int
+        self, x: Tensor, lens: Tensor, states: list[Tensor], left_context_frames: int, chunk_size: int | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Encode one chunk of every stream.
+        """Encode the next frames of every stream: one chunk, or several.
 
         Args:
-          x: Frames (N, chunk, D).
+          x: Frames (N, T, D).
           lens: Valid frames of each stream (N,).
           states: The state of the streams, which may have started at different times; it is not modified.
           left_context_frames: Frames of left context in the state.
+          chunk_size: Frames per chunk; None: T.
 
         Returns:
-          Frames (N, chunk / 2, output_dim), the valid frames of each stream (N,), and the new state.
+          Frames (N, T / 2, output_dim), the valid frames of each stream (N,), and the new state.
         """
         *caches, processed_lens = states
-        chunk, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in traces
+        frames, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in traces
+        chunk = frames if chunk_size is None else chunk_size
         plans = {
-            factor: plan_chunk(lens, processed_lens, factor, pos_dim, chunk, left_context_frames)
+            factor: plan_chunks(lens, processed_lens, frames, factor, pos_dim, chunk, left_context_frames)
             for factor in set(self.config.downsampling_factor)
         }
         out, caches = self._run(x, caches, plans)

@@ -1,8 +1,10 @@
 """The Zipformer with the encoder interface of the transducer."""
 
 import math
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from icefall_pathways.constants import SUBSAMPLING_FACTOR
@@ -64,16 +66,68 @@ class ZipformerEncoder(Zipformer, Encoder):
         """Batch axis (streams) of each state tensor."""
         return [*STATE_AXES * sum(self.config.num_encoder_layers), 0, 0]
 
+    @property
+    def block_encoding(self) -> Literal["unnecessary", "exact", "approximate"]:
+        """The effect of `max_context`; see `Encoder`. Blocks are exact if the left context is limited."""
+        limited = self.chunk_size > 0 and self.left_context_frames > 0
+        return "exact" if limited and self.left_context_frames % self.chunk_size == 0 else "approximate"
+
     def encode(self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:  # type: ignore[override]
         """Encode whole utterances with the same result as `stream`; see `Encoder`."""
-        # Round up to a multiple of the group sizes of all stacks, so that the last group of an utterance contains the
-        # same frames in any batch. Chunked convolution and attention do not read later frames.
-        group = math.lcm(OUTPUT_FACTOR, *self.config.downsampling_factor)
-        frames = -(-x.size(1) // (CONV_FACTOR * group)) * group
+        if self.training or self.max_context is None or x.size(1) <= self.max_context:
+            return self._encode_whole(encoder_embed, x, x_lens)
+        encode_long = self._encode_blocks if self.block_encoding == "exact" else self._encode_windows
+        is_long = x_lens > self.max_context
+        rows = torch.cat([is_long.nonzero(), (~is_long).nonzero()]).squeeze(1)
+        num_long = int(is_long.sum())
+        out = encode_long(encoder_embed, x[rows[:num_long]], x_lens[rows[:num_long]])
+        if num_long < rows.numel():
+            short = self._encode_whole(encoder_embed, x[rows[num_long:], : self.max_context], x_lens[rows[num_long:]])
+            out = torch.cat([out, F.pad(short, (0, 0, 0, out.size(1) - short.size(1)))])
+        return out[rows.argsort()]
+
+    @property
+    def _group(self) -> int:
+        """Frames of 20 ms of which each stack, and the output, has whole frames."""
+        return math.lcm(OUTPUT_FACTOR, *self.config.downsampling_factor)
+
+    def _encode_whole(self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:
+        """Encode utterances at once, with memory that grows with the square of the duration."""
+        # With whole groups, the last group of an utterance contains the same frames in any batch. Chunked convolution
+        # and attention do not read later frames.
+        frames = _round_up(x.size(1), CONV_FACTOR * self._group) // CONV_FACTOR
         features = pad_with_silence(x, x_lens, CONV_FACTOR * frames + LOOK_AHEAD)
         embedded, _ = encoder_embed.streaming_forward(features, encoder_embed.get_init_states(features, x.size(0)))
         out, _ = self(embedded, _embedded_lens(x_lens), *self.sample_context())
         return out[:, : -(-x.size(1) // SUBSAMPLING_FACTOR)]
+
+    def _encode_blocks(self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:
+        """Encode blocks of `max_context` feature frames, each with the state of the previous one."""
+        assert self.max_context is not None
+        block = _round_up(self.max_context, CONV_FACTOR * math.lcm(self.chunk_size, self._group))
+        frames = _round_up(x.size(1), CONV_FACTOR * self._group)
+        features = pad_with_silence(x, x_lens, frames + LOOK_AHEAD)
+        states = self.init_states(encoder_embed, x.size(0), x.device, x.dtype)
+        pieces = []
+        for start in range(0, frames, block):
+            piece = features[:, start : min(start + block, frames) + LOOK_AHEAD]
+            out, states = self.stream(encoder_embed, piece, (x_lens - start).clamp(min=0), states)
+            pieces.append(out)
+        return torch.cat(pieces, dim=1)[:, : -(-x.size(1) // SUBSAMPLING_FACTOR)]
+
+    def _encode_windows(self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor) -> Tensor:
+        """Encode windows of `max_context` feature frames, an eighth of which on each side is context only."""
+        assert self.max_context is not None
+        group = CONV_FACTOR * self._group
+        margin = _round_up(self.max_context // 8, group)
+        step = _round_up(max(1, self.max_context - 2 * margin), group)
+        pieces = []
+        for start in range(0, x.size(1), step):
+            first = max(0, start - margin)
+            window = x[:, first : start + step + margin]
+            out = self._encode_whole(encoder_embed, window, (x_lens - first).clamp(0, window.size(1)))
+            pieces.append(out[:, (start - first) // SUBSAMPLING_FACTOR :][:, : step // SUBSAMPLING_FACTOR])
+        return torch.cat(pieces, dim=1)
 
     def sample_context(self) -> tuple[int, int]:
         """Sample the chunk size and left context of a training batch, or return those of eval mode."""
@@ -98,13 +152,13 @@ class ZipformerEncoder(Zipformer, Encoder):
     def stream(  # type: ignore[override]
         self, encoder_embed: ZipformerSubsampling, x: Tensor, x_lens: Tensor, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Encode one chunk of every stream; see `Encoder`."""
+        """Encode one chunk of every stream, or several chunks with their look-ahead; see `Encoder`."""
         *caches, embed_state, processed_lens = states
         features = pad_with_silence(x, x_lens, x.size(1))
         embedded, embed_state = encoder_embed.streaming_forward(features, embed_state)
-        lens = _embedded_lens(x_lens).clamp(max=self.chunk_size)
+        lens = _embedded_lens(x_lens).clamp(max=int(embedded.size(1)))  # int: a constant in traces
         out, _, (*caches, processed_lens) = self.streaming_forward(
-            embedded, lens, [*caches, processed_lens], self.left_context_frames
+            embedded, lens, [*caches, processed_lens], self.left_context_frames, self.chunk_size
         )
         return out, [*caches, embed_state, processed_lens]
 
@@ -118,6 +172,10 @@ def build_zipformer(config: ZipformerConfig, num_bins: int) -> tuple[ZipformerSu
 def _embedded_lens(x_lens: Tensor) -> Tensor:
     """Return the number of frames of 20 ms (N,) for `x_lens` feature frames."""
     return torch.div(x_lens + CONV_FACTOR - 1, CONV_FACTOR, rounding_mode="floor")
+
+
+def _round_up(frames: int, unit: int) -> int:
+    return -(-frames // unit) * unit
 
 
 def _sample(values: tuple[int, ...]) -> int:
