@@ -9,7 +9,6 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from icefall_pathways.corpora.recordings import SequentialFile
 from icefall_pathways.data.manifests import check_files
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.errors import first_line
@@ -78,6 +77,18 @@ def _blocks(cut: MonoCut, size: int) -> Generator[Tensor, None, None]:
             yield torch.from_numpy(block)
     if remaining > _MAX_MISSING_SECONDS * cut.sampling_rate:
         raise ValueError(f"it is {remaining / cut.sampling_rate:.2f} s shorter than its manifest states")
+
+
+class SequentialFile(soundfile.SoundFile):
+    """A file that is read from one position to the end.
+
+    soundfile seeks after every read of a seekable file, which restarts the decoder: MP3 then differs from the samples
+    that one read returns.
+    """
+
+    def seekable(self) -> bool:
+        """Return False, so that soundfile does not seek."""
+        return False
 
 
 def _open(cut: MonoCut) -> SequentialFile | None:
