@@ -1,5 +1,7 @@
 """The built-in RNN-T losses, compared with a direct recursion, k2 and torchaudio."""
 
+import sys
+
 import pytest
 import torch
 from gpu import default_device
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optional_packages import import_k2, torchaudio_loss
 
-from icefall_pathways.models.rnnt import prune_ranges, pruned_rnnt_loss, select_rows, smoothed_rnnt_loss
+from icefall_pathways.models import rnnt
+from icefall_pathways.models.rnnt import lattice, prune_ranges, pruned_rnnt_loss, select_rows, smoothed_rnnt_loss
 from icefall_pathways.models.rnnt.lattice import sum_paths
 from icefall_pathways.models.rnnt.simple import smoothed_scores
 
@@ -256,6 +259,13 @@ def test_autocast_does_not_change_the_losses(device):
     assert torch.equal(actual, expected)
     gradients = (torch.autograd.grad(loss, [am, lm, logits]) for loss in (actual, expected))
     assert all(map(torch.equal, *gradients))
+
+
+def test_a_triton_that_does_not_work_is_reported(monkeypatch):
+    monkeypatch.delattr(rnnt, "triton_kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "icefall_pathways.models.rnnt.triton_kernels", None)
+    with pytest.warns(UserWarning, match="the RNN-T loss is slower, because Triton does not work: "):
+        assert lattice._triton_kernels.__wrapped__() is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
