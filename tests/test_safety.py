@@ -169,9 +169,8 @@ def test_features_are_not_read_from_a_device(tmp_path):
 def test_audio_is_checked_before_feature_extraction(tmp_path):
     evil = recording(f"touch {tmp_path / 'executed'}", "command")
     manifests = SplitFiles(tmp_path, "mls", get_language("en"), "train")
-    write_manifests(
-        manifests, lambda _: [(evil, SupervisionSegment("evil", "evil", 0.0, 1.0, text="x", language="en"))]
-    )
+    supervision = SupervisionSegment("evil", "evil", 0.0, 1.0, text="x", language="en")
+    write_manifests(manifests, ["evil"], lambda _names, _report: [(evil, supervision)])
     config = ComputeFbankConfig(manifest_dir=tmp_path, output_dir=tmp_path / "out", languages="en", num_jobs=1)
     with pytest.raises(DataError, match="reads its audio from a command"):
         compute_fbank(config)

@@ -1,6 +1,5 @@
 """Speed perturbation and noise, from audio to batches, with stored and on-the-fly features."""
 
-import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,6 @@ from lhotse.recipes import prepare_musan
 from mls_folder import TEXTS, make_language, write_audio
 
 from icefall_pathways.corpora.mls import prepare_manifests
-from icefall_pathways.data import fbank
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank, compute_fbank_musan
@@ -38,13 +36,11 @@ def folder(tmp_path_factory):
         write_audio(folder / "musan" / part / "x" / f"{part}.wav", 12.0, seed=99)
     (folder / "musan" / "music" / "x" / "ANNOTATIONS").write_text("music some N artist\n")
     prepare_musan(folder / "musan", folder / "manifests")
-    prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")], num_jobs=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fbank, "get_context", lambda _: multiprocessing.get_context("fork"))  # starts faster
-        config = ComputeFbankConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
-        compute_fbank(config)
-        compute_fbank(replace(config, output_dir=folder / "audio", store_feats=False))
-        compute_fbank_musan(folder / "manifests", folder / "fbank", 1)
+    prepare_manifests(folder / "corpus", folder / "manifests", [get_language("de")])
+    config = ComputeFbankConfig(folder / "manifests", folder / "fbank", "de", perturb_speed=True, num_jobs=1)
+    compute_fbank(config)
+    compute_fbank(replace(config, output_dir=folder / "audio", store_feats=False))
+    compute_fbank_musan(folder / "manifests", folder / "fbank", 1)
     train_tokenizer(TEXTS["de"], 22, folder)
     return folder
 
