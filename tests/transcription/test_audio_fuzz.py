@@ -13,7 +13,7 @@ import pytest
 from encoded_audio import FORMATS, SlowPipe, encode, speech_like
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from isolated import IsolatedFunction
+from isolated import IsolatedFunction, misbehave
 
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.transcription.audio import AudioOptions, read_file, read_pipe
@@ -89,3 +89,13 @@ def isolated_read():
 def test_damaged_audio_gives_samples_or_one_error(isolated_read, data):
     failure = isolated_read(data)
     assert failure is None, failure
+
+
+def test_hangs_crashes_and_tracebacks_are_found():
+    function = IsolatedFunction(misbehave, cpu_seconds=0.3)
+    assert function("return") is None
+    assert function("hang").startswith("hangs")
+    assert function("crash") == "crashed with exit code -6"
+    assert "ValueError: raise" in function("raise")
+    assert function("return") is None
+    function.close()
