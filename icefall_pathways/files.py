@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
@@ -137,9 +138,38 @@ def read_json(path: Path | str) -> Any:
             "it was not written by this project"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): restore it, or remove it and create it again") from error
+
+
+def read_lines(path: Path | str) -> Iterator[str]:
+    """Yield the lines of a text file in UTF-8, without their ends; a name that ends in .gz is decompressed.
+
+    A byte order mark is skipped, and every convention of line ends is accepted.
+
+    Raises:
+      ValueError: The file is not in UTF-8; the message names it and the line, and how to convert it.
+    """
+    opener = gzip.open if Path(path).suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        for index, line in enumerate(file):
+            try:
+                text = line.decode("utf-8-sig" if index == 0 else "utf-8")
+                if "\0" in text:
+                    raise ValueError("it contains the character NUL")
+            except ValueError as error:
+                encoding = "utf-16" if b"\0" in line else "latin1"
+                raise ValueError(
+                    f"{path}, line {index + 1} is not in UTF-8 ({error}): convert the file, such as with iconv -f "
+                    f"{encoding} -t utf-8"
+                ) from error
+            yield from text.removesuffix("\n").removesuffix("\r").split("\r")
+
+
+def read_text(path: Path | str) -> str:
+    """Return the content of a text file in UTF-8; see `read_lines`."""
+    return "\n".join(read_lines(path))
 
 
 def sha256(path: Path | str) -> str:

@@ -1,12 +1,24 @@
 """Atomic file writes, lock files and JSON files."""
 
+import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from icefall_pathways.files import atomic_write, exclusive_lock, read_json, write_errors, write_json
+from icefall_pathways.files import (
+    atomic_write,
+    exclusive_lock,
+    read_json,
+    read_lines,
+    read_text,
+    write_errors,
+    write_json,
+)
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -63,6 +75,42 @@ def test_error_for_invalid_json_names_the_file(tmp_path):
     path.write_text('{"a": ')
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         read_json(path)
+
+
+_lines = st.lists(st.text(st.characters(blacklist_characters="\0\r\n\ufeff", blacklist_categories=["Cs"])))
+
+
+@settings(deadline=None)
+@given(_lines, st.booleans())
+def test_lines_are_read_with_any_line_end_and_byte_order_mark(tmp_path_factory, lines, marked):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    for end in ("\n", "\r\n", "\r"):
+        data = ("\ufeff" * (marked and bool(lines)) + "".join(line + end for line in lines)).encode()
+        path.write_bytes(data)
+        assert list(read_lines(path)) == lines
+        path.with_suffix(".gz").write_bytes(gzip.compress(data))
+        assert read_text(path.with_suffix(".gz")) == "\n".join(lines)
+
+
+@settings(deadline=None)
+@given(st.binary())
+def test_any_bytes_are_read_or_reported_with_file_and_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(data)
+    try:
+        read_text(path)
+    except ValueError as error:
+        match = re.match(rf"{path}, line (\d+) is not in UTF-8 .*iconv", str(error))
+        line = data.split(b"\n")[int(match[1]) - 1]
+        assert b"\0" in line or line.decode(errors="replace").encode() != line
+
+
+def test_a_byte_order_mark_in_json_is_accepted(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-16")
+    with pytest.raises(ValueError, match=r"a\.json.*line 1 is not in UTF-8 .*iconv -f utf-16"):
+        read_json(tmp_path / "a.json")
 
 
 def test_lock_excludes_other_processes_until_its_holder_is_killed(tmp_path):

@@ -4,6 +4,7 @@ Any such folder is accepted, with any subset of the languages, and with flac or 
 dropped and counted.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
 from icefall_pathways.corpora.recordings import read_recording
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
 from icefall_pathways.errors import last_line
+from icefall_pathways.files import read_lines
 from icefall_pathways.languages import Language, normalize_text
 from icefall_pathways.sharding.executors import Workers
 
@@ -26,6 +28,7 @@ CORPUS = "mls"  # first part of the names of manifests
 # Values of --subset: all training data, or parts of the limited supervision; the two parts together are ten hours.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 
+_NAME = re.compile(r"\w[\w.-]*")  # of a folder below audio/
 _UNKNOWN_SPEAKER = "speaker not in metainfo.txt"  # a note in reports
 
 
@@ -80,16 +83,23 @@ def prepare_manifests(
     for language in languages:
         folder = language_folder(corpus_dir, language)
         _check_splits(folder)
-        genders = _read_genders(folder / mls_layout.METAINFO_FILE)
-        for split in SPLITS:
-            selected = None
-            if split == "train" and subset != "train":
-                selected = _limited_handles(folder / split / mls_layout.LIMITED_DIR, subset)
-            lines = _Lines(folder / split / mls_layout.TRANSCRIPTS_FILE, genders, selected)
+        for split, lines in _lines_of_splits(folder, subset).items():
             files = SplitFiles(output_dir, CORPUS, language, split)
             read = partial(_read_lines, folder / split, language, split)
             report.add(write_manifests(files, lines, read, workers))
     return report
+
+
+def _lines_of_splits(folder: Path, subset: str) -> "dict[str, _Lines]":
+    """Return the utterances of each split; what is held out for dev and test is a problem of earlier splits."""
+    genders = _read_genders(folder / mls_layout.METAINFO_FILE)
+    splits: dict[str, _Lines] = {}
+    for split in reversed(SPLITS):
+        is_limited = split == "train" and subset != "train"
+        selected = _limited_handles(folder / split / mls_layout.LIMITED_DIR, subset) if is_limited else None
+        path = folder / split / mls_layout.TRANSCRIPTS_FILE
+        splits[split] = _Lines(path, genders, selected, held_out=list(splits.values()))
+    return {split: splits[split] for split in SPLITS}
 
 
 class _Line(NamedTuple):
@@ -99,13 +109,13 @@ class _Line(NamedTuple):
       handle: Id of the utterance.
       text: The transcript as it is in the file.
       gender: Gender of the speaker, if metainfo.txt lists the speaker.
-      is_duplicate: Whether a previous line has the same handle.
+      problem: Reason to drop the utterance, and a description, if the handle alone gives one.
     """
 
     handle: str
     text: str
     gender: str | None
-    is_duplicate: bool
+    problem: tuple[Reason, str] | None = None
 
     @property
     def speaker(self) -> str:
@@ -118,34 +128,56 @@ class _Line(NamedTuple):
 
 
 class _Lines:
-    """The lines of transcripts.txt, read in every iteration.
+    """The utterances of a split: the lines of transcripts.txt, read in every iteration, and handles without a line.
 
     Args:
-      path: The file.
+      path: The file transcripts.txt.
       genders: Genders by speaker.
       selected: Handles to read; None: all.
+      held_out: Splits whose handles this one must not contain.
     """
 
-    def __init__(self, path: Path, genders: dict[str, str], selected: set[str] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        genders: dict[str, str],
+        selected: set[str] | None = None,
+        held_out: "Sequence[_Lines]" = (),
+    ) -> None:
         self._path = path
         self._genders = genders
         self._selected = selected
+        self._held_out = held_out
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._hashes) + len(self._without_transcript)
 
     def __iter__(self) -> Iterator[_Line]:
         repeated = set(self._hashes[1:][self._hashes[1:] == self._hashes[:-1]].tolist())
+        held_out = {handle for lines in self._held_out for handle, _ in lines._read()}
         seen: set[str] = set()
         for handle, text in self._read():
-            yield _Line(handle, text, self._genders.get(_speaker(handle)), handle in seen)
+            problem = None
+            if handle in seen:
+                problem = Reason.DUPLICATE, f"{handle} in {self._path}"
+            elif handle in held_out:
+                problem = Reason.HELD_OUT, f"{handle} in {self._path}"
+            yield _Line(handle, text, self._genders.get(_speaker(handle)), problem)
             if hash(handle) in repeated:
                 seen.add(handle)
+        for handle in self._without_transcript:
+            problem = Reason.NO_TRANSCRIPT, f"{handle} is in {mls_layout.HANDLES_FILE}, but not in {self._path}"
+            yield _Line(handle, "", None, problem)
 
     @cached_property
     def _hashes(self) -> np.ndarray:
         """The sorted hashes of all handles: 8 bytes each, where a set of the English handles takes a gigabyte."""
         return np.sort(np.fromiter((hash(handle) for handle, _ in self._read()), np.int64))
+
+    @cached_property
+    def _without_transcript(self) -> list[str]:
+        """The selected handles that transcripts.txt lacks, sorted."""
+        return sorted(self._selected - {handle for handle, _ in self._read()}) if self._selected else []
 
     def _read(self) -> Iterator[tuple[str, str]]:
         lines = _read_transcripts(self._path)
@@ -153,7 +185,7 @@ class _Lines:
 
 
 def _speaker(handle: str) -> str:
-    return handle.split("_")[0]
+    return mls_layout.split_handle(handle)[0]
 
 
 def _read_lines(
@@ -171,15 +203,18 @@ def _read_lines(
 def _read_recording(folder: Path, language: Language, line: _Line) -> Recording | tuple[Reason, str]:
     """Return the recording of an utterance, or the reason to drop it with a description of the problem."""
     handle, text = line.handle, line.normalized_text
-    if line.is_duplicate:
-        return Reason.DUPLICATE, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
+    if line.problem is not None:
+        return line.problem
     if foreign := foreign_characters(text, language):
         return Reason.FOREIGN_CHARACTERS, f"{handle} has {foreign!r} in {text!r}"
     if not text:
         return Reason.NO_TEXT, f"{handle} in {folder / mls_layout.TRANSCRIPTS_FILE}"
     path = _audio_path(folder, handle)
     if path is None:
-        return Reason.NO_AUDIO, f"{handle} is not below {folder / 'audio'}"
+        return (
+            Reason.NO_AUDIO,
+            f"{handle} is not below {folder / 'audio'}: expected SPEAKER/BOOK/SPEAKER_BOOK_INDEX.flac",
+        )
     try:
         recording = read_recording(path, handle)
     except Exception as error:  # audio backends raise exceptions of many types
@@ -214,8 +249,7 @@ def _supervision(line: _Line, recording: Recording, language: Language) -> Super
 
 
 def _audio_path(folder: Path, handle: str) -> Path | None:
-    parts = handle.split("_")
-    if len(parts) != 3 or not all(part.isalnum() for part in parts):
+    if not all(_NAME.fullmatch(part) for part in mls_layout.split_handle(handle)):
         return None  # prevents handles that name files outside the corpus
     paths = (mls_layout.audio_file(folder, handle, suffix) for suffix in mls_layout.AUDIO_SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
@@ -228,23 +262,17 @@ def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:
             f"no {path}: a split in MLS layout has a {mls_layout.TRANSCRIPTS_FILE} with a line HANDLE<tab>TEXT per "
             "utterance"
         )
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for line in file:
-                handle, _, text = line.strip().partition("\t")
-                if handle:
-                    yield handle.strip(), text
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{path} is not in UTF-8 ({error}): convert it, such as with iconv -f latin1 -t utf-8"
-            ) from error
+    for line in read_lines(path):
+        handle, _, text = line.strip().partition("\t")
+        if handle:
+            yield handle.strip(), text
 
 
 def _read_genders(path: Path) -> dict[str, str]:
     """Return genders by speaker; empty without the file, so that every utterance gets a note."""
     if not path.is_file():
         return {}
-    rows = (line.split("|") for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (line.split("|") for line in read_lines(path))
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
 
 
@@ -257,8 +285,8 @@ def _limited_handles(folder: Path, subset: str) -> set[str]:
                 f"no {mls_layout.HANDLES_FILE} below {folder / part}: the corpus lacks this subset, use --subset train"
             )
         for file in files:
-            handles.update(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    return handles
+            handles.update(line.strip() for line in read_lines(file))
+    return handles - {""}
 
 
 def _check_splits(folder: Path) -> None:

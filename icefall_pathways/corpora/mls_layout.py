@@ -6,7 +6,7 @@ mls_french/                        or mls_french_opus/
   train/, dev/, test/
     transcripts.txt                HANDLE<tab>TEXT per utterance
     segments.txt                   HANDLE<tab>SOURCE<tab>START<tab>END per utterance
-    audio/SPEAKER/BOOK/HANDLE.flac or .opus; a handle is SPEAKER_BOOK_INDEX
+    audio/SPEAKER/BOOK/HANDLE.flac or .opus; a handle is SPEAKER_BOOK_INDEX, and the speaker may contain underscores
   train/limited_supervision/       lists of handles, handles.txt, for small training sets
     9hr/, 1hr/0/ ... 1hr/5/
 ```
@@ -29,7 +29,13 @@ def folder_name(language: Language, audio_format: str = "flac") -> str:
     return f"mls_{language.name}_opus" if audio_format == "opus" else f"mls_{language.name}"
 
 
+def split_handle(handle: str) -> tuple[str, str, str]:
+    """Return speaker, book and index of a handle; index, or book and index, are empty if it lacks them."""
+    speaker, book, index, *_ = [*handle.rsplit("_", 2), "", ""]
+    return speaker, book, index
+
+
 def audio_file(split_dir: Path, handle: str, suffix: str) -> Path:
     """Return the path of the audio of an utterance."""
-    speaker, book, _ = handle.split("_")
+    speaker, book, _ = split_handle(handle)
     return split_dir / "audio" / speaker / book / f"{handle}{suffix}"

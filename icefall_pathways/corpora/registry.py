@@ -25,8 +25,8 @@ class CorpusModule(Protocol):
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
         Every supervision has the code of its language and a text in its alphabet, and every recording is sampled at
-        16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids start with the speaker and an
-        underscore, as in MLS, if `compare.py --resample speaker` is to be used.
+        16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids are SPEAKER_BOOK_INDEX or
+        SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
 
         Args:
           corpus_dir: Folder of the corpus.

@@ -28,7 +28,9 @@ class Reason(_Label):
 
     NO_AUDIO = "no audio"
     NO_TEXT = "no text"
+    NO_TRANSCRIPT = "no transcript"
     DUPLICATE = "named twice"
+    HELD_OUT = "also in dev or test"
     FOREIGN_CHARACTERS = "foreign characters"
     UNREADABLE = "unreadable audio"
     TOO_SHORT = "too short"

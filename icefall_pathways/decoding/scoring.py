@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from icefall_pathways.decoding.significance import Counts, error_rates, interval, resample
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.files import atomic_write, read_lines, write_json
 from icefall_pathways.languages import get_language
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
@@ -208,7 +208,7 @@ def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
     if not path.is_file():
         raise ValueError(f"{path} not found: decode {test_set} first")
     texts: dict[str, dict[str, list[str]]] = {}
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         cut_id, _, entry = line.partition(":\t")
         side, _, words = entry.partition("=")
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from icefall_pathways.files import atomic_write
+from icefall_pathways.files import atomic_write, read_text
 from icefall_pathways.recipe.environment import SINGLE_THREAD
 
 #: Name of the done mark in the folder of an experiment.
@@ -58,7 +58,7 @@ class Step:
                 temporary.write_text(f"{self.mark_text}\n" if self.mark_text else "", encoding="utf-8")
 
     def _accepts(self, mark: Path) -> bool:
-        return self.mark_text is None or mark.read_text(encoding="utf-8").rstrip("\n") == self.mark_text
+        return self.mark_text is None or read_text(mark).rstrip("\n") == self.mark_text
 
 
 @dataclass(frozen=True)

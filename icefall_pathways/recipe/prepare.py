@@ -9,6 +9,7 @@ from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
+from icefall_pathways.files import read_text
 from icefall_pathways.languages import LANGUAGES, LanguageCode, codes_of, parse_languages
 from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Stage
 from icefall_pathways.recipe.jobs import Job, Step
@@ -182,7 +183,7 @@ def _finished_languages(config: PrepareConfig, stage: _Stage) -> set[LanguageCod
         suffix = mark.name.removeprefix(stage.mark).removeprefix("-")
         if suffix and suffix not in LANGUAGES:
             continue  # of another variant
-        text = mark.read_text(encoding="utf-8").strip()
+        text = read_text(mark).strip()
         languages = [LanguageCode(suffix)] if suffix else codes_of(config.languages)
         if stage.per_language and not suffix:
             languages = stage.languages_of(text)

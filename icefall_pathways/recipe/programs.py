@@ -19,7 +19,7 @@ def program(folder: str, name: str) -> tuple[str, ...]:
     """
     script = Path(folder) / f"{name}.py"
     # Check the content: other recipes of icefall have scripts of the same names.
-    if script.exists() and "icefall_pathways" in script.read_text(encoding="utf-8"):
+    if script.exists() and b"icefall_pathways" in script.read_bytes():
         return sys.executable, str(script)
     return sys.executable, "-m", "icefall_pathways", name.replace("_", "-")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import atomic_write
+from icefall_pathways.files import atomic_write, read_text
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.recipe import experiments
@@ -126,7 +126,7 @@ def keep_settings(config: StudyConfig) -> None:
 
 def _read_settings(file: Path) -> dict[str, str]:
     """Read NAME="VALUE" lines, also in the format of bash's `declare`, which earlier versions wrote."""
-    lines = re.findall(r"""^(?:declare \S+ )?(\w+)=\$?(["'])(.*?)\2$""", file.read_text(encoding="utf-8"), re.M | re.S)
+    lines = re.findall(r"""^(?:declare \S+ )?(\w+)=\$?(["'])(.*?)\2$""", read_text(file), re.M | re.S)
     return {name: " ".join(value.replace(r"\n", " ").split()) for name, _, value in lines}
 
 

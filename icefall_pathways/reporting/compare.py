@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from icefall_pathways.corpora.mls_layout import split_handle
 from icefall_pathways.decoding.scoring import Utterance, read_results, score
 from icefall_pathways.decoding.significance import (
     bootstrap_p_value,
@@ -130,8 +131,7 @@ def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareCo
     counts_a = score(a).word_counts()
     counts_b = score(by_id[utterance.cut_id] for utterance in a).word_counts()
     counts = np.column_stack([counts_a[:, 0], counts_b[:, 0], counts_a[:, 1]])
-    # Cut ids of MLS start with the speaker: 4800_10003_000000.
-    speakers = [u.cut_id.split("_")[0] for u in a] if config.resample == "speaker" else None
+    speakers = [split_handle(u.cut_id)[0] for u in a] if config.resample == "speaker" else None
     samples = resample(counts, config.rounds, seed, speakers)
     errors_a, errors_b, words = counts.sum(axis=0)
     return Comparison(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.files import read_lines
 from icefall_pathways.ranges import Range, SignedFloat, check_number
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
@@ -107,7 +108,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
     if not path.is_file():
         raise ValueError(f"hotwords file {path} not found: pass a file with one phrase per line to --context-file")
     phrases = []
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(read_lines(path), start=1):
         text, own_score = _split_score(line)
         if not text:
             continue

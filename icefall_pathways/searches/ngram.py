@@ -1,13 +1,14 @@
 """Back-off n-gram language models over tokens, read from ARPA files (written by KenLM, SRILM and others)."""
 
-import gzip
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.files import read_lines
 from icefall_pathways.ranges import SignedFloat
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
@@ -79,14 +80,12 @@ def read_arpa(path: Path) -> NGrams:
     """
     if not path.is_file():
         raise ValueError(f"language model {path} not found: pass an ARPA file to --ngram-lm")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = enumerate((line.strip() for line in file), start=1)
-        try:
-            counts = _read_counts(lines)
-            ngrams = [_read_order(order, lines) for order in range(1, len(counts) + 1)]
-        except (ValueError, EOFError, OSError, StopIteration) as error:
-            raise ValueError(f"{path} is damaged or not an ARPA file: {error or 'unexpected end of file'}") from error
+    lines = enumerate((line.strip() for line in read_lines(path)), start=1)
+    try:
+        counts = _read_counts(lines)
+        ngrams = [_read_order(order, lines) for order in range(1, len(counts) + 1)]
+    except (ValueError, EOFError, OSError, StopIteration, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or not an ARPA file: {error or 'unexpected end of file'}") from error
     actual = [len(entries) for entries in ngrams]
     if actual != counts:
         raise ValueError(f"{path} is damaged: its header lists {counts} n-grams per order, but it has {actual}")

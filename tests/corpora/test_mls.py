@@ -156,11 +156,63 @@ def test_texts_are_converted_to_normalization_form_c(corpus):
     assert [s.text for s in supervisions(corpus)][2:] == ["fünf sechs", "über größe"]
 
 
-def test_an_encoding_other_than_utf_8_is_an_error(corpus):
-    path = corpus / "mls_german" / "dev" / "transcripts.txt"
-    path.write_text(path.read_text(encoding="utf-8"), encoding="latin1")
-    with pytest.raises(CorpusError, match=r"dev/transcripts\.txt is not in UTF-8 .*iconv"):
-        manifests(corpus)
+@pytest.mark.parametrize("name", ["dev/transcripts.txt", "metainfo.txt", "train/limited_supervision/9hr/handles.txt"])
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16"])
+def test_an_encoding_other_than_utf_8_is_an_error(corpus, name, encoding):
+    path = corpus / "mls_german" / name
+    handles = corpus / "mls_german" / "train" / "limited_supervision" / "9hr" / "handles.txt"
+    handles.parent.mkdir(parents=True)
+    handles.write_text("10_100_000000\n")
+    path.write_text("10_100_000000\tfünf", encoding=encoding)
+    with pytest.raises(ValueError, match=rf"{name}, line 1 is not in UTF-8 .*iconv -f {encoding} -t utf-8"):
+        manifests(corpus, subset="9hr")
+
+
+def test_byte_order_marks_and_line_ends_of_other_systems_are_accepted(corpus):
+    folder = corpus / "mls_german"
+    handles = folder / "train" / "limited_supervision" / "9hr" / "handles.txt"
+    handles.parent.mkdir(parents=True)
+    handles.write_text("10_100_000000\n10_100_000001\n\n")
+    for path in (handles, folder / "metainfo.txt", folder / "train" / "transcripts.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    report = prepare_manifests(corpus, corpus.parent / "manifests", [GERMAN], subset="9hr")
+    assert report.kept["de", "train"] == 2 and not report.dropped and not report.notes
+    assert [s.text for s in supervisions(corpus)] == ["eins zwei", "drei vier"]
+
+
+def test_selected_handles_without_transcript_are_counted(corpus):
+    handles = corpus / "mls_german" / "train" / "limited_supervision" / "9hr" / "handles.txt"
+    handles.parent.mkdir(parents=True)
+    handles.write_text("10_100_000000\n10_100_000099\n")
+    report = prepare_manifests(corpus, corpus.parent / "manifests", [GERMAN], subset="9hr")
+    assert report.kept["de", "train"] == 1 and report.dropped == {("de", "train", "no transcript"): 1}
+    assert "10_100_000099 is in handles.txt, but not in" in report.table()
+
+
+@pytest.mark.parametrize("speaker", ["anna-maria", "spk_01", "Dr.Ümit"])
+def test_names_of_speakers(corpus, speaker):
+    add_utterance(corpus / "mls_german" / "train", f"{speaker}_100_000000", "eins")
+    with (corpus / "mls_german" / "metainfo.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{speaker} | F | train | 1 | 100 | t | c\n")
+    report = manifests(corpus)
+    assert not report.dropped and not report.notes
+    assert (supervisions(corpus)[-1].speaker, supervisions(corpus)[-1].gender) == (speaker, "F")
+
+
+@pytest.mark.parametrize("handle", ["..", "../../x_1_2", "a_.._b", "_1_2", "10_100", "x", "a/b_1_2", "~_1_2"])
+def test_handles_that_name_no_file_of_the_corpus_are_dropped(corpus, handle):
+    with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
+        file.write(f"{handle}\teins\n")
+    assert manifests(corpus).dropped == {("de", "train", "no audio"): 1}
+
+
+def test_training_utterances_that_are_also_in_dev_or_test_are_dropped(corpus):
+    folder = corpus / "mls_german"
+    for split, handle in (("train", "30_300_000001"), ("train", "20_200_000000"), ("dev", "30_300_000002")):
+        add_utterance(folder / split, handle, "eins")
+    report = manifests(corpus)
+    assert report.dropped == {("de", "train", "also in dev or test"): 2, ("de", "dev", "also in dev or test"): 1}
+    assert all(report.kept["de", split] == 4 for split in SPLITS)
 
 
 def test_reading_in_parts_gives_the_same_manifests(corpus, monkeypatch):

@@ -25,7 +25,7 @@ def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: i
 
 def add_utterance(split: Path, handle: str, text: str, suffix: str = ".flac", **audio: object) -> Path:
     """Add a transcript and its audio to a split, and return the path of the audio."""
-    speaker, book, _ = handle.split("_")
+    speaker, book, _ = handle.rsplit("_", 2)
     path = split / "audio" / speaker / book / f"{handle}{suffix}"
     write_audio(path, **audio)
     with (split / "transcripts.txt").open("a", encoding="utf-8") as file:
