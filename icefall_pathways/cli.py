@@ -36,6 +36,7 @@ SCRIPTS = {
     "compute-fbank": "local/compute_fbank.py",
     "compute-fbank-musan": "local/compute_fbank_musan.py",
     "train-bpe": "local/train_bpe.py",
+    "index-cuts": "local/index_cuts.py",
 }
 
 #: Hidden aliases: previous names of commands, and of options per command.

@@ -5,16 +5,21 @@ import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger("icefall_pathways")
+
 _MAX_JSON_BYTES = 64 << 20  # headers and options take a few kilobytes
+_COARSEST_TIME_STAMP = 2_000_000_000  # nanoseconds, of FAT
 TEMPORARY_PREFIX = ".writing-"  # name prefix of files that are being written
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PROBE_BYTES = 1 << 16
@@ -93,13 +98,17 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file inside the context; the system releases it when the process ends, even if it is killed.
 
     File systems without locks are used without one. The file remains: removing it would be a race.
 
+    Args:
+      path: The file; its folder is created if necessary.
+      wait: Wait until another process releases the lock.
+
     Raises:
-      ValueError: Another process holds the lock.
+      ValueError: Another process holds the lock, and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -107,10 +116,14 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             # Unlike flock, not inherited by forked data loader workers, which may outlive this process.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(
-                f"{path.parent} is in use by another run ({path.read_text(encoding='utf-8').strip()}): wait until it "
-                "ends, or stop it, and run the same command again"
-            ) from error
+            owner = path.read_text(encoding="utf-8").strip()
+            if not wait:
+                raise ValueError(
+                    f"{path.parent} is in use by another run ({owner}): wait until it ends, or stop it, and run the "
+                    "same command again"
+                ) from error
+            logger.info("waiting for %s, which has locked %s", owner, path)
+            fcntl.lockf(file, fcntl.LOCK_EX)
         except OSError:
             pass
         file.truncate(0)
@@ -179,6 +192,28 @@ def sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def remembered_sha256(path: Path, memory: Path) -> str:
+    """Return the SHA-256 of a file; compute it only if the file has changed since the last call.
+
+    Args:
+      path: The file.
+      memory: JSON file that keeps the result. Nothing is kept if it cannot be written.
+    """
+    status = path.stat()
+    # The time of the last change of the inode cannot be set, unlike that of the content.
+    version = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        stored = read_json(memory)
+        if stored["version"] == version:
+            return str(stored["sha256"])
+    digest = sha256(path)
+    # Time stamps are coarse: a change soon after the last one may not be visible in them.
+    if time.time_ns() - status.st_ctime_ns > _COARSEST_TIME_STAMP:
+        with suppress(OSError):
+            write_json(memory, {"version": version, "sha256": digest})
+    return digest
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lhotse import AudioSource, CutSet, Recording, SupervisionSegment
 from safetensors.torch import save_file
-from speech_cuts import make_cuts, write_cuts
+from speech_cuts import TEXTS, make_cuts, write_cuts
 
 from icefall_pathways import files
 from icefall_pathways.corpora.layout import SplitFiles, write_manifests
@@ -17,6 +17,7 @@ from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.fbank import ComputeFbankConfig, compute_fbank
 from icefall_pathways.data.manifests import DataError, check_cut
+from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.languages import get_language
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
@@ -85,7 +86,8 @@ def recording(source="evil.wav", kind="file", **claims):
 
 def read_manifest(folder, cut, split="train"):
     write_cuts(folder, "en", split, [cut])
-    data = SpeechDataModule(DataConfig(manifest_dir=folder, languages="en"))
+    tokenizer = Tokenizer(train_tokenizer(TEXTS.values(), 20, folder / "lang"))
+    data = SpeechDataModule(DataConfig(manifest_dir=folder, languages="en"), tokenizer)
     return data.training_cuts if split == "train" else data.loader("en", "dev")
 
 
@@ -164,6 +166,15 @@ def test_features_are_not_read_from_a_device(tmp_path):
     cut.features = replace(cut.features, storage_path="/dev/zero", storage_key=f"0,{1 << 40}")
     with pytest.raises(DataError, match="reads from /dev/zero, which is not a regular file"):
         next(iter(read_manifest(tmp_path, cut, "dev")))
+
+
+def test_manifest_changed_after_indexing_is_checked_again(tmp_path):
+    """A worker trusts neither the index nor that the manifest is still the one that was indexed."""
+    (cut,) = make_cuts(tmp_path, "en", "en", [400])
+    cuts = read_manifest(tmp_path, cut)["en"]
+    write_cuts(tmp_path, "en", "train", [replace(cut, recording=recording("touch executed", "command"))])
+    with pytest.raises(DataError, match=r"from a command|cannot read cut 0 of .* changed or damaged since its index"):
+        cuts.index.read([0])
 
 
 def test_audio_is_checked_before_feature_extraction(tmp_path):

@@ -1,34 +1,34 @@
 """Data module: monolingual batches of the training, dev, and test cuts of each language."""
 
-import heapq
 import logging
 import math
-from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lhotse import CutSet, MonoCut
-from lhotse.utils import compute_num_frames
 from tabulate import tabulate
-from tqdm import tqdm
 
-from icefall_pathways.constants import SUBSAMPLING_FACTOR
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.dataset import SpeechDataset
-from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.cut_index import CutFlag, CutIndex
+from icefall_pathways.data.dataset import BatchPlan, IndexedDataset, SpeechDataset
+from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.loading import load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_sampling_rate
 from icefall_pathways.data.sampling import (
-    BatchPlan,
-    LanguageCuts,
+    BatchStream,
+    LanguageDraws,
     MonolingualSampler,
-    sequential_batches,
+    SamplingConfig,
+    consecutive_batches,
+    draw_cuts,
     updates_per_epoch,
 )
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.training_cuts import USED, CutLimits, TrainingCuts
 from icefall_pathways.languages import (
     DEFAULT_LANGUAGES,
     Language,
@@ -37,46 +37,31 @@ from icefall_pathways.languages import (
     normalize_languages,
     parse_languages,
 )
-from icefall_pathways.ranges import PositiveFloat, PositiveInt
+from icefall_pathways.ranges import PositiveFloat
 
 logger = logging.getLogger("icefall_pathways")
 
 __all__ = ["DataConfig", "DataError", "SpeechDataModule", "SplitLoader"]
 
-_USED = "used"
-_MAX_EAGER_CUTS = 200_000  # the cuts of a larger language are not kept in memory; every pass reads the manifest
-
 
 @dataclass(frozen=True)
-class DataConfig(AugmentationConfig):
+class DataConfig(SamplingConfig, AugmentationConfig):
     """Options of the data and the sampling of batches."""
 
     manifest_dir: Path = Path("data/fbank")
     """Folder of the cuts with features."""
 
+    index_dir: Path | None = None
+    """Folder of the indexes of the training cuts. None: the folder index in --manifest-dir."""
+
     languages: LanguageList = DEFAULT_LANGUAGES
     """Languages, by code or name, in the order of their bits in masks."""
-
-    max_duration: PositiveFloat = 200.0
-    """Maximum seconds of audio in a batch, per rank."""
 
     on_the_fly_feats: bool = False
     """Compute features from the audio during training; 0 reads the features that prepare.sh stored."""
 
     num_workers: int = 2
     """Data loader workers; 0 loads batches in the training process."""
-
-    num_buckets: PositiveInt = 10
-    """Buckets of cuts of similar duration, which reduce padding."""
-
-    sampling_temperature: PositiveFloat = 1.0
-    """Draw a language with probability proportional to hours^(1/T): 1 follows the data; large values are uniform."""
-
-    shuffle: bool = True
-    """Read the training cuts in random order."""
-
-    short_first: bool = False
-    """Order the first pass over each language by increasing duration; helps small models leave the initial plateau."""
 
     min_cut_duration: float = 0.0
     """Drop training cuts shorter than this (seconds)."""
@@ -99,30 +84,27 @@ class SpeechDataModule:
 
     Attributes:
       languages: The languages, in the order of the options.
-      pass_lengths: Number of batches of each pass over each language that `train_batches` has completed; restore it
-        before a resumed run.
+      batch_offsets: Position in the stream of batches of each language before the first update; see
+        `MonolingualSampler`. Restore it before a resumed run.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
         self.config = config
         self.languages: list[Language] = parse_languages(config.languages)
-        self.pass_lengths: dict[str, list[int]] = {}
+        self.batch_offsets: dict[str, int] = {}
         self._tokenizer = tokenizer
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._training: dict[str, LanguageCuts] | None = None
 
-    @property
-    def training_cuts(self) -> dict[str, LanguageCuts]:
-        """The usable training cuts of each language, read on first access.
+    @cached_property
+    def training_cuts(self) -> dict[str, TrainingCuts]:
+        """The usable training cuts of each language. Their index is opened, or written, on first access.
 
         Raises:
-          DataError: Manifests are missing, or all cuts of a language are dropped.
+          DataError: Manifests are missing or damaged, or all cuts of a language are dropped.
         """
-        if self._training is None:
-            self._training = {language.code: self._usable(language) for language in self.languages}
-            log = logger.warning if any(reason != _USED for _, reason in self._counts) else logger.info
-            log("training cuts:\n%s", self.drop_report())
-        return self._training
+        cuts: dict[str, TrainingCuts] = {language.code: self._usable(language) for language in self.languages}
+        log = logger.warning if any(set(c.counts) - {USED} for c in cuts.values()) else logger.info
+        log("training cuts:\n%s", drop_report(cuts))
+        return cuts
 
     @property
     def corpus(self) -> str:
@@ -133,6 +115,20 @@ class SpeechDataModule:
         """
         return find_corpus(self.config.manifest_dir, "cuts")
 
+    def open_index(self, language: Language) -> CutIndex:
+        """Return the index of the training cuts of a language; write it first if it is missing or outdated.
+
+        Raises:
+          DataError: There is no tokenizer, or the manifest is missing or damaged.
+        """
+        if self._tokenizer is None:
+            raise DataError(
+                "training requires a tokenizer: it detects utterances with too many tokens for their length"
+            )
+        files = self._files(language, "train")
+        folder = self.config.index_dir or self.config.manifest_dir / "index"
+        return open_index([files.cuts], self._tokenizer, folder, f"{files.corpus}-{language.name}_{files.split}")
+
     def check_vocabulary(self) -> None:
         """Check that the tokens cover the training transcripts of every language.
 
@@ -141,9 +137,10 @@ class SpeechDataModule:
         """
         assert self._tokenizer is not None
         for language in self.languages:
+            index = self.open_index(language)
             uncovered: set[str] = set()
-            for cut in self._cuts(language, "train"):
-                uncovered.update(*(self._tokenizer.uncovered(s.text or "") for s in cut.supervisions))
+            for cut in index.read((index.flags & CutFlag.UNCOVERED_CHARACTERS).nonzero()[0]):
+                uncovered.update(self._tokenizer.uncovered(cut.supervisions[0].text))
             if uncovered:
                 raise DataError(
                     f"the vocabulary has no token for {' '.join(sorted(uncovered))} in the training transcripts of "
@@ -151,18 +148,14 @@ class SpeechDataModule:
                     "transcripts with these characters, or train a dense model with a vocabulary of all languages"
                 )
 
-    def drop_report(self) -> str:
-        """Return a table of the numbers of used and dropped training cuts, by language and reason."""
-        rows = [[language, reason, count] for (language, reason), count in sorted(self._counts.items())]
-        return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
-
     def updates_per_epoch(self, batches_per_update: int) -> int:
         """Return the number of updates that process as much audio as all languages have together.
 
         Args:
           batches_per_update: Batches of an update, summed over ranks.
         """
-        return updates_per_epoch(self.training_cuts, self.config.max_duration, batches_per_update)
+        seconds = sum(cuts.total_seconds for cuts in self.training_cuts.values())
+        return updates_per_epoch(seconds, self.config.max_duration, batches_per_update)
 
     def train_batches(
         self, start_update: int, num_updates: int, seed: int, rank: int = 0, world_size: int = 1, accum_grad: int = 1
@@ -180,40 +173,66 @@ class SpeechDataModule:
         Raises:
           DataError: A batch cannot be made; the message names the cut and the file.
         """
-        config = self.config
         sampler = MonolingualSampler(
-            self.training_cuts,
-            config.max_duration,
-            config.sampling_temperature,
-            config.num_buckets,
-            config.shuffle,
-            config.short_first,
+            self._batch_streams,
+            self._language_draws(seed),
             seed,
             rank,
             world_size,
             start_update,
             num_updates,
             accum_grad,
-            self.pass_lengths,
+            self.batch_offsets,
         )
-        for batch in load_batches(self._dataset(Augmentation(config)), sampler, config.num_workers):
+        indexes = {code: cuts.index for code, cuts in self.training_cuts.items()}
+        dataset = IndexedDataset(indexes, self._dataset(Augmentation(self.config)))
+        for batch in load_batches(dataset, sampler, self.config.num_workers):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
-    def loader(self, language: str, split: str) -> "SplitLoader":
+    def progress(self, update: int, batches_per_update: int, seed: int) -> dict[str, float]:
+        """Return how often each language has been passed over by the end of an update.
+
+        Args:
+          update: Number of the update.
+          batches_per_update: Batches of an update, summed over ranks.
+          seed: Seed of the language draws.
+        """
+        counts = self._language_draws(seed).count(update)
+        return {
+            code: (self.batch_offsets.get(code, 0) + counts[code] * batches_per_update) / stream.num_batches
+            for code, stream in self._batch_streams.items()
+        }
+
+    def set_progress(self, progress: Mapping[str, float], update: int, batches_per_update: int, seed: int) -> None:
+        """Set `batch_offsets` so that `progress`, with the same arguments, returns these values, rounded to batches."""
+        counts = self._language_draws(seed).count(update)
+        self.batch_offsets = {
+            code: round(progress[code] * stream.num_batches) - counts[code] * batches_per_update
+            for code, stream in self._batch_streams.items()
+        }
+
+    def loader(self, language: str, split: str, max_hours: float = math.inf, seed: int = 0) -> "SplitLoader":
         """Return the batches of a split of a language, by decreasing duration and without augmentation.
+
+        Args:
+          language: Code or name of the language.
+          split: "train", "dev", or "test".
+          max_hours: Draw cuts of at most this duration, at least one.
+          seed: Seed of the draw.
 
         Raises:
           DataError: The manifest is missing, damaged, or empty.
         """
         tag = get_language(language)
         files = self._files(tag, split)
-        cuts = CutSet.from_cuts(self._cuts(tag, split))
-        if len(cuts) == 0:
+        cuts = list(self._cuts(tag, split))
+        if not cuts:
             raise DataError(f"{files.cuts} has no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
-        batches = sequential_batches(cuts.sort_by_duration(), self.config.max_duration)
-        plans = [BatchPlan(0, tag.code, batch, 0) for batch in batches]
+        cuts = sorted(draw_cuts(cuts, 3600 * max_hours, seed), key=lambda cut: cut.duration, reverse=True)
+        batches = consecutive_batches([cut.duration for cut in cuts], self.config.max_duration)
+        plans = [BatchPlan(0, tag.code, CutSet.from_cuts(cuts[batch]), 0) for batch in batches]
         return SplitLoader(plans, self._dataset(), files.test_set)
 
     def texts(self, language: str, split: str) -> Iterator[str]:
@@ -235,10 +254,20 @@ class SpeechDataModule:
         Raises:
           DataError: Features cannot be read.
         """
-        cuts = self.training_cuts[language].cuts
-        longest = max(cut.duration for cut in cuts)
-        selected = heapq.nlargest(max(1, int(seconds / longest)), cuts, key=lambda cut: cut.duration)
-        return self._dataset().load(BatchPlan(0, language, CutSet.from_cuts(selected), 0))
+        cuts = self.training_cuts[language]
+        longest = cuts.numbers[-max(1, int(seconds / cuts.longest)) :]
+        return self._dataset().load(BatchPlan(0, language, cuts.index.read(longest), 0))
+
+    @cached_property
+    def _batch_streams(self) -> dict[str, BatchStream]:
+        return {
+            code: BatchStream(code, cuts.numbers, cuts.durations, self.config)
+            for code, cuts in self.training_cuts.items()
+        }
+
+    def _language_draws(self, seed: int) -> LanguageDraws:
+        seconds = {code: cuts.total_seconds for code, cuts in self.training_cuts.items()}
+        return LanguageDraws(seconds, self.config.sampling_temperature, seed)
 
     def _dataset(self, augmentation: Augmentation | None = None) -> SpeechDataset:
         return SpeechDataset(augmentation, self.config.on_the_fly_feats, self._tokenizer)
@@ -278,53 +307,26 @@ class SpeechDataModule:
                     "audio: use --on-the-fly-feats 0"
                 )
 
-    def _usable(self, language: Language) -> LanguageCuts:
-        """Read the training cuts of a language; count the dropped ones, and sum the durations of the others."""
-        usable: list[MonoCut] = []
-        num_cuts, total_seconds = 0, 0.0
-        for cut in tqdm(self._cuts(language, "train"), f"reading {language.code}", unit="cut", leave=False, delay=3):
-            reason = self._rejection_reason(cut)
-            self._counts[language.code, reason or _USED] += 1
-            if reason is None:
-                num_cuts += 1
-                total_seconds += cut.duration
-                if num_cuts <= _MAX_EAGER_CUTS:
-                    usable.append(cut)
-        if not num_cuts:
+    def _usable(self, language: Language) -> TrainingCuts:
+        config, index = self.config, self.open_index(language)
+        if config.on_the_fly_feats:
+            unsuitable = (index.flags & CutFlag.UNSUITABLE_AUDIO).nonzero()[0]
+            for cut in index.read(unsuitable[:1]):
+                self._check(cut, self._files(language, "train").cuts)
+        limits = CutLimits(config.min_cut_duration, config.max_cut_duration, config.on_the_fly_feats)
+        cuts = TrainingCuts.select(index, limits)
+        if not len(cuts.numbers):
             raise DataError(
                 f"no training cut of {language.name} is usable: fix the causes in this table, or check --bpe-model\n"
-                f"{self.drop_report()}"
+                f"{drop_report({language.code: cuts})}"
             )
-        if num_cuts <= _MAX_EAGER_CUTS:
-            return LanguageCuts(CutSet.from_cuts(usable), num_cuts, total_seconds)
-        lazy = CutSet.from_jsonl_lazy(self._files(language, "train").cuts).filter(self._is_usable)
-        return LanguageCuts(lazy, num_cuts, total_seconds)
+        return cuts
 
-    def _is_usable(self, cut: MonoCut) -> bool:
-        return self._rejection_reason(cut) is None
 
-    def _rejection_reason(self, cut: MonoCut) -> str | None:
-        if cut.duration < self.config.min_cut_duration:
-            return f"shorter than {self.config.min_cut_duration} s"
-        if cut.duration > self.config.max_cut_duration:
-            return f"longer than {self.config.max_cut_duration} s"
-        if self._tokenizer is None:
-            raise DataError(
-                "training requires a tokenizer: it detects utterances with too many tokens for their length"
-            )
-        if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
-            return "zero or several transcripts"
-        if self.config.on_the_fly_feats and not cut.has_recording:
-            return "no audio"
-        if not self.config.on_the_fly_feats and not cut.has_features:
-            return "no features"
-        tokens = self._tokenizer.encode([cut.supervisions[0].text])[0]
-        if self._tokenizer.unknown_id in tokens:
-            return "characters without a token"
-        # k2's pruned loss emits at most one symbol per frame (T >= S); the margin of two is icefall's.
-        if len(tokens) + 2 > -(-_num_frames(cut) // SUBSAMPLING_FACTOR):
-            return "too many tokens for its length"
-        return None
+def drop_report(cuts: Mapping[str, TrainingCuts]) -> str:
+    """Return a table of the numbers of used and dropped training cuts, by language and reason."""
+    rows = [[code, *row] for code, language in sorted(cuts.items()) for row in sorted(language.counts.items())]
+    return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
 
 
 class SplitLoader:
@@ -367,15 +369,31 @@ class SplitLoader:
             seconds += duration
         return [SplitLoader(plans, self._dataset, self.test_set) for plans in parts]
 
+    def every(self, num_cuts: int) -> set[str]:
+        """Return the ids of `num_cuts` cuts at most, evenly distributed over the order of the batches."""
+        ids = [cut.id for plan in self._plans for cut in plan.cuts]
+        return set(ids[:: -(-len(ids) // num_cuts)]) if num_cuts else set()
+
+    def shard(self, index: int, count: int, num_workers: int) -> Iterator[Batch]:
+        """Yield every `count`-th batch from `index` on; the other batches are not made.
+
+        Args:
+          index: 0 to count - 1.
+          count: Number of parts.
+          num_workers: Loader workers, which exist until the last batch; 0 makes batches in this process.
+
+        Raises:
+          DataError: A batch cannot be made; the message names the cut and the file.
+        """
+        plans = self._plans[index::count]
+        for batch in load_batches(self._dataset, plans, min(num_workers, len(plans))):
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
     def __len__(self) -> int:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
         for plan in self._plans:
             yield self._dataset.load(plan)
-
-
-def _num_frames(cut: MonoCut) -> int:
-    """Return the number of feature frames of a cut, from its duration if its features are not stored."""
-    config = FbankConfig()
-    return cut.num_frames or compute_num_frames(cut.duration, config.frame_seconds, config.sample_rate)

@@ -1,16 +1,38 @@
 """Dataset that makes a batch from its plan, in a loader worker or in the training process."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lhotse import CutSet
 from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
 from torch.utils.data import Dataset
 
 from icefall_pathways.data.augmentation import Augmentation, seeded
 from icefall_pathways.data.batch import Batch
+from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.manifests import DataError, check_files
-from icefall_pathways.data.sampling import BatchPlan
+from icefall_pathways.data.sampling import BatchDraw
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.errors import first_line
 from icefall_pathways.languages import get_language
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The description of a batch, from which a loader worker makes it.
+
+    Attributes:
+      update: Number of the update that uses the batch, from 1.
+      language: Code of the language of all cuts.
+      cuts: The cuts.
+      seed: Seed of the augmentation.
+    """
+
+    update: int
+    language: str
+    cuts: CutSet
+    seed: int
 
 
 class SpeechDataset(Dataset[Batch | DataError]):
@@ -58,6 +80,26 @@ class SpeechDataset(Dataset[Batch | DataError]):
         except Exception as error:  # feature readers raise exceptions of many types
             return DataError(_explain(plan, self._on_the_fly, error))
         return Batch.from_lhotse(batch, plan.language, self._tokenizer)
+
+
+class IndexedDataset(Dataset[Batch | DataError]):
+    """Map a batch whose cuts are given by their numbers to a batch; the cuts are read from the manifests.
+
+    Args:
+      indexes: The cuts of each language.
+      batches: Makes a batch of cuts.
+    """
+
+    def __init__(self, indexes: Mapping[str, CutIndex], batches: SpeechDataset) -> None:
+        self._indexes = dict(indexes)
+        self._batches = batches
+
+    def __getitem__(self, draw: BatchDraw) -> Batch | DataError:
+        try:
+            cuts = self._indexes[draw.language].read(draw.numbers)
+        except DataError as error:
+            return error
+        return self._batches[BatchPlan(draw.update, draw.language, cuts, draw.seed)]
 
 
 def check_monolingual(plan: BatchPlan) -> None:

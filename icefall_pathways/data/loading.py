@@ -1,9 +1,12 @@
 """Batch loading in worker processes, with errors that say how to recover from the death of a worker."""
 
+import atexit
+import multiprocessing.util  # noqa: F401  # before atexit.register: its own function at exit has to run later
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -11,14 +14,42 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from icefall_pathways.data.manifests import DataError
 from icefall_pathways.errors import first_line
 
+_open_loaders: "WeakSet[Generator[Any, None, None]]" = WeakSet()
 
-def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int) -> Iterator[Any]:
-    """Yield the items of a dataset in the order of a sampler.
+
+@atexit.register
+def _close_loaders() -> None:
+    """Stop the workers of loaders that have not been closed.
+
+    `multiprocessing` sends them SIGTERM at exit, which they ignore, and waits for them.
+    """
+    for loader in list(_open_loaders):
+        with suppress(ValueError):  # the generator is running
+            loader.close()
+
+
+def load_batches(
+    dataset: Dataset[Any], plans: Sampler[Any] | Sequence[Any], num_workers: int
+) -> Generator[Any, None, None]:
+    """Yield the items of a dataset in the order of a sampler; workers stop when the generator is closed.
 
     Args:
       dataset: Maps an element of the sampler to a batch, or to an error that is yielded in its place.
-      sampler: Yields the description of each batch.
+      plans: The descriptions of the batches.
       num_workers: Worker processes that make batches; 0 makes them in this process.
+
+    Raises:
+      DataError: A worker process has died.
+    """
+    loader = _load_batches(dataset, plans, num_workers)
+    _open_loaders.add(loader)
+    return loader
+
+
+def _load_batches(
+    dataset: Dataset[Any], plans: Sampler[Any] | Sequence[Any], num_workers: int
+) -> Generator[Any, None, None]:
+    """Yield the items of a dataset; see `load_batches`.
 
     Raises:
       DataError: A worker process has died.
@@ -27,7 +58,7 @@ def load_batches(dataset: Dataset[Any], sampler: Sampler[Any], num_workers: int)
     # Pinned memory allows asynchronous copies to a GPU.
     batches: Iterable[Any] = DataLoader(
         dataset,
-        sampler=sampler,
+        sampler=plans,
         batch_size=None,
         collate_fn=_identity,
         num_workers=num_workers,

@@ -1,197 +1,258 @@
-"""Monolingual, resumable sampling: the batches of an update are a function of the seed and the update number."""
+"""Monolingual, resumable, elastic sampling: the batches of an update are a function of the seed and the update number.
+
+Nothing is read or simulated to reach an update. The language of an update is a hash of its number. The cuts of a
+language form an infinite stream of batches: passes over all its cuts, each in a new order given by pseudo-random
+permutations, so that any batch of the stream can be computed on its own. An update takes the next `world_size *
+accum_grad` batches of the stream of its language; how they are distributed over ranks and accumulation steps changes
+neither the cuts nor the seeds of a batch.
+"""
 
 import math
-import random
-import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any
+from typing import NamedTuple
 
-from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
-from lhotse.dataset.sampling.base import CutSampler
+import numpy as np
+import numpy.typing as npt
+from lhotse.cut import Cut
 from torch.utils.data import Sampler
+
+from icefall_pathways.data.permutation import Ints, permute, stable_hash, uniform
+from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt
+
+_LANGUAGE, _BATCHES, _CUTS, _AUGMENTATION = range(4)  # purposes of hashes
+_MAX_SPLIT_SIZE = 20  # with more cuts per batch, another one changes little
+_CHUNK = 1 << 20  # updates whose languages are counted at once
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The description of a batch, from which a loader worker makes it.
+class SamplingConfig(Options):
+    """Options of the order and the size of training batches."""
+
+    max_duration: PositiveFloat = 200.0
+    """Maximum seconds of audio in a batch, per rank."""
+
+    num_buckets: PositiveInt = 10
+    """Buckets of cuts of similar duration, which reduce padding."""
+
+    sampling_temperature: PositiveFloat = 1.0
+    """Draw a language with probability proportional to hours^(1/T): 1 follows the data; large values are uniform."""
+
+    shuffle: bool = True
+    """Shuffle the training cuts again in every pass over a language. 0 repeats the order of the first pass."""
+
+    short_first: bool = False
+    """Order the first pass over each language by increasing duration; helps small models leave the initial plateau."""
+
+
+class BatchDraw(NamedTuple):
+    """The cuts of a batch, by their numbers in the index of the language.
 
     Attributes:
       update: Number of the update that uses the batch, from 1.
       language: Code of the language of all cuts.
-      cuts: The cuts.
+      numbers: Numbers of the cuts.
       seed: Seed of the augmentation.
     """
 
     update: int
     language: str
-    cuts: CutSet
+    numbers: list[int]
     seed: int
 
 
-@dataclass(frozen=True)
-class LanguageCuts:
-    """The training cuts of one language, their number, and their total duration in seconds."""
+class BatchStream:
+    """The infinite stream of the batches of one language.
 
-    cuts: CutSet
-    num_cuts: int
-    total_seconds: float
-
-
-class MonolingualSampler(Sampler[BatchPlan]):
-    """Draw a language for every update, then the next batch of that language.
-
-    A language is drawn with probability proportional to hours^(1/temperature). The draw depends on the seed and the
-    update number only, so that all ranks draw the same language. Each language is read in successive passes, each with
-    its own order. After a resume, the sampler repeats the draws up to `start_update` and returns to the current pass of
-    each language without reading any audio: a resumed run gets the batches of the uninterrupted run, regardless of
-    prefetching.
+    Cuts are divided into buckets by duration. All batches of a bucket have the same number of cuts: as many of its
+    longest as fit into `max_duration`. Every pass has the same number of batches.
 
     Args:
-      languages: Training cuts by language code.
-      max_duration: Maximum seconds of audio per batch and rank.
-      temperature: 1 draws languages in proportion to their data; large values draw them uniformly.
-      num_buckets: Number of buckets of cuts of similar duration.
-      shuffle: Whether passes are in random order.
-      short_first: Whether the first pass over each language is in order of increasing duration.
-      seed: Seed of all orders and draws.
-      rank: Rank of this process.
-      world_size: Number of processes; in each update they get different cuts.
-      start_update: Number of completed updates.
-      num_updates: Number of updates to sample for.
-      accum_grad: Batches per update and rank, all of the same language.
-      pass_lengths: Number of batches of each completed pass over each language; the sampler appends to it. Values of an
-        earlier run avoid iterating over its completed passes again.
+      language: Code of the language.
+      numbers: Numbers of the cuts by increasing duration, (n,), n > 0.
+      durations: Their durations in seconds, (n,).
+      config: The options.
 
-    Raises:
-      ValueError: The temperature is not above 0.
+    Attributes:
+      num_batches: Number of batches of a pass.
     """
 
     def __init__(
         self,
-        languages: dict[str, LanguageCuts],
-        max_duration: float,
-        temperature: float,
-        num_buckets: int,
-        shuffle: bool,
-        short_first: bool,
+        language: str,
+        numbers: npt.NDArray[np.unsignedinteger],
+        durations: npt.NDArray[np.float64],
+        config: SamplingConfig,
+    ) -> None:
+        self._language = int.from_bytes(language.encode(), "big")
+        self._numbers = numbers
+        self._config = config
+        self._starts, self._batch_sizes = divide_into_buckets(durations, config.max_duration, config.num_buckets)
+        self._bucket_sizes = np.diff(self._starts, append=len(numbers))
+        self._first_batches = np.concatenate([[0], np.cumsum(-(-self._bucket_sizes // self._batch_sizes))])
+        self.num_batches = int(self._first_batches[-1])
+
+    def cuts(self, positions: npt.ArrayLike, seed: int) -> list[list[int]]:
+        """Return the numbers of the cuts of the batches at some positions of the stream with a seed."""
+        epochs, batches = np.divmod(np.atleast_1d(positions), self.num_batches)
+        ordered = (epochs == 0) & self._config.short_first
+        if not self._config.shuffle:
+            epochs = np.zeros_like(epochs)
+        key = stable_hash(seed, self._language, epochs)
+        batches = np.where(ordered, batches, permute(batches, self.num_batches, stable_hash(key, _BATCHES)))
+        buckets = np.searchsorted(self._first_batches, batches, side="right") - 1
+        firsts = (batches - self._first_batches[buckets]) * self._batch_sizes[buckets]
+        counts = np.minimum(self._batch_sizes[buckets], self._bucket_sizes[buckets] - firsts)
+        # One entry per cut from here on.
+        of_cut = np.repeat(np.arange(len(batches)), counts)
+        ends = np.cumsum(counts)
+        buckets = buckets[of_cut]
+        ranks = firsts[of_cut] + np.arange(len(of_cut)) - (ends - counts)[of_cut]
+        shuffled = permute(ranks, self._bucket_sizes[buckets], stable_hash(key[of_cut], _CUTS, buckets))
+        cuts = self._numbers[self._starts[buckets] + np.where(ordered[of_cut], ranks, shuffled)]
+        return [part.tolist() for part in np.split(cuts, ends[:-1])]
+
+
+def divide_into_buckets(durations: npt.NDArray[np.float64], max_duration: float, num_buckets: int) -> tuple[Ints, Ints]:
+    """Divide sorted durations into about `num_buckets` buckets of similar total duration.
+
+    They are divided further where another cut fits into a batch, as long as batches have few cuts. All buckets but the
+    first, the one of the shortest cuts, hold whole batches, so that there is at most one incomplete batch. Padded to
+    the longest cut of its bucket, a batch has at most `max_duration` seconds, or a single cut.
+
+    Args:
+      durations: Durations in seconds, increasing, (n,), n > 0.
+      max_duration: Maximum seconds of a batch.
+      num_buckets: Number of buckets.
+
+    Returns:
+      The position of the first cut of each bucket, and the number of cuts of its batches.
+    """
+    totals = np.cumsum(durations)
+    target = totals[-1] / num_buckets
+    starts: list[int] = []
+    batch_sizes: list[int] = []
+    end = len(durations)
+    while end:
+        batch_size = max(1, int(max_duration / durations[end - 1]))
+        start = int(np.searchsorted(totals, totals[end - 1] - target, side="right"))
+        if batch_size < _MAX_SPLIT_SIZE:
+            larger_batches = int(np.searchsorted(durations, max_duration / (batch_size + 1), side="right"))
+            if larger_batches < end and larger_batches > start - (end - start) / 2:
+                start = larger_batches
+        end = max(0, end - math.ceil((end - start) / batch_size) * batch_size)
+        starts.append(end)
+        batch_sizes.append(batch_size)
+    return np.array(starts[::-1]), np.array(batch_sizes[::-1])
+
+
+class LanguageDraws:
+    """Draws of a language for each update, with probability proportional to seconds^(1/temperature).
+
+    Args:
+      seconds: Seconds of audio by language code.
+      temperature: More than 0: 1 draws languages in proportion to their data; large values draw them uniformly.
+      seed: Seed of the draws.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], temperature: float, seed: int) -> None:
+        self._codes = list(seconds)
+        weights = (np.array(list(seconds.values())) / max(seconds.values())) ** (1 / temperature)
+        self._thresholds = np.cumsum(weights)[:-1] / weights.sum()
+        self._seed = seed
+
+    def of_updates(self, start: int, end: int) -> Ints:
+        """Return the index of the language of the updates from `start` to `end`, exclusive, (end - start,)."""
+        draws = uniform(stable_hash(self._seed, _LANGUAGE, np.arange(start, end)))
+        return np.searchsorted(self._thresholds, draws, side="right")
+
+    def count(self, update: int) -> dict[str, int]:
+        """Return how many of the updates 1 to `update` each language has."""
+        counts = np.zeros(len(self._codes), np.int64)
+        for start in range(1, update + 1, _CHUNK):
+            drawn = self.of_updates(start, min(start + _CHUNK, update + 1))
+            counts += np.bincount(drawn, minlength=len(self._codes))
+        return dict(zip(self._codes, counts.tolist(), strict=True))
+
+
+class MonolingualSampler(Sampler[BatchDraw]):
+    """Yield the batches of one rank: of each update, `accum_grad` batches of one language.
+
+    Args:
+      streams: The batches of each language.
+      languages: The languages of the updates.
+      seed: Seed of the order and of the augmentation.
+      rank: Rank of this process.
+      world_size: Number of processes; in each update they get different batches.
+      start_update: Number of completed updates.
+      num_updates: Number of updates to sample for.
+      accum_grad: Batches per update and rank.
+      offsets: Position in the stream of each language before the first update; None: 0.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, BatchStream],
+        languages: LanguageDraws,
         seed: int,
         rank: int,
         world_size: int,
         start_update: int,
         num_updates: int,
         accum_grad: int = 1,
-        pass_lengths: dict[str, list[int]] | None = None,
+        offsets: Mapping[str, int] | None = None,
     ) -> None:
-        self.languages = languages
-        self.max_duration = max_duration
-        if temperature <= 0:
-            raise ValueError(
-                f"--sampling-temperature is {temperature}: expected more than 0; 1 draws languages in proportion to "
-                "their data"
-            )
-        longest = max(cuts.total_seconds for cuts in languages.values())
-        self.weights = [(cuts.total_seconds / longest) ** (1 / temperature) for cuts in languages.values()]
-        self.num_buckets = num_buckets
-        self.shuffle = shuffle
-        self.short_first = short_first
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start_update = start_update
-        self.num_updates = num_updates
-        self.accum_grad = accum_grad
-        self.pass_lengths = {} if pass_lengths is None else pass_lengths
+        self._streams = dict(streams)
+        self._languages = languages
+        self._seed = seed
+        self._world_size = world_size
+        self._start_update = start_update
+        self._num_updates = num_updates
+        # A batch is the same whichever rank and accumulation step it falls on.
+        self._batches = np.arange(accum_grad) * world_size + rank
+        self._batches_per_update = world_size * accum_grad
+        self._offsets = offsets or {}
 
     def __len__(self) -> int:
-        return self.num_updates * self.accum_grad
+        return self._num_updates * len(self._batches)
 
-    def __iter__(self) -> Iterator[BatchPlan]:
-        completed = Counter(self.language_of(update) for update in range(1, self.start_update + 1))
-        batches = {code: self._batches(code, skip=completed[code] * self.accum_grad) for code in self.languages}
-        for update in range(self.start_update + 1, self.start_update + self.num_updates + 1):
-            language = self.language_of(update)
-            for i in range(self.accum_grad):
-                # The index counts over all ranks, as Lhotse distributes batches: the seed does not depend on the rank.
-                index = i * self.world_size + self.rank
-                seed = random.Random(f"{self.seed}/{index}/{update}/augmentation").getrandbits(32)
-                yield BatchPlan(update, language, next(batches[language]), seed)
-
-    def language_of(self, update: int) -> str:
-        """Return the code of the language of an update, the same on every rank."""
-        draw = random.Random(f"{self.seed}/{update}/language")
-        return draw.choices(list(self.languages), self.weights)[0]
-
-    def _batches(self, language: str, skip: int) -> Iterator[CutSet]:
-        """Yield the batches of one language indefinitely, after skipping `skip` of them."""
-        lengths = self.pass_lengths.setdefault(language, [])
-        for epoch in count():
-            if epoch < len(lengths) and lengths[epoch] <= skip:
-                skip -= lengths[epoch]
-                continue
-            length = 0
-            for cuts in self._pass_sampler(language, epoch):
-                length += 1
-                if length > skip:
-                    yield cuts
-            skip = max(0, skip - length)
-            if epoch == len(lengths):
-                lengths.append(length)
-
-    def _pass_sampler(self, language: str, epoch: int) -> CutSampler:
-        cuts = self.languages[language].cuts
-        buckets = max(1, min(self.num_buckets, self.languages[language].num_cuts))
-        ranks = {"world_size": self.world_size, "rank": self.rank}
-        if epoch == 0 and self.short_first:
-            return sequential_batches(cuts.to_eager().sort_by_duration(ascending=True), self.max_duration, **ranks)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")  # intended for small corpora
-            sampler = _BucketingSampler(
-                cuts,
-                max_duration=self.max_duration,
-                shuffle=self.shuffle,
-                num_buckets=buckets,
-                duration_bins=[] if buckets == 1 else None,  # lhotse cannot estimate the limits of a single bucket
-                seed=self.seed,
-                drop_last=False,
-                **ranks,
-            )
-        sampler.set_epoch(epoch)
-        return sampler
+    def __iter__(self) -> Iterator[BatchDraw]:
+        codes = list(self._streams)
+        counts = self._languages.count(self._start_update)
+        for update in range(self._start_update + 1, self._start_update + self._num_updates + 1):
+            code = codes[self._languages.of_updates(update, update + 1)[0]]
+            first = self._offsets.get(code, 0) + counts[code] * self._batches_per_update
+            counts[code] += 1
+            seeds = stable_hash(self._seed, _AUGMENTATION, update, self._batches) >> np.uint64(32)
+            batches = self._streams[code].cuts(first + self._batches, self._seed)
+            for numbers, seed in zip(batches, seeds.tolist(), strict=True):
+                yield BatchDraw(update, code, numbers, seed)
 
 
-class _TorchSamplerAdapter(Sampler[CutSet]):
-    """Base class between lhotse's samplers and torch's; only in old versions, torch's __init__ requires an argument."""
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
-
-
-class _BucketingSampler(DynamicBucketingSampler, _TorchSamplerAdapter):
-    pass
-
-
-class _SequentialSampler(SimpleCutSampler, _TorchSamplerAdapter):
-    pass
-
-
-def sequential_batches(cuts: CutSet, max_duration: float, rank: int = 0, world_size: int = 1) -> CutSampler:
-    """Return a sampler of batches in the order of `cuts`, different on each rank.
+def consecutive_batches(durations: Sequence[float], max_duration: float) -> list[slice]:
+    """Divide cuts into batches in their order.
 
     Args:
-      cuts: The cuts.
-      max_duration: Maximum seconds of audio per batch.
-      rank: Rank of this process.
-      world_size: Number of processes.
+      durations: Durations of the cuts in seconds.
+      max_duration: Maximum seconds of a batch, padded to its longest cut; a longer cut is a batch of its own.
     """
-    return _SequentialSampler(cuts, max_duration=max_duration, shuffle=False, rank=rank, world_size=world_size)
+    batches, start, longest = [], 0, 0.0
+    for i, duration in enumerate(durations):
+        longest = max(longest, duration)
+        if i > start and (i - start + 1) * longest > max_duration:
+            batches.append(slice(start, i))
+            start, longest = i, duration
+    return [*batches, slice(start, len(durations))] if durations else []
 
 
-def updates_per_epoch(languages: dict[str, LanguageCuts], max_duration: float, batches_per_update: int) -> int:
-    """Return the number of updates that process as much audio as all languages have together."""
-    return max(
-        1, math.ceil(sum(cuts.total_seconds for cuts in languages.values()) / (max_duration * batches_per_update))
-    )
+def draw_cuts(cuts: Sequence[Cut], max_seconds: float, seed: int) -> list[Cut]:
+    """Return a random selection of at most `max_seconds`, but at least one cut, in the order of `cuts`."""
+    order = permute(np.arange(len(cuts)), len(cuts), seed)
+    totals = np.cumsum([cuts[i].duration for i in order])
+    count = max(1, int(np.searchsorted(totals, max_seconds, side="right")))
+    return [cuts[i] for i in sorted(order[:count])]
+
+
+def updates_per_epoch(seconds: float, max_duration: float, batches_per_update: int) -> int:
+    """Return the number of updates that process `seconds` of audio."""
+    return max(1, math.ceil(seconds / (max_duration * batches_per_update)))

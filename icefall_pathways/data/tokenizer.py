@@ -1,5 +1,6 @@
 """SentencePiece tokenizer with one vocabulary for all languages."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -25,6 +26,9 @@ class Tokenizer:
     Args:
       model_path: A model written by `train_tokenizer`, or by an icefall recipe.
 
+    Attributes:
+      model_path: As given.
+
     Raises:
       ValueError: The file is missing or damaged, or its token 0 is not the blank.
     """
@@ -35,6 +39,7 @@ class Tokenizer:
                 f"no SentencePiece model {model_path}: run prepare.sh (stage 5), or specify it with --bpe-model "
                 "(in Python: bpe_model)"
             )
+        self.model_path = Path(model_path)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.Load(str(model_path))
@@ -44,6 +49,11 @@ class Tokenizer:
             ) from error
         if self._processor.PieceToId(BLANK) != BLANK_ID:
             raise ValueError(f"{model_path} has no {BLANK} as token {BLANK_ID}: it was not trained for a transducer")
+
+    @cached_property
+    def model_hash(self) -> str:
+        """SHA-256 of the model."""
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()
 
     @property
     def vocab_size(self) -> int:

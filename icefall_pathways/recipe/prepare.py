@@ -219,7 +219,10 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     title = f"SentencePiece, {config.vocab_size} tokens"
     options = (*corpus, speed + _sample_options(config))
     tokens = _tokens_command(config)  # of all languages: they share the tokenizer
-    yield _Stage(5, "tokens", title, options, lambda _: tokens, variant=f"-{config.vocab_size}")
+    variant = f"-{config.vocab_size}"
+    yield _Stage(5, "tokens", title, options, lambda _: tokens, variant=variant)
+    index = partial(_index_command, config)
+    yield _Stage(6, "index", "index of the training cuts", (*corpus, stored), index, variant=variant)
 
 
 def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:
@@ -315,4 +318,12 @@ def _tokens_command(config: PrepareConfig) -> tuple[str, ...]:
         output_dir=config.data_dir / f"lang_bpe_{config.vocab_size}",
         keep_model=not config.retrain_tokenizer,
         **{name: value for name, value in sample.items() if value != getattr(defaults, name)},
+    )
+
+
+def _index_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    return program("local", "index_cuts") + option_words(
+        manifest_dir=config.data_dir / "fbank",
+        languages=languages,
+        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
     )

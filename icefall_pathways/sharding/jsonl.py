@@ -1,94 +1,134 @@
 """Manifests as JSON lines in a gzip file of many members, which allow random access.
 
 A gzip file may consist of several members, one after another; gzip, Python and Lhotse read them as one file. Each
-member here holds at most `MEMBER_LINES` whole lines, so that a line is read by decompressing one small member: remember
-its `Location`. The bytes depend on the content alone: the headers hold neither a time nor a file name.
+member here holds at most `MEMBER_LINES` whole lines, so that a line is read by decompressing one small member. The
+bytes depend on the content alone: the headers hold neither a time nor a file name.
 """
 
+import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any
 
 MEMBER_LINES = 100
+MAX_MEMBER_BYTES = 1 << 20  # uncompressed; larger members are too slow for random access
 
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's number for the format of gzip
 _LEVEL = 6
 _BLOCK = 1 << 16  # bytes
 
 
-class Location(NamedTuple):
-    """Position of a line.
-
-    Attributes:
-      member: Position of its gzip member in the file, in bytes.
-      start: Position of the line in the decompressed member, in bytes.
-      size: Length of the line without its end, in bytes.
-    """
-
-    member: int
-    start: int
-    size: int
+class LargeMembersError(ValueError):
+    """A file does not consist of small gzip members of whole lines."""
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, as Lhotse does."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_lines(path, (json.dumps(record, ensure_ascii=False).encode() for record in records))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write lines, given without their ends."""
+    ended = (line + b"\n" for line in lines)
     with path.open("wb") as file:
-        while member := "".join(islice(lines, MEMBER_LINES)):
+        while member := b"".join(islice(ended, MEMBER_LINES)):
             compressor = zlib.compressobj(_LEVEL, wbits=_GZIP)
-            file.write(compressor.compress(member.encode()) + compressor.flush())
+            file.write(compressor.compress(member) + compressor.flush())
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a gzip file, without their ends.
+    """Yield the lines of a file, without their ends. It may be of any writer; it is gzip if its name ends with .gz.
 
     Raises:
       EOFError: The file is truncated.
-      zlib.error: It is not a gzip file, or damaged.
+      OSError: It is not a gzip file.
+      zlib.error: It is damaged.
     """
-    return (line for _, line in locate_lines(path))
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield from (line.rstrip(b"\r\n") for line in file)
 
 
-def locate_lines(path: Path) -> Iterator[tuple[Location, bytes]]:
-    """Yield each line of a gzip file with its location; see `read_lines` for errors.
-
-    The members of other writers may have any number of lines; they have to end at the end of a line.
-    """
-    with path.open("rb") as file:
-        block = file.read(_BLOCK)
-        while block:
-            member = file.tell() - len(block)
-            start, rest = 0, b""
-            decompressor = zlib.decompressobj(_GZIP)
-            while not decompressor.eof:
-                data = rest + decompressor.decompress(block)
-                block = decompressor.unused_data or file.read(_BLOCK)
-                if not (block or decompressor.eof):
-                    raise EOFError(f"{path} ends inside a gzip member: it is truncated")
-                *lines, rest = data.split(b"\n")
-                for line in lines:
-                    yield Location(member, start, len(line)), line
-                    start += len(line) + 1
-            if rest:
-                yield Location(member, start, len(rest)), rest
-
-
-def read_line(file: BinaryIO, location: Location) -> bytes:
-    """Return one line of an open gzip file; it decompresses the line's member up to the line.
+def read_members(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the position of each gzip member in the file and its compressed bytes; see `lines_of`.
 
     Raises:
-      EOFError: The file is truncated, or the location is of another file.
-      zlib.error: The file is damaged, or the location is of another file.
+      LargeMembersError: A member is larger than `MAX_MEMBER_BYTES` or does not end at the end of a line.
+      EOFError: The file is truncated.
+      zlib.error: It is not a gzip file, or damaged.
     """
-    file.seek(location.member)
-    decompressor = zlib.decompressobj(_GZIP)
-    end = location.start + location.size
-    data = b""
-    while len(data) < end:
-        if decompressor.eof or not (block := file.read(_BLOCK)):
-            raise EOFError(f"{file.name} has no line of {location.size} bytes at {location}: the file has changed")
-        data += decompressor.decompress(block, end - len(data))
-    return data[location.start : end]
+    with path.open("rb") as file:
+        position, data = 0, file.read(_BLOCK)
+        while data:
+            member, data = _split_member(data, file)
+            yield position, member
+            position += len(member)
+            data = data or file.read(_BLOCK)
+
+
+def _split_member(data: bytes, file: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return the first member of `data` and the bytes of `file` that follow, and the data after it."""
+    member = bytearray()
+    decompressor, size, last = zlib.decompressobj(_GZIP), 0, b"\n"
+    while not decompressor.eof:
+        if not data:
+            raise EOFError(f"{file.name} ends inside a gzip member: it is truncated")
+        text = decompressor.decompress(data, MAX_MEMBER_BYTES + 1 - size)
+        size, last = size + len(text), text[-1:] or last
+        if size > MAX_MEMBER_BYTES:
+            raise LargeMembersError
+        rest = decompressor.unused_data
+        member += data[: len(data) - len(rest)]
+        data = rest if decompressor.eof else file.read(_BLOCK)
+    if last != b"\n":
+        raise LargeMembersError
+    return bytes(member), data
+
+
+def lines_of(member: bytes) -> list[bytes]:
+    """Return the lines of a compressed member, with their ends."""
+    return zlib.decompress(member, _GZIP).splitlines(keepends=True)
+
+
+class LineReader:
+    """Read single lines of a file; may be shared by forked processes, and pickled.
+
+    Args:
+      path: A gzip file of many members.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, member: int, start: int, size: int) -> bytes:
+        """Return one line; its member is decompressed up to the line.
+
+        Args:
+          member: Position of the member in the file, in bytes.
+          start: Position of the line in the decompressed member.
+          size: Bytes of the line.
+
+        Raises:
+          EOFError: The file is truncated, or has changed.
+          zlib.error: The file is damaged, or has changed.
+        """
+        decompressor, text, end = zlib.decompressobj(_GZIP), b"", start + size
+        while len(text) < end:
+            # pread, because forked processes share the position of an open file.
+            data = os.pread(self._file.fileno(), _BLOCK, member)
+            if not data or decompressor.eof:
+                raise EOFError(f"{self.path} has no line of {size} bytes at {member}, {start}: the file has changed")
+            text += decompressor.decompress(data, end - len(text))
+            member += len(data)
+        return text[start:]
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return self.path.open("rb")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)

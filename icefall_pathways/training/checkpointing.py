@@ -15,7 +15,7 @@ from icefall_pathways.launch.signals import Stopped
 from icefall_pathways.options import to_dict
 from icefall_pathways.training.callbacks import Callback, UpdateResult, ValidationMetrics
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
-from icefall_pathways.training.resume_check import check_resumable
+from icefall_pathways.training.resume_check import batch_size, check_resumable
 from icefall_pathways.training.train_state import TrainState
 
 logger = logging.getLogger("icefall_pathways")
@@ -67,6 +67,7 @@ class CheckpointCallback(Callback):
         if checkpoint is not None:
             self._check(state, checkpoint)
             state.load_state_dict(checkpoint)
+            self._adapt_batch_size(state, checkpoint)
             logger.info("resuming after update %d", state.update)
         updates = self._rank.gather(state.update)
         if len(set(updates)) > 1:
@@ -94,7 +95,7 @@ class CheckpointCallback(Callback):
         if state.update % self._options.save_every_n == 0 or state.is_last_update:
             self.save_update(state)
             self._remove_old()
-        if state.update % state.updates_per_epoch == 0:
+        if state.is_end_of_epoch:
             self.save(state, layout.epoch_checkpoint(self._options.exp_dir, state.epoch))
 
     def on_validation_end(self, state: TrainState, metrics: ValidationMetrics) -> None:
@@ -117,9 +118,30 @@ class CheckpointCallback(Callback):
 
     def _check(self, state: TrainState, checkpoint: checkpoints.Checkpoint) -> None:
         weights = state.model.state_dict()
-        changed = check_resumable(self._description, checkpoint, weights, checkpoint["model"], self._options.exp_dir)
+        changed = check_resumable(
+            self._description,
+            checkpoint,
+            weights,
+            checkpoint["model"],
+            self._options.exp_dir,
+            self._options.allow_new_batch_size,
+        )
         if changed and self._rank.is_main:
             print(f"warning: resuming with different options or data: {', '.join(changed)}")
+
+    def _adapt_batch_size(self, state: TrainState, checkpoint: checkpoints.Checkpoint) -> None:
+        """Continue at the same position in the data if the batch size has changed."""
+        batches, max_duration = batch_size(checkpoint)
+        new_batches, new_max_duration = batch_size(self._description)
+        if (batches, max_duration) == (new_batches, new_max_duration):
+            return
+        state.change_batch_size(batches, max_duration, checkpoint.get("progress"))
+        if self._rank.is_main:
+            print(
+                f"updates have {new_batches * new_max_duration:g} s of audio from update {state.update + 1} on (were "
+                f"{batches * max_duration:g} s): epoch {state.epoch} continues, {state.num_updates - state.update} "
+                "updates remain"
+            )
 
     def _remove_old(self) -> None:
         if self._rank.is_main:

@@ -142,6 +142,10 @@ class TrainingConfig(Options):
     accum_grad: PositiveInt = 1
     """Batches per process and update, all of one language; their gradients are summed."""
 
+    allow_new_batch_size: bool = False
+    """Resume with another number of batches per update (--world-size times --accum-grad) or another --max-duration. 0:
+    both must be the same; --world-size may change, because every update then has the same batches."""
+
     scan_batch_sizes: bool = False
     """Before training, find and print the largest --max-duration whose batches of the longest cuts fit into memory, for
     each language."""
@@ -161,6 +165,9 @@ class TrainingConfig(Options):
 
     valid_wer_cuts: int = 50
     """Dev cuts per language that each validation decodes by greedy search to report the word error rate. 0: none."""
+
+    valid_max_hours: float = 5.0
+    """Hours of dev audio per language of each validation, drawn once; 0: the whole dev set."""
 
     log_interval: PositiveInt = 50
     """Updates between records in the log and in metrics.jsonl."""

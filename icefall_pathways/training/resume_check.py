@@ -27,8 +27,6 @@ def _join(languages: str | list[str]) -> str:
 
 # Properties that must not change: otherwise masks or the position in the data would be wrong.
 _FIXED_PROPERTIES: dict[str, Callable[[Description], Any]] = {
-    "world_size": lambda run: run["world_size"],
-    "accum_grad": lambda run: run["accum_grad"],
     "vocab_size": lambda run: run["vocab_size"],
     "hash of --bpe-model": lambda run: run.get("tokens"),
     "languages": lambda run: _join(run["config"]["data"]["languages"]),
@@ -46,6 +44,7 @@ _FIXED_PROPERTIES: dict[str, Callable[[Description], Any]] = {
 
 # Options that can change without an effect on the weights, or that are compared in another way.
 _IGNORED_OPTIONS = (
+    *("accum_grad", "index_dir", "allow_new_batch_size"),
     *("exp_dir", "bpe_model", "manifest_dir", "masks", "languages", "world_size", "master_port", "num_workers"),
     *("freeze_languages", "start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
     *("valid_interval", "valid_wer_cuts", "log_interval", "save_every_n", "keep_last_k", "tensorboard"),
@@ -59,6 +58,7 @@ def check_resumable(
     weights: Mapping[str, Tensor],
     stored_weights: Mapping[str, Tensor],
     folder: Path,
+    allow_new_batch_size: bool = False,
 ) -> list[str]:
     """Check that a run can resume from a checkpoint.
 
@@ -68,6 +68,7 @@ def check_resumable(
       weights: Weights of the model.
       stored_weights: Weights in the checkpoint.
       folder: The experiment folder, for messages.
+      allow_new_batch_size: Allow updates of another batch size.
 
     Returns:
       The differences that are allowed but change the result of the run, each as "--option value (was value)".
@@ -82,6 +83,7 @@ def check_resumable(
                 f"{folder} holds a run with {name}={stored_value}, this one has {name}={value}: use the same options, "
                 "or another --exp-dir"
             )
+    _check_batch_size(current, stored, folder, allow_new_batch_size)
     changes = list(_changed_options(current["config"], stored["config"]))
     shapes = {name: value.shape for name, value in weights.items()}
     if shapes != {name: value.shape for name, value in stored_weights.items()}:
@@ -89,10 +91,41 @@ def check_resumable(
             f"{folder} holds a run of another architecture ({', '.join(changes)}): use the same options, or another "
             "--exp-dir"
         )
+    (batches, _), (stored_batches, _) = batch_size(current), batch_size(stored)
+    if batches != stored_batches:
+        changes.append(f"{batches} batches per update (were {stored_batches})")
     updates, stored_updates = current["updates_per_epoch"], stored.get("updates_per_epoch")
     if stored_updates is not None and updates != stored_updates:
         changes.append(f"{updates} updates per epoch (were {stored_updates})")
     return changes
+
+
+def batch_size(run: Description) -> tuple[int, float]:
+    """Return the number of batches per update, over all ranks, and the seconds of a batch.
+
+    Runs with the same values process the same batches in each update, however they are distributed over ranks and
+    accumulation steps.
+    """
+    return run["world_size"] * run["accum_grad"], run["config"]["data"]["max_duration"]
+
+
+def _check_batch_size(current: Description, stored: Description, folder: Path, may_change: bool) -> None:
+    (batches, seconds), (stored_batches, stored_seconds) = batch_size(current), batch_size(stored)
+    if (batches, seconds) == (stored_batches, stored_seconds):
+        return
+    if not may_change:
+        accum_grad, rest = divmod(stored_batches, current["world_size"])
+        advice = f"another --world-size, {stored_batches} or a divisor of it," if rest else f"--accum-grad {accum_grad}"
+        raise CheckpointError(
+            f"{folder} holds a run with {stored_batches} batches (--world-size times --accum-grad) of --max-duration "
+            f"{stored_seconds:g} per update, this one has {batches} of {seconds:g}: use {advice} and --max-duration "
+            f"{stored_seconds:g} to continue with the same batches, or --allow-new-batch-size 1 to continue with others"
+        )
+    if current["config"]["pruning"]["prune_method"] != "none" and not current["config"]["training"]["num_updates"]:
+        raise CheckpointError(
+            f"{folder} holds a run that changes masks at updates given by --num-epochs, and with another batch size an "
+            "epoch has another number of updates: specify --num-updates"
+        )
 
 
 def _changed_options(current: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:

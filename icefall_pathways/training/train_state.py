@@ -1,5 +1,6 @@
 """The state of a training run: everything that a checkpoint restores."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ class TrainState:
     Args:
       config: The options of the run; the optimizer and the base learning rate must be resolved.
       model: Moved to the device of the rank.
-      data: The source of the batches; its pass lengths are the position of the sampler.
+      data: The source of the batches; its batch offsets belong to the state.
       rank: This process.
       masks: The sub-network of each language; moved to the device of the rank. None trains the dense model.
       track_gradients: Collect the gradient statistics of each language, as some pruning criteria need them.
@@ -39,8 +40,9 @@ class TrainState:
       average: The running average of the weights.
       batches_per_update: Batches over all ranks that make one update.
       updates_per_epoch: Updates that take as much audio as all languages have together.
-      num_updates: Updates of the whole run.
       update: The current update, from 1; 0 before the first.
+      update_offset: Updates of the current batch size that the training has progressed further than `update`, because
+        earlier updates had other batch sizes; usually 0.
       best_valid_loss: The lowest mean validation loss so far.
       mask_changes: Number of times that this process has changed the masks.
     """
@@ -65,19 +67,34 @@ class TrainState:
         self.average = ModelAverage(self.model, options.average_period)
         self.batches_per_update = rank.world_size * options.accum_grad
         self.updates_per_epoch = data.updates_per_epoch(self.batches_per_update)
-        self.num_updates = options.num_updates or options.num_epochs * self.updates_per_epoch
         self.update = 0
+        self.update_offset = 0
         self.best_valid_loss = float("inf")
         self.mask_changes = 0
         self._data = data
         self._rank = rank
+        self._options = options
         self._restart_every = restart_every
-        self._schedule = build_learning_rate(options, restart_every or self.num_updates)
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run."""
+        return self._options.num_updates or self._options.num_epochs * self.updates_per_epoch - self.update_offset
+
+    @property
+    def scaled_update(self) -> int:
+        """The current update, if all updates had had the current batch size."""
+        return self.update + self.update_offset
 
     @property
     def epoch(self) -> int:
         """The epoch of the current update, from 1."""
-        return self._epoch_of(self.update)
+        return (max(self.scaled_update, 1) - 1) // self.updates_per_epoch + 1
+
+    @property
+    def is_end_of_epoch(self) -> bool:
+        """True for the last update of an epoch."""
+        return self.scaled_update % self.updates_per_epoch == 0
 
     @property
     def is_last_update(self) -> bool:
@@ -87,10 +104,11 @@ class TrainState:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the current update."""
-        update = self.update
+        schedule = build_learning_rate(self._options, self._restart_every or self.num_updates)
         if self._restart_every:
-            update = (update - 1) % self._restart_every + 1
-        return self._schedule(update, self._epoch_of(update) - 1)
+            update = (self.update - 1) % self._restart_every + 1
+            return schedule(update, (update - 1) // self.updates_per_epoch)
+        return schedule(self.update, self.epoch - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint, complete on rank 0. All ranks must call this together."""
@@ -107,7 +125,9 @@ class TrainState:
             "update": self.update,
             "epoch": self.epoch,
             "best_valid_loss": self.best_valid_loss,
-            "pass_lengths": self._data.pass_lengths,
+            "update_offset": self.update_offset,
+            "batch_offsets": self._data.batch_offsets,
+            "progress": self._data.progress(self.update, self.batches_per_update, self._options.seed),
         }
 
     def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
@@ -119,20 +139,32 @@ class TrainState:
         self.scaler.load_state_dict(checkpoint["scaler"])
         # Old checkpoints spell the key in British English.
         regularizers = checkpoint.get("regularizers") or checkpoint["regularizers".replace("z", "s")]
-        load_regularizer_state(self.model, regularizers[self._rank.index])
+        load_regularizer_state(self.model, regularizers[self._rank.index % len(regularizers)])
         for name, code in self._mask_codes().items():
             code.copy_(checkpoint["masks"][name])
         if self.gradients is not None:
             self.gradients.load_state_dict(checkpoint["gradients"], self._rank.device, is_main=self._rank.is_main)
         self.update = checkpoint["update"]
         self.best_valid_loss = checkpoint["best_valid_loss"]
-        self._data.pass_lengths = checkpoint.get("pass_lengths", {})
+        self.update_offset = checkpoint.get("update_offset", 0)
+        self._data.batch_offsets = checkpoint.get("batch_offsets", {})
+
+    def change_batch_size(self, batches: int, max_duration: float, progress: Mapping[str, float] | None) -> None:
+        """Keep the position in the epoch and in the data after a change of the batch size.
+
+        Args:
+          batches: Previous number of batches per update.
+          max_duration: Previous maximum seconds of a batch.
+          progress: Completed passes over each language, with fractions. None: a checkpoint that does not store them.
+        """
+        data, seed = self._data, self._options.seed
+        ratio = batches * max_duration / (self.batches_per_update * data.config.max_duration)
+        self.update_offset = round(self.scaled_update * ratio) - self.update
+        progress = progress or data.progress(self.update, batches, seed)
+        data.set_progress(progress, self.update, self.batches_per_update, seed)
 
     def _mask_codes(self) -> dict[str, Tensor]:
         return {} if self.masks is None else self.masks.codes
-
-    def _epoch_of(self, update: int) -> int:
-        return (max(update, 1) - 1) // self.updates_per_epoch + 1
 
 
 def batch_seed(seed: int, batch: int, update: int) -> int:

@@ -92,7 +92,7 @@ class Trainer:
         self.callbacks = CallbackList()
         self.update_step = Update(config, self.state, rank, self.callbacks)
         pathways, objective = self.update_step.pathways, self.update_step.objective
-        self.validator = Validator(pathways, objective, data, tokenizer, rank, options.valid_wer_cuts)
+        self.validator = Validator(pathways, objective, data, tokenizer, rank, options)
         self.checkpoint = CheckpointCallback(options, describe_run(config, self.state, tokenizer, rank), rank)
         if plan is not None:
             self.callbacks.append(PruningCallback(plan, options.exp_dir))
@@ -119,7 +119,7 @@ class Trainer:
         if options.print_diagnostics:
             self._print_diagnostics()
             return False
-        self.validator.check_data()
+        _ = self.validator.loaders  # so that a missing dev set stops the training at its start and not hours later
         check = inf_check(state.model, gradients=not state.scaler.is_enabled()) if options.inf_check else nullcontext()
         with self.callbacks.training(state), translate_worker_death(), stop_requests() as stop, check:
             for batches, wait_seconds in self._batches():

@@ -64,7 +64,7 @@ class Update:
           BadBatchesError: Too many consecutive updates had a non-finite loss or gradient.
         """
         state, language = self.state, batches[0].language
-        set_position(state.model, regularizer_position(self._config, state.batches_per_update, state.update))
+        set_position(state.model, regularizer_position(self._config, state.batches_per_update, state.scaled_update))
         self.ddp_model.train()
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate

@@ -1,12 +1,16 @@
 """Validation: losses and word error rates on the dev set of each language, through its sub-network."""
 
+import math
+from functools import cached_property
+from itertools import compress
+
 import torch
 from kaldialign import edit_distance
 from torch import Tensor
 from tqdm import tqdm
 
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import Transducer
@@ -28,7 +32,7 @@ class Validator:
       data: The source of the dev sets.
       tokenizer: Decodes tokens to words.
       rank: This process.
-      wer_cuts: Number of cuts per language that are decoded for the word error rate; 0: none.
+      options: Hours of dev audio, number of cuts that are decoded, and the seed of the draw.
     """
 
     def __init__(
@@ -38,23 +42,27 @@ class Validator:
         data: SpeechDataModule,
         tokenizer: Tokenizer,
         rank: Rank,
-        wer_cuts: int,
+        options: TrainingConfig,
     ) -> None:
         self._pathways = pathways
         self._objective = objective
         self._data = data
         self._tokenizer = tokenizer
         self._rank = rank
-        self._wer_cuts = wer_cuts
+        self._options = options
 
-    def check_data(self) -> None:
-        """Check that each language has a dev set, so that a training fails at its start and not hours later.
+    @cached_property
+    def loaders(self) -> dict[str, SplitLoader]:
+        """The dev cuts of each language, drawn on first access.
 
         Raises:
           DataError: A dev set is missing or damaged.
         """
-        for language in self._data.languages:
-            self._data.loader(language.code, "dev")
+        max_hours = self._options.valid_max_hours or math.inf
+        return {
+            language.code: self._data.loader(language.code, "dev", max_hours, self._options.seed)
+            for language in self._data.languages
+        }
 
     @torch.no_grad()
     def __call__(self, update: int) -> dict[str, dict[str, float]]:
@@ -66,21 +74,18 @@ class Validator:
           update: The update, from 1, whose loss scales apply.
         """
         self._pathways.eval()
-        codes = [language.code for language in self._data.languages]
+        codes = list(self.loaders)
         sums = LossSums(codes, self._rank.device)
         errors = torch.zeros(len(codes), 2, dtype=torch.float64)
-        for i, code in enumerate(codes):
-            loader = self._data.loader(code, "dev")
-            every = -(-loader.num_cuts // self._wer_cuts) if self._wer_cuts else 0
-            hidden = not self._rank.is_main or bar_position() is not None
-            first = 0  # index of the first cut of the batch
-            for k, batch in enumerate(tqdm(loader, desc=f"validating {code}", leave=False, disable=hidden)):
-                if k % self._rank.world_size == self._rank.index:
-                    losses = self._objective(batch, self._pathways, update)
-                    sums.add(code, losses, batch.total_tokens, batch.seconds)
-                    if every:
-                        errors[i] += self._word_errors(batch, (-first) % every, every)
-                first += len(batch)
+        hidden = not self._rank.is_main or bar_position() is not None
+        for i, (code, loader) in enumerate(self.loaders.items()):
+            decoded = loader.every(self._options.valid_wer_cuts)
+            batches = loader.shard(self._rank.index, self._rank.world_size, self._data.config.num_workers)
+            length = -(-len(loader) // self._rank.world_size)
+            for batch in tqdm(batches, f"validating {code}", length, leave=False, disable=hidden):
+                losses = self._objective(batch, self._pathways, update)
+                sums.add(code, losses, batch.total_tokens, batch.seconds)
+                errors[i] += self._word_errors(batch, [name in decoded for name in batch.cut_ids])
         metrics = sums.flush(self._rank)
         totals = self._rank.sum(errors.to(self._rank.device)).tolist()
         for code, (num_errors, num_words) in zip(codes, totals, strict=True):
@@ -88,15 +93,15 @@ class Validator:
                 metrics[code]["wer"] = 100 * num_errors / num_words
         return metrics
 
-    def _word_errors(self, batch: Batch, start: int, every: int) -> Tensor:
-        """Decode the cuts start, start + every, ... of a batch; return the number of errors and of words (2,)."""
-        texts = batch.texts[start::every]
+    def _word_errors(self, batch: Batch, decoded: list[bool]) -> Tensor:
+        """Decode the selected cuts of a batch; return the number of errors and of words (2,)."""
+        texts = list(compress(batch.texts, decoded))
         if not texts:
             return torch.zeros(2, dtype=torch.float64)
         model, device = self._pathways.model, self._rank.device
         assert isinstance(model, Transducer)
-        lens = batch.num_frames[start::every]
-        x = batch.inputs[start::every, : int(lens.max())]
+        lens = batch.num_frames[decoded]
+        x = batch.inputs[decoded, : int(lens.max())]
         with activate(model, self._pathways.masks, batch.language), self._objective.autocast():
             search = GreedySearch(model)
             encoder_out, lens = model.encode(x.to(device), lens.to(device))

@@ -16,10 +16,9 @@ from lhotse import FbankConfig as LhotseFbankConfig
 from lhotse.features.base import get_extractor_type
 from torch import Tensor
 
-from icefall_pathways.data.dataset import SpeechDataset
+from icefall_pathways.data.dataset import BatchPlan, SpeechDataset
 from icefall_pathways.data.feature_shards import write_shard
 from icefall_pathways.data.features import FbankConfig, KaldiNativeFbank, StreamingFbank, fbank_backend
-from icefall_pathways.data.sampling import BatchPlan
 from icefall_pathways.sharding.shards import Shard
 
 RATE = 16000

@@ -43,6 +43,8 @@ DEMO = {
     "--languages 'en fr it nl' --store-feats 1 --perturb-speed 0 --max-dropped-share 0.1 --num-jobs 0",
     "tokens": "local/train_bpe.py --cuts-dir data/demo/fbank --languages 'en fr it nl' --vocab-size 100 "
     "--output-dir data/demo/lang_bpe_100 --keep-model 1",
+    "index": "local/index_cuts.py --manifest-dir data/demo/fbank --languages 'en fr it nl' "
+    "--bpe-model data/demo/lang_bpe_100/bpe.model",
     "dense": f"pruned_transducer_pathways/train.py {DATA} --exp-dir exp/demo/dense --encoder-type emformer "
     f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 --base-lr 0.0015 --lr-warmup 150 "
     "--warm-updates 1000",
@@ -108,7 +110,7 @@ def test_demo_commands_are_unchanged():
 def test_stage_depends_on_the_previous_stage():
     jobs = {job.name: job for job in run_graph(presets.DEMO)}
     assert jobs["tokens"].after == ("features",)
-    assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens"}
+    assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens", "index"}
     assert jobs["masks-lap"].after == jobs["masks-pathways"].after == ("dense",)
     assert jobs["lap"].after == ("masks-lap", "masks-pathways")
     assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in ("dense-continued", "lap", "pathways"))
@@ -175,7 +177,7 @@ def options_of(job, *names: str) -> list[tuple[str, ...]]:
 def test_study_gives_every_system_the_same_budget():
     jobs = {job.name: job for job in study_graph(read("run-study", "--seeds 3"))}
     assert list(jobs) == [
-        *("corpus", "manifests", "features", "tokens", "seed-3-dense", "seed-3-dense-continued"),
+        *("corpus", "manifests", "features", "tokens", "index", "seed-3-dense", "seed-3-dense-continued"),
         *(f"seed-3-sparsity-0.7-{system}" for system in ("imp", "lap", "pathways-lth", "dynamic")),
         "tables",
     ]
@@ -309,11 +311,12 @@ def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(t
         ("Stage 3: features, validation, statistics", [".done-3-en", ".done-3-fr"], f"{corpus} 1, not stored"),
         ("Stage 4: MUSAN features", [".done-4"], str(tmp_path)),
         ("Stage 5-500: SentencePiece, 500 tokens", [".done-5-500-en", ".done-5-500-fr"], f"{corpus} 1"),
+        ("Stage 6-500: index of the training cuts", [".done-6-500-en", ".done-6-500-fr"], f"{corpus} 1, not stored"),
     ]
     assert jobs[0].steps[0].command == () and jobs[0].steps[0].message == f"The corpus is in {tmp_path}"
     mini = prepare_jobs(PrepareConfig(hours="en=2", spm_temperature=2.0))
     assert mini[0].steps[0].mark_text == "mini download/mini 0.4 en=2 numbers calendar 60 120 42"
-    assert mini[-1].steps[0].mark_text.endswith("120 42 0, spm_temperature 2")
+    assert mini[-2].steps[0].mark_text.endswith("120 42 0, spm_temperature 2")
 
 
 def finish(jobs):
@@ -336,11 +339,11 @@ def test_only_missing_languages_are_prepared(tmp_path, previous_version):
         corpus = f"mls {tmp_path} en fr it train"
         for stage, text in {"0": corpus, "1": corpus, "3": f"{corpus} 0", "5-500": f"{corpus} 0"}.items():
             (tmp_path / "data" / f".done-{stage}").write_text(f"{text}\n")
-    subset = prepare_jobs(replace(config, languages="it en"))
+    subset = prepare_jobs(replace(config, languages="it en"))[:-1]  # stage 6 had no mark in the previous version
     assert all(job.steps[0].command == () and job.is_done() != previous_version for job in subset)
     more = prepare_jobs(replace(config, languages="en fr pl"))
-    assert [languages_in(job) for job in more] == ["", "pl", "pl", "en fr pl"]
-    words = more[-1].steps[0].command
+    assert [languages_in(job) for job in more] == ["", "pl", "pl", "en fr pl", "pl"]
+    words = more[-2].steps[0].command
     assert words[words.index("--keep-model") + 1] == "1"
     finish(more)
     assert all(job.is_done() for job in prepare_jobs(replace(config, languages="en fr pl")))
@@ -353,13 +356,13 @@ def test_the_tokenizer_is_trained_again_only_on_request_and_once(tmp_path):
     config = PrepareConfig(corpus="mls", corpus_dir=str(tmp_path), languages="en fr", data_dir=tmp_path / "data")
     finish(prepare_jobs(config))
     again = replace(config, retrain_tokenizer=True)
-    *others, tokens = prepare_jobs(again)
+    *others, tokens, _ = prepare_jobs(again)
     assert all(job.is_done() for job in others) and not tokens.is_done()
     words = tokens.steps[0].command
     assert words[words.index("--keep-model") + 1] == "0"
     finish([tokens])
-    assert prepare_jobs(again)[-1].is_done()
-    assert prepare_jobs(config)[-1].steps[0].command == ()
+    assert prepare_jobs(again)[-2].is_done()
+    assert prepare_jobs(config)[-2].steps[0].command == ()
 
 
 def test_a_part_of_an_array_job_is_one_stage_without_done_mark(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import random
 
 import pytest
@@ -9,25 +10,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icefall_pathways.sharding import jsonl
-from icefall_pathways.sharding.jsonl import locate_lines, read_line, read_lines, write_jsonl
+from icefall_pathways.sharding.jsonl import (
+    LargeMembersError,
+    LineReader,
+    lines_of,
+    read_lines,
+    read_members,
+    write_jsonl,
+    write_lines,
+)
 
 TEXT = st.text(max_size=30)
 
 
+def located_lines(path):
+    """Return the position (member, start, size) of each line, and the line with its end."""
+    located = []
+    for position, member in read_members(path):
+        start = 0
+        for line in lines_of(member):
+            located.append(((position, start, len(line)), line))
+            start += len(line)
+    return located
+
+
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(TEXT, max_size=40), member_lines=st.integers(1, 9), block=st.integers(1, 50))
-def test_each_line_is_read_in_order_and_at_its_location(texts, member_lines, block, tmp_path_factory):
+def test_each_line_is_read_in_order_and_at_its_position(texts, member_lines, block, tmp_path_factory):
     path = tmp_path_factory.mktemp("jsonl") / "a.jsonl.gz"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "MEMBER_LINES", member_lines)
         patch.setattr(jsonl, "_BLOCK", block)
         write_jsonl(path, ({"text": text} for text in texts))
         expected = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts]
-        located = list(locate_lines(path))
-        assert [line for _, line in located] == list(read_lines(path)) == expected
+        located = located_lines(path)
+        assert [line.removesuffix(b"\n") for _, line in located] == list(read_lines(path)) == expected
         random.Random(0).shuffle(located)
-        with path.open("rb") as file:
-            assert all(read_line(file, location) == line for location, line in located)
+        reader = pickle.loads(pickle.dumps(LineReader(path)))
+        assert all(reader.read(*position) == line for position, line in located)
 
 
 def test_gzip_reads_all_members_as_one_file(tmp_path):
@@ -35,16 +55,27 @@ def test_gzip_reads_all_members_as_one_file(tmp_path):
     write_jsonl(path, ({"count": index} for index in range(250)))
     with gzip.open(path, "rt") as file:
         assert [json.loads(line)["count"] for line in file] == list(range(250))
-    assert len({location.member for location, _ in locate_lines(path)}) == 3
+    assert len(list(read_members(path))) == 3
 
 
 def test_files_of_other_writers_are_read(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"a\nbb\n") + gzip.compress(b"ccc"))
+    (tmp_path / "a.jsonl").write_bytes(b"a\nbb\r\nccc")
+    for path in tmp_path.iterdir():
+        assert list(read_lines(path)) == [b"a", b"bb", b"ccc"]
+
+
+@pytest.mark.parametrize(
+    "members", [[b"half", b" line\n"], [b"x" * (jsonl.MAX_MEMBER_BYTES + 1)], [b"{}\n", b"x" * 2**24 + b"\n"], [b"end"]]
+)
+def test_files_without_random_access_are_detected(tmp_path, members):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b"a\nbb\n") + gzip.compress(b"ccc"))
-    located = list(locate_lines(path))
-    assert [line for _, line in located] == [b"a", b"bb", b"ccc"]
-    with path.open("rb") as file:
-        assert [read_line(file, location) for location, _ in located] == [b"a", b"bb", b"ccc"]
+    path.write_bytes(b"".join(map(gzip.compress, members)))
+    with pytest.raises(LargeMembersError):
+        list(read_members(path))
+    lines = list(read_lines(path))
+    write_lines(path, lines)
+    assert list(read_lines(path)) == lines
 
 
 def test_bytes_depend_on_the_content_alone(tmp_path):
@@ -57,9 +88,11 @@ def test_bytes_depend_on_the_content_alone(tmp_path):
 def test_a_truncated_file_is_an_error(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     write_jsonl(path, ({"count": index} for index in range(1000)))
-    located = list(locate_lines(path))
+    position, _ = located_lines(path)[-1]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(EOFError, match=r"a\.jsonl\.gz ends inside a gzip member"):
+    with pytest.raises(EOFError):
         list(read_lines(path))
-    with path.open("rb") as file, pytest.raises(EOFError, match="has no line of"):
-        read_line(file, located[-1][0])
+    with pytest.raises(EOFError, match=r"a\.jsonl\.gz ends inside a gzip member"):
+        list(read_members(path))
+    with pytest.raises(EOFError, match="has no line of"):
+        LineReader(path).read(*position)

@@ -76,7 +76,7 @@ def test_averages_keep_entries_that_only_untrained_languages_use(run, avg, use_a
             torch.testing.assert_close(after[name][~used], before[name][~used], rtol=1e-6, atol=1e-7)
             kept += int((~used & (masks.codes[name] != 0)).sum())
             moved += int((after[name] != before[name])[used].sum())
-    assert kept > 1000 and moved > 1000
+    assert kept > 500 and moved > 500
 
 
 def test_decoding_uses_the_average_that_its_options_define(run):

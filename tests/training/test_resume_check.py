@@ -85,7 +85,6 @@ def test_other_masks_are_rejected(pathways, tmp_path):
         ({"data": {"languages": "en fr it"}}, "languages=en fr, this one has languages=en fr it"),
         ({"pruning": JointPruningConfig("adaptive", prune_every=1, prune_end=3)}, "masked=False"),
         ({"model": {"encoder_dim": "32"}}, r"of another architecture \(.*--encoder-dim 32 \(was 16\)"),
-        ({"accum_grad": 2}, "accum_grad=1, this one has accum_grad=2"),
     ],
 )
 def test_incompatible_changes_are_rejected(dense, changes, message):
@@ -107,7 +106,7 @@ def test_compatible_changes_are_reported(dense, tmp_path, capsys):
     runs.train(config)
     runs.train(changed(config, num_updates=2, log_interval=1, keep_last_k=5))
     assert "warning" not in capsys.readouterr().out
-    runs.train(changed(config, {"max_duration": 3.0}, num_updates=3, seed=7))
+    runs.train(changed(config, {"max_duration": 3.0}, num_updates=3, seed=7, allow_new_batch_size=True))
     printed = capsys.readouterr().out
     assert "warning: resuming with different options or data: --num-updates 3 (was 2)" in printed
     for change in ("--seed 7 (was 42)", "--max-duration 3.0 (was 6.0)", "updates per epoch (were "):
@@ -127,10 +126,32 @@ def test_ranks_that_resume_from_different_updates_are_rejected(corpus, tmp_path)
         trainer.run()
 
 
-def description(training):
-    config = {"data": {"languages": ["it"]}, "training": training, "pruning": {"prune_method": "none"}}
-    counts = {"world_size": 1, "accum_grad": 1, "vocab_size": 20, "updates_per_epoch": 5}
+def description(training, world_size=1, accum_grad=1, max_duration=200.0):
+    data = {"languages": ["it"], "max_duration": max_duration}
+    config = {"data": data, "training": training, "pruning": {"prune_method": "none"}}
+    counts = {"world_size": world_size, "accum_grad": accum_grad, "vocab_size": 20, "updates_per_epoch": 5}
     return {"masks_header": {}, "config": config} | counts
+
+
+@pytest.mark.parametrize(("world_size", "accum_grad"), [(64, 1), (8, 8), (1, 64)])
+def test_number_of_ranks_may_change_if_the_batches_do_not(tmp_path, world_size, accum_grad):
+    current = description({}, world_size, accum_grad)
+    assert check_resumable(current, description({}, 16, 4), {}, {}, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "advice"),
+    [
+        ((2, 1), "use --accum-grad 4 and --max-duration 200"),
+        ((8, 1, 50.0), "use --accum-grad 1 and --max-duration 200"),
+        ((3, 1), "use another --world-size, 8 or a divisor of it, and --max-duration 200"),
+    ],
+)
+def test_other_batch_size_needs_permission(tmp_path, batch_size, advice):
+    current, stored = description({}, *batch_size), description({}, 4, 2)
+    with pytest.raises(ValueError, match=rf"holds a run with 8 batches .* {advice} .*--allow-new-batch-size 1"):
+        check_resumable(current, stored, {}, {}, tmp_path)
+    assert check_resumable(current, stored, {}, {}, tmp_path, allow_new_batch_size=True)
 
 
 def test_languages_stored_as_strings_are_compared_as_codes(tmp_path):

@@ -1,0 +1,183 @@
+"""Memory-mapped index of the cuts of manifests: where each cut is, its duration and whether it can be trained on.
+
+An index is a safetensors file with a column per property and a row per cut, in the order of the manifests.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntFlag
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
+from lhotse.utils import compute_num_frames
+
+from icefall_pathways.constants import SUBSAMPLING_FACTOR
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.manifests import DataError, check_cut
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import first_line
+from icefall_pathways.sharding.jsonl import LineReader
+
+#: A row of the index. `file` is the number of the manifest; `member`, `start` and `size` are the position of the cut's
+#: line in it, see `LineReader`; `flags` is a `CutFlag`.
+ROW = np.dtype(
+    [
+        ("file", np.uint16),
+        ("member", np.uint64),
+        ("start", np.uint32),
+        ("size", np.uint32),
+        ("duration", np.float64),
+        ("num_tokens", np.uint16),
+        ("flags", np.uint8),
+    ]
+)
+
+METADATA_KEY = "index"  # a single key, since safetensors writes several in random order
+
+_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F64": np.float64}
+_MAX_HEADER_BYTES = 1 << 20
+
+
+class CutFlag(IntFlag):
+    """Properties that make a cut unusable for training, or for training from stored features or from audio."""
+
+    NOT_ONE_TRANSCRIPT = 1
+    NO_AUDIO = 2
+    NO_FEATURES = 4
+    UNCOVERED_CHARACTERS = 8
+    TOO_MANY_TOKENS = 16
+    UNSUITABLE_AUDIO = 32  # several channels, or another sampling rate than the features
+
+
+class CutIndex:
+    """The cuts of manifests by their number; the columns are memory-mapped, and may be shared by processes.
+
+    Args:
+      path: The index.
+      manifests: The files that its rows refer to.
+
+    Attributes:
+      path: As given.
+    """
+
+    def __init__(self, path: Path, manifests: Sequence[Path]) -> None:
+        self.path = path
+        self._manifests = list(manifests)
+        self._readers = [LineReader(manifest) for manifest in manifests]
+
+    def __len__(self) -> int:
+        return len(self.durations)
+
+    @property
+    def durations(self) -> npt.NDArray[np.float64]:
+        """Duration of each cut in seconds."""
+        return self._columns["duration"]
+
+    @property
+    def flags(self) -> npt.NDArray[np.uint8]:
+        """`CutFlag` of each cut."""
+        return self._columns["flags"]
+
+    @property
+    def num_tokens(self) -> npt.NDArray[np.uint16]:
+        """Tokens of each transcript, at most 65535; 0 for cuts without exactly one transcript."""
+        return self._columns["num_tokens"]
+
+    def read(self, numbers: Iterable[int]) -> CutSet:
+        """Return cuts, read from the manifests.
+
+        Raises:
+          DataError: A manifest has been changed since the index was written, or a cut is not trustworthy.
+        """
+        return CutSet.from_cuts([self._read(int(i)) for i in numbers])
+
+    def _read(self, index: int) -> Cut:
+        row = {name: int(self._columns[name][index]) for name in ("file", "member", "start", "size")}
+        path = self._manifests[row["file"]]
+        try:
+            line = self._readers[row["file"]].read(row["member"], row["start"], row["size"])
+            return parse_cut(line, path)
+        except DataError:
+            raise
+        except (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"cannot read cut {index} of {path}, at byte {row['member']} ({first_line(error)}): the "
+                "manifest has been changed or damaged since its index was written; run the same command again, which "
+                "updates the index"
+            ) from error
+
+    @cached_property
+    def _columns(self) -> Mapping[str, npt.NDArray[Any]]:
+        header, offset = _read_header(self.path)
+        columns = {}
+        for name, column in header.items():
+            (size,), dtype = column["shape"], _DTYPES[column["dtype"]]
+            start = offset + column["data_offsets"][0]
+            columns[name] = np.memmap(self.path, dtype, "r", start, (size,)) if size else np.zeros(0, dtype)
+        return columns
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._manifests)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of an index.
+
+    Raises:
+      ValueError: The file is not an index.
+    """
+    metadata = _read_header(path, with_metadata=True)[0].get("__metadata__", {})
+    values: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
+    return values
+
+
+def _read_header(path: Path, with_metadata: bool = False) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file and the offset of its data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is not an index: its header has {length} bytes")
+        header = json.loads(file.read(length))
+    if not with_metadata:
+        header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def parse_cut(line: bytes, path: Path) -> Cut:
+    """Return the cut of a line of a manifest.
+
+    Raises:
+      DataError: The cut refers to anything but files, or has an impossible size.
+    """
+    cut = deserialize_item(json.loads(line))
+    check_cut(cut, path)
+    return cut
+
+
+def index_row(cut: Cut, tokenizer: Tokenizer) -> tuple[float, int, int]:
+    """Return the duration, the number of tokens and the flags of a cut."""
+    config = FbankConfig()
+    flags = CutFlag(0)
+    if not cut.has_recording:
+        flags |= CutFlag.NO_AUDIO
+    elif cut.recording.sampling_rate != config.sample_rate or cut.recording.num_channels > 1:
+        flags |= CutFlag.UNSUITABLE_AUDIO
+    if not cut.has_features:
+        flags |= CutFlag.NO_FEATURES
+    if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
+        return cut.duration, 0, flags | CutFlag.NOT_ONE_TRANSCRIPT
+    tokens = tokenizer.encode([cut.supervisions[0].text])[0]
+    if tokenizer.unknown_id in tokens:
+        flags |= CutFlag.UNCOVERED_CHARACTERS
+    # k2's pruned loss emits at most one symbol per frame (T >= S); the margin of two is icefall's.
+    num_frames = cut.num_frames or compute_num_frames(cut.duration, config.frame_seconds, config.sample_rate)
+    if len(tokens) + 2 > -(-num_frames // SUBSAMPLING_FACTOR):
+        flags |= CutFlag.TOO_MANY_TOKENS
+    return cut.duration, min(len(tokens), 0xFFFF), flags
