@@ -93,15 +93,15 @@ class Validator:
                 metrics[code]["wer"] = 100 * num_errors / num_words
         return metrics
 
-    def _word_errors(self, batch: Batch, decoded: list[bool]) -> Tensor:
+    def _word_errors(self, batch: Batch, selected: list[bool]) -> Tensor:
         """Decode the selected cuts of a batch; return the number of errors and of words (2,)."""
-        texts = list(compress(batch.texts, decoded))
+        texts = list(compress(batch.texts, selected))
         if not texts:
             return torch.zeros(2, dtype=torch.float64)
         model, device = self._pathways.model, self._rank.device
         assert isinstance(model, Transducer)
-        lens = batch.num_frames[decoded]
-        x = batch.inputs[decoded, : int(lens.max())]
+        lens = batch.num_frames[selected]
+        x = batch.inputs[selected, : int(lens.max())]
         with activate(model, self._pathways.masks, batch.language), self._objective.autocast():
             search = GreedySearch(model)
             encoder_out, lens = model.encode(x.to(device), lens.to(device))
