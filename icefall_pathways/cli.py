@@ -37,6 +37,7 @@ SCRIPTS = {
     "compute-fbank-musan": "local/compute_fbank_musan.py",
     "train-bpe": "local/train_bpe.py",
     "index-cuts": "local/index_cuts.py",
+    "export-shar": "local/export_shar.py",
 }
 
 #: Hidden aliases: previous names of commands, and of options per command.

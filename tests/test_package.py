@@ -60,7 +60,7 @@ def test_wheel_contains_package_and_license_but_no_tests(wheel):
     assert "icefall-pathways = icefall_pathways.cli:main" in scripts
     assert "License-Expression: Apache-2.0" in metadata and "Version 2.0, January 2004" in license_text
     assert {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra")} == {
-        *("train", "export", "serve", "dask", "mic", "dev")
+        *("train", "export", "serve", "dask", "cloud", "mic", "dev")
     }
 
 

@@ -16,12 +16,13 @@ from icefall_pathways.data.cut_index import CutFlag
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import normalize_languages
+from icefall_pathways.ranges import Options
 
 __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the index."""
 
     manifest_dir: Path = Path("data/fbank")

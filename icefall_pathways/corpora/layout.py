@@ -85,6 +85,21 @@ class SplitFiles:
         return self.folder / f"{self.corpus}-{self.language.name}_feats_{self.split}"
 
     @property
+    def shar(self) -> Path:
+        """The folder of the cuts in Lhotse Shar."""
+        return self.folder / f"{self.corpus}-{self.language.name}_shar_{self.split}"
+
+    @property
+    def shar_cuts(self) -> Path:
+        """The manifest of all cuts in `shar`, in their order."""
+        return self.shar.with_suffix(".jsonl.gz")
+
+    @property
+    def shar_description(self) -> Path:
+        """The options of `shar`; written when it is complete."""
+        return self.shar.with_suffix(".json")
+
+    @property
     def report(self) -> Path:
         """The counts of kept and rejected utterances."""
         return self.folder / f"{self.corpus}-{self.language.name}_report_{self.split}.json"

@@ -65,11 +65,12 @@ class CutIndex:
 
     Attributes:
       path: As given.
+      manifests: As given.
     """
 
     def __init__(self, path: Path, manifests: Sequence[Path]) -> None:
         self.path = path
-        self._manifests = list(manifests)
+        self.manifests = list(manifests)
         self._readers = [LineReader(manifest) for manifest in manifests]
 
     def __len__(self) -> int:
@@ -98,9 +99,13 @@ class CutIndex:
         """
         return CutSet.from_cuts([self._read(int(i)) for i in numbers])
 
+    def load(self, numbers: Iterable[int]) -> CutSet:
+        """Return cuts whose features and audio can be read; see `read`."""
+        return self.read(numbers)
+
     def _read(self, index: int) -> Cut:
         row = {name: int(self._columns[name][index]) for name in ("file", "member", "start", "size")}
-        path = self._manifests[row["file"]]
+        path = self.manifests[row["file"]]
         try:
             line = self._readers[row["file"]].read(row["member"], row["start"], row["size"])
             return parse_cut(line, path)
@@ -124,7 +129,7 @@ class CutIndex:
         return columns
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._manifests)
+        return type(self), (self.path, self.manifests)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from icefall_pathways.data.sampling import (
     LanguageDraws,
     MonolingualSampler,
     SamplingConfig,
+    ShardedBatchStream,
     consecutive_batches,
     draw_cuts,
     updates_per_epoch,
 )
+from icefall_pathways.data.shar import SharIndex, read_config
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.training_cuts import USED, CutLimits, TrainingCuts
 from icefall_pathways.languages import (
@@ -56,6 +58,13 @@ class DataConfig(SamplingConfig, AugmentationConfig):
 
     languages: LanguageList = DEFAULT_LANGUAGES
     """Languages, by code or name, in the order of their bits in masks."""
+
+    from_shar: bool = False
+    """Read the training cuts from the tar files that ./prepare.sh --store shar wrote, one after another."""
+
+    shar_dir: str = ""
+    """With --from-shar 1: folder or URL, such as s3://bucket/shar, to which the tar files have been moved, with their
+    folders."""
 
     on_the_fly_feats: bool = False
     """Compute features from the audio during training; 0 reads the features that prepare.sh stored."""
@@ -93,6 +102,7 @@ class SpeechDataModule:
         self.languages: list[Language] = parse_languages(config.languages)
         self.batch_offsets: dict[str, int] = {}
         self._tokenizer = tokenizer
+        self._streams: dict[int, dict[str, BatchStream | ShardedBatchStream]] = {}
 
     @cached_property
     def training_cuts(self) -> dict[str, TrainingCuts]:
@@ -125,9 +135,21 @@ class SpeechDataModule:
             raise DataError(
                 "training requires a tokenizer: it detects utterances with too many tokens for their length"
             )
-        files = self._files(language, "train")
+        files = self.training_files(language)
         folder = self.config.index_dir or self.config.manifest_dir / "index"
-        return open_index([files.cuts], self._tokenizer, folder, f"{files.corpus}-{language.name}_{files.split}")
+        if not self.config.from_shar:
+            return open_index([files.cuts], self._tokenizer, folder, f"{files.corpus}-{language.name}_{files.split}")
+        shar = read_config(files)
+        location = f"{self.config.shar_dir.rstrip('/')}/{files.shar.name}" if self.config.shar_dir else str(files.shar)
+        return SharIndex(open_index([files.shar_cuts], self._tokenizer, folder, files.shar.name), location, shar)
+
+    def training_files(self, language: Language) -> SplitFiles:
+        """Return the paths of the training cuts of a language.
+
+        Raises:
+          DataError: The manifest is missing.
+        """
+        return self._files(language, "train")
 
     def check_vocabulary(self) -> None:
         """Check that the tokens cover the training transcripts of every language.
@@ -174,7 +196,7 @@ class SpeechDataModule:
           DataError: A batch cannot be made; the message names the cut and the file.
         """
         sampler = MonolingualSampler(
-            self._batch_streams,
+            self._batch_streams(world_size * accum_grad),
             self._language_draws(seed),
             seed,
             rank,
@@ -185,6 +207,9 @@ class SpeechDataModule:
             self.batch_offsets,
         )
         indexes = {code: cuts.index for code, cuts in self.training_cuts.items()}
+        for index in indexes.values():
+            if isinstance(index, SharIndex):
+                index.num_kept = accum_grad  # each of these batches of an update is from another shard
         dataset = IndexedDataset(indexes, self._dataset(Augmentation(self.config)))
         for batch in load_batches(dataset, sampler, self.config.num_workers):
             if isinstance(batch, DataError):
@@ -202,7 +227,7 @@ class SpeechDataModule:
         counts = self._language_draws(seed).count(update)
         return {
             code: (self.batch_offsets.get(code, 0) + counts[code] * batches_per_update) / stream.num_batches
-            for code, stream in self._batch_streams.items()
+            for code, stream in self._batch_streams(batches_per_update).items()
         }
 
     def set_progress(self, progress: Mapping[str, float], update: int, batches_per_update: int, seed: int) -> None:
@@ -210,7 +235,7 @@ class SpeechDataModule:
         counts = self._language_draws(seed).count(update)
         self.batch_offsets = {
             code: round(progress[code] * stream.num_batches) - counts[code] * batches_per_update
-            for code, stream in self._batch_streams.items()
+            for code, stream in self._batch_streams(batches_per_update).items()
         }
 
     def loader(self, language: str, split: str, max_hours: float = math.inf, seed: int = 0) -> "SplitLoader":
@@ -256,14 +281,20 @@ class SpeechDataModule:
         """
         cuts = self.training_cuts[language]
         longest = cuts.numbers[-max(1, int(seconds / cuts.longest)) :]
-        return self._dataset().load(BatchPlan(0, language, cuts.index.read(longest), 0))
+        return self._dataset().load(BatchPlan(0, language, cuts.index.load(longest), 0))
 
-    @cached_property
-    def _batch_streams(self) -> dict[str, BatchStream]:
-        return {
-            code: BatchStream(code, cuts.numbers, cuts.durations, self.config)
-            for code, cuts in self.training_cuts.items()
-        }
+    def _batch_streams(self, batches_per_update: int) -> Mapping[str, BatchStream | ShardedBatchStream]:
+        if batches_per_update not in self._streams:
+            self._streams[batches_per_update] = {
+                code: self._batch_stream(code, cuts, batches_per_update) for code, cuts in self.training_cuts.items()
+            }
+        return self._streams[batches_per_update]
+
+    def _batch_stream(self, code: str, cuts: TrainingCuts, batches_per_update: int) -> BatchStream | ShardedBatchStream:
+        if not isinstance(cuts.index, SharIndex):
+            return BatchStream(code, cuts.numbers, cuts.durations, self.config)
+        shards = cuts.numbers // cuts.index.config.shard_size
+        return ShardedBatchStream(code, cuts.numbers, cuts.durations, shards, self.config, batches_per_update)
 
     def _language_draws(self, seed: int) -> LanguageDraws:
         seconds = {code: cuts.total_seconds for code, cuts in self.training_cuts.items()}

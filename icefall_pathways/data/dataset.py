@@ -96,7 +96,7 @@ class IndexedDataset(Dataset[Batch | DataError]):
 
     def __getitem__(self, draw: BatchDraw) -> Batch | DataError:
         try:
-            cuts = self._indexes[draw.language].read(draw.numbers)
+            cuts = self._indexes[draw.language].load(draw.numbers)
         except DataError as error:
             return error
         return self._batches[BatchPlan(draw.update, draw.language, cuts, draw.seed)]

@@ -10,7 +10,8 @@ neither the cuts nor the seeds of a batch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,9 @@ from torch.utils.data import Sampler
 from icefall_pathways.data.permutation import Ints, permute, stable_hash, uniform
 from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt
 
-_LANGUAGE, _BATCHES, _CUTS, _AUGMENTATION = range(4)  # purposes of hashes
+_LANGUAGE, _BATCHES, _CUTS, _AUGMENTATION, _SHARDS = range(5)  # purposes of hashes
 _MAX_SPLIT_SIZE = 20  # with more cuts per batch, another one changes little
+_KEPT_ORDERS = 4  # passes; lanes do not end a pass at the same time
 _CHUNK = 1 << 20  # updates whose languages are counted at once
 
 
@@ -146,6 +148,83 @@ def divide_into_buckets(durations: npt.NDArray[np.float64], max_duration: float,
     return np.array(starts[::-1]), np.array(batch_sizes[::-1])
 
 
+class ShardedBatchStream:
+    """The infinite stream of the batches of one language whose cuts are in shards, each read from start to end.
+
+    The stream is divided into lanes: batch i belongs to lane i modulo `num_lanes`. In every pass over the cuts, the
+    shards are shuffled and dealt to the lanes, and a lane takes all batches of a shard before those of the next. With
+    as many lanes as an update has batches, a rank reads one shard after another. Within a shard, batches are those of a
+    `BatchStream`.
+
+    Args:
+      language: Code of the language.
+      numbers: Numbers of the cuts by increasing duration, (n,), n > 0.
+      durations: Their durations in seconds, (n,).
+      shards: Their shards, (n,).
+      config: The options; without `shuffle`, every pass has the order of the first.
+      num_lanes: Batches of an update, summed over ranks.
+
+    Attributes:
+      num_batches: Number of batches of a pass.
+    """
+
+    def __init__(
+        self,
+        language: str,
+        numbers: npt.NDArray[np.unsignedinteger],
+        durations: npt.NDArray[np.float64],
+        shards: npt.NDArray[np.integer[Any]],
+        config: SamplingConfig,
+        num_lanes: int,
+    ) -> None:
+        order = np.argsort(shards, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
+        self._language = int.from_bytes(language.encode(), "big")
+        self._streams = [BatchStream(language, numbers[part], durations[part], config) for part in parts]
+        self._sizes = np.array([stream.num_batches for stream in self._streams])
+        self._shuffle = config.shuffle
+        self._num_lanes = min(num_lanes, len(parts))
+        self._orders: dict[tuple[int, int], Ints] = {}
+        self._lane_sizes: dict[tuple[int, int], Ints] = {}
+        self.num_batches = int(self._sizes.sum())
+
+    def cuts(self, positions: npt.ArrayLike, seed: int) -> list[list[int]]:
+        """Return the numbers of the cuts of the batches at some positions of the stream with a seed."""
+        return [self._batch(int(position), seed) for position in np.atleast_1d(positions)]
+
+    def _batch(self, position: int, seed: int) -> list[int]:
+        row, lane = divmod(position, self._num_lanes)
+        for epoch in count():
+            size = int(self._sizes_of_lanes(seed, epoch)[lane])
+            if row < size:
+                break
+            row -= size
+        shards = self._order(seed, epoch)[lane :: self._num_lanes]
+        ends = np.cumsum(self._sizes[shards])
+        i = int(np.searchsorted(ends, row, side="right"))
+        shard = int(shards[i])
+        batch = row - int(ends[i] - self._sizes[shard])
+        (numbers,) = self._streams[shard].cuts(epoch * int(self._sizes[shard]) + batch, seed)
+        return numbers
+
+    def _order(self, seed: int, epoch: int) -> Ints:
+        """Return the order of the shards in a pass; the last ones are kept."""
+        if (seed, epoch) not in self._orders:
+            size, key = len(self._sizes), stable_hash(seed, self._language, epoch if self._shuffle else 0, _SHARDS)
+            self._orders[seed, epoch] = permute(np.arange(size), size, key)
+            for outdated in list(self._orders)[:-_KEPT_ORDERS]:
+                del self._orders[outdated]
+        return self._orders[seed, epoch]
+
+    def _sizes_of_lanes(self, seed: int, epoch: int) -> Ints:
+        """Return the number of batches that each lane takes in a pass, (num_lanes,)."""
+        if (seed, epoch) not in self._lane_sizes:
+            sizes = self._sizes[self._order(seed, epoch)]
+            starts = np.arange(len(sizes)) % self._num_lanes
+            self._lane_sizes[seed, epoch] = np.bincount(starts, sizes, self._num_lanes).astype(np.int64)
+        return self._lane_sizes[seed, epoch]
+
+
 class LanguageDraws:
     """Draws of a language for each update, with probability proportional to seconds^(1/temperature).
 
@@ -192,7 +271,7 @@ class MonolingualSampler(Sampler[BatchDraw]):
 
     def __init__(
         self,
-        streams: Mapping[str, BatchStream],
+        streams: Mapping[str, BatchStream | ShardedBatchStream],
         languages: LanguageDraws,
         seed: int,
         rank: int,

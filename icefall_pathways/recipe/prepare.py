@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
@@ -16,7 +17,7 @@ from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
 from icefall_pathways.sharding.executors import ExecutionConfig
 
-_SHARDED_STAGES = (1, 3)
+_SHARDED_STAGES = (1, 3, 7)
 _RETRAINED = ", retrained on "  # in the done marks of the tokenizer, followed by the languages
 
 
@@ -59,6 +60,9 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
 
     store_feats: bool = True
     """Store features. 0: compute them in training (train.py --on-the-fly-feats 1)."""
+
+    store: Literal["files", "shar"] = "files"
+    """shar: also copy the training cuts to shuffled tar files, for sequential reading (train.py --from-shar 1)."""
 
     perturb_speed: bool = False
     """Add copies of the training data at 0.9 and 1.1 times the speed."""
@@ -223,6 +227,9 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     yield _Stage(5, "tokens", title, options, lambda _: tokens, variant=variant)
     index = partial(_index_command, config)
     yield _Stage(6, "index", "index of the training cuts", (*corpus, stored), index, variant=variant)
+    if config.store == "shar":
+        title = "training cuts in tar files"
+        yield _Stage(7, "shar", title, (*corpus, stored), partial(_shar_command, config))
 
 
 def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:
@@ -326,4 +333,15 @@ def _index_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
         manifest_dir=config.data_dir / "fbank",
         languages=languages,
         bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+    )
+
+
+def _shar_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    return program("local", "export_shar") + option_words(
+        manifest_dir=config.data_dir / "fbank",
+        languages=languages,
+        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        field="features" if config.store_feats else "recording",
+        num_jobs=config.num_jobs,
+        **_execution_options(config),
     )

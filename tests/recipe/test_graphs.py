@@ -319,6 +319,18 @@ def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(t
     assert mini[-2].steps[0].mark_text.endswith("120 42 0, spm_temperature 2")
 
 
+@pytest.mark.parametrize(("store_feats", "field"), [(True, "features"), (False, "recording")])
+def test_training_cuts_are_copied_to_tar_files_on_demand(tmp_path, store_feats, field):
+    config = PrepareConfig(languages="en fr", data_dir=tmp_path, store="shar", store_feats=store_feats, num_jobs=3)
+    *others, (heading, marks, options) = marks_of(prepare_jobs(config))
+    assert others == marks_of(prepare_jobs(replace(config, store="files")))
+    assert (heading, marks) == ("Stage 7: training cuts in tar files", [".done-7-en", ".done-7-fr"])
+    assert options == prepare_jobs(replace(config, stage=3, stop_stage=3))[0].steps[0].mark_text
+    command = " ".join(prepare_jobs(config)[-1].steps[0].command)
+    expected = f"--languages en fr --bpe-model {tmp_path}/lang_bpe_500/bpe.model --field {field} --num-jobs 3"
+    assert command.endswith(f"export_shar.py --manifest-dir {tmp_path}/fbank {expected}")
+
+
 def finish(jobs):
     for job in jobs:
         job.steps[0].set_done()
