@@ -6,11 +6,10 @@ Usage:
   OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model zipformer-5M --streams "1 16"
 
 The model has the size of a published one and random weights; the bias of blank is set for the token rate of speech.
-Features are precomputed. Streams are encoded with the frozen graph of a chunk, and without it ("plain"). One round
+Features are precomputed. Streams are encoded by ONNX Runtime, and by eager torch. One round
 decodes with all systems in turn; the result is the median over the rounds. Run it on an otherwise idle machine.
 """
 
-import math
 import platform
 import statistics
 import time
@@ -27,7 +26,7 @@ from torchaudio.models import RNNTBeamSearch
 from tqdm import tqdm
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.streaming import Source, StreamingDecoder
+from icefall_pathways.decoding.streaming import Source, StreamEncoder, StreamingDecoder
 from icefall_pathways.files import write_json
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -177,13 +176,14 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
         BEAM: ModifiedBeamSearch(model, BEAM_SIZE),
         "fast beam": FastBeamSearch(model, beam=4.0, max_contexts=4, max_states=32),
     }
+    encoders = {"all": StreamEncoder(model, None, "onnx"), "plain": StreamEncoder(model, None, "eager")}
     runs: dict[tuple[str, str, int], Callable[[], int]] = {}
     for num_streams in map(int, config.streams.split()):
         frames, inputs = encoder_out[:num_streams], features[:num_streams]
         for name, search in searches.items():
             runs["search", name, num_streams] = lambda search=search, frames=frames: _search_chunks(search, frames)
-            for part, graph_after in (("all", 0), ("plain", math.inf)):
-                decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=graph_after)
+            for part, encoder in encoders.items():
+                decoder = StreamingDecoder(model, search, FbankConfig(), encoder=encoder)
                 runs[part, name, num_streams] = lambda decoder=decoder, inputs=inputs: _decode_streams(decoder, inputs)
         if config.torchaudio:
             # At most one token per frame, as in the other searches.
@@ -192,7 +192,7 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
             runs["search", name, num_streams] = lambda peer=peer, frames=frames: _search_torchaudio(peer, frames)
     seconds, tokens = {run: [] for run in runs}, {}
     for decode in runs.values():
-        decode()  # warm-up: compiles the graphs
+        decode()  # warm-up: exports the model
     for _ in tqdm(range(config.rounds), "measuring", unit="round"):
         for run, decode in runs.items():
             start = time.perf_counter()
@@ -228,7 +228,7 @@ def main() -> None:
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the table of `figures`, as text."""
-    parts = {"search": "search only", "all": "encoder and search", "plain": "encoder and search, no graph"}
+    parts = {"search": "search only", "all": "encoder and search", "plain": "encoder and search, eager"}
     rows = []
     for row in figures:
         factor, peer = row["real_time_factor"], row["icefall"]

@@ -1,14 +1,18 @@
 """API that differs between torch 1.13.1 and the current version, under one name for both."""
 
-from collections.abc import Iterable
+import inspect
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.onnx import symbolic_helper
 
 # torch 2.4 made the functions of autocast depend on the device type; before, the CPU had functions of its own.
 _AUTOCAST_PER_DEVICE = hasattr(torch, "get_autocast_dtype")
+_HAS_DYNAMO_EXPORTER = "dynamo" in inspect.signature(torch.onnx.export).parameters
 
 
 def cuda_grad_scaler(enabled: bool) -> torch.cuda.amp.GradScaler:
@@ -66,3 +70,41 @@ class _ErrorRecorder:
 
     def flush(self) -> None:
         pass
+
+
+def is_exporting() -> bool:
+    """Return True while a module is exported to ONNX, which cannot express loops in Python and operations in place."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def export_by_tracing(module: nn.Module, args: tuple[Tensor, ...], file: Any, **options: Any) -> None:
+    """Call `torch.onnx.export` with the exporter that traces the module.
+
+    torch 1.13.1 has no other. torch 2.9 deprecated it in favor of one that takes many times as long for our encoders.
+    """
+    if _HAS_DYNAMO_EXPORTER:
+        options["dynamo"] = False
+    else:
+        # The lambda hides the annotations, which torch evaluates as classes.
+        unflatten = lambda *values: _unflatten(*values)  # noqa: E731
+        torch.onnx.register_custom_op_symbolic("aten::unflatten", unflatten, options["opset_version"])
+    with warnings.catch_warnings():
+        # Deprecations, and sizes that become constants, as intended for all but the batch size.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, args, file, **options)
+
+
+@symbolic_helper.parse_args("v", "i", "is")
+def _unflatten(g: Any, x: Any, axis: int, sizes: Sequence[int]) -> Any:
+    """Return ONNX nodes for `Tensor.unflatten`, which torch 1.13.1 cannot export."""
+    rank: Any = symbolic_helper._get_tensor_rank(x)
+    axis %= rank
+
+    def constant(*values: int) -> Any:
+        return g.op("Constant", value_t=torch.tensor(values, dtype=torch.int64))
+
+    shape = constant(*[0] * axis, *sizes)  # 0: the size of x
+    if axis + 1 < rank:
+        others = g.op("Slice", g.op("Shape", x), constant(axis + 1), constant(rank))
+        shape = g.op("Concat", shape, others, axis_i=0)
+    return g.op("Reshape", x, shape)

@@ -23,6 +23,7 @@ LAYERS = (
     ("data", "pathways"),
     ("optim",),
     ("experiment", "searches"),
+    ("export",),
     ("training", "decoding"),
     ("transcription", "reporting"),
     ("recipe",),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_CORE = (
     *("k2", "_k2", "kaldifeat", "_kaldifeat", "triton"),
     *("matplotlib", "tensorboard", "babel", "espeakng_loader", "num2words", "torchaudio"),
-    *("onnx", "onnxruntime", "websockets", "sounddevice"),
+    *("onnx", "websockets", "sounddevice"),
 )
 
 

@@ -44,12 +44,20 @@ def test_shared_storage_counts_once():
     assert num_storage_bytes([x, x[1:], x.t(), y]) == 200 + 24
 
 
-def test_deprecated_names_are_used_in_one_module():
-    folders = ("icefall_pathways", "benchmarks", "egs", "tests")
-    users = {
+def _users(pattern, *folders):
+    return {
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*.py")
-        if DEPRECATED.search(path.read_text(encoding="utf-8"))
+        if pattern.search(path.read_text(encoding="utf-8"))
     }
+
+
+def test_deprecated_names_are_used_in_one_module():
+    users = _users(DEPRECATED, "icefall_pathways", "benchmarks", "egs", "tests")
     assert users == {"icefall_pathways/torch_compat.py", "tests/test_torch_compat.py"}
+
+
+def test_torchscript_is_not_used_but_rejected_by_masks():
+    users = _users(re.compile(r"\bjit\b"), "icefall_pathways", "benchmarks", "egs")
+    assert users == {"icefall_pathways/pathways/prunable.py"}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from icefall_pathways.decoding.streaming.engine import Engine
 from icefall_pathways.experiment import layout
 from icefall_pathways.languages import LanguageList, normalize_languages
 from icefall_pathways.ranges import Port, PositiveFloat, PositiveInt
@@ -40,6 +41,14 @@ class TrainedModelConfig(SearchConfig):
 
     bpe_model: Path | None = None
     """SentencePiece model; None: the one in the experiment folder, or else at the path given in training."""
+
+    engine: Engine = "auto"
+    """Engine that encodes streams. eager: torch; onnx: ONNX Runtime, on CPUs, in about half the time for few streams;
+    auto: onnx on CPUs, for live streams after 300 batches, since the model is exported first; eager if that fails."""
+
+    pathway_memory: PositiveFloat = 1000.0
+    """Megabytes for the masked weights of languages. If more would be needed, those of the language used least recently
+    are dropped, and computed again when needed; one language is always kept."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
-from icefall_pathways.decoding.streaming import StreamingDecoder
+from icefall_pathways.decoding.streaming import StreamEncoder, StreamingDecoder
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import check_features, find_tokenizer
 from icefall_pathways.models.transducer import Transducer
@@ -73,10 +73,12 @@ class TrainedModel:
         """Build a streaming decoder for these languages.
 
         Raises:
-          ValueError: An option of the search is out of range, or a file is missing or damaged.
+          ValueError: An option of the search is out of range, a file is missing or damaged, or the engine does not
+            support the device.
         """
         searches = {language: config.build_search(self.model, self.tokenizer, language) for language in languages}
-        return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways)
+        encoder = StreamEncoder(self.model, self.pathways, config.engine)
+        return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways, encoder)
 
 
 def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
@@ -93,7 +95,7 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
     model = loaded.model.to(device)
     return TrainedModel(
         model=model,
-        pathways=FoldedPathways(model, masks if masks is None else masks.to(device)),
+        pathways=FoldedPathways(model, masks if masks is None else masks.to(device), config.pathway_memory * 1e6),
         tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
         data_config=from_dict(DataConfig, loaded.config["data"]),
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),

@@ -5,7 +5,7 @@ and store less for the backward pass. The tiling is internal to this module.
 """
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icefall_pathways.models.regularizers import balancing_coefficients
-from icefall_pathways.torch_compat import cpu_autocast_dtype
+from icefall_pathways.torch_compat import cpu_autocast_dtype, is_exporting
 
-#: Slope of the linear term of both Swoosh functions. Scripted functions cannot read it and repeat it as 0.08.
+#: Slope of the linear term of both Swoosh functions.
 SWOOSH_SLOPE = 0.08
+#: Largest argument of the exponential in both Swoosh functions: above, log(k + exp(s)) is s in float32.
+MAX_EXPONENT = 30.0
 
 # Elements per tile.
 _TILE = 1 << 16
@@ -28,8 +30,8 @@ _ROWS_OF_SHORT_IMAGES = 1024
 
 
 def use_cpu_kernels(x: Tensor) -> bool:
-    """Return True if `x` is on a CPU and no graph is being traced for export."""
-    return x.device.type == "cpu" and not torch.jit.is_tracing()
+    """Return True if `x` is on a CPU and its operations are not being exported to a graph."""
+    return x.device.type == "cpu" and not is_exporting()
 
 
 def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
@@ -40,36 +42,24 @@ def tiled_swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
       shift: Constant of the formula.
       offset: Constant of the formula.
     """
-    out: Tensor = _tiled_swoosh(x, shift, offset, _TILE)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    for tile in _tiles(x.numel(), _TILE):
+        _swoosh_tile(x.view(-1)[tile], shift, offset, out.view(-1)[tile], None)
     return out
 
 
-@torch.jit.script  # all loops without gradients are scripted, so that a trace contains them as loops
-def _swoosh_tile(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Optional[Tensor]) -> None:  # noqa: UP045
+def _swoosh_tile(x: Tensor, shift: float, offset: float, out: Tensor, inverse: Tensor | None) -> None:
     """Write the value into `out` and, if `inverse` is not None, the input of the backward pass into `inverse`.
 
     torch vectorizes exp and log; softplus takes four times as long. With s = x - shift - offset and
     k = exp(-offset), log(1 + exp(x - shift)) - offset is log(k + exp(s)); `inverse` is 1 / (k + exp(s)).
     """
     s = torch.sub(x, shift + offset)
-    exponential = s.clamp(max=30.0).exp_().add_(math.exp(-offset))  # above, log(k + exp(s)) is s in float32
+    exponential = s.clamp(max=MAX_EXPONENT).exp_().add_(math.exp(-offset))
     if inverse is not None:
         torch.reciprocal(exponential, out=inverse)
-    torch.maximum(s, exponential.log_(), out=out).add_(x, alpha=-0.08)
-
-
-@torch.jit.script
-def _tiled_swoosh(x: Tensor, shift: float, offset: float, tile: int) -> Tensor:
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    if x.numel() <= tile:
-        _swoosh_tile(x, shift, offset, out, None)
-        return out
-    flat, flat_out = x.view(-1), out.view(-1)
-    for start in range(0, x.numel(), tile):
-        end = min(start + tile, x.numel())
-        _swoosh_tile(flat[start:end], shift, offset, flat_out[start:end], None)
-    return out
+    torch.maximum(s, exponential.log_(), out=out).add_(x, alpha=-SWOOSH_SLOPE)
 
 
 def _swoosh_tile_backward(grad: Tensor, inverse: Tensor, offset: float, out: Tensor) -> Tensor:
@@ -123,26 +113,16 @@ def tiled_swoosh_block(
     Returns:
       (R, D).
     """
-    out: Tensor = _tiled_swoosh_block(x, weight1, bias1, weight2, bias2, shift, offset, _TILE)
-    return out
-
-
-@torch.jit.script
-def _tiled_swoosh_block(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, shift: float, offset: float, tile: int
-) -> Tensor:
-    """Compute `tiled_swoosh_block`: the biases absorb the constants, and the first layer outputs `s` of Swoosh."""
+    # The biases absorb the constants, and the first layer outputs `s` of Swoosh.
     constant = shift + offset
     bias1 = (bias1 - constant).unsqueeze(0)
-    bias2 = bias2 - 0.08 * constant * weight2.sum(dim=1)
+    bias2 = bias2 - SWOOSH_SLOPE * constant * weight2.sum(dim=1)
     first, second = weight1.t().contiguous(), weight2.t().contiguous()
-    out = torch.empty([x.size(0), weight2.size(0)], dtype=x.dtype, device=x.device)
-    rows = max(1, tile // weight1.size(0))
-    for start in range(0, x.size(0), rows):
-        end = min(start + rows, x.size(0))
-        s = torch.mm(x[start:end], first).add_(bias1)
-        softplus = s.clamp(max=30.0).exp_().add_(math.exp(-offset)).log_()
-        torch.addmm(bias2, torch.maximum(s, softplus).add_(s, alpha=-0.08), second, out=out[start:end])
+    out = x.new_empty(x.size(0), weight2.size(0))
+    for tile in _tiles(x.size(0), max(1, _TILE // weight1.size(0))):
+        s = torch.mm(x[tile], first).add_(bias1)
+        softplus = s.clamp(max=MAX_EXPONENT).exp_().add_(math.exp(-offset)).log_()
+        torch.addmm(bias2, torch.maximum(s, softplus).add_(s, alpha=-SWOOSH_SLOPE), second, out=out[tile])
     return out
 
 

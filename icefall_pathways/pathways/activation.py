@@ -1,5 +1,7 @@
 """Forward and backward passes through the sub-network of one language."""
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,21 +47,32 @@ def activate(
         yield
 
 
-class FoldedPathways:
-    """Cached sub-networks for inference: `mask * weight` is computed once per language, at its first use.
+class FoldedWeights(dict[str, Tensor]):
+    """`mask * weight` of every masked parameter for a language, by parameter name; equal to itself only, for caches."""
 
-    Switching the language then costs no multiplication, but every language in use takes the memory of the prunable
-    weights. Later changes of weights or masks have no effect.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+
+
+class FoldedPathways:
+    """Cached sub-networks for inference: `mask * weight` is computed at the first use of a language.
+
+    Switching the language then costs no multiplication, but every cached language takes the memory of the prunable
+    weights. If they exceed `max_bytes`, the language that was used least recently is dropped, and computed again when
+    needed. Later changes of weights or masks have no effect.
 
     Args:
       model: The model that the masks belong to.
       masks: The sub-networks, on the model's device; None runs the dense model.
+      max_bytes: Memory of the cached products; one language is always cached.
     """
 
-    def __init__(self, model: nn.Module, masks: PathwayMasks | None) -> None:
+    def __init__(self, model: nn.Module, masks: PathwayMasks | None, max_bytes: float = math.inf) -> None:
         self.model = model
         self.masks = masks
-        self._folded: dict[str, dict[str, _Product]] = {}
+        self.max_bytes = max_bytes
+        self._cache: OrderedDict[str, tuple[FoldedWeights, list[_Product]]] = OrderedDict()
+        self._dense = FoldedWeights()
 
     @contextmanager
     def activate(self, language: str) -> Iterator[None]:
@@ -67,21 +80,37 @@ class FoldedPathways:
         if self.masks is None:
             yield
             return
-        with _shadow(self._products(language).values()):
+        with _shadow(self._fold(language)[1]):
             yield
 
-    def weights(self, language: str) -> dict[str, Tensor]:
-        """Return `mask * weight` of every masked parameter for a language, by parameter name."""
-        if self.masks is None:
-            return {}
-        return {name: product.value for name, product in self._products(language).items()}
+    def weights(self, language: str) -> FoldedWeights:
+        """Return the products of a language; the same object as long as they are cached."""
+        return self._dense if self.masks is None else self._fold(language)[0]
 
-    def _products(self, language: str) -> "dict[str, _Product]":
+    @property
+    def cached_languages(self) -> list[str]:
+        """Languages whose products are cached, the most recently used one last."""
+        return list(self._cache)
+
+    def _fold(self, language: str) -> "tuple[FoldedWeights, list[_Product]]":
         assert self.masks is not None
-        if language not in self._folded:
+        if language not in self._cache:
+            self._make_room()
             with torch.no_grad():
-                self._folded[language] = _products(self.model, self.masks, language)
-        return self._folded[language]
+                products = _products(self.model, self.masks, language)
+            weights = FoldedWeights((name, product.value) for name, product in products.items())
+            self._cache[language] = weights, list(products.values())
+        self._cache.move_to_end(language)
+        return self._cache[language]
+
+    def _make_room(self) -> None:
+        """Drop languages until another one fits."""
+        while self._cache:
+            weights, _ = next(iter(self._cache.values()))
+            size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+            if size * (len(self._cache) + 1) <= self.max_bytes:
+                return
+            self._cache.popitem(last=False)
 
 
 class _Product(NamedTuple):

@@ -71,7 +71,6 @@ def test_languages_in_one_decoder_do_not_interact(model):
     utterances = [(LANGUAGES[i % 3], _speech(0.6 + 0.2 * i)) for i in range(3)]
     sources = [Source(i, samples.split(1000), language) for i, (language, samples) in enumerate(utterances)]
     decoder = _decoder(model, masks=masks)
-    decoder.compile(["fr"])
     hypotheses = dict(decoder.decode(sources, num_streams=2))
     for i, (language, samples) in enumerate(utterances):
         with activate(model, masks, language):

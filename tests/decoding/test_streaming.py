@@ -7,7 +7,7 @@ import torch
 from stream_models import MODELS, make_model
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.streaming import ANY_LANGUAGE, Source, StreamingDecoder
+from icefall_pathways.decoding.streaming import Source, StreamingDecoder
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 
 LENGTHS = [
@@ -135,21 +135,6 @@ def test_batch_composition_does_not_change_results(model, search):
         for i in order:
             for state, expected in zip(streams[i].state.encoder_states, singles[i].state.encoder_states, strict=True):
                 torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_graph_gives_the_same_results(monkeypatch, model, search):
-    """For graphs that are built by `compile`, and for graphs that are built while streams are open."""
-    features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
-    eager = _decode(model, search, features, 4, from_features=True)
-    decoder = StreamingDecoder(model, search, FbankConfig(), graph_after=3)
-    streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
-    assert decoder.compiled_languages == [ANY_LANGUAGE]
-    _assert_same([streams[i] for i in range(len(features))], eager)
-    decoder = StreamingDecoder(model, search, FbankConfig())
-    decoder.compile()
-    monkeypatch.setattr(model, "stream", None)  # must not be called
-    streams = dict(decoder.decode(starmap(Source, enumerate(features)), 4, from_features=True))
-    _assert_same([streams[i] for i in range(len(features))], eager)
 
 
 def test_empty_audio_has_no_tokens(model, search):

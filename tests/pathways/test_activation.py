@@ -41,6 +41,18 @@ def test_output_equals_output_of_premultiplied_weights(model, masks, x):
         assert torch.equal(model(x), masked(x))
 
 
+def test_folded_pathways_drop_the_least_recently_used_language(model, masks):
+    size = sum(masks.codes[name].numel() * 4 for name in masks.names)
+    folded = FoldedPathways(model, masks, max_bytes=2 * size)
+    first = folded.weights("en")
+    assert folded.weights("fr") is not first and folded.weights("en") is first
+    folded.weights("it")
+    assert folded.cached_languages == ["en", "it"] and folded.weights("en") is first
+    folded.max_bytes = 0
+    assert all(torch.equal(a, b) for a, b in zip(first.values(), folded.weights("en").values(), strict=True))
+    assert folded.weights("fr").keys() == first.keys() and folded.cached_languages == ["fr"]
+
+
 def test_folded_pathways_match_activate_and_multiply_once(model, masks, x):
     folded, outputs = FoldedPathways(model, masks), {}
     for language in ("en", "fr", "en"):

@@ -100,7 +100,7 @@ class ScoringSearch(Search[ScoringState]):
 def with_scoring(decoder: StreamingDecoder) -> StreamingDecoder:
     """Return the same decoder with a `ScoringSearch` around each of its searches."""
     searches = {name: ScoringSearch(search, decoder.model.ctc_output) for name, search in decoder.searches.items()}
-    return StreamingDecoder(decoder.model, searches, decoder.fbank, decoder.pathways)
+    return StreamingDecoder(decoder.model, searches, decoder.fbank, decoder.pathways, decoder.encoder)
 
 
 @dataclass(frozen=True)

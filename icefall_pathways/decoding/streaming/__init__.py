@@ -14,6 +14,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     check_samples,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
+from icefall_pathways.decoding.streaming.engine import Engine, EngineError, StreamEncoder
 from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session
 
 __all__ = [
@@ -21,12 +22,15 @@ __all__ = [
     "FRAME_SECONDS",
     "AudioError",
     "EndpointConfig",
+    "Engine",
+    "EngineError",
     "LanguageSelector",
     "Recognizer",
     "Result",
     "Session",
     "Source",
     "Stream",
+    "StreamEncoder",
     "StreamingDecoder",
     "check_samples",
 ]

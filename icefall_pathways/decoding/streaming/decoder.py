@@ -1,7 +1,6 @@
 """Decoding chunk by chunk, with streams of any age and length in one batch."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE, SUBSAMPLING_FACTOR
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
+from icefall_pathways.decoding.streaming.engine import StreamEncoder
 from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
-from icefall_pathways.models.stream_graph import StreamFunction, StreamGraph
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.searches import Hypothesis, Search, SearchState
@@ -116,7 +115,7 @@ class StreamingDecoder:
       searches: A search per language, built for `model`; or a single search if there are no pathways to select.
       fbank: Feature options; the same as in training.
       pathways: The languages' sub-networks of `model`; None to run the dense model.
-      graph_after: Number of batches after which the graph of a language is built, see `compile`; infinity: never.
+      encoder: Encodes the chunks of the streams by `model`; None: a `StreamEncoder` with the engine "auto".
     """
 
     def __init__(
@@ -125,16 +124,14 @@ class StreamingDecoder:
         searches: Search | Mapping[str, Search],
         fbank: FbankConfig,
         pathways: FoldedPathways | None = None,
-        graph_after: float = 100,  # by then, a graph would have saved about the time that it takes to build
+        encoder: StreamEncoder | None = None,
     ) -> None:
         self.model = model
         self.searches = {ANY_LANGUAGE: searches} if isinstance(searches, Search) else dict(searches)
         self.fbank = fbank
         self.pathways = pathways
         self.device = next(model.parameters()).device
-        self.graph_after = graph_after
-        self._graphs: dict[str, StreamGraph] = {}
-        self._num_batches: Counter[str] = Counter()
+        self.encoder = StreamEncoder(model, pathways) if encoder is None else encoder
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Stream:
         """Open a stream.
@@ -179,38 +176,13 @@ class StreamingDecoder:
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
         states = [stream.state for stream in streams]
-        encoder_out, lens, encoder_states = self._encoder_step(language)(x, x_lens, join_encoder_states(states))
+        encoder_out, lens, encoder_states = self.encoder.stream(language, x, x_lens, join_encoder_states(states))
         search_state = self.searches[language].advance(join_search_states(states), encoder_out, lens)
         batch = BatchState(self.model, encoder_states, search_state, len(streams))
         for row, (stream, num_frames) in enumerate(zip(streams, lens.tolist(), strict=True)):
             stream.state = StreamState(batch, row)
             stream.num_frames += num_frames
             stream.features = stream.features[shift:]
-
-    def compile(self, languages: Iterable[str] | None = None) -> None:
-        """Build the graphs, which encode chunks in about half the time. Has no effect on GPUs.
-
-        Building takes about half a second per language. A graph does not follow later changes of weights and masks.
-
-        Args:
-          languages: Languages to build graphs for; None: all.
-        """
-        for language in self.searches if languages is None else languages:
-            if language not in self._graphs and self.device.type == "cpu":
-                weights = {} if self.pathways is None else self.pathways.weights(language)
-                self._graphs[language] = StreamGraph(self.model, weights)
-
-    @property
-    def compiled_languages(self) -> list[str]:
-        """Languages whose chunks are encoded by a graph."""
-        return list(self._graphs)
-
-    def _encoder_step(self, language: str) -> StreamFunction:
-        """Return the function that encodes the next chunk of streams in this language."""
-        self._num_batches[language] += 1
-        if self._num_batches[language] > self.graph_after:
-            self.compile([language])
-        return self._graphs.get(language, self.model.stream)
 
     def results(self, streams: Sequence[Stream]) -> list[Hypothesis]:
         """Return the current best hypothesis of each stream."""

@@ -326,7 +326,7 @@ class Emformer(nn.Module):
     def _run(self, x: Tensor, lens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Encode windows (N, S, W, D); return frames (N, S * segment_length, D) and the new state."""
         *pasts, processed_lens = states
-        batch_size, num_segments = x.shape[:2]
+        batch_size, num_segments = x.size(0), int(x.size(1))  # int: a constant in exported graphs
         plan = self._plan(num_segments, lens, processed_lens)
         x = x.flatten(0, 1)
         memory = x[:, : plan.segment_length].mean(dim=1, keepdim=True) if plan.memory else None

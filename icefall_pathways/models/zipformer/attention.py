@@ -71,11 +71,11 @@ class AttentionWeights(Scheduled):
 
     def _position_scores(self, query: Tensor, positions: Tensor) -> Tensor:
         """Return the products of position queries (N, T, H * p) and the projected encoding (R, D): (N, H, T, S)."""
-        batch_size, frames = query.shape[:2]
+        frames = int(query.size(1))  # int: a constant in exported graphs
         encoding = F.dropout(positions.to(query.dtype), _POSITION_DROPOUT, self.training)
         key = self.linear_pos(encoding).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         heads = query.unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
-        return relative_shift(torch.bmm(heads, key).unflatten(1, (batch_size, frames))).transpose(0, 1)
+        return relative_shift(torch.bmm(heads, key).unflatten(1, (-1, frames))).transpose(0, 1)
 
 
 def relative_shift(scores: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def relative_shift(scores: Tensor) -> Tensor:
     Returns:
       (..., T, S), a view: row i is `scores[..., i, T - 1 - i : T - 1 - i + S]`.
     """
-    frames, columns = scores.shape[-2:]
+    frames, columns = int(scores.size(-2)), int(scores.size(-1))  # int: constants in exported graphs
     flat = scores.flatten(-2).narrow(-1, frames - 1, frames * (columns - 1))
     return flat.unflatten(-1, (frames, columns - 1)).narrow(-1, 0, columns - frames)
 

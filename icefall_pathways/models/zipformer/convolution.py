@@ -48,9 +48,9 @@ class ChunkCausalConvolution(nn.Module):
         within = _depthwise_conv1d(chunks, self.chunkwise_conv, padding=self.kernel // 2) * self.scale(chunk)
         return causal + within.flatten(1, 2)[:, :frames], joined[:, frames:].transpose(1, 2)
 
-    def folded(self) -> "FoldedChunkConvolution":
-        """Return an equivalent module for single chunks and fixed weights."""
-        return FoldedChunkConvolution(self)
+    def folded(self, x: Tensor, cached: Tensor, chunk: int) -> "FoldedChunkConvolution":
+        """Return an equivalent module for fixed weights and single chunks of this size."""
+        return FoldedChunkConvolution(self, chunk)
 
     def scale(self, chunk: int) -> Tensor:
         """Return the factors of the frames of a chunk (chunk, C)."""
@@ -64,37 +64,35 @@ class ChunkCausalConvolution(nn.Module):
 class FoldedChunkConvolution(nn.Module):
     """A `ChunkCausalConvolution` over one chunk, as one matrix product per channel.
 
-    It is fast if the matrices, which depend only on the weights, are computed once (`stream_graph`).
-
     Args:
       conv: The convolution.
+      chunk: Frames per chunk.
     """
 
-    def __init__(self, conv: ChunkCausalConvolution) -> None:
+    def __init__(self, conv: ChunkCausalConvolution, chunk: int) -> None:
         super().__init__()
-        self.conv = conv
+        matrices, bias = _matrices(conv, chunk)
+        self.matrices, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (matrices, bias))
 
     def forward(self, x: Tensor, cached: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         """Convolve; see `ChunkCausalConvolution.forward`. `x` is one chunk."""
         joined = torch.cat([cached, x.transpose(1, 2)], dim=2)
-        matrices, bias = self._matrices(chunk)
-        return torch.bmm(joined.transpose(0, 1), matrices).permute(1, 2, 0) + bias, joined[:, :, chunk:]
+        out = torch.bmm(joined.transpose(0, 1), self.matrices).permute(1, 2, 0) + self.bias
+        return out, joined[:, :, chunk:]
 
-    def _matrices(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """Return the matrices (C, k // 2 + chunk, chunk) and the bias (chunk, C).
 
-        A matrix consists of the impulse responses of the convolution.
-        """
-        conv, past = self.conv, self.conv.kernel // 2
-        impulses = (
-            torch.eye(past + chunk, dtype=conv.chunkwise_conv_scale.dtype)
-            .unsqueeze(2)
-            .expand(-1, -1, conv.causal_conv.in_channels)
-        )
-        inputs = torch.cat([torch.zeros_like(impulses[:1]), impulses])
-        out, _ = conv(inputs[:, past:], inputs[:, :past].transpose(1, 2), chunk)
-        bias = out[0]
-        return (out[1:] - bias).permute(2, 0, 1).contiguous(), bias
+@torch.no_grad()
+def _matrices(conv: ChunkCausalConvolution, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return the matrices (C, k // 2 + chunk, chunk) and the bias (chunk, C) of a folded convolution.
+
+    A matrix consists of the impulse responses of the convolution.
+    """
+    past, like = conv.kernel // 2, conv.chunkwise_conv_scale
+    impulses = torch.eye(past + chunk, dtype=like.dtype).unsqueeze(2).expand(-1, -1, like.size(1))
+    inputs = torch.cat([torch.zeros_like(impulses[:1]), impulses])
+    out, _ = conv(inputs[:, past:], inputs[:, :past].transpose(1, 2), chunk)
+    bias = out[0]
+    return (out[1:] - bias).permute(2, 0, 1).contiguous(), bias
 
 
 class SymmetricConvolution(nn.Conv1d):

@@ -225,7 +225,7 @@ class Zipformer(nn.Module):
           Frames (N, T / 2, output_dim), the valid frames of each stream (N,), and the new state.
         """
         *caches, processed_lens = states
-        frames, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in traces
+        frames, pos_dim = int(x.size(1)), self.config.pos_dim  # int: a constant in exported graphs
         chunk = frames if chunk_size is None else chunk_size
         plans = {
             factor: plan_chunks(lens, processed_lens, frames, factor, pos_dim, chunk, left_context_frames)

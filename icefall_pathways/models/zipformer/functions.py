@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from icefall_pathways.models.cpu_kernels import (
+    MAX_EXPONENT,
     SWOOSH_SLOPE,
     TiledSwoosh,
     TiledSwooshBlock,
@@ -17,9 +18,13 @@ from icefall_pathways.models.cpu_kernels import (
     use_cpu_kernels,
 )
 from icefall_pathways.models.regularizers import balance
+from icefall_pathways.torch_compat import is_exporting
 
 _SHIFT_L, _OFFSET_L = 4.0, 0.035
 _SHIFT_R, _OFFSET_R = 1.0, 0.313261687
+
+# Frames per piece of an exported `swoosh_l_block`.
+_EXPORTED_FRAMES = 4
 
 
 def swoosh_l(x: Tensor) -> Tensor:
@@ -33,12 +38,49 @@ def swoosh_r(x: Tensor) -> Tensor:
 
 
 def _swoosh(x: Tensor, shift: float, offset: float) -> Tensor:
-    if x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+    if is_exporting():
+        constant = shift + offset
+        return _exported_swoosh(x - constant, offset) - SWOOSH_SLOPE * constant
+    if x.device.type != "cpu":
         return F.softplus(x - shift) - SWOOSH_SLOPE * x - offset
     if not torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64):
         return tiled_swoosh(x, shift, offset)
     out: Tensor = TiledSwoosh.apply(x, shift, offset)
     return out
+
+
+def _exported_swoosh(s: Tensor, offset: float) -> Tensor:
+    """Return Swoosh of x for s = x - shift - offset, without its constant term, as few operations of a graph."""
+    out: Tensor = _ExportedSwoosh.apply(s, offset)
+    return out
+
+
+class _ExportedSwoosh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, offset: float) -> Tensor:
+        return torch.maximum(s, (s.clamp(max=MAX_EXPONENT).exp() + math.exp(-offset)).log()) - SWOOSH_SLOPE * s
+
+    @staticmethod
+    def symbolic(g: Any, s: Any, offset: float) -> Any:
+        """Return nodes for `forward`; ONNX Runtime's Softplus takes twice as long as all of them."""
+
+        def constant(value: float) -> Any:
+            return g.op("Constant", value_t=torch.tensor(value))
+
+        exponential = g.op("Exp", g.op("Min", s, constant(MAX_EXPONENT)))
+        softplus = g.op("Max", s, g.op("Log", g.op("Add", exponential, constant(math.exp(-offset)))))
+        return g.op("Sub", softplus, g.op("Mul", s, constant(SWOOSH_SLOPE)))
+
+
+def _exported_block(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """Compute `swoosh_l_block` in a graph, in pieces of a few frames x (N, T, ..., C) that fit into the cache."""
+    constant = _SHIFT_L + _OFFSET_L
+    bias1, bias2 = bias1 - constant, bias2 - SWOOSH_SLOPE * constant * weight2.sum(dim=1)
+    pieces = [
+        F.linear(_exported_swoosh(F.linear(piece, weight1, bias1), _OFFSET_L), weight2, bias2)
+        for piece in x.split(_EXPORTED_FRAMES, dim=1)
+    ]
+    return torch.cat(pieces, dim=1)
 
 
 def swoosh_l_block(
@@ -64,7 +106,9 @@ def swoosh_l_block(
     Returns:
       (..., D).
     """
-    if not torch.is_grad_enabled() and limits is None and x.device.type == "cpu" and x.dtype == weight1.dtype:
+    if is_exporting():
+        return _exported_block(x, weight1, bias1, weight2, bias2)
+    if not torch.is_grad_enabled() and limits is None and use_cpu_kernels(x) and x.dtype == weight1.dtype:
         rows = tiled_swoosh_block(x.flatten(0, -2), weight1, bias1, weight2, bias2, _SHIFT_L, _OFFSET_L)
         return rows.unflatten(0, x.shape[:-1])
     if not use_cpu_kernels(x) or x.dtype != weight1.dtype:  # dtypes differ under autocast

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.models.regularizers import Schedule, Scheduled, ScheduledFloat, keep_sequences, limit_gradient
 from icefall_pathways.models.zipformer.functions import bias_norm
+from icefall_pathways.torch_compat import is_exporting
 
 # Probability of limiting the gradient of a parameter.
 _LIMIT_PROBABILITY = 0.6
@@ -50,6 +51,8 @@ class Bypass(Scheduled):
             scale = limit_gradient(scale, self.value_at(self._MIN_SCALE), 1.0)
         if skip_rate := self.rate(self.skip_rate):
             scale = scale * keep_sequences(x, skip_rate)
+        if is_exporting():
+            return start + (x - start) * scale  # torch.lerp has a graph of eight nodes
         # Under autocast, `x` has half precision and the scale full precision.
         dtype = torch.promote_types(torch.promote_types(start.dtype, x.dtype), scale.dtype)
         return torch.lerp(start.to(dtype), x.to(dtype), scale.to(dtype))

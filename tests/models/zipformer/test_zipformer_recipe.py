@@ -2,12 +2,10 @@
 
 import math
 import re
-import warnings
 
 import pytest
 import torch
 from gpu import default_device
-from torch import nn
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.regularizers import Balancer, Schedule, Whiten, set_position
@@ -294,40 +292,3 @@ def test_initial_weights_have_the_ranges_of_icefall():
     assert not convolution.chunkwise_conv_scale.any() and not model.encoder.downsample_output.bias.any()
     assert all((scale == 0.5).all() for name, scale in model.named_parameters() if name.endswith("bypass_scale"))
     assert float(layer.norm.log_scale) == 1 and 0 < float(layer.norm.bias.abs().max()) < 1e-3
-
-
-class StreamModule(nn.Module):
-    """`Transducer.stream` as a function of tensors only."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x, lens, *states):
-        out, out_lens, new_states = self.model.stream(x, lens, list(states))
-        return (out, out_lens, *new_states)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("device", ["cpu"], indirect=True)  # graphs are for CPUs
-def test_trace_is_valid_for_other_states_lengths_and_batch_sizes():
-    """Python control flow does not depend on the values of tensors."""
-    model = make().eval()
-
-    def arguments(streams):
-        states = [
-            torch.randn_like(state) if state.is_floating_point() else torch.randint_like(state, 100)
-            for state in model.init_states(streams, default_device())
-        ]
-        lens = torch.randint(1, model.chunk_window + 1, (streams,))
-        return (torch.randn(streams, model.chunk_window, 80), lens, *states)
-
-    with warnings.catch_warnings():
-        # The warnings are about shapes, which are fixed except for the batch size.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced = torch.jit.trace(StreamModule(model), arguments(3), check_trace=False)
-    with torch.jit.optimized_execution(False):
-        for streams in (3, 2):
-            inputs = arguments(streams)
-            for actual, expected in zip(traced(*inputs), StreamModule(model)(*inputs), strict=True):
-                torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)

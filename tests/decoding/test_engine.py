@@ -1,0 +1,104 @@
+"""ONNX Runtime and eager torch give the same results, and failures of ONNX Runtime are reported."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from stream_models import make_model
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.decoding.streaming import EngineError, Source, StreamEncoder, StreamingDecoder, engine
+from icefall_pathways.export.stream import export_stream
+from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
+
+LANGUAGES = ("en", "fr", "it")
+LENGTHS = (60, 33, 131, 97, 16, 128, 61, 8, 200)  # feature frames
+
+
+@pytest.fixture(scope="module", params=["emformer-memory", "zipformer"])
+def model(request):
+    torch.manual_seed(1)
+    return make_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def masks(model):
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    for name in masks.names:
+        for language in LANGUAGES:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.7)
+    return masks
+
+
+def _sources():
+    torch.manual_seed(2)
+    features = [(torch.randn(length, 80) * 3 - 8).split(16) for length in LENGTHS]
+    return [Source(i, blocks, LANGUAGES[i % 3]) for i, blocks in enumerate(features)]
+
+
+def _decode(decoder):
+    return dict(sorted(decoder.decode(_sources(), 4, from_features=True)))
+
+
+def _decoder(model, encoder, search=GreedySearch):
+    return StreamingDecoder(model, dict.fromkeys(LANGUAGES, search(model)), FbankConfig(), encoder.pathways, encoder)
+
+
+def _assert_same(actual, expected):
+    assert [(x.tokens, x.timestamps) for x in actual.values()] == [(x.tokens, x.timestamps) for x in expected.values()]
+    log_probs = [x.log_prob for x in expected.values()]
+    assert [x.log_prob for x in actual.values()] == pytest.approx(log_probs, abs=1e-3)
+
+
+def test_engines_decode_the_same_tokens(monkeypatch, model, masks):
+    """With one export for all languages, made while streams are open, and with memory for one language only."""
+    expected = {}
+    for search in (GreedySearch, ModifiedBeamSearch):
+        eager = StreamEncoder(model, FoldedPathways(model, masks), "eager")
+        expected[search] = _decode(_decoder(model, eager, search))
+        assert eager.current_engine == "eager"
+    assert len({tuple(x.tokens) for x in expected[GreedySearch].values()}) == len(LENGTHS)
+    pathways, exports = FoldedPathways(model, masks, max_bytes=1), []
+    monkeypatch.setattr(engine, "export_stream", lambda *args: exports.append(args) or export_stream(*args))
+    encoder = StreamEncoder(model, pathways, "auto", onnx_after=3)
+    _assert_same(_decode(_decoder(model, encoder)), expected[GreedySearch])
+    assert encoder.current_engine == "onnx"
+    _assert_same(_decode(_decoder(model, encoder, ModifiedBeamSearch)), expected[ModifiedBeamSearch])
+    assert len(exports) == 1 and len(pathways.cached_languages) == 1
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("onnxruntime", None, "onnxruntime cannot be imported .*: install it, or pass --engine eager"),
+        ("export_stream", None, "the encoder cannot run in ONNX Runtime .*: pass --engine eager"),
+    ],
+)
+def test_failure_of_onnx_runtime_is_reported(monkeypatch, name, value, message):
+    """As an error if ONNX Runtime is the engine of choice, else as one warning; the results are those of torch."""
+    model = make_model("emformer")
+    expected = _decode(_decoder(model, StreamEncoder(model, None, "eager")))
+    if name == "onnxruntime":
+        monkeypatch.setitem(sys.modules, name, value)
+    else:
+        monkeypatch.setattr(engine, name, value)
+    with pytest.raises(EngineError, match=message):
+        _decode(_decoder(model, StreamEncoder(model, None, "onnx")))
+    encoder = StreamEncoder(model, None, "auto", onnx_after=2)
+    with pytest.warns(UserWarning, match=message) as caught:
+        _assert_same(_decode(_decoder(model, encoder)), expected)
+    assert len(caught) == 1 and encoder.current_engine == "eager"
+
+
+def test_onnx_is_rejected_on_gpus():
+    model = make_model("emformer").to("meta")
+    with pytest.raises(EngineError, match="runs on CPUs, and the model is on meta: pass --engine auto or eager"):
+        StreamEncoder(model, None, "onnx")
+    encoder = StreamEncoder(model, None, "auto", onnx_after=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.start_onnx("en")
+    assert encoder.current_engine == "eager"
