@@ -254,7 +254,7 @@ def test_a_full_disk_raises_and_keeps_the_previous_checkpoint(dense, tmp_path, m
     path.write_bytes((dense / "checkpoint-8.pt").read_bytes())
 
     def full(_, file):
-        file.write_bytes(b"PK")
+        file.write(b"PK")
         raise RuntimeError("[enforce fail at inline_container.cc:337] . unexpected pos 64 vs 0\nframe #0")
 
     monkeypatch.setattr(torch, "save", full)
