@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from icefall_pathways.data.cut_index import CutFlag
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import CutFlag
 from icefall_pathways.languages import normalize_languages
 from icefall_pathways.ranges import Options
 
@@ -46,7 +46,7 @@ def run(config: Config) -> None:
     rows = []
     for language in data.languages:
         index = data.open_index(language)
-        unusable = index.flags & (CutFlag.NOT_ONE_TRANSCRIPT | CutFlag.UNCOVERED_CHARACTERS | CutFlag.TOO_MANY_TOKENS)
+        unusable = index.flags & ~(CutFlag.NO_AUDIO | CutFlag.NO_FEATURES | CutFlag.UNSUITABLE_AUDIO)
         hours = index.durations.sum() / 3600
         rows.append([language.code, len(index), hours, int(index.num_tokens.sum()), int((unusable != 0).sum())])
     header = ["language", "training cuts", "hours", "tokens", "unusable"]

@@ -6,7 +6,6 @@ An index is a safetensors file with a column per property and a row per cut, in 
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from enum import IntFlag
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ import numpy.typing as npt
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
-from lhotse.utils import compute_num_frames
 
-from icefall_pathways.constants import SUBSAMPLING_FACTOR
-from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import describe_cut
 from icefall_pathways.errors import first_line
 from icefall_pathways.sharding.jsonl import LineReader
 
@@ -43,17 +40,6 @@ METADATA_KEY = "index"  # a single key, since safetensors writes several in rand
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F64": np.float64}
 _MAX_HEADER_BYTES = 1 << 20
-
-
-class CutFlag(IntFlag):
-    """Properties that make a cut unusable for training, or for training from stored features or from audio."""
-
-    NOT_ONE_TRANSCRIPT = 1
-    NO_AUDIO = 2
-    NO_FEATURES = 4
-    UNCOVERED_CHARACTERS = 8
-    TOO_MANY_TOKENS = 16
-    UNSUITABLE_AUDIO = 32  # several channels, or another sampling rate than the features
 
 
 class CutIndex:
@@ -168,21 +154,5 @@ def parse_cut(line: bytes, path: Path) -> Cut:
 
 def index_row(cut: Cut, tokenizer: Tokenizer) -> tuple[float, int, int]:
     """Return the duration, the number of tokens and the flags of a cut."""
-    config = FbankConfig()
-    flags = CutFlag(0)
-    if not cut.has_recording:
-        flags |= CutFlag.NO_AUDIO
-    elif cut.recording.sampling_rate != config.sample_rate or cut.recording.num_channels > 1:
-        flags |= CutFlag.UNSUITABLE_AUDIO
-    if not cut.has_features:
-        flags |= CutFlag.NO_FEATURES
-    if len(cut.supervisions) != 1 or not cut.supervisions[0].text:
-        return cut.duration, 0, flags | CutFlag.NOT_ONE_TRANSCRIPT
-    tokens = tokenizer.encode([cut.supervisions[0].text])[0]
-    if tokenizer.unknown_id in tokens:
-        flags |= CutFlag.UNCOVERED_CHARACTERS
-    # k2's pruned loss emits at most one symbol per frame (T >= S); the margin of two is icefall's.
-    num_frames = cut.num_frames or compute_num_frames(cut.duration, config.frame_seconds, config.sample_rate)
-    if len(tokens) + 2 > -(-num_frames // SUBSAMPLING_FACTOR):
-        flags |= CutFlag.TOO_MANY_TOKENS
-    return cut.duration, min(len(tokens), 0xFFFF), flags
+    num_tokens, flags = describe_cut(cut, tokenizer)
+    return cut.duration, min(num_tokens, 0xFFFF), flags

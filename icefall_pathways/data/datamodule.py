@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from tabulate import tabulate
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.cut_index import CutFlag, CutIndex
+from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.dataset import BatchPlan, IndexedDataset, SpeechDataset
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.loading import load_batches
@@ -30,7 +31,8 @@ from icefall_pathways.data.sampling import (
 )
 from icefall_pathways.data.shar import SharIndex, read_config
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.data.training_cuts import USED, CutLimits, TrainingCuts
+from icefall_pathways.data.training_cuts import CutLimits, TrainingCuts
+from icefall_pathways.data.usable_cuts import CutFlag, drop_report, has_dropped, rejections, select_usable
 from icefall_pathways.languages import (
     DEFAULT_LANGUAGES,
     Language,
@@ -112,7 +114,7 @@ class SpeechDataModule:
           DataError: Manifests are missing or damaged, or all cuts of a language are dropped.
         """
         cuts: dict[str, TrainingCuts] = {language.code: self._usable(language) for language in self.languages}
-        log = logger.warning if any(set(c.counts) - {USED} for c in cuts.values()) else logger.info
+        log = logger.warning if has_dropped(cuts) else logger.info
         log("training cuts:\n%s", drop_report(cuts))
         return cuts
 
@@ -241,6 +243,9 @@ class SpeechDataModule:
     def loader(self, language: str, split: str, max_hours: float = math.inf, seed: int = 0) -> "SplitLoader":
         """Return the batches of a split of a language, by decreasing duration and without augmentation.
 
+        Unusable cuts are dropped and counted, see `usable_cuts`; those that only a loss cannot use are kept if the data
+        module has no tokenizer.
+
         Args:
           language: Code or name of the language.
           split: "train", "dev", or "test".
@@ -248,17 +253,21 @@ class SpeechDataModule:
           seed: Seed of the draw.
 
         Raises:
-          DataError: The manifest is missing, damaged, or empty.
+          DataError: The manifest is missing, damaged, or has no usable cut.
         """
         tag = get_language(language)
         files = self._files(tag, split)
-        cuts = list(self._cuts(tag, split))
-        if not cuts:
+        reasons = rejections(self.config.on_the_fly_feats, has_loss=self._tokenizer is not None)
+        cuts, counts = select_usable(self._cuts(tag, split), self._tokenizer, reasons)
+        if not counts:
             raise DataError(f"{files.cuts} has no cuts: run ./prepare.sh --stage 3 for {tag.name} again")
+        if not cuts:
+            table = tabulate(sorted(counts.items()), ["cuts", "number"], tablefmt="simple_outline")
+            raise DataError(f"no cut of {files.cuts} is usable: fix the causes in this table\n{table}")
         cuts = sorted(draw_cuts(cuts, 3600 * max_hours, seed), key=lambda cut: cut.duration, reverse=True)
         batches = consecutive_batches([cut.duration for cut in cuts], self.config.max_duration)
         plans = [BatchPlan(0, tag.code, CutSet.from_cuts(cuts[batch]), 0) for batch in batches]
-        return SplitLoader(plans, self._dataset(), files.test_set)
+        return SplitLoader(plans, self._dataset(), files.test_set, counts)
 
     def texts(self, language: str, split: str) -> Iterator[str]:
         """Yield the transcripts of a split of a language.
@@ -267,7 +276,7 @@ class SpeechDataModule:
           DataError: The manifest is missing or damaged.
         """
         for cut in self._cuts(get_language(language), split):
-            yield from (supervision.text for supervision in cut.supervisions)
+            yield from (supervision.text for supervision in cut.supervisions if supervision.text)
 
     def longest_batch(self, language: str, seconds: float) -> Batch:
         """Return the training batch that requires the most memory: the longest cuts of a language, at least one.
@@ -354,12 +363,6 @@ class SpeechDataModule:
         return cuts
 
 
-def drop_report(cuts: Mapping[str, TrainingCuts]) -> str:
-    """Return a table of the numbers of used and dropped training cuts, by language and reason."""
-    rows = [[code, *row] for code, language in sorted(cuts.items()) for row in sorted(language.counts.items())]
-    return tabulate(rows, ["language", "training cuts", "number"], tablefmt="simple_outline")
-
-
 class SplitLoader:
     """The batches of a split, in the same order in every iteration.
 
@@ -367,13 +370,18 @@ class SplitLoader:
       plans: The batches in their order.
       dataset: Makes a batch from its plan.
       test_set: Name of the split in result files, such as "mls-french-test".
+      counts: Number of used and of dropped cuts of the split, by reason.
 
     Attributes:
       test_set: As given.
+      counts: As given.
     """
 
-    def __init__(self, plans: list[BatchPlan], dataset: SpeechDataset, test_set: str) -> None:
+    def __init__(
+        self, plans: list[BatchPlan], dataset: SpeechDataset, test_set: str, counts: Counter[str] | None = None
+    ) -> None:
         self.test_set = test_set
+        self.counts = counts or Counter[str]()
         self._plans = plans
         self._dataset = dataset
 

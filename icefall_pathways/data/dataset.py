@@ -14,6 +14,7 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.manifests import DataError, check_files
 from icefall_pathways.data.sampling import BatchDraw
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import with_whole_supervision
 from icefall_pathways.errors import first_line
 from icefall_pathways.languages import get_language
 
@@ -70,8 +71,9 @@ class SpeechDataset(Dataset[Batch | DataError]):
     def __getitem__(self, plan: BatchPlan) -> Batch | DataError:
         try:
             check_monolingual(plan)
+            cuts = CutSet.from_cuts(map(with_whole_supervision, plan.cuts))
             with seeded(plan.seed):
-                cuts = self._augmentation.mix(plan.cuts) if self._augmentation else plan.cuts
+                cuts = self._augmentation.mix(cuts) if self._augmentation else cuts
                 for cut in cuts:
                     check_files(cut, not self._on_the_fly)
                 batch = self._dataset[cuts]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from icefall_pathways.data.cut_index import CutFlag, CutIndex
-
-USED = "used"
+from icefall_pathways.data.cut_index import CutIndex
+from icefall_pathways.data.usable_cuts import USED, rejections
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,5 @@ def _rejections(index: CutIndex, limits: CutLimits) -> Iterator[tuple[str, npt.N
     """Yield each reason to drop cuts, with the cuts that it concerns; a cut is counted for the first one."""
     yield f"shorter than {limits.min_duration} s", np.asarray(index.durations < limits.min_duration)
     yield f"longer than {limits.max_duration} s", np.asarray(index.durations > limits.max_duration)
-    flags = {"zero or several transcripts": CutFlag.NOT_ONE_TRANSCRIPT}
-    flags |= {"no audio": CutFlag.NO_AUDIO} if limits.on_the_fly else {"no features": CutFlag.NO_FEATURES}
-    flags |= {
-        "characters without a token": CutFlag.UNCOVERED_CHARACTERS,
-        "too many tokens for its length": CutFlag.TOO_MANY_TOKENS,
-    }
-    for reason, flag in flags.items():
+    for reason, flag in rejections(limits.on_the_fly, has_loss=True).items():
         yield reason, (index.flags & flag) != 0

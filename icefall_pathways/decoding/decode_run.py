@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
-from icefall_pathways.data.datamodule import SpeechDataModule
+from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import drop_report, has_dropped
 from icefall_pathways.decoding.config import (
     CommonConfig,
     DecodeConfig,
@@ -103,7 +104,7 @@ def decode_rank(rank: Rank, config: DecodeConfig | StreamingDecodeConfig) -> Non
     with stop_requests(_stop), ExitStack() as locks:
         experiment = load_experiment(config)
         # Read all manifests first, so that a missing file stops the run before hours of decoding, not after.
-        test_sets = _divide(config, experiment)
+        test_sets = _divide(rank, config, experiment)
         if rank.is_main:
             for test_set in test_sets:
                 locks.enter_context(exclusive_lock(test_set.lock_file))
@@ -125,11 +126,16 @@ def _stop(signum: int) -> None:
     raise Stopped(signum)  # at once: finished parts are stored
 
 
-def _divide(config: DistributedConfig, experiment: LoadedExperiment) -> list[DividedTestSet]:
+def _divide(rank: Rank, config: DistributedConfig, experiment: LoadedExperiment) -> list[DividedTestSet]:
     settings = _settings(config, experiment.trained)
+    loaders: dict[str, SplitLoader] = {
+        language.code: experiment.data.loader(language.code, config.split) for language in experiment.data.languages
+    }
+    if rank.is_main and has_dropped(loaders):
+        print(f"unusable cuts are not decoded:\n{drop_report(loaders, config.split)}", flush=True)
     test_sets = []
     for language in experiment.data.languages:
-        loader = experiment.data.loader(language.code, config.split)
+        loader = loaders[language.code]
         folder = layout.result_file(config.results_dir, "parts", loader.test_set, experiment.trained.suffix, "")
         own_settings = settings | {"language": language.code, "files": _file_hashes(config, language.code)}
         test_sets.append(divide(loader, language, folder, own_settings, config.part_duration))

@@ -1,5 +1,6 @@
 """Validation: losses and word error rates on the dev set of each language, through its sub-network."""
 
+import logging
 import math
 from functools import cached_property
 from itertools import compress
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import drop_report, has_dropped
 from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
@@ -21,6 +23,8 @@ from icefall_pathways.training.config import TrainingConfig
 from icefall_pathways.training.metrics import LossSums, bar_position
 from icefall_pathways.training.objective import Objective
 from icefall_pathways.training.train_state import TrainState
+
+logger = logging.getLogger("icefall_pathways")
 
 
 class Validator:
@@ -59,10 +63,13 @@ class Validator:
           DataError: A dev set is missing or damaged.
         """
         max_hours = self._options.valid_max_hours or math.inf
-        return {
+        loaders: dict[str, SplitLoader] = {
             language.code: self._data.loader(language.code, "dev", max_hours, self._options.seed)
             for language in self._data.languages
         }
+        if self._rank.is_main and has_dropped(loaders):
+            logger.warning("dev cuts:\n%s", drop_report(loaders, "dev"))
+        return loaders
 
     @torch.no_grad()
     def __call__(self, update: int) -> dict[str, dict[str, float]]:

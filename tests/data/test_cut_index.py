@@ -15,10 +15,11 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways import files
 from icefall_pathways.data import indexing
-from icefall_pathways.data.cut_index import CutFlag, CutIndex
+from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.manifests import DataError
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.data.usable_cuts import CutFlag
 from icefall_pathways.sharding import jsonl
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.jsonl import read_lines, read_members, write_lines

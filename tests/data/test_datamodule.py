@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lhotse import Recording
+from lhotse import MonoCut, Recording
 from speech_cuts import SIZES, lengths, make_cuts, write_cuts
 
 from icefall_pathways.constants import LOG_EPS
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataModule, drop_report
+from icefall_pathways.data.datamodule import DataConfig, DataError, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.data.usable_cuts import drop_report
 
 
 def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> SpeechDataModule:
@@ -211,6 +212,64 @@ def test_unusable_cuts_are_dropped_and_counted(tmp_path: Path, tokenizer: Tokeni
         "characters without a token": 1,
     }.items():
         assert [line for line in report.splitlines() if reason in line and f" {count} " in line], report
+
+
+def unusable_cuts(folder: Path) -> list[MonoCut]:
+    """Return a usable cut, and one for each reason to drop cuts of dev and test sets."""
+    cuts = make_cuts(folder, "en", "en", [200, 10, 200])
+    supervision = cuts[0].supervisions[0]
+    supervisions = {
+        "none": [],
+        "two": [supervision, dataclasses.replace(supervision, id="second")],
+        "mute": [dataclasses.replace(supervision, text=None)],
+        "blank": [dataclasses.replace(supervision, text=" ")],
+        "outside": [dataclasses.replace(supervision, start=-1.5)],
+        "foreign": [dataclasses.replace(supervision, text="one два")],
+    }
+    others = [dataclasses.replace(cuts[0], id=name, supervisions=values) for name, values in supervisions.items()]
+    return [*cuts[:2], dataclasses.replace(cuts[2], id="bare", features=None), *others]
+
+
+def test_dev_cuts_that_training_drops_are_dropped_from_validation(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A cut with more tokens than frames ended the training at the first validation."""
+    write_cuts(tmp_path, "en", "dev", unusable_cuts(tmp_path))
+    loader = data_module(tmp_path, tokenizer, languages="en").loader("en", "dev")
+    assert [name for batch in loader for name in batch.cut_ids] == ["en-0"] == [cut.id for cut in loader.cuts]
+    assert loader.counts == {
+        "used": 1,
+        "too many tokens for its length": 1,
+        "no features": 1,
+        "zero or several transcripts": 4,
+        "speech outside of the cut": 1,
+        "characters without a token": 1,
+    }
+    assert "dev cuts" in drop_report({"en": loader}, "dev")
+
+
+def test_cuts_without_a_loss_need_one_transcript_only(tmp_path: Path) -> None:
+    write_cuts(tmp_path, "en", "test", unusable_cuts(tmp_path))
+    loader = data_module(tmp_path, None, languages="en").loader("en", "test")
+    assert [cut.id for cut in loader.cuts] == ["bare", "en-0", "en-1", "foreign"]
+    assert loader.counts == {"used": 4, "zero or several transcripts": 4, "speech outside of the cut": 1}
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_cut_is_encoded_to_its_end_wherever_its_supervision_is(
+    tmp_path: Path, tokenizer: Tokenizer, split: str
+) -> None:
+    (cut,) = make_cuts(tmp_path, "en", "en", [200])
+    supervision = dataclasses.replace(cut.supervisions[0], start=0.5, duration=1.5)
+    write_cuts(tmp_path, "en", split, [dataclasses.replace(cut, supervisions=[supervision])])
+    data = data_module(tmp_path, tokenizer, languages="en", enable_spec_aug=False)
+    batch = next(data.train_batches(0, 1, seed=1) if split == "train" else iter(data.loader("en", "dev")))
+    assert batch.num_frames.tolist() == [200]
+    np.testing.assert_array_equal(batch.inputs[0].numpy(), cut.load_features())
+
+
+def test_a_dev_set_without_usable_cuts_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_cuts(tmp_path, "fr", "dev", make_cuts(tmp_path, "fr", "fr", [10, 12]))
+    with pytest.raises(DataError, match=r"(?s)no cut of .*mls-french_cuts_dev.* is usable.*too many tokens.* 2 "):
+        data_module(tmp_path, tokenizer, languages="fr").loader("fr", "dev")
 
 
 def test_a_language_without_usable_cuts_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -105,6 +105,22 @@ def test_long_utterances_are_encoded_in_blocks_with_a_message(tmp_path, exp_dir,
     assert "max-context-seconds" not in capsys.readouterr().out  # the Emformer always encodes segments
 
 
+@pytest.mark.parametrize("run_config", [(decode, DecodeConfig), (decode_streaming, StreamingDecodeConfig)])
+def test_unusable_cuts_are_reported_and_not_decoded(exp_dir, experiment, tmp_path, capsys, run_config):
+    run, config_class = run_config
+    lines = gzip.decompress((experiment / "mls-dutch_cuts_test.jsonl.gz").read_bytes()).splitlines()
+    cuts = [json.loads(line) for line in lines]
+    cuts[0]["supervisions"] = []
+    cuts[1]["supervisions"] *= 2
+    content = "\n".join(map(json.dumps, cuts)).encode()
+    (tmp_path / "mls-dutch_cuts_test.jsonl.gz").write_bytes(gzip.compress(content))
+    config = config_class(exp_dir=exp_dir, manifest_dir=tmp_path, languages="nl")
+    run(config)
+    output = capsys.readouterr().out
+    assert re.search(r"unusable cuts are not decoded:\n(.*\n)+.*nl .* zero or several transcripts .* 2 ", output)
+    assert len(_hypotheses(config.results_dir)) == 1
+
+
 def test_decoding_writes_icefall_result_files(exp_dir):
     decode(DecodeConfig(exp_dir=exp_dir, decoding_method="modified_beam_search", languages="dutch"))
     suffix = "iter-5-avg-1-modified_beam_search-beam-size-4-use-averaged-model"
