@@ -80,7 +80,7 @@ def is_exporting() -> bool:
 def export_by_tracing(module: nn.Module, args: tuple[Tensor, ...], file: Any, **options: Any) -> None:
     """Call `torch.onnx.export` with the exporter that traces the module.
 
-    torch 1.13.1 has no other. torch 2.9 deprecated it in favor of one that takes many times as long for our encoders.
+    torch 1.13.1 has no other. torch 2.9 deprecated it in favor of one that torch 1.13.1 lacks.
     """
     if _HAS_DYNAMO_EXPORTER:
         options["dynamo"] = False

@@ -175,7 +175,7 @@ main() {
   if [ "$(cat "$venv/.installed" 2>/dev/null)" = "$fingerprint" ]; then
     return
   fi
-  if [ ! -x "$venv/bin/python" ] || ! is_python "$venv/bin/python" "$versions"; then
+  if ! is_python "$venv/bin/python" "$versions" || ! "$venv/bin/python" -c "import pip" 2>/dev/null; then
     create_venv
   fi
   echo "Installing the packages of $requirements into ${venv##*/}"
