@@ -195,3 +195,4 @@ def decode_parts(
         else:
             decode(part, progress).save(part.path)
     progress.wait()
+    rank.barrier()  # a part is stored after its last cut has been counted

@@ -28,8 +28,9 @@ def small_shards():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    make_language(tmp_path_factory.mktemp("corpus"), "pl", num_utterances=6)
-    return tmp_path_factory.getbasetemp() / "corpus0"
+    path = tmp_path_factory.mktemp("corpus")
+    make_language(path, "pl", num_utterances=6)
+    return path
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_endpoint_rules_apply_at_their_thresholds():
     assert not rules.is_pause(nonsilence=True, trailing_silence=1.1)
     assert rules.is_too_long(20.0)
     assert not rules.is_too_long(19.9)
-    with pytest.raises(ValueError, match="--rule2-min-trailing-silence 0"):
+    with pytest.raises(ValueError, match="--rule2-min-trailing-silence is 0"):
         EndpointConfig(rule2_min_trailing_silence=0.0)
 
 

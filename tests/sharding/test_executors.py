@@ -35,7 +35,8 @@ def test_workers_end_when_their_main_process_is_killed(tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(POOL)
     (tmp_path / "pids").mkdir()
-    with subprocess.Popen([sys.executable, script, tmp_path / "pids"]) as main:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script, tmp_path / "pids"], env=environment) as main:
         deadline = time.monotonic() + 120
         while len(pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) < 2:
             assert main.poll() is None and time.monotonic() < deadline
