@@ -16,7 +16,7 @@ class SampleConfig(Options):
     spm_temperature: Annotated[float, Range(1)] = 5.0
     """SentencePiece: draw transcripts in proportion to count^(1/T): 1 follows the data; large values are uniform."""
 
-    spm_max_characters: PositiveInt = 80_000_000
+    spm_max_characters: PositiveInt = 60_000_000
     """SentencePiece: largest number of characters of all languages together, at about 20 bytes of memory each."""
 
     spm_seed: Seed = 42

@@ -10,6 +10,7 @@ from multiprocessing import active_children, get_context
 
 import torch
 
+from icefall_pathways.launch.parent import exit_with_parent
 from icefall_pathways.launch.signals import Stopped, stop_requests
 
 
@@ -32,7 +33,7 @@ def run_in_parallel(jobs: Sequence[Callable[[], None]], num_processes: int) -> N
     waiting, running = list(jobs), set[Future[None]]()
     with (
         stop_requests(_terminate_processes) as request,
-        ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (num_threads,)) as pool,
+        ProcessPoolExecutor(num_processes, get_context("spawn"), _start_process, (num_threads,)) as pool,
     ):
         try:
             while running or (waiting and not request.signum):
@@ -48,6 +49,11 @@ def run_in_parallel(jobs: Sequence[Callable[[], None]], num_processes: int) -> N
             raise
     if request.signum:
         raise Stopped(request.signum)
+
+
+def _start_process(num_threads: int) -> None:
+    exit_with_parent()
+    torch.set_num_threads(num_threads)
 
 
 def _terminate_processes(_signum: int = 0) -> None:

@@ -2,17 +2,17 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from icefall_pathways.launch.parent import exit_with_parent
 from icefall_pathways.ranges import Options
 
 T = TypeVar("T")
@@ -156,21 +156,6 @@ def process_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
 def _num_cores() -> int:
     """Return the number of cores of this process: a scheduler of jobs may assign some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def exit_with_parent() -> None:
-    """Exit this process when the process that started it has ended, even if that was killed.
-
-    For processes of `multiprocessing`, on all systems. Without it, the workers of a killed pool wait for tasks forever.
-    """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _start_worker() -> None:
