@@ -175,7 +175,7 @@ class _Shadow:
     """
 
     def __init__(self, owner: nn.Module, products: dict[str, Any]) -> None:
-        self._attributes = vars(owner)
+        self._owner, self._attributes = owner, vars(owner)
         self._shadows = products | {"__getstate__": self._dense_state}
         if isinstance(owner, nn.RNNBase):
             # Recurrent modules read their weights from this list, not from their attributes.
@@ -192,7 +192,10 @@ class _Shadow:
         self._attributes.update(self._shadowed)
 
     def _dense_state(self) -> dict[str, Any]:
-        state = {name: value for name, value in self._attributes.items() if name not in self._shadows}
+        # Recurrent modules of torch 2 have a state of their own; Python 3.10 has no default to call.
+        own_state = getattr(type(self._owner), "__getstate__", None)
+        attributes = self._attributes if own_state is None else own_state(self._owner)
+        state = {name: value for name, value in attributes.items() if name not in self._shadows}
         return state | self._shadowed
 
 

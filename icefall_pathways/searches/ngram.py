@@ -135,7 +135,7 @@ def _build_automaton(ngrams: NGrams, ids: Mapping[str, int], vocab_size: int, sc
     """
     log10_zero, backoff_zero = _LOG10_ZERO, _LOG10_ZERO
     if scale < 0:
-        listed = (log10 for (word,), (log10, _) in ngrams[0].items() if word in ids)
+        listed = (log10 for (word,), (log10, _) in ngrams[0].items() if word in ids and word != _UNK)
         log10_zero, backoff_zero = min((log10 for log10 in listed if log10 > _LOG10_ZERO), default=0.0), 0.0
     backoffs: dict[tuple[str, ...], float] = {(): 0.0}
     for entries in ngrams[:-1]:

@@ -157,6 +157,7 @@ COMPUTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 @pytest.mark.parametrize("method", COMPUTED)
 def test_weight_that_is_not_a_parameter_is_an_error(method):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -172,6 +173,7 @@ def test_weight_that_is_not_a_parameter_is_an_error(method):
     assert list(prunable_parameters(model)) == ["0.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weight_norm_of_recurrent_and_attention_modules_is_an_error():
     with pytest.raises(ValueError, match="weight_hh_l0 of 0 is computed"):
         prunable_parameters(nn.Sequential(weight_norm(nn.LSTM(3, 3), "weight_hh_l0")))

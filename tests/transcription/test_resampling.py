@@ -28,7 +28,7 @@ def _resample(samples, rate, bounds=()):
 def test_streaming_equals_resampling_the_whole(rate, length, bounds):
     samples = torch.randn(length)
     resampled = _resample(samples, rate, bounds)
-    assert len(resampled) == round(length * 16000 / rate)
+    assert abs(len(resampled) - length * 16000 / rate) <= 0.5
     if rate == 16000:
         assert torch.equal(resampled, samples)
     elif length > 0:
