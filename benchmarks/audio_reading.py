@@ -3,7 +3,7 @@ r"""Benchmark what a data loader worker does to an utterance of 15 s: decode aud
 
 Usage:
 
-  OMP_NUM_THREADS=1 benchmarks/audio_reading.py --rounds 7 --write 1
+  OMP_NUM_THREADS=1 benchmarks/audio_reading.py --rounds 5 --write 1
 
 All steps run in each round, one after another; a time is the median of CPU seconds over rounds.
 """

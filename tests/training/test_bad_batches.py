@@ -122,6 +122,9 @@ def test_a_killed_loader_worker_raises_a_data_error(corpus, tmp_path):
     data = SpeechDataModule(replace(config.data, num_workers=1), Tokenizer(config.training.bpe_model))
     batches = data.train_batches(0, 100, 42)
     next(batches)
+    time.sleep(
+        2
+    )  # the worker now waits, its queue being full: killed inside a lock of torch, it would block this process
     for child in active_children():
         os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"):
