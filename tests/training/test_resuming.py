@@ -187,7 +187,6 @@ def test_parallel_searches_save_checkpoints_when_stopped_by_a_signal(corpus, mas
     wait_until(lambda: len(started_searches(tmp_path)) == 2, child)
     os.kill(child, signum)
     assert wait(child) == 128 + signum
-    assert not multiprocessing.active_children()
     stopped = started_searches(tmp_path)
     assert stopped == {"en", "fr"}  # Italian is not started after the signal
     for code in stopped:
