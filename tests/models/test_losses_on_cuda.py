@@ -1,6 +1,7 @@
 """The built-in losses on a GPU equal those on the CPU, for all types of inputs, and do not synchronize."""
 
 import pytest
+import rnnt_shapes
 import torch
 
 from icefall_pathways.models import rnnt
@@ -9,16 +10,7 @@ from icefall_pathways.models.rnnt import lattice
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
-SHAPES = {  # (tokens, frames) of each utterance
-    "unequal lengths": [(6, 15), (2, 9), (4, 4)],
-    "no token": [(0, 5), (3, 7)],
-    "no token in the batch": [(0, 5), (0, 3)],
-    "one frame": [(1, 1), (0, 1)],
-    "as many tokens as frames": [(7, 7), (5, 5)],
-    "fewer tokens than the prune range": [(2, 9), (1, 12)],
-    "seconds": [(60, 300), (25, 130), (90, 421)],
-    "minutes": [(300, 1500), (400, 2100)],
-}
+SHAPES = rnnt_shapes.SHAPES | {"seconds": [(60, 300), (25, 130), (90, 421)], "minutes": [(300, 1500), (400, 2100)]}
 
 
 def losses(inputs, y, boundary, ranges=None):

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import rnnt_shapes
 import torch
 from gpu import default_device
 from hypothesis import given, settings
@@ -16,15 +17,7 @@ from icefall_pathways.models.rnnt.simple import smoothed_scores
 
 pytestmark = pytest.mark.usefixtures("device")
 
-SHAPES = {  # (tokens, frames) of each utterance
-    "unequal lengths": [(6, 15), (2, 9), (4, 4)],
-    "no token": [(0, 5), (3, 7)],
-    "no token in the batch": [(0, 5), (0, 3)],
-    "one frame": [(1, 1), (0, 1)],
-    "as many tokens as frames": [(7, 7), (5, 5)],
-    "fewer tokens than the prune range": [(2, 9), (1, 12)],
-    "many tokens": [(30, 40), (25, 64)],
-}
+SHAPES = rnnt_shapes.SHAPES | {"many tokens": [(30, 40), (25, 64)]}
 SCALES = [(0.0, 0.25), (0.1, 0.2), (0.0, 0.0)]  # (am_scale, lm_scale)
 
 lengths = st.integers(1, 12).flatmap(lambda frames: st.tuples(st.integers(0, frames), st.just(frames)))
