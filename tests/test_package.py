@@ -55,7 +55,8 @@ def test_wheel_contains_package_and_license_but_no_tests(wheel):
         license_text = archive.read(f"{info}/licenses/LICENSE").decode()
     sources = {f"icefall_pathways/{path.relative_to(ROOT / 'icefall_pathways')}" for path in modules()}
     assert {name for name in names if name.endswith(".py")} == sources
-    assert "icefall_pathways/py.typed" in names
+    assert {"icefall_pathways/py.typed", "icefall_pathways/languages/cldr.json"} <= set(names)
+    assert f"{info}/licenses/icefall_pathways/languages/LICENSE-unicode.txt" in names
     assert {name.split("/")[0] for name in names} == {"icefall_pathways", info}
     assert "icefall-pathways = icefall_pathways.cli:main" in scripts
     assert "License-Expression: Apache-2.0" in metadata and "Version 2.0, January 2004" in license_text

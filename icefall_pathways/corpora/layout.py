@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason, foreign_characters
-from icefall_pathways.languages import LANGUAGES, Language, normalize_text
+from icefall_pathways.languages import Language, is_language, normalize_text
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
@@ -208,10 +208,9 @@ def find_corpus(folder: Path, kind: ManifestKind) -> str:
     Raises:
       CorpusError: There are manifests of several corpora.
     """
-    languages = "|".join(language.name for language in LANGUAGES.values())
-    pattern = re.compile(rf"(.+)-(?:{languages})_{kind}_(?:{'|'.join(SPLITS)})\.jsonl\.gz")
+    pattern = re.compile(rf"(.+)-([^-]+)_{kind}_(?:{'|'.join(SPLITS)})\.jsonl\.gz")
     matches = [pattern.fullmatch(path.name) for path in folder.glob(f"*_{kind}_*.jsonl.gz")]
-    corpora = sorted({match[1] for match in matches if match})
+    corpora = sorted({match[1] for match in matches if match and is_language(match[2])})
     if len(corpora) > 1:
         raise CorpusError(
             f"{folder} holds {kind} of several corpora ({', '.join(corpora)}): expected one; prepare each corpus "

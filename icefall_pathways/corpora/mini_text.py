@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 
+from icefall_pathways.corpora.validation import foreign_characters
 from icefall_pathways.languages import Language
 
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
@@ -46,7 +47,7 @@ def normalize(text: str, language: Language) -> str:
     """Return `text` with lower-case letters of the alphabet and single spaces only; empty if it has other letters."""
     text = unicodedata.normalize("NFC", text).lower().replace("’", "'")
     text = re.sub(r"\d+", lambda match: f" {_number_words(int(match[0]), language.code)} ", text)
-    if any(char.isalpha() and char not in language.alphabet for char in text):
+    if any(char.isalpha() for char in foreign_characters(text, language)):
         return ""
     text = "".join(char if char.isalpha() or char == "'" else " " for char in text)
     return " ".join(text.split())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.languages import Language, LanguageCode
+from icefall_pathways.languages import MLS_LANGUAGES, Language, LanguageCode
 from icefall_pathways.sharding.executors import Workers
 
 
@@ -89,7 +89,6 @@ class CorpusSpec:
             )
 
 
-_LANGUAGES_OF_MLS = tuple(map(LanguageCode, ("en", "fr", "it", "nl", "de", "es", "pt", "pl")))
 _SIZE_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
 
 CORPORA: dict[str, CorpusSpec] = {
@@ -99,7 +98,7 @@ CORPORA: dict[str, CorpusSpec] = {
             name="mini",
             description="the embedded corpus: synthetic speech in MLS layout",
             module="icefall_pathways.corpora.mini",
-            languages=_LANGUAGES_OF_MLS,
+            languages=tuple(MLS_LANGUAGES),
             acquire_command="make_mini_corpus",
             acquire_options=(*_SIZE_OPTIONS, "num_jobs"),
             content_options=_SIZE_OPTIONS,
@@ -109,7 +108,7 @@ CORPORA: dict[str, CorpusSpec] = {
             name="mls",
             description="Multilingual LibriSpeech, or any folder in its layout",
             module="icefall_pathways.corpora.mls",
-            languages=_LANGUAGES_OF_MLS,
+            languages=tuple(MLS_LANGUAGES),
             acquire_command="download_mls",
             acquire_options=("audio_format", "base_url"),
         ),

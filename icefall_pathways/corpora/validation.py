@@ -1,5 +1,6 @@
 """Counts of kept and dropped utterances per language, split, and reason."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -168,5 +169,10 @@ def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:
 
 
 def foreign_characters(text: str, language: Language) -> str:
-    """Return the distinct characters of `text` that are not in the language's alphabet, sorted."""
-    return "".join(sorted(set(text) - language.alphabet))
+    """Return the distinct characters of `text` that are not in the language's alphabet, sorted.
+
+    If the alphabet is not known, these are all but letters and their marks, spaces, apostrophes and hyphens.
+    """
+    if language.alphabet is not None:
+        return "".join(sorted(set(text) - language.alphabet))
+    return "".join(sorted(c for c in set(text) if unicodedata.category(c)[0] not in "LM" and c not in " '-"))

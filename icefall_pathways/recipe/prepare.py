@@ -11,7 +11,7 @@ from typing import Literal
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.files import read_text
-from icefall_pathways.languages import LANGUAGES, LanguageCode, codes_of, parse_languages
+from icefall_pathways.languages import LanguageCode, codes_of, is_language_code, parse_languages
 from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Stage
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
@@ -185,7 +185,7 @@ def _finished_languages(config: PrepareConfig, stage: _Stage) -> set[LanguageCod
     finished: set[LanguageCode] = set()
     for mark in sorted(config.data_dir.glob(f"{stage.mark}*")):
         suffix = mark.name.removeprefix(stage.mark).removeprefix("-")
-        if suffix and suffix not in LANGUAGES:
+        if suffix and not is_language_code(suffix):
             continue  # of another variant
         text = read_text(mark).strip()
         languages = [LanguageCode(suffix)] if suffix else codes_of(config.languages)

@@ -11,7 +11,7 @@ from lhotse.recipes.mls import prepare_mls
 
 from icefall_pathways.corpora.mini import SPLITS, MiniCorpusConfig, make_mini_corpus
 from icefall_pathways.files import read_json
-from icefall_pathways.languages import LANGUAGES
+from icefall_pathways.languages import MLS_LANGUAGES
 
 SCRIPT = Path(__file__).parents[2] / "egs" / "mls" / "ASR" / "local" / "make_mini_corpus.py"
 OPTIONS = ["--languages", "en nl", "--hours", "en=0.012 nl=0.006", "--dev-utterances", "6", "--test-utterances", "8"]
@@ -96,7 +96,7 @@ def test_lhotse_reads_the_folder(corpus: Path, tmp_path: Path) -> None:
     manifests = prepare_mls(corpus, opus=False)
     assert set(manifests) == {"english", "dutch"}
     for name, splits in manifests.items():
-        language = next(language for language in LANGUAGES.values() if language.name == name)
+        language = next(language for language in MLS_LANGUAGES.values() if language.name == name)
         for split in SPLITS:
             recordings, supervisions = splits[split]["recordings"], splits[split]["supervisions"]
             assert {s.id: s.text for s in supervisions} == transcripts(corpus, name, split)

@@ -6,7 +6,7 @@ import torch
 from optional_packages import import_torchaudio
 
 from icefall_pathways.corpora.mini_speech import SynthesisError, Synthesizer, draw_speakers, synthesize_utterance
-from icefall_pathways.languages import LANGUAGES
+from icefall_pathways.languages import MLS_LANGUAGES
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,17 @@ def test_resampling_equals_torchaudio_bit_for_bit(synthesizer: Synthesizer) -> N
     np.testing.assert_array_equal(samples, resample(torch.from_numpy(raw.astype(np.float32) / 32768)).numpy())
 
 
-@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("code", MLS_LANGUAGES)
 def test_every_speaker_has_a_plausible_duration_and_level(synthesizer: Synthesizer, code: str) -> None:
     month = {"en": "december", "fr": "décembre", "it": "dicembre", "nl": "december"}.get(code, "december")
-    for speaker in draw_speakers(LANGUAGES[code], 42):
+    for speaker in draw_speakers(MLS_LANGUAGES[code], 42):
         samples = synthesizer.speak(month, speaker.voice, 160, 50, 50)
         assert 0.4 < len(samples) / 16000 < 1.6, speaker
         assert np.sqrt(np.mean(samples**2)) > 0.01, speaker
 
 
 def test_voices_are_periodic_and_whispering_is_not(synthesizer: Synthesizer) -> None:
-    for speaker in draw_speakers(LANGUAGES["en"], 42):
+    for speaker in draw_speakers(MLS_LANGUAGES["en"], 42):
         assert periodicity(synthesizer.speak("eleven", speaker.voice, 160, 50, 50)) > 0.45, speaker
     assert periodicity(synthesizer.speak("eleven", "en+whisper", 160, 50, 50)) < 0.45
 
@@ -55,16 +55,16 @@ def periodicity(samples: np.ndarray) -> float:
 
 
 def test_speakers_have_distinct_ids_and_voices() -> None:
-    speakers = [speaker for language in LANGUAGES.values() for speaker in draw_speakers(language, 42)]
+    speakers = [speaker for language in MLS_LANGUAGES.values() for speaker in draw_speakers(language, 42)]
     assert len({speaker.speaker_id for speaker in speakers}) == len(speakers)
-    english = draw_speakers(LANGUAGES["en"], 42)
+    english = draw_speakers(MLS_LANGUAGES["en"], 42)
     assert len({speaker.voice.split("+")[1] for speaker in english}) == len(english) >= 40
     assert {speaker.gender for speaker in english[:10]} == {"F", "M"}
-    assert english != draw_speakers(LANGUAGES["en"], 43)
+    assert english != draw_speakers(MLS_LANGUAGES["en"], 43)
 
 
 def test_recordings_of_a_sentence_depend_on_the_random_state(synthesizer: Synthesizer) -> None:
-    speaker = draw_speakers(LANGUAGES["en"], 42)[0]
+    speaker = draw_speakers(MLS_LANGUAGES["en"], 42)[0]
     first, repeated, different = (
         synthesize_utterance(synthesizer, "eleven", speaker, 42, random.Random(seed)) for seed in (1, 1, 2)
     )

@@ -4,7 +4,7 @@ from itertools import combinations
 import pytest
 
 from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence, normalize
-from icefall_pathways.languages import LANGUAGES, get_language
+from icefall_pathways.languages import MLS_LANGUAGES, get_language
 
 
 def draw(code: str, split: str, content: tuple[str, ...], count: int, highest: int = 30) -> list[str]:
@@ -12,15 +12,15 @@ def draw(code: str, split: str, content: tuple[str, ...], count: int, highest: i
     return [draw_sentence(get_language(code), split, content, highest, 42, rng) for _ in range(count)]
 
 
-@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("code", MLS_LANGUAGES)
 @pytest.mark.parametrize("content", CONTENTS)
 def test_sentences_use_only_the_alphabet_of_the_language(code: str, content: str) -> None:
     for sentence in draw(code, "train", (content,), 200):
-        assert set(sentence) <= LANGUAGES[code].alphabet
+        assert set(sentence) <= MLS_LANGUAGES[code].alphabet
         assert sentence == " ".join(sentence.split()) != ""
 
 
-@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("code", MLS_LANGUAGES)
 def test_splits_have_disjoint_sentences(code: str) -> None:
     splits = [set(draw(code, split, ("numbers", "calendar"), 400)) for split in ("train", "dev", "test")]
     for first, second in combinations(splits, 2):
@@ -50,7 +50,7 @@ def test_large_numbers_in_phrases_are_spelled_out() -> None:
     assert any("one thousand" in sentence for sentence in draw("en", "train", ("phrases",), 500, highest=1500))
 
 
-@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("code", MLS_LANGUAGES)
 def test_sizes_of_the_vocabularies(code: str) -> None:
     def vocabulary(*content: str) -> int:
         return len({word for sentence in draw(code, "train", content, 1500) for word in sentence.split()})
