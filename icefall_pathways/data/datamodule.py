@@ -213,10 +213,7 @@ class SpeechDataModule:
             if isinstance(index, SharIndex):
                 index.num_kept = accum_grad  # each of these batches of an update is from another shard
         dataset = IndexedDataset(indexes, self._dataset(Augmentation(self.config)))
-        for batch in load_batches(dataset, sampler, self.config.num_workers):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        yield from load_batches(dataset, sampler, self.config.num_workers)
 
     def progress(self, update: int, batches_per_update: int, seed: int) -> dict[str, float]:
         """Return how often each language has been passed over by the end of an update.
@@ -425,10 +422,7 @@ class SplitLoader:
           DataError: A batch cannot be made; the message names the cut and the file.
         """
         plans = self._plans[index::count]
-        for batch in load_batches(self._dataset, plans, min(num_workers, len(plans))):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        yield from load_batches(self._dataset, plans, min(num_workers, len(plans)))
 
     def __len__(self) -> int:
         return len(self._plans)

@@ -14,6 +14,7 @@ import torch
 from ranks import fail, fork_ranks
 
 from icefall_pathways.data.datamodule import DataError, SpeechDataModule
+from icefall_pathways.data.loading import translate_worker_death
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.launch.failures import RankError
@@ -122,13 +123,12 @@ def test_a_killed_loader_worker_raises_a_data_error(corpus, tmp_path):
     data = SpeechDataModule(replace(config.data, num_workers=1), Tokenizer(config.training.bpe_model))
     batches = data.train_batches(0, 100, 42)
     next(batches)
-    time.sleep(
-        2
-    )  # the worker now waits, its queue being full: killed inside a lock of torch, it would block this process
-    for child in active_children():
-        os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"):
+    with pytest.raises(DataError, match=r"a data loader worker has died.*--num-workers"), translate_worker_death():
+        for child in active_children():
+            os.kill(child.pid, signal.SIGKILL)
         list(batches)
+    batches.close()
+    assert not active_children()
 
 
 @pytest.mark.parametrize("hook", ["on_update_start", "on_backward_end", "on_update_end"])
