@@ -68,6 +68,12 @@ def finished(request, tmp_path_factory):
     return folder, languages.split(), run("run.sh", options, folder)
 
 
+@pytest.fixture
+def corpus(request):
+    """Return the name of the corpus of `finished`."""
+    return request.node.callspec.params["finished"][0]
+
+
 def test_table_and_report_contain_the_three_systems(finished):
     folder, _, printed = finished
     for system in ("dense", "LAP", "pathways"):
@@ -87,12 +93,12 @@ def test_masks_have_the_target_sparsity_and_lap_has_one_mask(finished):
     assert lap.overlap(*languages) == 1 > pathways.overlap(*languages)
 
 
-def test_streaming_and_offline_decoding_read_the_same_utterances(finished):
+def test_streaming_and_offline_decoding_read_the_same_utterances(finished, corpus):
     """Compare references only: after a few updates many scores are tied, so compressed features change hypotheses."""
     folder, languages, _ = finished
     for system in ("dense-continued", "lap", "pathways"):
         for language in languages:
-            pattern = f"modified_beam_search/recogs-mls-{get_language(language).name}-test-*"
+            pattern = f"modified_beam_search/recogs-{corpus}-{get_language(language).name}-test-*"
             (offline,) = (folder / "exp" / system).glob(pattern)
             (streamed,) = (folder / "exp" / system / "streaming").glob(pattern)
             references = [line for line in offline.read_text().splitlines() if "\tref=" in line]
@@ -100,10 +106,10 @@ def test_streaming_and_offline_decoding_read_the_same_utterances(finished):
             assert references == [line for line in streamed.read_text().splitlines() if "\tref=" in line]
 
 
-def test_summary_is_written_as_json(finished):
+def test_summary_is_written_as_json(finished, corpus):
     folder, languages, _ = finished
     method = folder / "exp" / "pathways" / "streaming" / "modified_beam_search"
-    summary = read_json(next(method.glob("wer-summary-all-mls-test-*.json")))
+    summary = read_json(next(method.glob(f"wer-summary-all-{corpus}-test-*.json")))
     assert list(summary["languages"]) == languages
     assert all(scores["utterances"] == 4 for scores in summary["languages"].values())
 

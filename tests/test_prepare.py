@@ -95,8 +95,8 @@ def test_given_options_take_precedence_over_the_settings_of_the_demo(tmp_path):
 
 
 def test_unknown_language_is_reported(tmp_path):
-    done = prepare("--languages", "klingon", "--data-dir", tmp_path / "d", "--corpus-dir", tmp_path / "c", cwd=tmp_path)
-    assert done.returncode != 0 and "error: unknown language 'klingon'" in done.stderr
+    done = prepare("--languages", "elvish", "--data-dir", tmp_path / "d", "--corpus-dir", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode != 0 and "error: unknown language 'elvish'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -24,7 +24,7 @@ _MORE_SCRIPTS_WITHOUT_SPACES = {"Tibt"}
 _OPEN_SCRIPTS = {"Hans", "Hant", "Jpan", "Hani", "Hanb"}
 # Middle dot (Catalan), gershayim (Hebrew), genitive sign (Burmese), ZWNJ and ZWJ: parts of words.
 _LETTERS_OF_OTHER_CATEGORIES = "·״၏\u200c\u200d"
-_OTHER_SIGNS = "%&@#§‰٪؉\\/*†‡′″_°¶※・‥"  # read aloud, or not part of sentences
+_OTHER_SIGNS = "%&@#§‰٪؉\\/*†‡′″_°¶※・‥‾〃″"  # read aloud, or not part of sentences
 _TATWEEL = "\u0640"  # stretches Arabic words on paper
 _ITEM = re.compile(r"\\u([0-9A-F]{4})|\\(.)|\{(.*?)\}|(.)-(.)|(\S)")
 _SHORTEST_RANGE = 4
@@ -60,7 +60,7 @@ def punctuation(sets: dict[str, str]) -> set[str]:
     return {
         unicodedata.normalize("NFC", c)
         for c in characters
-        if unicodedata.category(c) == "Po" and unicodedata.normalize("NFKC", c) not in _OTHER_SIGNS + "'׳\""
+        if unicodedata.category(c) == "Po" and not {c, unicodedata.normalize("NFKC", c)} & set(_OTHER_SIGNS + "'׳\"")
     }
 
 

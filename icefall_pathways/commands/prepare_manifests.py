@@ -11,6 +11,7 @@ all parts, the same command without --shard joins them.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from icefall_pathways.corpora.layout import describe_corpus
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Share
@@ -38,6 +39,12 @@ class Config(ExecutionConfig):
     subset: str = "train"
     """Training data: train (all), or limited supervision: 10hr, or its parts 9hr and 1hr."""
 
+    keep_case: bool = False
+    """Keep upper-case letters, of a corpus that has them. 0: convert them to lower case."""
+
+    keep_punctuation: bool = False
+    """Keep the punctuation of sentences, of a corpus that has it. 0: remove it."""
+
     max_dropped_share: Share = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
@@ -50,6 +57,7 @@ def run(config: Config) -> None:
     languages = parse_languages(config.languages)
     spec = get_corpus(config.corpus)
     spec.check_languages(languages)
+    describe_corpus(config.output_dir, spec.name, spec.text_options(config.keep_case, config.keep_punctuation))
     with open_workers(config) as workers:
         report = spec.load().prepare_manifests(config.corpus_dir, config.output_dir, languages, config.subset, workers)
     if not config.report_part():

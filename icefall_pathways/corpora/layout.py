@@ -2,7 +2,8 @@
 
 A folder of manifests holds one corpus. Its name is the first part of the names of manifests, such as
 `mls-french_cuts_test.jsonl.gz`, and of decoding results, such as `recogs-mls-french-test-...txt`. Programs read it from
-the manifest names, so that a new corpus needs neither an option nor a change outside its own module.
+the description of the folder (`icefall_pathways.corpora.description`), so that a new corpus needs neither an option nor
+a change outside its own module.
 
 Manifests are Lhotse's: JSON lines with gzip. Each is a sequence of gzip members of at most 100 lines, so that a line
 can be read without those before it (`icefall_pathways.sharding.jsonl`), and its bytes depend on its content alone.
@@ -20,8 +21,16 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
-from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason, foreign_characters
-from icefall_pathways.languages import Language, is_language, normalize_text
+from icefall_pathways.corpora.description import CorpusDescription
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
+from icefall_pathways.languages import (
+    Language,
+    TextOptions,
+    foreign_characters,
+    is_language,
+    normalize_text,
+    normalize_transcript,
+)
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
@@ -36,7 +45,8 @@ T_co = TypeVar("T_co", covariant=True)
 #: rejects, with `CorpusReport.drop`, in the report passed to it.
 ReadUtterances = Callable[[Sequence[T], CorpusReport], Iterable[tuple[Recording, SupervisionSegment]]]
 
-_ANY_CORPUS = "*"
+#: The name of the corpus of a folder without manifests.
+ANY_CORPUS = "*"
 _SHARD_SIZE = 1000  # utterances; a second of work
 
 
@@ -123,8 +133,9 @@ def write_manifests(
 ) -> CorpusReport:
     """Write the manifests and the report of a split, in shards; a complete split is not written again.
 
-    An interrupted call is continued by the next one. Texts are normalized (`normalize_text`). Utterances without text,
-    and those with characters outside the alphabet of the language, are dropped and counted.
+    An interrupted call is continued by the next one. Texts are normalized with the options in the description of the
+    folder (`normalize_transcript`), or, if it has none, by `normalize_text`. Utterances without text, and those with
+    characters outside the alphabet of the language, are dropped and counted.
 
     Args:
       files: The paths.
@@ -160,11 +171,13 @@ def write_manifests(
 def _write_shard(files: SplitFiles, read: ReadUtterances[T], shard: Shard[T]) -> Any:
     """Write the manifests of a shard and return its report as a JSON value."""
     report = CorpusReport()
+    description = CorpusDescription.load(files.folder)
+    text_options = description.text if description else None
     recordings, supervisions = [], []
     for recording, supervision in read(shard.items, report):
         _check_utterance(files, recording, supervision)
-        supervision = fastcopy(supervision, text=normalize_text(supervision.text or ""))
-        rejection = _rejection(files, supervision)
+        supervision = fastcopy(supervision, text=_normalize(supervision.text or "", files.language, text_options))
+        rejection = _rejection(files, supervision, text_options)
         if rejection is not None:
             report.drop(files.language.code, files.split, *rejection)
             continue
@@ -191,16 +204,24 @@ def _check_utterance(files: SplitFiles, recording: Recording, supervision: Super
         )
 
 
-def _rejection(files: SplitFiles, supervision: SupervisionSegment) -> tuple[Reason, str] | None:
+def _normalize(text: str, language: Language, options: TextOptions | None) -> str:
+    return normalize_transcript(text, language, options) if options else normalize_text(text)
+
+
+def _rejection(
+    files: SplitFiles, supervision: SupervisionSegment, options: TextOptions | None
+) -> tuple[Reason, str] | None:
     """Return the reason to drop an utterance because of its text, with a description; None if the text is usable."""
     text = supervision.text or ""
-    if foreign := foreign_characters(text, files.language):
+    if foreign := foreign_characters(text, files.language, options):
         return Reason.FOREIGN_CHARACTERS, f"{supervision.id} has {foreign!r} in {text!r}"
     return None if text.strip() else (Reason.NO_TEXT, supervision.id)
 
 
 def find_corpus(folder: Path, kind: ManifestKind) -> str:
-    """Return the name of the corpus whose manifests of the given kind are in `folder`.
+    """Return the name of the corpus whose manifests are in `folder`, from its description.
+
+    A folder of an earlier version has none; then the names of its manifests of the given kind contain the name.
 
     Returns:
       The name, or "*" if there are none, so that paths made of it do not exist and read as patterns in messages.
@@ -208,6 +229,9 @@ def find_corpus(folder: Path, kind: ManifestKind) -> str:
     Raises:
       CorpusError: There are manifests of several corpora.
     """
+    description = CorpusDescription.load(folder)
+    if description is not None:
+        return description.name
     pattern = re.compile(rf"(.+)-([^-]+)_{kind}_(?:{'|'.join(SPLITS)})\.jsonl\.gz")
     matches = [pattern.fullmatch(path.name) for path in folder.glob(f"*_{kind}_*.jsonl.gz")]
     corpora = sorted({match[1] for match in matches if match and is_language(match[2])})
@@ -216,4 +240,26 @@ def find_corpus(folder: Path, kind: ManifestKind) -> str:
             f"{folder} holds {kind} of several corpora ({', '.join(corpora)}): expected one; prepare each corpus "
             "in its own --data-dir"
         )
-    return corpora[0] if corpora else _ANY_CORPUS
+    return corpora[0] if corpora else ANY_CORPUS
+
+
+def describe_corpus(folder: Path, name: str, text: TextOptions | None) -> None:
+    """Write the description of a folder before the manifests; a folder with manifests of an earlier version has none.
+
+    Args:
+      folder: Folder of the manifests.
+      name: Name of the corpus.
+      text: What its transcripts keep; None: they are used as the corpus has them.
+
+    Raises:
+      CorpusError: The folder holds another corpus, or was prepared with other options.
+    """
+    kinds: tuple[ManifestKind, ...] = ("recordings", "cuts")
+    has_manifests = any(find_corpus(folder, kind) != ANY_CORPUS for kind in kinds)
+    if CorpusDescription.load(folder) is not None or not has_manifests:
+        CorpusDescription(name, text).save(folder)
+    elif text not in (None, TextOptions()):
+        raise CorpusError(
+            f"{folder} was prepared by an earlier version, without case and punctuation: use another --data-dir for "
+            "--keep-case or --keep-punctuation"
+        )

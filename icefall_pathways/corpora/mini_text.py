@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 
-from icefall_pathways.corpora.validation import foreign_characters
-from icefall_pathways.languages import Language
+from icefall_pathways.languages import Language, foreign_characters
 
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
 _MAX_DRAWS = 10_000

@@ -16,15 +16,15 @@ from lhotse import Recording, SupervisionSegment
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
-from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
+from icefall_pathways.corpora.layout import ANY_CORPUS, SPLITS, SplitFiles, find_corpus, write_manifests
 from icefall_pathways.corpora.recordings import read_recording
-from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, foreign_characters
+from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason
 from icefall_pathways.errors import last_line
 from icefall_pathways.files import read_lines
-from icefall_pathways.languages import Language, normalize_text
+from icefall_pathways.languages import Language, foreign_characters, normalize_text
 from icefall_pathways.sharding.executors import Workers
 
-CORPUS = "mls"  # first part of the names of manifests
+CORPUS = "mls"  # name of the corpus of a folder without a description
 # Values of --subset: all training data, or parts of the limited supervision; the two parts together are ten hours.
 SUBSETS = {"train": (), "10hr": ("9hr", "1hr"), "9hr": ("9hr",), "1hr": ("1hr",)}
 
@@ -80,11 +80,12 @@ def prepare_manifests(
     if subset not in SUBSETS:
         raise CorpusError(f"--subset {subset!r}: expected one of {', '.join(SUBSETS)}")
     report = CorpusReport()
+    corpus = find_corpus(output_dir, "recordings")
     for language in languages:
         folder = language_folder(corpus_dir, language)
         _check_splits(folder)
         for split, lines in _lines_of_splits(folder, subset).items():
-            files = SplitFiles(output_dir, CORPUS, language, split)
+            files = SplitFiles(output_dir, CORPUS if corpus == ANY_CORPUS else corpus, language, split)
             read = partial(_read_lines, folder / split, language, split)
             report.add(write_manifests(files, lines, read, workers))
     return report

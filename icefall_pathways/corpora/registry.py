@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.languages import MLS_LANGUAGES, Language, LanguageCode
+from icefall_pathways.languages import MLS_LANGUAGES, Language, LanguageCode, TextOptions
 from icefall_pathways.sharding.executors import Workers
 
 
@@ -24,9 +24,9 @@ class CorpusModule(Protocol):
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
-        Every supervision has the code of its language and a text in its alphabet, and every recording is sampled at
-        16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids are SPEAKER_BOOK_INDEX or
-        SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
+        Every supervision has the code of its language and a text, which is normalized there, and every recording is
+        sampled at 16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids are
+        SPEAKER_BOOK_INDEX or SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
 
         Args:
           corpus_dir: Folder of the corpus.
@@ -59,6 +59,8 @@ class CorpusSpec:
         more options. None: the user has to provide --corpus-dir.
       acquire_options: Options of prepare.sh that the command receives besides the corpus folder and the languages.
       content_options: Options of prepare.sh that determine the manifests; changed values invalidate prepared data.
+      has_plain_text: Whether its transcripts are in lower case and without punctuation already, as those of MLS. They
+        are used as they are then; others are normalized, see `normalize_transcript`.
       synthetic: Whether the command also runs in an existing --corpus-dir, to verify or complete it. A downloaded
         corpus is used as it is.
     """
@@ -70,11 +72,27 @@ class CorpusSpec:
     acquire_command: str | None = None
     acquire_options: tuple[str, ...] = ("num_jobs",)
     content_options: tuple[str, ...] = ("subset",)
+    has_plain_text: bool = False
     synthetic: bool = False
 
     def load(self) -> CorpusModule:
         """Import the module."""
         return cast(CorpusModule, import_module(self.module))
+
+    def text_options(self, keep_case: bool, keep_punctuation: bool) -> TextOptions | None:
+        """Return how its transcripts are normalized; None if they are used as they are.
+
+        Raises:
+          CorpusError: The corpus has neither case nor punctuation.
+        """
+        if not self.has_plain_text:
+            return TextOptions(keep_case, keep_punctuation)
+        if keep_case or keep_punctuation:
+            raise CorpusError(
+                f"--keep-case and --keep-punctuation: the transcripts of --corpus {self.name} have neither; expected "
+                "another corpus, or neither option"
+            )
+        return None
 
     def check_languages(self, languages: Sequence[Language]) -> None:
         """Check that the corpus offers all given languages.
@@ -102,6 +120,7 @@ CORPORA: dict[str, CorpusSpec] = {
             acquire_command="make_mini_corpus",
             acquire_options=(*_SIZE_OPTIONS, "num_jobs"),
             content_options=_SIZE_OPTIONS,
+            has_plain_text=True,
             synthetic=True,
         ),
         CorpusSpec(
@@ -111,6 +130,7 @@ CORPORA: dict[str, CorpusSpec] = {
             languages=tuple(MLS_LANGUAGES),
             acquire_command="download_mls",
             acquire_options=("audio_format", "base_url"),
+            has_plain_text=True,
         ),
     )
 }

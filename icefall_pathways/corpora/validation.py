@@ -1,6 +1,5 @@
 """Counts of kept and dropped utterances per language, split, and reason."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import Language, get_language
+from icefall_pathways.languages import get_language
 
 
 class CorpusError(ValueError):
@@ -166,13 +165,3 @@ def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:
     """Return the distinct names: the common ones in the order of their definition, then the others by name."""
     order = list(common)
     return sorted(set(names), key=lambda name: (order.index(common(name)) if name in order else len(order), name))
-
-
-def foreign_characters(text: str, language: Language) -> str:
-    """Return the distinct characters of `text` that are not in the language's alphabet, sorted.
-
-    If the alphabet is not known, these are all but letters and their marks, spaces, apostrophes and hyphens.
-    """
-    if language.alphabet is not None:
-        return "".join(sorted(set(text) - language.alphabet))
-    return "".join(sorted(c for c in set(text) if unicodedata.category(c)[0] not in "LM" and c not in " '-"))

@@ -15,7 +15,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
-from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
+from icefall_pathways.corpora.description import CorpusDescription
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles, describe_corpus, find_corpus
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_shard
 from icefall_pathways.data.manifests import check_recording, check_sampling_rate
@@ -70,6 +71,9 @@ def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
       CorpusError: Manifests are missing.
     """
     report = CorpusReport()
+    description = CorpusDescription.load(config.manifest_dir)
+    if description is not None:
+        describe_corpus(config.output_dir, description.name, description.text)
     with open_workers(config) as workers:
         for language in parse_languages(config.languages):
             for split in SPLITS:

@@ -20,7 +20,13 @@ from icefall_pathways.languages.registry import (
     scored_by_characters,
 )
 from icefall_pathways.languages.tags import LanguageCode, UnknownLanguageError, canonical_language
-from icefall_pathways.languages.text import normalize_text
+from icefall_pathways.languages.text import (
+    TextOptions,
+    accepted_characters,
+    foreign_characters,
+    normalize_text,
+    normalize_transcript,
+)
 
 __all__ = [
     "DEFAULT_LANGUAGES",
@@ -28,11 +34,14 @@ __all__ = [
     "Language",
     "LanguageCode",
     "LanguageList",
+    "TextOptions",
     "UnknownLanguageError",
+    "accepted_characters",
     "alphabet",
     "built_in_languages",
     "canonical_language",
     "codes_of",
+    "foreign_characters",
     "get_language",
     "is_language",
     "is_language_code",
@@ -40,6 +49,7 @@ __all__ = [
     "language_name",
     "normalize_languages",
     "normalize_text",
+    "normalize_transcript",
     "parse_languages",
     "scored_by_characters",
 ]

@@ -1,6 +1,6 @@
 """Languages by code: name, alphabet, script and writing direction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from icefall_pathways.languages.cldr import expand, table
@@ -27,9 +27,9 @@ class Language:
 
     code: LanguageCode
     name: str
-    alphabet: frozenset[str] | None
+    alphabet: frozenset[str] | None = field(repr=False)
     script: str = ""
-    punctuation: frozenset[str] = frozenset(_COMMON_PUNCTUATION)
+    punctuation: frozenset[str] = field(default=frozenset(_COMMON_PUNCTUATION), repr=False)
 
     @property
     def right_to_left(self) -> bool:

@@ -55,6 +55,12 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
     base_url: str = ""
     """mls: URL of a mirror to download from. Empty: OpenSLR."""
 
+    keep_case: bool = False
+    """Keep upper-case letters in transcripts, of a corpus that has them. 0: convert them to lower case."""
+
+    keep_punctuation: bool = False
+    """Keep the punctuation of sentences in transcripts, of a corpus that has it. 0: remove it."""
+
     musan_dir: str = ""
     """Folder of MUSAN, for noise augmentation. Empty: none."""
 
@@ -148,9 +154,11 @@ def prepare_jobs(config: PrepareConfig) -> list[Job]:
 
     Raises:
       ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, the corpus
-        does not offer a language, or --shard is used with several stages.
+        does not offer a language or has no case or punctuation to keep, or --shard is used with several stages.
     """
-    get_corpus(config.corpus).check_languages(parse_languages(config.languages))
+    spec = get_corpus(config.corpus)
+    spec.check_languages(parse_languages(config.languages))
+    spec.text_options(config.keep_case, config.keep_punctuation)
     if config.shard and not (config.stage == config.stop_stage and config.stage in _SHARDED_STAGES):
         expected = " or ".join(f"--stage {stage} --stop-stage {stage}" for stage in _SHARDED_STAGES)
         raise ValueError(f"--shard {config.shard} needs one stage that is divided into shards: expected {expected}")
@@ -233,9 +241,14 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
 
 
 def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:
-    """Return the options that determine the content of the corpus: its name, its folder, and others."""
+    """Return the options that determine the content of the manifests: the corpus, its folder, and others."""
     values = (as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options)
-    return config.corpus, config.corpus_folder, *values
+    return config.corpus, config.corpus_folder, *values, *_text_options(config)
+
+
+def _text_options(config: PrepareConfig) -> dict[str, bool]:
+    """Return the options of the normalization of transcripts that are on."""
+    return {name: True for name in ("keep_case", "keep_punctuation") if getattr(config, name)}
 
 
 def _sample_options(config: PrepareConfig) -> str:
@@ -276,6 +289,7 @@ def _manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]
         output_dir=config.data_dir / "manifests",
         languages=languages,
         subset=config.subset,
+        **_text_options(config),
         max_dropped_share=config.max_dropped_share,
         num_jobs=config.num_jobs,
         **_execution_options(config),

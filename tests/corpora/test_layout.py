@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
-from icefall_pathways.corpora.layout import SplitFiles, find_corpus, write_manifests
+from icefall_pathways.corpora.description import DESCRIPTION_FILE, CorpusDescription
+from icefall_pathways.corpora.layout import SplitFiles, describe_corpus, find_corpus, write_manifests
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.languages import get_language
+from icefall_pathways.languages import TextOptions, get_language
 
 
 def files(folder, corpus="mls", language="fr", split="test"):
@@ -83,3 +84,53 @@ def test_several_corpora_in_a_folder_are_rejected(tmp_path):
     files(tmp_path, "toy", "en").cuts.touch()
     with pytest.raises(CorpusError, match=r"holds cuts of several corpora \(mls, toy\): expected one"):
         find_corpus(tmp_path, "cuts")
+
+
+def test_the_description_of_a_folder_names_its_corpus(tmp_path):
+    files(tmp_path, "mls").cuts.touch()
+    describe_corpus(tmp_path / "new", "mini", None)
+    describe_corpus(tmp_path / "new", "mini", None)
+    files(tmp_path / "new", "mini").cuts.touch()
+    assert find_corpus(tmp_path / "new", "recordings") == find_corpus(tmp_path / "new", "cuts") == "mini"
+    assert find_corpus(tmp_path, "cuts") == "mls"
+
+
+@pytest.mark.parametrize(("name", "text"), [("toy", TextOptions()), ("cv", TextOptions(keep_case=True)), ("cv", None)])
+def test_a_folder_holds_one_corpus_with_one_normalization(tmp_path, name, text):
+    describe_corpus(tmp_path, "cv", TextOptions())
+    with pytest.raises(CorpusError, match=r"holds the corpus cv \(keep_case 0, .*now it would be.*another --data-dir"):
+        describe_corpus(tmp_path, name, text)
+    assert CorpusDescription.load(tmp_path) == CorpusDescription("cv", TextOptions())
+
+
+def test_a_folder_of_an_earlier_version_gets_no_description(tmp_path):
+    files(tmp_path, "mls").recordings.touch()
+    describe_corpus(tmp_path, "mini", None)
+    assert not (tmp_path / DESCRIPTION_FILE).exists() and find_corpus(tmp_path, "recordings") == "mls"
+    with pytest.raises(CorpusError, match="prepared by an earlier version, without case and punctuation"):
+        describe_corpus(tmp_path, "mini", TextOptions(keep_case=True))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": "a", "text": {"keep": 1}}', "{"])
+def test_a_damaged_description_is_an_error(tmp_path, content):
+    (tmp_path / DESCRIPTION_FILE).write_text(content)
+    with pytest.raises(CorpusError, match=r"corpus.json is damaged .*restore it"):
+        find_corpus(tmp_path, "cuts")
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        (None, ["été"]),
+        (TextOptions(), ["l'été fini", "été"]),
+        (TextOptions(keep_case=True), ["L'Été fini", "été"]),
+        (TextOptions(keep_punctuation=True), ["l'été, fini!", "été"]),
+        (TextOptions(keep_case=True, keep_punctuation=True), ["L'Été, fini!", "été"]),
+    ],
+)
+def test_transcripts_are_normalized_with_the_options_of_the_folder(tmp_path, options, texts):
+    describe_corpus(tmp_path, "mls", options)
+    given = {"a": "L’Été, fini !", "b": "20 ans", "c": "été"}
+    report = write_manifests(files(tmp_path), list(given), lambda names, _: (utterance(n, given[n]) for n in names))
+    assert [s.text for s in SupervisionSet.from_file(files(tmp_path).supervisions)] == texts
+    assert report.dropped == {("fr", "test", "foreign characters"): 3 - len(texts)}

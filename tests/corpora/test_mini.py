@@ -175,7 +175,7 @@ def test_a_folder_of_other_files_is_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"languages": "en xx", "hours": ""}, "unknown language 'xx'"),
+        ({"languages": "en xx", "hours": ""}, "the corpus mini does not offer xx"),
         ({"hours": "en=much"}, "--hours 'en=much', at 'en=much'"),
         ({"hours": "en=0"}, "0.0 hours of english"),
         ({"hours": "en=inf"}, "inf hours of english"),

@@ -10,6 +10,7 @@ from lhotse import CutSet
 from icefall_pathways.commands import get_corpus as get_corpus_command
 from icefall_pathways.commands import prepare_manifests
 from icefall_pathways.corpora import mini_speech
+from icefall_pathways.corpora.description import CorpusDescription
 from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini import MiniCorpusConfig
 from icefall_pathways.corpora.registry import CORPORA, get_corpus
@@ -21,7 +22,7 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
-from icefall_pathways.languages import MLS_LANGUAGES, parse_languages
+from icefall_pathways.languages import MLS_LANGUAGES, TextOptions, parse_languages
 from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
 
 
@@ -69,6 +70,25 @@ def test_prepare_sh_runs_a_registered_corpus(tmp_path, registered):
     assert acquire.mark_text == manifests.mark_text == "toy download/toy train"
     existing = prepare_jobs(replace(config, corpus_dir=str(tmp_path)))[0].steps[0]
     assert existing.command == () and existing.message == f"The corpus is in {tmp_path}"
+
+
+def test_case_and_punctuation_are_kept_on_demand(tmp_path, registered):
+    options = {"languages": "en", "keep_case": True, "keep_punctuation": True}
+    config = PrepareConfig(corpus="toy", data_dir=tmp_path, **options)
+    manifests = prepare_jobs(config)[1].steps[0]
+    assert " --keep-case 1 --keep-punctuation 1 " in " ".join(manifests.command)
+    assert manifests.mark_text == "toy download/toy train keep_case keep_punctuation"
+    prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", **options))
+    assert CorpusDescription.load(tmp_path / "manifests") == CorpusDescription("toy", TextOptions(True, True))
+
+
+@pytest.mark.parametrize("corpus", ["mini", "mls"])
+def test_plain_corpora_have_no_case_or_punctuation_to_keep(tmp_path, corpus):
+    with pytest.raises(CorpusError, match=f"--corpus {corpus} have neither"):
+        prepare_jobs(PrepareConfig(corpus=corpus, languages="en", keep_case=True))
+    config = prepare_manifests.Config(corpus, tmp_path, tmp_path / "manifests", "en", keep_punctuation=True)
+    with pytest.raises(CorpusError, match=f"--corpus {corpus} have neither"):
+        prepare_manifests.run(config)
 
 
 def test_a_corpus_that_cannot_be_downloaded_requires_a_folder(tmp_path, monkeypatch):

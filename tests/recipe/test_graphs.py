@@ -253,7 +253,7 @@ def test_short_study_saves_two_checkpoints():
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("--systems 'lap dens'", "unknown system 'dens'"), ("--languages klingon", "unknown language 'klingon'")],
+    [("--systems 'lap dens'", "unknown system 'dens'"), ("--languages elvish", "unknown language 'elvish'")],
 )
 def test_invalid_study_option_is_reported(line, message, capsys):
     with pytest.raises(SystemExit):

@@ -1,0 +1,68 @@
+"""Description of a folder of manifests: the name of its corpus and the normalization of its transcripts.
+
+Preparation writes it next to the manifests. Folders of earlier versions have none: their corpus is named by the
+manifests, and their transcripts are in lower case and without punctuation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.files import read_json, write_json
+from icefall_pathways.languages import TextOptions
+
+DESCRIPTION_FILE = "corpus.json"
+
+
+@dataclass(frozen=True)
+class CorpusDescription:
+    """Properties of a folder of manifests.
+
+    Attributes:
+      name: Name of the corpus, the first part of the names of manifests and of result files.
+      text: What transcripts keep; None if they are used as the corpus has them, normalized like those of MLS.
+    """
+
+    name: str
+    text: TextOptions | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "CorpusDescription | None":
+        """Read the description of a folder; None if it has none.
+
+        Raises:
+          CorpusError: It is damaged.
+        """
+        path = folder / DESCRIPTION_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls._from_json(read_json(path))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorpusError(f"{path} is damaged ({error}): restore it, or prepare {folder} again") from error
+
+    @classmethod
+    def _from_json(cls, values: Mapping[str, Any]) -> "CorpusDescription":
+        text = values["text"]
+        return cls(str(values["name"]), None if text is None else TextOptions(**text))
+
+    def save(self, folder: Path) -> None:
+        """Write the description of a folder, unless it has the same one.
+
+        Raises:
+          CorpusError: The folder has another one.
+        """
+        stored = CorpusDescription.load(folder)
+        if stored is None:
+            write_json(folder / DESCRIPTION_FILE, asdict(self))
+        elif stored != self:
+            raise CorpusError(
+                f"{folder} holds {stored}, but now it would be {self}: expected one corpus, prepared with the same "
+                "options, per folder; use another --data-dir, or remove this one"
+            )
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{name} {int(value)}" for name, value in asdict(self.text).items()) if self.text else ""
+        return f"the corpus {self.name}" + (f" ({text})" if text else "")
