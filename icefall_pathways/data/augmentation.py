@@ -1,7 +1,7 @@
 """Data augmentation of training batches, each with its own seed."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from lhotse import CutSet
 from lhotse.dataset import CutMix, SpecAugment
 from torch import Tensor
 
+from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.manifests import check_cut
-from icefall_pathways.ranges import Options, Share
+from icefall_pathways.data.perturbation import PerturbationConfig, perturb
+from icefall_pathways.ranges import Share
 
 
 @dataclass(frozen=True)
-class AugmentationConfig(Options):
+class AugmentationConfig(PerturbationConfig):
     """Options of the augmentation of training batches."""
 
     enable_spec_aug: bool = True
@@ -55,13 +57,10 @@ class AugmentationConfig(Options):
 
 
 class Augmentation:
-    """Mix noise into cuts and mask features, with random numbers of the global random state; see `seeded`.
+    """Mix noise into cuts, perturb and mask features, with random numbers of the global random state; see `seeded`.
 
     Args:
       config: The options.
-
-    Attributes:
-      transforms: Transforms of features (N, T, F).
 
     Raises:
       ValueError: The cuts of MUSAN are missing.
@@ -76,9 +75,8 @@ class Augmentation:
             self._noise = CutSet.from_file(config.musan_cuts).to_eager()
             for cut in self._noise:
                 check_cut(cut, config.musan_cuts)
-        self.transforms: list[Callable[..., Tensor]] = []
-        if config.enable_spec_aug:
-            self.transforms.append(_spec_augment(config))
+        self._spec_augment = _spec_augment(config) if config.enable_spec_aug else None
+        self._config = config
 
     def mix(self, cuts: CutSet) -> CutSet:
         """Mix noise into about half of the cuts; ids, durations, and supervisions do not change."""
@@ -86,6 +84,19 @@ class Augmentation:
             return cuts
         rng = random.Random(random.getrandbits(32))
         return CutMix(self._noise, snr=(10, 20), p=0.5, pad_to_longest=False, preserve_id=True, seed=rng)(cuts)
+
+    def perturb(self, batch: Batch, seed: int) -> Batch:
+        """Perturb a batch before the normalization of its features; see `perturbation.perturb`."""
+        return perturb(batch, self._config, seed)
+
+    def mask(self, features: Tensor, num_frames: Tensor) -> Tensor:
+        """Apply SpecAugment to the features (N, T, F) of utterances of `num_frames` (N,) frames."""
+        if self._spec_augment is None:
+            return features
+        numbers = torch.arange(len(num_frames), dtype=num_frames.dtype)
+        segments = torch.stack([numbers, torch.zeros_like(numbers), num_frames], dim=1)
+        masked: Tensor = self._spec_augment(features, supervision_segments=segments)
+        return masked
 
 
 def _spec_augment(config: AugmentationConfig) -> SpecAugment:

@@ -9,7 +9,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
+from icefall_pathways.constants import FRAME_SHIFT, LOG_EPS, SAMPLE_RATE
 from icefall_pathways.data.tokenizer import Tokenizer
 
 _SMALL_TENSORS = ("num_frames", "tokens", "num_tokens")
@@ -80,6 +80,46 @@ class Batch:
     def seconds(self) -> float:
         """Duration of the audio in seconds, padding excluded."""
         return FRAME_SHIFT / SAMPLE_RATE * float(self.num_frames.sum())
+
+    @property
+    def utterances(self) -> list[Tensor]:
+        """Features (T, F) of each utterance, without padding."""
+        return [x[:length] for x, length in zip(self.inputs, self.num_frames.tolist(), strict=True)]
+
+    def with_utterances(self, utterances: list[Tensor]) -> Batch:
+        """Return the batch with other features (T, F) of each utterance."""
+        return replace(
+            self,
+            inputs=nn.utils.rnn.pad_sequence(utterances, batch_first=True, padding_value=LOG_EPS),
+            num_frames=torch.tensor([len(x) for x in utterances], dtype=torch.int32),
+        )
+
+    def extend(self, num_frames: int) -> Batch:
+        """Return the batch with `num_frames` more frames of silence at the end of every utterance."""
+        return self.with_utterances(
+            [nn.functional.pad(x, (0, 0, 0, num_frames), value=LOG_EPS) for x in self.utterances]
+        )
+
+    def join_pairs(self, max_frames: int) -> Batch:
+        """Return the batch with consecutive utterances joined in pairs, unless they have more than `max_frames`."""
+        tokens = [ids[:length] for ids, length in zip(self.tokens, self.num_tokens.tolist(), strict=True)]
+        utterances = list(zip(self.utterances, tokens, self.cuts, strict=True))
+        joined: list[tuple[Tensor, Tensor, Cut]] = []
+        for i in range(0, len(utterances), 2):
+            pair = utterances[i : i + 2]
+            if len(pair) == 2 and sum(len(x) for x, _, _ in pair) <= max_frames:
+                features, ids, (first, second) = zip(*pair, strict=True)
+                cut = first.append(second, preserve_id="left").merge_supervisions()
+                pair = [(torch.cat(features), torch.cat(ids), cut)]
+            joined += pair
+        joined.sort(key=lambda utterance: -len(utterance[0]))
+        features, ids, cuts = zip(*joined, strict=True)
+        return replace(
+            self,
+            tokens=nn.utils.rnn.pad_sequence(list(ids), batch_first=True),
+            num_tokens=torch.tensor([len(x) for x in ids]),
+            cuts=list(cuts),
+        ).with_utterances(list(features))
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with `inputs` and `tokens` on `device`; the lengths stay on the CPU, where they are read."""

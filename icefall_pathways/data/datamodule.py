@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from lhotse import CutSet, MonoCut
 from tabulate import tabulate
@@ -16,6 +17,7 @@ from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.dataset import BatchPlan, IndexedDataset, SpeechDataset
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.loading import load_batches
 from icefall_pathways.data.manifests import DataError, check_cut, check_sampling_rate
@@ -71,6 +73,10 @@ class DataConfig(SamplingConfig, AugmentationConfig):
     on_the_fly_feats: bool = False
     """Compute features from the audio during training; 0 reads the features that prepare.sh stored."""
 
+    level_norm: Literal["auto", "none", "running-max"] = "auto"
+    """Normalization of the level of features. running-max: subtract a running maximum of the energy, without
+    look-ahead; auto: as in the training that is resumed or in --init-from, and running-max for a new model."""
+
     num_workers: int = 2
     """Data loader workers; 0 loads batches in the training process."""
 
@@ -79,6 +85,11 @@ class DataConfig(SamplingConfig, AugmentationConfig):
 
     max_cut_duration: PositiveFloat = 20.0
     """Drop training cuts longer than this (seconds)."""
+
+    @property
+    def fbank(self) -> FbankConfig:
+        """The features of batches; a normalization that is not resolved is none, as in models of earlier versions."""
+        return FbankConfig(level_norm="none" if self.level_norm == "auto" else self.level_norm)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,7 +318,8 @@ class SpeechDataModule:
         return LanguageDraws(seconds, self.config.sampling_temperature, seed)
 
     def _dataset(self, augmentation: Augmentation | None = None) -> SpeechDataset:
-        return SpeechDataset(augmentation, self.config.on_the_fly_feats, self._tokenizer)
+        level_norm = self.config.fbank.level_norm
+        return SpeechDataset(augmentation, self.config.on_the_fly_feats, self._tokenizer, level_norm)
 
     def _files(self, language: Language, split: str) -> SplitFiles:
         folder = self.config.manifest_dir

@@ -1,7 +1,7 @@
 """Dataset that makes a batch from its plan, in a loader worker or in the training process."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lhotse import CutSet
 from lhotse.dataset import K2SpeechRecognitionDataset, OnTheFlyFeatures, PrecomputedFeatures
@@ -11,6 +11,7 @@ from icefall_pathways.data.augmentation import Augmentation, seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.level import LevelNorm, normalize_level
 from icefall_pathways.data.manifests import DataError, check_files
 from icefall_pathways.data.sampling import BatchDraw
 from icefall_pathways.data.tokenizer import Tokenizer
@@ -45,17 +46,22 @@ class SpeechDataset(Dataset[Batch | DataError]):
       augmentation: Augments cuts and features; None for validation and decoding.
       on_the_fly: Whether to compute the features from the audio, or to read stored features.
       tokenizer: Tokenizes the transcripts; None leaves the tokens of batches empty.
+      level_norm: Normalization of the features, stored or not.
     """
 
-    def __init__(self, augmentation: Augmentation | None, on_the_fly: bool, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        augmentation: Augmentation | None,
+        on_the_fly: bool,
+        tokenizer: Tokenizer | None,
+        level_norm: LevelNorm = "none",
+    ) -> None:
         self._augmentation = augmentation
         self._on_the_fly = on_the_fly
         self._tokenizer = tokenizer
+        self._level_norm: LevelNorm = level_norm
         strategy = OnTheFlyFeatures(FbankConfig().extractor()) if on_the_fly else PrecomputedFeatures()
-        transforms = augmentation.transforms if augmentation else []
-        self._dataset = K2SpeechRecognitionDataset(
-            return_cuts=True, input_transforms=transforms, input_strategy=strategy
-        )
+        self._dataset = K2SpeechRecognitionDataset(return_cuts=True, input_strategy=strategy)
 
     def load(self, plan: BatchPlan) -> Batch:
         """Return the batch of a plan.
@@ -76,12 +82,20 @@ class SpeechDataset(Dataset[Batch | DataError]):
                 cuts = self._augmentation.mix(cuts) if self._augmentation else cuts
                 for cut in cuts:
                     check_files(cut, not self._on_the_fly)
-                batch = self._dataset[cuts]
+                return self._process(Batch.from_lhotse(self._dataset[cuts], plan.language, self._tokenizer), plan.seed)
         except DataError as error:
             return error
         except Exception as error:  # feature readers raise exceptions of many types
             return DataError(_explain(plan, self._on_the_fly, error))
-        return Batch.from_lhotse(batch, plan.language, self._tokenizer)
+
+    def _process(self, batch: Batch, seed: int) -> Batch:
+        """Perturb, normalize and mask the features of a batch, in this order."""
+        if self._augmentation is not None:
+            batch = self._augmentation.perturb(batch, seed)
+        batch = batch.with_utterances([normalize_level(x, self._level_norm) for x in batch.utterances])
+        if self._augmentation is None:
+            return batch
+        return replace(batch, inputs=self._augmentation.mask(batch.inputs, batch.num_frames))
 
 
 class IndexedDataset(Dataset[Batch | DataError]):

@@ -20,6 +20,7 @@ from lhotse.features.kaldifeat import (
 from torch import Tensor
 
 from icefall_pathways.constants import FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE
+from icefall_pathways.data.level import LevelNorm, LevelNormalizer
 from icefall_pathways.errors import first_line
 
 FbankBackend = Literal["kaldifeat", "kaldi-native-fbank"]
@@ -51,6 +52,7 @@ class FbankConfig:
         default is Lhotse's; kaldifeat's default, 0, results in different filters.
       frame_length: Window length in samples.
       frame_shift: Window shift in samples.
+      level_norm: Normalization of the level. Stored features are not normalized, but when they are read.
       device: Device of the computation.
     """
 
@@ -60,6 +62,7 @@ class FbankConfig:
     high_freq: float = -400.0
     frame_length: int = 400
     frame_shift: int = FRAME_SHIFT
+    level_norm: LevelNorm = "none"
     device: str = "cpu"
 
     @property
@@ -68,7 +71,7 @@ class FbankConfig:
         return self.frame_shift / self.sample_rate
 
     def extractor(self, snip_edges: bool = False) -> KaldifeatFbank:
-        """Return Lhotse's extractor with these options, computed by `fbank_backend()`.
+        """Return Lhotse's extractor with these options, without `level_norm`, computed by `fbank_backend()`.
 
         Args:
           snip_edges: Whether to compute only frames that lie inside the signal. Otherwise the signal is mirrored at
@@ -137,6 +140,7 @@ class StreamingFbank:
         self._samples = torch.zeros(0)  # the tail of the stream, which later frames cover
         self._offset = 0  # position of _samples[0] in the stream
         self._num_frames = 0
+        self._normalizer = LevelNormalizer() if self.config.level_norm == "running-max" else None
 
     def accept(self, samples: Tensor) -> Tensor:
         """Append samples (n,) to the stream and return the frames (T, num_bins) that became final, T >= 0."""
@@ -167,7 +171,8 @@ class StreamingFbank:
         if num_consumed > 0:
             self._samples = self._samples[num_consumed:]
             self._offset += num_consumed
-        return self._extractor.extract(signal, self.config.sample_rate).cpu()
+        features: Tensor = self._extractor.extract(signal, self.config.sample_rate).cpu()
+        return features if self._normalizer is None else self._normalizer.accept(features)
 
     def _mirrored(self, start: int, end: int) -> Tensor:
         """Return the samples from `start` to `end`, mirrored at the ends of the stream."""

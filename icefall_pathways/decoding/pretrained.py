@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from icefall_pathways.data.datamodule import DataConfig
-from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.streaming import StreamEncoder, StreamingDecoder
@@ -78,7 +77,7 @@ class TrainedModel:
         """
         searches = {language: config.build_search(self.model, self.tokenizer, language) for language in languages}
         encoder = StreamEncoder(self.model, self.pathways, config.engine)
-        return StreamingDecoder(self.model, searches, FbankConfig(), self.pathways, encoder)
+        return StreamingDecoder(self.model, searches, self.data_config.fbank, self.pathways, encoder)
 
 
 def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
@@ -88,7 +87,8 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
       ValueError: The checkpoint, masks or tokens are missing, damaged or inconsistent.
     """
     loaded = checkpoints.load_model(config.exp_dir, config.epoch, config.iter, config.avg, config.use_averaged_model)
-    check_features(config.exp_dir)
+    data_config = from_dict(DataConfig, loaded.config["data"])
+    check_features(config.exp_dir, data_config.fbank)
     recorded = Path(loaded.config["training"]["bpe_model"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     masks = _load_masks(config, loaded)
@@ -97,7 +97,7 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
         model=model,
         pathways=FoldedPathways(model, masks if masks is None else masks.to(device), config.pathway_memory * 1e6),
         tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
-        data_config=from_dict(DataConfig, loaded.config["data"]),
+        data_config=data_config,
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
         description=f"{loaded.path}, {_describe_average(config, loaded.path)}, {_describe_masks(config, loaded)}",
     )

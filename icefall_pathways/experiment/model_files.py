@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.level import LevelNorm
 from icefall_pathways.data.tokenizer import Tokenizer, write_tokens
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_json, write_json
@@ -17,7 +18,7 @@ from icefall_pathways.files import atomic_write, read_json, write_json
 DEFAULT_BPE_MODEL = Path("data/lang_bpe_500/bpe.model")
 
 
-def store_model_files(exp_dir: Path, bpe_model: Path) -> None:
+def store_model_files(exp_dir: Path, bpe_model: Path, fbank: FbankConfig) -> None:
     """Copy the tokenizer and write the feature options to an experiment folder.
 
     A folder with checkpoints is left unchanged: its files belong to the run that is resumed.
@@ -31,7 +32,7 @@ def store_model_files(exp_dir: Path, bpe_model: Path) -> None:
     with atomic_write(exp_dir / layout.BPE_MODEL_FILE) as temporary:
         shutil.copyfile(bpe_model, temporary)
     write_tokens(exp_dir / layout.BPE_MODEL_FILE, exp_dir / layout.TOKENS_FILE)
-    write_json(exp_dir / layout.FEATURES_FILE, _feature_options())
+    write_json(exp_dir / layout.FEATURES_FILE, _feature_options(fbank))
 
 
 def stored_tokenizer(path: Path) -> Path | None:
@@ -73,10 +74,21 @@ def find_tokenizer(exp_dir: Path, recorded: Path) -> Path:
     return stored or recorded
 
 
-def check_features(exp_dir: Path) -> None:
+def stored_level_norm(exp_dir: Path) -> LevelNorm:
+    """Return the level normalization of the features in an experiment folder: none if it is of an earlier version."""
+    path = exp_dir / layout.FEATURES_FILE
+    level_norm: LevelNorm = _read_feature_options(path)["level_norm"] if path.is_file() else "none"
+    return level_norm
+
+
+def check_features(exp_dir: Path, fbank: FbankConfig) -> None:
     """Check that a model was trained on the features that this version computes.
 
     Experiment folders of version 0.1 pass: they do not store feature options.
+
+    Args:
+      exp_dir: The experiment folder.
+      fbank: The features that this version computes for the model.
 
     Raises:
       ValueError: The feature options differ, or their file is damaged.
@@ -84,9 +96,7 @@ def check_features(exp_dir: Path) -> None:
     path = exp_dir / layout.FEATURES_FILE
     if not path.is_file():
         return
-    stored, expected = read_json(path), _feature_options()
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path}: expected the feature options, found {stored!r}: restore the file")
+    stored, expected = _read_feature_options(path), _feature_options(fbank)
     if stored != expected:
         names = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
         differences = ", ".join(f"{name}={stored.get(name)} instead of {expected.get(name)}" for name in names)
@@ -96,6 +106,13 @@ def check_features(exp_dir: Path) -> None:
         )
 
 
-def _feature_options() -> dict[str, Any]:
+def _read_feature_options(path: Path) -> dict[str, Any]:
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path}: expected the feature options, found {stored!r}: restore the file")
+    return {"level_norm": "none"} | stored  # versions up to 0.1 did not normalize
+
+
+def _feature_options(fbank: FbankConfig) -> dict[str, Any]:
     """Return the options that define the features; the device is not one of them."""
-    return {name: value for name, value in asdict(FbankConfig()).items() if name != "device"}
+    return {name: value for name, value in asdict(fbank).items() if name != "device"}

@@ -50,8 +50,8 @@ def _mini(config: Config, model: str, training: str, lrs: tuple[str, str, str]) 
         hours="en=1.4 fr=0.9 it=0.4 nl=0.9",
         prepare_args="--content numbers --dev-utterances 100 --test-utterances 150",
         train_args=(
-            f"{model} {training} --num-updates 3000 --short-first 1 --base-lr {dense_lr} --lr-warmup 150 "
-            "--warm-updates 1000"
+            f"{model} {training} --num-updates 3000 --short-first 1 --join-perturb 0 --base-lr {dense_lr} "
+            "--lr-warmup 150 --warm-updates 1000"
         ),
         finetune_args=f"{training} --base-lr {finetune_lr} --lr-warmup 50 --warm-updates 0",
         search_args=f"{training} --base-lr {search_lr} {_SEARCH}",

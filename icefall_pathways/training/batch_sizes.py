@@ -100,7 +100,7 @@ def _search(
     seconds, is_limit = 0.0, False
     while longest_cut <= size <= largest or best == 0.0:
         batch = data.longest_batch(language, size)
-        if _fits(model, loss_of, batch):
+        if _fits(model, loss_of, batch.extend(data.config.max_added_frames)):
             best, seconds = size, batch.seconds
             if is_limit:
                 break

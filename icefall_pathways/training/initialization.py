@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.level import LevelNorm
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.experiment import checkpoints, icefall_checkpoints
-from icefall_pathways.experiment.model_files import check_features
+from icefall_pathways.experiment import checkpoints, icefall_checkpoints, layout
+from icefall_pathways.experiment.model_files import check_features, stored_level_norm
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import VOCABULARY_LAYERS, Transducer, build_model
 from icefall_pathways.options import from_dict
@@ -48,11 +51,18 @@ class InitialCheckpoint:
         self.tokens: str | None = None
         if not icefall_checkpoints.is_foreign(init_from):
             self.path, checkpoint = checkpoints.find(init_from)
-            check_features(self.path.parent)
             self.config, self.tokens = checkpoint["config"], checkpoint.get("tokens")
+            check_features(self.path.parent, FbankConfig(level_norm=self.level_norm))
             self._weights = self._select(checkpoint)
         elif avg is not None:
             raise ValueError(f"--init-avg {avg}: {init_from} has no running average; choose weights with --init-key")
+
+    @property
+    def level_norm(self) -> LevelNorm:
+        """Level normalization of the features that the model was trained on."""
+        data = {} if self.config is None else self.config["data"]
+        level_norm: LevelNorm = "running-max" if data.get("level_norm") == "running-max" else "none"
+        return level_norm
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -89,6 +99,19 @@ def read_initial_checkpoint(options: TrainingConfig) -> InitialCheckpoint | None
     if options.init_from is None:
         return None
     return InitialCheckpoint(options.init_from, options.init_key, options.init_avg or None)
+
+
+def with_level_norm(data: DataConfig, exp_dir: Path, initial: InitialCheckpoint | None) -> DataConfig:
+    """Resolve --level-norm auto: as in the training that `exp_dir` holds or in --init-from; new models are normalized.
+
+    Raises:
+      ValueError: The feature options in `exp_dir` are damaged.
+    """
+    if data.level_norm != "auto":
+        return data
+    if layout.has_checkpoints(exp_dir):
+        return replace(data, level_norm=stored_level_norm(exp_dir))
+    return replace(data, level_norm="running-max" if initial is None else initial.level_norm)
 
 
 @dataclass(frozen=True)

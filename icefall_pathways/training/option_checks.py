@@ -16,6 +16,7 @@ from icefall_pathways.training.initialization import InitialCheckpoint
 
 _PRUNING_OPTIONS = [field.name for field in fields(JointPruningConfig) if field.name != "prune_method"]
 _SHAPE_OPTIONS = [field.name for field in fields(MaskShapeConfig) if field.name != "sparsity"]
+_PERTURBATIONS = (("silence_perturb", "silence_perturb_seconds"), ("join_perturb", "join_perturb_seconds"))
 _SPEC_AUG_OPTIONS = [field.name for field in fields(AugmentationConfig) if field.name.startswith("spec_aug_")]
 
 
@@ -80,6 +81,11 @@ def _check_common_options(config: ExperimentConfig, initial: InitialCheckpoint |
         _reject_given(model, names, f"with --encoder-type {model.encoder_type}")
     if not config.data.enable_spec_aug:
         _reject_given(config.data, _SPEC_AUG_OPTIONS, "with --enable-spec-aug 0")
+    if not config.data.volume_perturb:
+        _reject_given(config.data, ("volume_perturb_min", "volume_perturb_max"), "with --volume-perturb 0")
+    for share, seconds in _PERTURBATIONS:
+        if not getattr(config.data, share):
+            _reject_given(config.data, (seconds,), f"with --{share.replace('_', '-')} 0")
     if not config.data.enable_musan:
         _reject_given(config.data, ("musan_cuts",), "with --enable-musan 0")
 

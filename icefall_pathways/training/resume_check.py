@@ -35,12 +35,16 @@ _FIXED_PROPERTIES: dict[str, Callable[[Description], Any]] = {
     "freeze_languages": lambda run: " ".join(
         normalize_languages(run["config"]["training"].get("freeze_languages", ""))
     ),
+    "level_norm": lambda run: run["config"]["data"].get("level_norm", "none"),
     "prune_method": lambda run: run["config"]["pruning"]["prune_method"],
     **{
         f"masks' {name}": _masks_property(name)
         for name in ("languages", "roots", "granularity", "allocation", "layer_sparsity", "target_sparsity")
     },
 }
+
+# Values of options in runs of versions that did not have these options, if they are not the present defaults.
+_PREVIOUS_VALUES = {"volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0, "level_norm": "none"}
 
 # Options that can change without an effect on the weights, or that are compared in another way.
 _IGNORED_OPTIONS = (
@@ -131,6 +135,6 @@ def _check_batch_size(current: Description, stored: Description, folder: Path, m
 def _changed_options(current: Mapping[str, Any], stored: Mapping[str, Any]) -> Iterator[str]:
     for group, options in current.items():
         for name, value in options.items():
-            stored_value = stored.get(group, {}).get(name, value)
+            stored_value = stored.get(group, {}).get(name, _PREVIOUS_VALUES.get(name, value))
             if name not in _IGNORED_OPTIONS and value != stored_value:
                 yield f"--{name.replace('_', '-')} {value} (was {stored_value})"

@@ -40,6 +40,7 @@ from icefall_pathways.training.initialization import (
     build_initial_model,
     read_initial_checkpoint,
     with_architecture,
+    with_level_norm,
 )
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.option_checks import check_search_options, check_training_options
@@ -66,6 +67,7 @@ def train(config: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> None:
     """
     config = replace(config, training=_resolve_defaults(config.training))
     initial = read_initial_checkpoint(config.training)
+    config = replace(config, data=with_level_norm(config.data, config.training.exp_dir, initial))
     config = with_optimizer(with_architecture(config, initial))
     check_training_options(config, initial)
     model, comparison = build_initial_model(config, initial)
@@ -118,6 +120,7 @@ def find_masks(config: MaskSearchConfig) -> None:
     initial = read_initial_checkpoint(config.training)
     if initial is None:
         raise ValueError("a mask search starts from a trained dense model: specify it with --init-from")
+    config = replace(config, data=with_level_norm(config.data, config.training.exp_dir, initial))
     languages = config.data.languages
     groups = [languages] if config.pruning.prune_for == "all-languages" else [[code] for code in languages]
     searches = [_search_config(config, group, initial) for group in groups]
@@ -147,7 +150,7 @@ def find_masks(config: MaskSearchConfig) -> None:
 
 def _write_run_files(config: ExperimentConfig | MaskSearchConfig, comparison: WeightComparison | None) -> None:
     """Write the tokenizer, the options and the comparison with --init-from to the experiment folder."""
-    store_model_files(config.training.exp_dir, config.training.tokenizer_path)
+    store_model_files(config.training.exp_dir, config.training.tokenizer_path, config.data.fbank)
     write_json(config.training.exp_dir / layout.CONFIG_FILE, to_dict(config))
     if comparison is not None:
         print(f"Starting from {comparison}")
@@ -256,7 +259,7 @@ def _run_search(
     if index is not None:
         os.environ["TQDM_POSITION"] = str(index)  # a separate line of the terminal for each parallel search
     training = config.training
-    store_model_files(training.exp_dir, training.tokenizer_path)
+    store_model_files(training.exp_dir, training.tokenizer_path, config.data.fbank)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": fingerprint})
     launch(train_rank, training.world_size, training.master_port + (index or 0), config, pruning, initial)
 

@@ -111,7 +111,8 @@ def test_interrupted_writing_resumes_with_the_finished_shards(index, files, monk
 
 def data_module(folder, tokenizer, **options):
     defaults = {"manifest_dir": folder, "languages": "en", "num_workers": 0, "max_duration": 8.0, "from_shar": True}
-    return SpeechDataModule(DataConfig(**defaults | {"enable_spec_aug": False} | options), tokenizer)
+    defaults |= {"enable_spec_aug": False, "volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0}
+    return SpeechDataModule(DataConfig(**defaults | options), tokenizer)
 
 
 def batches(data, world_size=1, num_updates=6, start_update=0, accum_grad=1):

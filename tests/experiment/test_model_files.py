@@ -15,6 +15,7 @@ import torch
 from speech_cuts import TEXTS
 
 from icefall_pathways import Pathways
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.pretrained import load_trained_model
@@ -140,7 +141,7 @@ def test_precedence_of_tokenizers(moved, tmp_path):
     assert choose_tokenizer(new, None, moved) == choose_tokenizer(new, None, moved / "checkpoint-2.pt") == stored
     assert choose_tokenizer(new, given, moved) == given
     assert choose_tokenizer(moved, None, tmp_path / "another") == stored
-    store_model_files(new, stored)
+    store_model_files(new, stored, FbankConfig())
     assert choose_tokenizer(new, None, None) == default, "a folder without checkpoints is not resumed"
     config = _config(moved, init_from=moved, reinit_vocab=True)
     assert config.training.tokenizer_path == default, "new vocabulary: not the one of --init-from"

@@ -8,10 +8,14 @@ from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.training.batch_sizes import scan_batch_sizes
 
 
+def make_trainer(corpus, tmp_path, **data):
+    config = tiny_run.config(corpus, tmp_path, "en fr", num_updates=2)
+    return tiny_run.make_trainer(replace(config, data=replace(config.data, max_duration=8.0, **data)))
+
+
 @pytest.fixture
 def trainer(corpus, tmp_path):
-    config = tiny_run.config(corpus, tmp_path, "en fr", num_updates=2)
-    return tiny_run.make_trainer(replace(config, data=replace(config.data, max_duration=8.0)))
+    return make_trainer(corpus, tmp_path, silence_perturb=0.0)
 
 
 def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
@@ -32,6 +36,13 @@ def test_the_scan_returns_the_largest_batch_that_fits(trainer):
         assert result.is_limit and 8 <= result.max_duration < 8 * 4
         # The next size has one longest cut more than there is room for.
         assert int(result.max_duration / longest) * longest <= 15 < int(1.25 * result.max_duration / longest) * longest
+
+
+def test_the_scan_includes_the_silence_that_training_may_add(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, silence_perturb=0.1, silence_perturb_seconds=2.0)
+    longest = trainer.data.training_cuts["en"].longest
+    for result in scan(trainer, 1500):
+        assert 1 <= int(result.max_duration / longest) <= 15 / (longest + 2)
 
 
 def test_the_scan_stops_at_four_times_the_requested_size(trainer):
