@@ -9,7 +9,7 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding.parts import Timing
 from icefall_pathways.decoding.scoring import Score, read_results, score, summarize, write_summary
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import read_json
+from icefall_pathways.files import exclusive_lock, read_json
 from icefall_pathways.languages import get_language
 
 
@@ -42,14 +42,18 @@ class ResultSummary:
     def write(self, method: str, results: Mapping[str, LanguageResult], order: Sequence[str]) -> str:
         """Write the summary and return its table, with the real-time factor in streaming decoding.
 
-        Languages that an earlier run decoded with the same model and settings are kept.
+        Languages that another run decoded with the same model and settings are kept. Runs that end at the same time
+        write one after another.
 
         Args:
           method: The decoding method.
           results: Results by language code.
           order: Codes in the order of the table; other languages follow.
         """
-        merged = {**self._earlier(set(results)), **results}
+        with exclusive_lock(self.folder / layout.LOCK_FILE, wait=True):
+            return self._write(method, {**self._earlier(set(results)), **results}, order)
+
+    def _write(self, method: str, merged: Mapping[str, LanguageResult], order: Sequence[str]) -> str:
         codes = sorted(merged, key=[*order, *merged].index)
         timings = {code: merged[code].timing for code in codes}
         extra: dict[str, Any] = {"model": self.model}
