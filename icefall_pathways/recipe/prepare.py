@@ -18,7 +18,7 @@ from icefall_pathways.recipe.programs import as_typed, option_words, program
 from icefall_pathways.sharding.executors import ExecutionConfig
 
 _SHARDED_STAGES = (1, 3, 7)
-_RETRAINED = ", retrained on "  # in the done marks of the tokenizer, followed by the languages
+_RETRAINED = ", retrained on "  # in the done marks of tokenizer and index, followed by the tokenizer's languages
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,13 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
         musan_features = _musan_features_command(config)
         yield _Stage(4, "musan-features", "MUSAN features", musan, lambda _: musan_features, per_language=False)
     title = f"SentencePiece, {config.vocab_size} tokens"
-    options = (*corpus, speed + _sample_options(config))
-    tokens = _tokens_command(config)  # of all languages: they share the tokenizer
     variant = f"-{config.vocab_size}"
+    tokenizer = _retraining(config, variant)
+    options = (*corpus, speed + _sample_options(config) + tokenizer)
+    tokens = _tokens_command(config)  # of all languages: they share the tokenizer
     yield _Stage(5, "tokens", title, options, lambda _: tokens, variant=variant)
     index = partial(_index_command, config)
-    yield _Stage(6, "index", "index of the training cuts", (*corpus, stored), index, variant=variant)
+    yield _Stage(6, "index", "index of the training cuts", (*corpus, stored + tokenizer), index, variant=variant)
     if config.store == "shar":
         title = "training cuts in tar files"
         yield _Stage(7, "shar", title, (*corpus, stored), partial(_shar_command, config))
@@ -252,13 +253,25 @@ def _text_options(config: PrepareConfig) -> dict[str, bool]:
 
 
 def _sample_options(config: PrepareConfig) -> str:
-    """Return the options of the tokenizer's texts that differ from the defaults, and whether to train it again."""
+    """Return the options of the tokenizer's texts that differ from the defaults."""
     changed = [
         f", {field.name} {as_typed(getattr(config, field.name))}"
         for field in fields(SampleConfig)
         if getattr(config, field.name) != field.default
     ]
-    return "".join(changed) + (_RETRAINED + config.languages if config.retrain_tokenizer else "")
+    return "".join(changed)
+
+
+def _retraining(config: PrepareConfig, variant: str) -> str:
+    """Return the part of done marks that says on which languages the tokenizer is, or was, trained again; "" if never.
+
+    An index with another one in its mark is of another tokenizer.
+    """
+    if config.retrain_tokenizer:
+        return _RETRAINED + config.languages
+    marks = [config.data_dir / f".done-5{variant}", *config.data_dir.glob(f".done-5{variant}-[a-z]*")]
+    newest = max(filter(Path.exists, marks), key=lambda mark: mark.stat().st_mtime_ns, default=None)
+    return "".join(read_text(newest).strip().partition(_RETRAINED)[1:]) if newest else ""
 
 
 def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:

@@ -98,6 +98,10 @@ def check_resumable(
     (batches, _), (stored_batches, _) = batch_size(current), batch_size(stored)
     if batches != stored_batches:
         changes.append(f"{batches} batches per update (were {stored_batches})")
+    if "pass_lengths" in stored:  # the state of the sampler of a previous version
+        changes.append(
+            "training cuts from here on in the order of the current version (were in that of an earlier one)"
+        )
     updates, stored_updates = current["updates_per_epoch"], stored.get("updates_per_epoch")
     if stored_updates is not None and updates != stored_updates:
         changes.append(f"{updates} updates per epoch (were {stored_updates})")

@@ -377,6 +377,19 @@ def test_the_tokenizer_is_trained_again_only_on_request_and_once(tmp_path):
     assert prepare_jobs(config)[-2].steps[0].command == ()
 
 
+def test_another_tokenizer_needs_another_index(tmp_path):
+    config = PrepareConfig(corpus="mls", corpus_dir=str(tmp_path), languages="en fr it", data_dir=tmp_path / "data")
+    finish(prepare_jobs(config))
+    again = replace(config, retrain_tokenizer=True)
+    assert languages_in(prepare_jobs(again)[-1]) == "en fr it"
+    finish(prepare_jobs(replace(again, languages="en fr")))
+    assert languages_in(prepare_jobs(replace(config, languages="en fr"))[-1]) == ""
+    *_, tokens, index = prepare_jobs(replace(config, languages="en fr it pl"))
+    assert languages_in(index) == "it pl"
+    finish([tokens])  # keeps the tokenizer
+    assert languages_in(prepare_jobs(replace(config, languages="en fr it pl"))[-1]) == "it pl"
+
+
 def test_a_part_of_an_array_job_is_one_stage_without_done_mark(tmp_path):
     config = PrepareConfig(corpus="mls", corpus_dir=str(tmp_path), data_dir=tmp_path / "data", shard="3/64")
     for stage in (1, 3):

@@ -107,3 +107,18 @@ def test_masks_that_change_with_epochs_forbid_another_batch_size(corpus, tmp_pat
     larger = replace(config, training=replace(config.training, accum_grad=2, allow_new_batch_size=True))
     with pytest.raises(ValueError, match="specify --num-updates"):
         runs.train(larger)
+
+
+def test_a_checkpoint_with_the_state_of_the_previous_sampler_resumes_and_reports_the_new_order(
+    corpus, tmp_path, uninterrupted, capsys
+):
+    """It continues after the update at which it stopped, with the batches that this version draws for the next one."""
+    train(config_of(corpus, tmp_path / "exp", 1, 4, num_updates=UPDATES // 2), tmp_path)
+    path, checkpoint = checkpoints.newest(tmp_path / "exp")
+    for key in ("batch_offsets", "progress", "update_offset"):
+        del checkpoint[key]
+    checkpoints.save(checkpoint | {"pass_lengths": {"en": [7, 7], "fr": [3]}}, path)
+    recorder = tiny_run.BatchRecorder()
+    tiny_run.make_trainer(config_of(corpus, tmp_path / "exp", 1, 4), callbacks=[recorder]).run()
+    assert recorder.batches == uninterrupted[0][UPDATES // 2 :]
+    assert "training cuts from here on in the order of the current version" in capsys.readouterr().out
