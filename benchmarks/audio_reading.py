@@ -22,8 +22,7 @@ import torch
 from fake_mls import speech_like
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.cut import MonoCut
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.data.feature_shards import write_shard
@@ -110,9 +109,12 @@ def measure(config: ReadingConfig) -> dict[str, float]:
 def main(config: ReadingConfig) -> None:
     """Measure, and print or write the table."""
     rows = [[name, f"{1000 * seconds:.1f}", f"{SECONDS / seconds:.0f}"] for name, seconds in measure(config).items()]
-    print(tabulate(rows, HEADER, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(Path(__file__).with_suffix(".md"), f"torch {torch.__version__.split('+')[0]}", HEADER, rows)
+    print_table(
+        HEADER,
+        rows,
+        Path(__file__).with_suffix(".md") if config.write else None,
+        f"torch {torch.__version__.split('+')[0]}",
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch import Tensor, nn
 from torchaudio.models import RNNTBeamSearch
 from tqdm import tqdm
@@ -221,9 +220,7 @@ def main() -> None:
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
         write_json(config.output, {"model": config.model, "machine": machine, "figures": figures})
     header, rows = table(figures)
-    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(Path(__file__).with_suffix(".md"), config.model, header, rows)
+    print_table(header, rows, Path(__file__).with_suffix(".md") if config.write else None, config.model)
 
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:

@@ -43,9 +43,9 @@ def make_language(
     """
     path = folder / mls_layout.folder_name(language, audio_format)
     speakers: dict[str, None] = {}
+    recordings = _recordings(path, audio_format)
     for index, split in enumerate(SPLITS):
         size = num_utterances if split == "train" else held_out
-        recordings = _recordings(path / split, audio_format)
         with atomic_write(path / split / mls_layout.TRANSCRIPTS_FILE) as temporary, temporary.open("w") as file:
             for handle, text in islice(_utterances(language, index), size):
                 speakers[handle.split("_")[0]] = None

@@ -19,8 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 
 from icefall_pathways.decoding.decode_run import limit_context
 from icefall_pathways.models.config import ModelConfig
@@ -86,9 +85,7 @@ def main() -> None:
             figures = [f"{unlimited[0]:.0f}", f"{limited[0]:.0f}", f"{unlimited[1]:.1f}", f"{limited[1]:.1f}"]
             rows.append([model_name, str(seconds), *figures])
             print(" ".join(rows[-1]), flush=True)
-    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(REPORT, "long utterances", header, rows)
+    print_table(header, rows, REPORT if config.write else None, "long utterances")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 from random_masks import random_masks
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch import Tensor
 
 from icefall_pathways.models.config import ModelConfig
@@ -115,9 +114,7 @@ def main() -> None:
         sizes = measure_in_process(config.size, count)
         objects = [sizes[name] for name in OBJECTS]
         rows.append([str(count), *(f"{value:.0f}" for value in [*objects, sum(objects), sizes["peak"]])])
-    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(REPORT, "languages", header, rows)
+    print_table(header, rows, REPORT if config.write else None, "languages")
 
 
 if __name__ == "__main__":

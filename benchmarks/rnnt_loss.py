@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -170,9 +169,7 @@ def main() -> None:
         ("memory", [*columns, *IMPLEMENTATIONS, "k2 / builtin"], peaks),
     ]
     for name, header, rows in tables:
-        print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True), end="\n\n")
-        if config.write:
-            put_table(REPORT, name, header, rows)
+        print_table(header, rows, REPORT if config.write else None, name)
 
 
 if __name__ == "__main__":

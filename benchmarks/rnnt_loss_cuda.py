@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch import Tensor, nn
 
 from icefall_pathways.models.losses import boundaries, pruned_loss, simple_loss
@@ -141,9 +140,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     header = ["batch", "loss", "inputs", "gradients", "step (ms)", "peak memory (MB)"]
     table = sorted(rows(config.rounds) + rows_without_triton(config.rounds), key=lambda row: row[0])
-    print(tabulate(table, header, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(REPORT, "cuda", header, table)
+    print_table(header, table, REPORT if config.write else None, "cuda")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 from random_masks import random_masks
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch.profiler import ProfilerActivity, profile
 
 from icefall_pathways.data.batch import Batch
@@ -266,9 +265,7 @@ def main() -> None:
         ),
     ]
     for name, header, rows in tables:
-        print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True), end="\n\n")
-        if config.write:
-            put_table(REPORT, name, header, rows)
+        print_table(header, rows, REPORT if config.write else None, name)
 
 
 if __name__ == "__main__":

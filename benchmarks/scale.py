@@ -28,13 +28,12 @@ import numpy.typing as npt
 from lhotse import LilcomChunkyWriter, MonoCut
 from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketer, estimate_duration_buckets
 from safetensors.numpy import save_file
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 
 from icefall_pathways.data.cut_index import ROW, CutIndex
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.indexing import open_index
-from icefall_pathways.data.sampling import BatchStream, LanguageDraws, MonolingualSampler, SamplingConfig
+from icefall_pathways.data.sampling import BatchStream, LanguageDraws, MonolingualSampler, SamplingConfig, SortedCuts
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.data.training_cuts import CutLimits, TrainingCuts
 from icefall_pathways.languages import normalize_languages
@@ -130,7 +129,7 @@ def measure_start(index: Path) -> dict[str, float]:
 
     def open_stream() -> BatchStream:
         cuts = TrainingCuts.select(CutIndex(index, []), LIMITS)
-        return BatchStream("en", cuts.numbers, cuts.durations, SamplingConfig())
+        return BatchStream(SortedCuts("en", cuts.numbers, cuts.durations), SamplingConfig())
 
     def draw(start_update: int, num_updates: int, world_size: int) -> list[Any]:
         draws = LanguageDraws({"en": 1.0}, 1.0, 1)
@@ -172,7 +171,7 @@ def measure_batches(num_cuts: int) -> list[list[str]]:
     """Compare 1000 batches with those of Lhotse's sampler, which the recipe used before."""
     durations, speakers = make_durations(num_cuts), make_speakers(num_cuts)
     order = np.argsort(durations, kind="stable")
-    stream = BatchStream("en", order.astype(np.uint32), durations[order], SamplingConfig())
+    stream = BatchStream(SortedCuts("en", order.astype(np.uint32), durations[order]), SamplingConfig())
     cuts = (MonoCut(str(i), 0, float(duration), 0) for i, duration in enumerate(durations))
     first = [MonoCut(str(i), 0, float(duration), 0) for i, duration in enumerate(durations[:10_000])]
     bins = estimate_duration_buckets(first, 10)
@@ -250,9 +249,7 @@ def main() -> None:
         "batches": (["cuts", "sampler", "cuts per batch", "padding", "different speakers in a batch"], batches),
     }
     for name, (header, rows) in tables.items():
-        print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
-        if config.write:
-            put_table(REPORT, name, header, rows)
+        print_table(header, rows, REPORT if config.write else None, name)
 
 
 if __name__ == "__main__":

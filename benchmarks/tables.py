@@ -26,5 +26,15 @@ def put_table(path: Path, name: str, header: Sequence[str], rows: Sequence[Seque
         raise ValueError(
             f"{path} has no markers for the table {name}: expected a line {start}, followed by a line {end}"
         )
-    table = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
-    path.write_text(f"{before}{start}\n{table}\n{end}{after}")
+    path.write_text(f"{before}{start}\n{_format(header, rows)}\n{end}{after}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], path: Path | None, name: str) -> None:
+    """Print a table, and put it into a Markdown file unless `path` is None; see `put_table`."""
+    print(_format(header, rows), end="\n\n")
+    if path is not None:
+        put_table(path, name, header, rows)
+
+
+def _format(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import torch
 from random_masks import random_masks
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -188,9 +187,7 @@ def main() -> None:
         ("overhead", ["", "wall clock", "CPU seconds"], overhead),
     ]
     for name, header, rows in tables:
-        print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True), end="\n\n")
-        if config.write:
-            put_table(REPORT, name, header, rows)
+        print_table(header, rows, REPORT if config.write else None, name)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
 
 

@@ -13,10 +13,11 @@ resumes with the missing ones.
 from dataclasses import dataclass
 from pathlib import Path
 
-from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.corpus_cuts import CorpusCuts
+from icefall_pathways.data.data_config import DataConfig
 from icefall_pathways.data.shar import SharConfig, SharField, export_shar
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.languages import normalize_languages
+from icefall_pathways.languages import normalize_languages, parse_languages
 from icefall_pathways.ranges import PositiveInt, Seed
 from icefall_pathways.sharding.executors import ExecutionConfig, open_workers
 
@@ -49,9 +50,10 @@ class Config(ExecutionConfig):
 def run(config: Config) -> None:
     """Write the shards of all languages; complete ones are skipped."""
     shar = SharConfig(config.field, config.shard_size, config.seed)
-    options = DataConfig(manifest_dir=config.manifest_dir, languages=normalize_languages(config.languages))
-    data = SpeechDataModule(options, Tokenizer(config.bpe_model))
+    languages = normalize_languages(config.languages)
+    options = DataConfig(manifest_dir=config.manifest_dir, languages=languages)
+    cuts = CorpusCuts(options, Tokenizer(config.bpe_model))
     with open_workers(config) as workers:
-        for language in data.languages:
-            export_shar(data.open_index(language), data.training_files(language), shar, workers)
+        for language in parse_languages(languages):
+            export_shar(cuts.open_index(language), cuts.training_files(language), shar, workers)
     config.report_part()

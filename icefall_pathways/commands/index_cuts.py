@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.corpus_cuts import CorpusCuts
+from icefall_pathways.data.data_config import DataConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.usable_cuts import CutFlag
-from icefall_pathways.languages import normalize_languages
+from icefall_pathways.languages import normalize_languages, parse_languages
 from icefall_pathways.ranges import Options
 
 __all__ = ["Config", "run"]
@@ -42,10 +43,10 @@ def run(config: Config) -> None:
     """Write the indexes that are missing or outdated, and print the content of all."""
     languages = normalize_languages(config.languages)
     options = DataConfig(manifest_dir=config.manifest_dir, index_dir=config.index_dir, languages=languages)
-    data = SpeechDataModule(options, Tokenizer(config.bpe_model))
+    cuts = CorpusCuts(options, Tokenizer(config.bpe_model))
     rows = []
-    for language in data.languages:
-        index = data.open_index(language)
+    for language in parse_languages(languages):
+        index = cuts.open_index(language)
         unusable = index.flags & ~(CutFlag.NO_AUDIO | CutFlag.NO_FEATURES | CutFlag.UNSUITABLE_AUDIO)
         hours = index.durations.sum() / 3600
         rows.append([language.code, len(index), hours, int(index.num_tokens.sum()), int((unusable != 0).sum())])

@@ -63,6 +63,30 @@ class BatchDraw(NamedTuple):
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class SortedCuts:
+    """The cuts of one language by increasing duration.
+
+    Attributes:
+      language: Code of the language.
+      numbers: Numbers of the cuts, (n,), n > 0.
+      durations: Their durations in seconds, (n,).
+    """
+
+    language: str
+    numbers: npt.NDArray[np.unsignedinteger]
+    durations: npt.NDArray[np.float64]
+
+    @property
+    def key(self) -> int:
+        """The language as an integer, for hashes."""
+        return int.from_bytes(self.language.encode(), "big")
+
+    def select(self, positions: Ints) -> "SortedCuts":
+        """Return the cuts at some positions, increasing."""
+        return SortedCuts(self.language, self.numbers[positions], self.durations[positions])
+
+
 class BatchStream:
     """The infinite stream of the batches of one language.
 
@@ -70,27 +94,18 @@ class BatchStream:
     longest as fit into `max_duration`. Every pass has the same number of batches.
 
     Args:
-      language: Code of the language.
-      numbers: Numbers of the cuts by increasing duration, (n,), n > 0.
-      durations: Their durations in seconds, (n,).
+      cuts: The cuts.
       config: The options.
 
     Attributes:
       num_batches: Number of batches of a pass.
     """
 
-    def __init__(
-        self,
-        language: str,
-        numbers: npt.NDArray[np.unsignedinteger],
-        durations: npt.NDArray[np.float64],
-        config: SamplingConfig,
-    ) -> None:
-        self._language = int.from_bytes(language.encode(), "big")
-        self._numbers = numbers
+    def __init__(self, cuts: SortedCuts, config: SamplingConfig) -> None:
+        self._cuts = cuts
         self._config = config
-        self._starts, self._batch_sizes = divide_into_buckets(durations, config.max_duration, config.num_buckets)
-        self._bucket_sizes = np.diff(self._starts, append=len(numbers))
+        self._starts, self._batch_sizes = divide_into_buckets(cuts.durations, config.max_duration, config.num_buckets)
+        self._bucket_sizes = np.diff(self._starts, append=len(cuts.numbers))
         self._first_batches = np.concatenate([[0], np.cumsum(-(-self._bucket_sizes // self._batch_sizes))])
         self.num_batches = int(self._first_batches[-1])
 
@@ -100,7 +115,7 @@ class BatchStream:
         ordered = (epochs == 0) & self._config.short_first
         if not self._config.shuffle:
             epochs = np.zeros_like(epochs)
-        key = stable_hash(seed, self._language, epochs)
+        key = stable_hash(seed, self._cuts.key, epochs)
         batches = np.where(ordered, batches, permute(batches, self.num_batches, stable_hash(key, _BATCHES)))
         buckets = np.searchsorted(self._first_batches, batches, side="right") - 1
         firsts = (batches - self._first_batches[buckets]) * self._batch_sizes[buckets]
@@ -111,7 +126,7 @@ class BatchStream:
         buckets = buckets[of_cut]
         ranks = firsts[of_cut] + np.arange(len(of_cut)) - (ends - counts)[of_cut]
         shuffled = permute(ranks, self._bucket_sizes[buckets], stable_hash(key[of_cut], _CUTS, buckets))
-        cuts = self._numbers[self._starts[buckets] + np.where(ordered[of_cut], ranks, shuffled)]
+        cuts = self._cuts.numbers[self._starts[buckets] + np.where(ordered[of_cut], ranks, shuffled)]
         return [part.tolist() for part in np.split(cuts, ends[:-1])]
 
 
@@ -157,9 +172,7 @@ class ShardedBatchStream:
     `BatchStream`.
 
     Args:
-      language: Code of the language.
-      numbers: Numbers of the cuts by increasing duration, (n,), n > 0.
-      durations: Their durations in seconds, (n,).
+      cuts: The cuts.
       shards: Their shards, (n,).
       config: The options; without `shuffle`, every pass has the order of the first.
       num_lanes: Batches of an update, summed over ranks.
@@ -169,18 +182,12 @@ class ShardedBatchStream:
     """
 
     def __init__(
-        self,
-        language: str,
-        numbers: npt.NDArray[np.unsignedinteger],
-        durations: npt.NDArray[np.float64],
-        shards: npt.NDArray[np.integer[Any]],
-        config: SamplingConfig,
-        num_lanes: int,
+        self, cuts: SortedCuts, shards: npt.NDArray[np.integer[Any]], config: SamplingConfig, num_lanes: int
     ) -> None:
         order = np.argsort(shards, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
-        self._language = int.from_bytes(language.encode(), "big")
-        self._streams = [BatchStream(language, numbers[part], durations[part], config) for part in parts]
+        self._key = cuts.key
+        self._streams = [BatchStream(cuts.select(part), config) for part in parts]
         self._sizes = np.array([stream.num_batches for stream in self._streams])
         self._shuffle = config.shuffle
         self._num_lanes = min(num_lanes, len(parts))
@@ -210,7 +217,7 @@ class ShardedBatchStream:
     def _order(self, seed: int, epoch: int) -> Ints:
         """Return the order of the shards in a pass; the last ones are kept."""
         if (seed, epoch) not in self._orders:
-            size, key = len(self._sizes), stable_hash(seed, self._language, epoch if self._shuffle else 0, _SHARDS)
+            size, key = len(self._sizes), stable_hash(seed, self._key, epoch if self._shuffle else 0, _SHARDS)
             self._orders[seed, epoch] = permute(np.arange(size), size, key)
             for outdated in list(self._orders)[:-_KEPT_ORDERS]:
                 del self._orders[outdated]

@@ -206,7 +206,9 @@ def _write_results(config: DistributedConfig, experiment: LoadedExperiment, test
         results[test_set.language.code] = LanguageResult(result, decoded.timing)
     if errors:
         raise AudioError("; ".join(errors))
-    summary = ResultSummary(config.results_dir, experiment.data.corpus, config.split, suffix, experiment.trained.hash())
+    summary = ResultSummary(
+        config.results_dir, experiment.data.corpus_cuts.corpus, config.split, suffix, experiment.trained.hash()
+    )
     return summary.write(config.decoding_method, results, experiment.trained.data_config.languages)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from icefall_pathways.data.corpus_cuts import CorpusCuts
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import store_model_files
 from icefall_pathways.files import exclusive_lock, read_json, write_json
-from icefall_pathways.languages import LanguageCode
+from icefall_pathways.languages import LanguageCode, parse_languages
 from icefall_pathways.launch.jobs import run_in_parallel
 from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.models.losses import resolve_rnnt_loss
@@ -198,7 +199,7 @@ def _load_masks_to_extend(config: MaskSearchConfig, path: Path, model: Transduce
 def _check_vocabulary(config: ExperimentConfig) -> None:
     """Check that the tokenizer, which was trained on other languages, covers the languages of `config`."""
     tokenizer = Tokenizer(config.training.tokenizer_path)
-    SpeechDataModule(config.data, tokenizer).check_vocabulary()
+    CorpusCuts(config.data, tokenizer).check_vocabulary(parse_languages(config.data.languages))
 
 
 def _search_config(

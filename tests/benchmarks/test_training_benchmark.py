@@ -25,13 +25,13 @@ def test_medians_and_ratios(benchmark):
     assert row == ["small, dense", *["2.000"] * 5, "10.000", f"{10 / 2.02:.2f}"]
 
 
-def test_put_table_replaces_the_table_between_its_markers(benchmark, tmp_path):
+def test_print_table_replaces_the_table_between_its_markers(benchmark, tmp_path):
     path = tmp_path / "report.md"
     path.write_text("above\n<!-- steps -->\nold\n<!-- end of steps -->\nbelow\n")
     for value in ("1", "2"):
-        benchmark.put_table(path, "steps", ["a"], [[value]])
+        benchmark.print_table(["a"], [[value]], path, "steps")
     lines = path.read_text().splitlines()
     assert lines[:2] == ["above", "<!-- steps -->"] and lines[-2:] == ["<!-- end of steps -->", "below"]
     assert "| 2   |" in lines and "| 1   |" not in lines and "old" not in lines
     with pytest.raises(ValueError, match="no markers for the table overhead"):
-        benchmark.put_table(path, "overhead", ["a"], [])
+        benchmark.print_table(["a"], [], path, "overhead")

@@ -52,7 +52,7 @@ def test_a_registered_corpus_yields_features_tokens_and_batches(prepared):
     batch = next(data.train_batches(0, 1, seed=1))
     assert sorted(batch.texts) == sorted(toy_corpus.TEXTS) and batch.language == "en"
     assert batch.inputs.shape == (3, 200, 80) and bool(torch.isfinite(batch.inputs).all()) and batch.total_tokens > 0
-    assert data.corpus == "toy" and data.loader("en", "dev").test_set == "toy-english-dev"
+    assert data.corpus_cuts.corpus == "toy" and data.loader("en", "dev").test_set == "toy-english-dev"
 
 
 def test_results_are_named_after_the_corpus(prepared, experiment, exp_dir):

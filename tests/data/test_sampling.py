@@ -12,7 +12,7 @@ from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketer, estimate_
 
 from icefall_pathways.data import sampling
 from icefall_pathways.data.permutation import permute, stable_hash
-from icefall_pathways.data.sampling import BatchStream, LanguageDraws, MonolingualSampler, SamplingConfig
+from icefall_pathways.data.sampling import BatchStream, LanguageDraws, MonolingualSampler, SamplingConfig, SortedCuts
 
 SEEDS = st.integers(0, 2**63 - 1)
 SIZES = {"en": 90, "fr": 31, "it": 7}  # cuts
@@ -59,7 +59,8 @@ def streams(draw, short_first=None):
     )
     numbers = 1000 + np.arange(len(durations), dtype=np.uint32)  # of an index with other, unusable cuts
     durations = np.sort(durations)
-    return BatchStream("en", numbers, durations, config), dict(zip(numbers.tolist(), durations, strict=True)), config
+    cuts = SortedCuts("en", numbers, durations)
+    return BatchStream(cuts, config), dict(zip(numbers.tolist(), durations, strict=True)), config
 
 
 @settings(deadline=None)
@@ -107,7 +108,7 @@ def test_short_first_pass_is_sorted(stream, seed):
 def make_stream(durations, language="en", **options):
     durations = np.asarray(durations, float)
     order = np.argsort(durations, kind="stable")
-    return BatchStream(language, order.astype(np.uint32), durations[order], SamplingConfig(**options))
+    return BatchStream(SortedCuts(language, order.astype(np.uint32), durations[order]), SamplingConfig(**options))
 
 
 def first_pass(stream, seed=1):

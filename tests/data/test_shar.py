@@ -23,7 +23,7 @@ from icefall_pathways.data import shar
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.manifests import DataError, check_cut
-from icefall_pathways.data.sampling import SamplingConfig, ShardedBatchStream
+from icefall_pathways.data.sampling import SamplingConfig, ShardedBatchStream, SortedCuts
 from icefall_pathways.data.shar import SharConfig, SharIndex, export_shar
 from icefall_pathways.languages import get_language
 from icefall_pathways.sharding.executors import Workers
@@ -220,7 +220,7 @@ def test_audio_is_stored_without_loss(files, tokenizer):
     write_cuts(files.folder, "en", "train", cuts)
     index = open_index([files.cuts], tokenizer, files.folder / "index", "en")
     export_shar(index, files, SharConfig("recording", SHARD_SIZE), Workers())
-    stored = data_module(files.folder, tokenizer, on_the_fly_feats=True).open_index(get_language("en"))
+    stored = data_module(files.folder, tokenizer, on_the_fly_feats=True).corpus_cuts.open_index(get_language("en"))
     loaded = {cut.id: cut for cut in stored.load(range(3))}
     assert stored.flags.tolist() == index.flags.tolist()
     for cut in cuts:
@@ -240,7 +240,7 @@ def test_cuts_without_features_are_rejected(files, tokenizer):
 def test_index_of_shards_can_be_sent_to_a_worker(index, files, tokenizer):
     write(index, files)
     data = data_module(files.folder, tokenizer)
-    original = data.open_index(get_language("en"))
+    original = data.corpus_cuts.open_index(get_language("en"))
     original.num_kept = 3
     copy = pickle.loads(pickle.dumps(original))
     assert copy.num_kept == 3
@@ -253,7 +253,8 @@ def sharded_streams(draw):
     shards = np.array(draw(st.lists(st.integers(0, 6), min_size=len(durations), max_size=len(durations))))
     config = SamplingConfig(max_duration=draw(st.floats(5.0, 60.0)), num_buckets=3, shuffle=draw(st.booleans()))
     lanes = draw(st.integers(1, 9))
-    return ShardedBatchStream("en", np.arange(len(durations)), durations, shards, config, lanes), shards, lanes
+    cuts = SortedCuts("en", np.arange(len(durations)), durations)
+    return ShardedBatchStream(cuts, shards, config, lanes), shards, lanes
 
 
 @settings(deadline=None, max_examples=40)
