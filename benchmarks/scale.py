@@ -103,7 +103,8 @@ def make_cuts(num_cuts: int) -> Iterator[dict[str, Any]]:
 def write_index(path: Path, num_cuts: int) -> None:
     """Write an index of usable cuts without a manifest."""
     columns = {name: np.zeros(num_cuts, ROW[name]) for name in ROW.names or ()}
-    save_file(columns | {"duration": make_durations(num_cuts)}, path)
+    columns |= {"duration": make_durations(num_cuts), "weight": np.ones(num_cuts, ROW["weight"])}
+    save_file(columns, path)
 
 
 def peak_megabytes() -> float:

@@ -4,6 +4,10 @@ Usage:
 
   # the embedded corpus, synthesized on the spot
   ./prepare.sh
+  # your own clips and transcripts, one subfolder per language
+  ./prepare.sh --corpus-dir /data/clips
+  # manifests of Lhotse, such as those of `lhotse prepare commonvoice`
+  ./prepare.sh --manifests "/data/cv_manifests /data/fleurs_manifests"
   # Multilingual LibriSpeech, downloaded
   ./prepare.sh --corpus mls
   # an existing folder in MLS layout
@@ -22,12 +26,20 @@ Finished stages are skipped: DATA_DIR/.done-<stage>-<language> holds the options
 be divided among machines: with --executor dask, or with --shard 1/64 to 64/64 in the parts of an array job.
 """
 
+from collections.abc import Sequence
+
 from icefall_pathways.recipe.environment import cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import print_graph, run_jobs
 from icefall_pathways.recipe.prepare import PrepareConfig as Config
-from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare import default_languages, implied_corpus, prepare_jobs
+from icefall_pathways.recipe.programs import read_with_defaults
 
-__all__ = ["Config", "run"]
+__all__ = ["Config", "read", "run"]
+
+
+def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
+    """Read the options: the folder of a corpus implies the corpus and its languages, unless others are typed."""
+    return read_with_defaults(config_class, description, argv, (implied_corpus, default_languages), prog)
 
 
 def run(config: Config) -> None:

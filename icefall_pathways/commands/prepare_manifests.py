@@ -28,7 +28,8 @@ class Config(ExecutionConfig):
     """Name of the corpus in corpora/registry.py; mini has the layout of mls."""
 
     corpus_dir: Path = Path("download/mls")
-    """Folder of the corpus; for MLS, the folder that contains the mls_<language> folders."""
+    """Folder of the corpus; for MLS, the folder that contains the mls_<language> folders. manifests: one or several
+    folders, separated by spaces."""
 
     output_dir: Path = Path("data/manifests")
     """Folder for the manifests."""
@@ -45,6 +46,12 @@ class Config(ExecutionConfig):
     keep_punctuation: bool = False
     """Keep the punctuation of sentences, of a corpus that has it. 0: remove it."""
 
+    manifest_weights: str = ""
+    """manifests: a weight for the sampling of each folder, such as "1 0.5". Empty: 1 for all."""
+
+    language_map: str = ""
+    """manifests: languages by the names that supervisions use, such as "Castilian=es,none=fr"."""
+
     max_dropped_share: Share = 0.1
     """Fail if a split of a language loses more than this share of its utterances."""
 
@@ -58,8 +65,11 @@ def run(config: Config) -> None:
     spec = get_corpus(config.corpus)
     spec.check_languages(languages)
     describe_corpus(config.output_dir, spec.name, spec.text_options(config.keep_case, config.keep_punctuation))
+    options = {name: getattr(config, name) for name in spec.manifest_options}
     with open_workers(config) as workers:
-        report = spec.load().prepare_manifests(config.corpus_dir, config.output_dir, languages, config.subset, workers)
+        report = spec.load().prepare_manifests(
+            config.corpus_dir, config.output_dir, languages, config.subset, workers, **options
+        )
     if not config.report_part():
         print(report.table())
-        report.check(config.max_dropped_share)
+        report.check(max(config.max_dropped_share, spec.expected_dropped_share))

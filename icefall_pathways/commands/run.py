@@ -6,6 +6,8 @@ Usage:
   ./run.sh --demo 1
   # Multilingual LibriSpeech on eight GPUs
   ./run.sh --world-size 8 --languages "en fr it nl" --corpus mls --corpus-dir /data/mls
+  # your own clips and transcripts, one subfolder per language
+  ./run.sh --corpus-dir /data/clips
   # print the jobs and their commands
   ./run.sh --demo 1 --dry-run 1
 
@@ -25,8 +27,8 @@ below change: add --help to see them.
 
 from collections.abc import Sequence
 
-from icefall_pathways.recipe.presets import run_preset
-from icefall_pathways.recipe.programs import read_with_preset
+from icefall_pathways.recipe.presets import corpus_preset, demo_preset, implied_corpus
+from icefall_pathways.recipe.programs import read_with_defaults
 from icefall_pathways.recipe.run import RunConfig as Config
 from icefall_pathways.recipe.run import run
 
@@ -34,5 +36,5 @@ __all__ = ["Config", "read", "run"]
 
 
 def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
-    """Read the options: what is typed takes precedence over the preset that it selects."""
-    return read_with_preset(config_class, description, argv, run_preset, prog)
+    """Read the options: what is typed takes precedence over the presets and the languages that it selects."""
+    return read_with_defaults(config_class, description, argv, (demo_preset, implied_corpus, corpus_preset), prog)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icefall_pathways.data.sample_config import SampleConfig
-from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer, write_tokens
+from icefall_pathways.data.tokenizer import Tokenizer, VocabSizeError, train_tokenizer, write_tokens
 from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import PositiveInt
@@ -28,7 +28,7 @@ class Config(SampleConfig):
     """Languages that share the vocabulary, separated by spaces."""
 
     vocab_size: PositiveInt = 500
-    """Number of tokens."""
+    """Number of tokens; changed to the closest number that the transcripts allow."""
 
     output_dir: Path = Path("data/lang_bpe_500")
     """Folder for bpe.model and tokens.txt."""
@@ -50,6 +50,14 @@ def run(config: Config) -> None:
         )
     else:
         required = "" if texts.is_complete else texts.characters
-        train_tokenizer(texts.sample(), config.vocab_size, config.output_dir, required)
+        _train(texts, config, required)
     print(texts.report(Tokenizer(model_path)))
     print(model_path)
+
+
+def _train(texts: TokenizerTexts, config: Config, required: str) -> None:
+    try:
+        train_tokenizer(texts.sample(), config.vocab_size, config.output_dir, required)
+    except VocabSizeError as error:
+        print(f"{error}; training {error.limit} tokens instead")
+        train_tokenizer(texts.sample(), error.limit, config.output_dir, required)

@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from icefall_pathways.corpora.archives import unpack
 from icefall_pathways.corpora.mls_layout import folder_name
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.files import write_errors
@@ -20,9 +21,6 @@ from icefall_pathways.ranges import Options
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without data
 _MAX_CHECKSUM_BYTES = 1 << 20  # limit for the size of md5sum.txt
-# Compression does not reduce audio, and reduces transcripts by a small factor.
-_MAX_UNPACKED_BYTES = 100 << 20  # content of a small archive
-_MAX_EXPANSION = 10  # relative to the size of a large archive
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ def download_mls(config: DownloadConfig) -> None:
             raise CorpusError(f"md5sum.txt of {config.base_url} does not list {archive.name}: check --base-url")
         _fetch(f"{config.base_url.rstrip('/')}/{archive.name}", archive)
         _verify(archive, checksums[archive.name])
-        _unpack(archive, config.corpus_dir)
+        with tarfile.open(archive) as tar:
+            unpack(tar, archive, config.corpus_dir)
         (config.corpus_dir / f".{name}.unpacked").touch()
         archive.unlink()
 
@@ -145,30 +144,3 @@ def _verify(archive: Path, expected: str) -> None:
             f"{archive.name} has MD5 {digest.hexdigest()}, expected {expected}: it was damaged in transfer and "
             "has been removed; run the same command to download it again"
         )
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack regular files and folders, with limits on their paths and total size."""
-    remaining = max(_MAX_UNPACKED_BYTES, _MAX_EXPANSION * archive.stat().st_size)
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc=f"unpacking {archive.name}", unit="file"):
-            path = PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                raise CorpusError(
-                    f"{archive} holds {member.name!r}, which is not a regular file inside its folder: do not trust it"
-                )
-            remaining -= member.size
-            if remaining < 0:
-                raise CorpusError(
-                    f"{archive} unpacks to more than {_MAX_EXPANSION} times its size, unlike audio: do not trust it"
-                )
-            target = folder / path
-            if member.isdir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            assert source is not None
-            with write_errors(target), source, target.open("wb") as file:
-                while block := source.read(_BLOCK):
-                    file.write(block)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
-from icefall_pathways.languages import MLS_LANGUAGES, Language, LanguageCode, TextOptions
+from icefall_pathways.languages import DEFAULT_LANGUAGES, MLS_LANGUAGES, Language, LanguageCode, TextOptions
 from icefall_pathways.sharding.executors import Workers
 
 
@@ -20,7 +20,13 @@ class CorpusModule(Protocol):
     """Functions of the module of a corpus."""
 
     def prepare_manifests(
-        self, corpus_dir: Path, output_dir: Path, languages: Sequence[Language], subset: str, workers: Workers
+        self,
+        corpus_dir: Path,
+        output_dir: Path,
+        languages: Sequence[Language],
+        subset: str,
+        workers: Workers,
+        **options: str,
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
@@ -34,6 +40,7 @@ class CorpusModule(Protocol):
           languages: Languages to prepare.
           subset: Training data: "train" for all of it, or the name of a subset.
           workers: Read the files, in parallel or on other machines; `layout.write_manifests` takes them.
+          options: Values of `CorpusSpec.manifest_options`.
 
         Returns:
           The numbers of kept and dropped utterances of the splits that are complete.
@@ -45,6 +52,13 @@ class CorpusModule(Protocol):
     def acquire(self, corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> None:
         """Download or synthesize the corpus; complete parts are skipped. Only for corpora with `acquire_command`."""
 
+    def discover_languages(self, corpus_dir: Path, **options: str) -> Sequence[LanguageCode]:
+        """Return the codes of the languages in a corpus folder. Only for corpora whose spec lists no languages.
+
+        Raises:
+          CorpusError: There are none.
+        """
+
 
 @dataclass(frozen=True)
 class CorpusSpec:
@@ -54,13 +68,17 @@ class CorpusSpec:
       name: Value of --corpus.
       description: One line for documentation.
       module: Name of its module, a `CorpusModule`; it is imported on first use.
-      languages: Codes of the languages that it offers.
+      languages: Codes of the languages that it offers; None: those of the corpus folder, see `discover_languages`.
+      default_languages: Codes of the languages that are prepared unless others are selected.
       acquire_command: Command that downloads or synthesizes it: "get_corpus", which calls `acquire`, or a command with
         more options. None: the user has to provide --corpus-dir.
       acquire_options: Options of prepare.sh that the command receives besides the corpus folder and the languages.
+      manifest_options: Options of prepare.sh that `prepare_manifests` and `discover_languages` receive as well.
       content_options: Options of prepare.sh that determine the manifests; changed values invalidate prepared data.
       has_plain_text: Whether its transcripts are in lower case and without punctuation already, as those of MLS. They
         are used as they are then; others are normalized, see `normalize_transcript`.
+      expected_dropped_share: Share of the utterances that the corpus loses by design; a smaller --max-dropped-share has
+        no effect.
       synthetic: Whether the command also runs in an existing --corpus-dir, to verify or complete it. A downloaded
         corpus is used as it is.
     """
@@ -68,11 +86,14 @@ class CorpusSpec:
     name: str
     description: str
     module: str
-    languages: tuple[LanguageCode, ...]
+    languages: tuple[LanguageCode, ...] | None
+    default_languages: tuple[LanguageCode, ...] = DEFAULT_LANGUAGES
     acquire_command: str | None = None
     acquire_options: tuple[str, ...] = ("num_jobs",)
+    manifest_options: tuple[str, ...] = ()
     content_options: tuple[str, ...] = ("subset",)
     has_plain_text: bool = False
+    expected_dropped_share: float = 0.0
     synthetic: bool = False
 
     def load(self) -> CorpusModule:
@@ -100,6 +121,8 @@ class CorpusSpec:
         Raises:
           CorpusError: It does not.
         """
+        if self.languages is None:
+            return
         if missing := [language.code for language in languages if language.code not in self.languages]:
             raise CorpusError(
                 f"--languages: the corpus {self.name} does not offer {' '.join(missing)}; expected some of "
@@ -107,6 +130,8 @@ class CorpusSpec:
             )
 
 
+_LANGUAGES_OF_STAMPS = tuple(map(LanguageCode, ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")))
+_MANIFEST_OPTIONS = ("manifest_weights", "language_map")
 _SIZE_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
 
 CORPORA: dict[str, CorpusSpec] = {
@@ -131,6 +156,31 @@ CORPORA: dict[str, CorpusSpec] = {
             acquire_command="download_mls",
             acquire_options=("audio_format", "base_url"),
             has_plain_text=True,
+        ),
+        CorpusSpec(
+            name="folder",
+            description="a folder of audio files with transcripts, one subfolder per language",
+            module="icefall_pathways.corpora.folder",
+            languages=None,
+            content_options=(),
+        ),
+        CorpusSpec(
+            name="manifests",
+            description="Lhotse manifests, such as those of `lhotse prepare`",
+            module="icefall_pathways.corpora.manifests",
+            languages=None,
+            manifest_options=_MANIFEST_OPTIONS,
+            content_options=_MANIFEST_OPTIONS,
+        ),
+        CorpusSpec(
+            name="stamps",
+            description="phrases of Tux Paint in nine languages, real speech",
+            module="icefall_pathways.corpora.stamps",
+            languages=_LANGUAGES_OF_STAMPS,
+            default_languages=_LANGUAGES_OF_STAMPS,
+            acquire_command="get_corpus",
+            content_options=(),
+            expected_dropped_share=0.5,
         ),
     )
 }

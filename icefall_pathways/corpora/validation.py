@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -31,6 +31,7 @@ class Reason(_Label):
     NO_TRANSCRIPT = "no transcript"
     DUPLICATE = "named twice"
     HELD_OUT = "also in dev or test"
+    SHARED_SENTENCE = "sentence in another split"
     FOREIGN_CHARACTERS = "foreign characters"
     UNREADABLE = "unreadable audio"
     TOO_SHORT = "too short"
@@ -42,6 +43,13 @@ class Note(_Label):
 
     RESAMPLED = "resampled"
     DOWNMIXED = "downmixed"
+
+
+class Rejection(NamedTuple):
+    """Reason to drop an utterance, with a description that names the utterance."""
+
+    reason: str
+    description: str
 
 
 @dataclass

@@ -4,6 +4,7 @@ An index is a safetensors file with a column per property and a row per cut, in 
 """
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -23,7 +24,7 @@ from icefall_pathways.errors import first_line
 from icefall_pathways.sharding.jsonl import LineReader
 
 #: A row of the index. `file` is the number of the manifest; `member`, `start` and `size` are the position of the cut's
-#: line in it, see `LineReader`; `flags` is a `CutFlag`.
+#: line in it, see `LineReader`; `flags` is a `CutFlag`; `weight` is the weight of the cut's corpus.
 ROW = np.dtype(
     [
         ("file", np.uint16),
@@ -33,12 +34,13 @@ ROW = np.dtype(
         ("duration", np.float64),
         ("num_tokens", np.uint16),
         ("flags", np.uint8),
+        ("weight", np.float32),
     ]
 )
 
 METADATA_KEY = "index"  # a single key, since safetensors writes several in random order
 
-_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F64": np.float64}
+_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F32": np.float32, "F64": np.float64}
 _MAX_HEADER_BYTES = 1 << 20
 
 
@@ -76,6 +78,11 @@ class CutIndex:
     def num_tokens(self) -> npt.NDArray[np.uint16]:
         """Tokens of each transcript, at most 65535; 0 for cuts without exactly one transcript."""
         return self._columns["num_tokens"]
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weight of the corpus of each cut, see `corpora.manifests`."""
+        return self._columns["weight"]
 
     def read(self, numbers: Iterable[int]) -> CutSet:
         """Return cuts, read from the manifests.
@@ -152,7 +159,15 @@ def parse_cut(line: bytes, path: Path) -> Cut:
     return cut
 
 
-def index_row(cut: Cut, tokenizer: Tokenizer) -> tuple[float, int, int]:
-    """Return the duration, the number of tokens and the flags of a cut."""
+def index_row(cut: Cut, tokenizer: Tokenizer) -> tuple[float, int, int, float]:
+    """Return the duration, the number of tokens, the flags and the weight of a cut."""
     num_tokens, flags = describe_cut(cut, tokenizer)
-    return cut.duration, min(num_tokens, 0xFFFF), flags
+    return cut.duration, min(num_tokens, 0xFFFF), flags, _weight(cut)
+
+
+def _weight(cut: Cut) -> float:
+    weights = [(supervision.custom or {}).get("weight", 1.0) for supervision in cut.supervisions]
+    weight = float(weights[0]) if weights else 1.0
+    if not 0 < weight < math.inf:
+        raise ValueError(f"cut {cut.id} has the weight {weight}: expected more than 0")
+    return weight

@@ -27,6 +27,8 @@ from icefall_pathways.sharding.executors import ExecutionConfig, Workers, open_w
 from icefall_pathways.sharding.jsonl import read_lines
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
+_MAX_MARGIN = 0.1  # seconds of a recording before and after its supervision, due to rounding
+
 
 @dataclass(frozen=True)
 class ComputeFbankConfig(ExecutionConfig):
@@ -212,7 +214,7 @@ def _cuts(
 ) -> Iterator[Cut]:
     """Yield the cuts within the duration limits, at their speed; count the others."""
     for utterance in utterances:
-        cut = _whole_recording(manifests, utterance)
+        cut = _cut_of(manifests, utterance)
         reason = None
         if cut.duration < config.min_duration:
             reason = Reason.TOO_SHORT
@@ -225,8 +227,8 @@ def _cuts(
             report.drop(manifests.language.code, manifests.split, reason, example)
 
 
-def _whole_recording(manifests: SplitFiles, utterance: _Utterance) -> Cut:
-    """Return the cut of a recording and its supervision, equal to the cut of `CutSet.from_manifests`."""
+def _cut_of(manifests: SplitFiles, utterance: _Utterance) -> Cut:
+    """Return the cut of the whole recording, equal to that of `CutSet.from_manifests`, or of the supervised part."""
     if utterance.recording is None or utterance.supervision is None:
         raise _mismatch(manifests, f"line {utterance.position + 1}")
     recording = Recording.from_dict(json.loads(utterance.recording))
@@ -238,13 +240,16 @@ def _whole_recording(manifests: SplitFiles, utterance: _Utterance) -> Cut:
         raise _mismatch(manifests, recording.id)
     channels = recording.channel_ids
     cut_type, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
+    start, duration = 0.0, recording.duration
+    if supervision.start > _MAX_MARGIN or supervision.end < recording.duration - _MAX_MARGIN:
+        start, duration = supervision.start, min(supervision.duration, recording.duration - supervision.start)
     return cut_type(
         id=f"{recording.id}-{utterance.position}",
-        start=0,
-        duration=recording.duration,
+        start=start,
+        duration=duration,
         channel=channel,
         recording=recording,
-        supervisions=[supervision],
+        supervisions=[supervision.with_offset(-start)],
     )
 
 

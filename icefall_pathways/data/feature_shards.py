@@ -87,7 +87,7 @@ def _describe(
         num_features=features.shape[1],
         frame_shift=extractor.frame_shift,
         sampling_rate=cut.sampling_rate,
-        start=0.0,
+        start=cut.start,
         duration=cut.duration,
         storage_type=storage_type,
         storage_path=str(path),
@@ -103,7 +103,7 @@ def _mono_cut(cut: Cut, features: Features) -> MonoCut:
         supervision.channel = 0  # of the downmixed audio
     return MonoCut(
         id=cut.id,
-        start=0.0,
+        start=cut.start,
         duration=cut.duration,
         channel=0,
         supervisions=supervisions,

@@ -27,7 +27,7 @@ from icefall_pathways.sharding.jsonl import LargeMembersError, lines_of, read_li
 
 logger = logging.getLogger("icefall_pathways")
 
-_VERSION = 2  # of the columns and of the rules that define the flags
+_VERSION = 3  # of the columns and of the rules that define the flags
 
 _TASK_MEMBERS = 32
 _MIN_PARALLEL_BYTES = 8 << 20  # compressed; less is read sooner than processes start

@@ -107,6 +107,18 @@ class Tokenizer:
         return [text.lower() for text in texts] if self._is_upper_case else texts
 
 
+class VocabSizeError(ValueError):
+    """The transcripts do not allow a vocabulary of the given size.
+
+    Attributes:
+      limit: The closest size that they allow.
+    """
+
+    def __init__(self, message: str, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path, required_characters: str = "") -> Path:
     """Train a unigram model and write `bpe.model` and `tokens.txt` (one line "SYMBOL ID" per token).
 
@@ -122,7 +134,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path, req
       The path of the model.
 
     Raises:
-      ValueError: There is no text, or it does not allow `vocab_size` tokens; the message states the limit.
+      VocabSizeError: The texts do not allow `vocab_size` tokens; the message states the limit.
+      ValueError: There is no text.
     """
     sentences = (text for text in texts if text.strip())
     first = next(sentences, None)
@@ -147,17 +160,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, output_dir: Path, req
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(_explain(vocab_size, str(error))) from error
+            raise _explain(vocab_size, str(error)) from error
     write_tokens(model_path, output_dir / "tokens.txt")
     return model_path
 
 
-def _explain(vocab_size: int, error: str) -> str:
+def _explain(vocab_size: int, error: str) -> ValueError:
     if limit := re.search(r"<= (\d+)", error):
-        return f"--vocab-size {vocab_size} is too large for these transcripts: they give at most {limit[1]} tokens"
+        message = f"--vocab-size {vocab_size} is too large for these transcripts: they give at most {limit[1]} tokens"
+        return VocabSizeError(message, int(limit[1]))
     if limit := re.search(r"\d+ vs (\d+)", error):
-        return f"--vocab-size {vocab_size} is too small for these transcripts: they need at least {limit[1]} tokens"
-    return f"SentencePiece cannot train {vocab_size} tokens on these transcripts: {error.strip()}"
+        message = f"--vocab-size {vocab_size} is too small for these transcripts: they need at least {limit[1]} tokens"
+        return VocabSizeError(message, int(limit[1]))
+    return ValueError(f"SentencePiece cannot train {vocab_size} tokens on these transcripts: {error.strip()}")
 
 
 def write_tokens(model_path: Path, path: Path) -> None:

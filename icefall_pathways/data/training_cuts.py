@@ -1,4 +1,9 @@
-"""Selection of the usable training cuts of a language from its index."""
+"""Selection of the usable training cuts of a language from its index, and the weights of its corpora.
+
+A pass over a language visits the cuts of its corpora in the ratio of their weights: with 1 and 0.5, those of the first
+corpus twice and those of the second once. The duration of a language, which decides how often the language is drawn and
+how long an epoch is, counts each corpus with its weight.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +14,9 @@ import numpy.typing as npt
 
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.usable_cuts import USED, rejections
+
+_MAX_VISITS = 20  # of a cut in a pass
+_TOLERANCE = 1e-3  # of ratios of weights
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class TrainingCuts:
 
     Attributes:
       index: All training cuts.
-      numbers: Numbers of the usable ones by increasing duration, (n,), uint32.
-      total_seconds: Their total duration.
+      numbers: Numbers of the usable ones by increasing duration, (n,), uint32; each once per visit in a pass.
+      total_seconds: Their total duration; each corpus counts with its weight.
       counts: Number of used and of dropped cuts, by reason.
     """
 
@@ -63,8 +71,26 @@ class TrainingCuts:
         numbers = np.flatnonzero(usable)
         order = np.argsort(index.durations[numbers], kind="stable")
         counts[USED] = len(numbers)
-        total_seconds = float(index.durations[numbers].sum())
-        return cls(index, numbers[order].astype(np.uint32), total_seconds, +counts)
+        weights = index.weights[numbers]
+        total_seconds = float((index.durations[numbers] * weights).sum())
+        numbers = np.repeat(numbers[order], visits_per_pass(weights)[order])
+        return cls(index, numbers.astype(np.uint32), total_seconds, +counts)
+
+
+def visits_per_pass(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Return how often a pass visits each cut, (n,): the smallest numbers in the ratios of the weights, (n,).
+
+    The largest is at most `_MAX_VISITS`; ratios that this does not allow are rounded.
+    """
+    values, inverse = np.unique(weights, return_inverse=True)
+    if len(values) <= 1:
+        return np.ones(len(weights), np.int64)
+    ratios = values[:, None] / values[-1]  # (corpora, 1)
+    largest = np.arange(1, _MAX_VISITS + 1)
+    visits = np.maximum(1, np.rint(ratios * largest)).astype(np.int64)  # (corpora, _MAX_VISITS)
+    errors = np.abs(visits / largest / ratios - 1).max(axis=0)
+    best = int(np.argmax(errors <= errors.min() + _TOLERANCE))
+    return visits[:, best][inverse]
 
 
 def _rejections(index: CutIndex, limits: CutLimits) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:

@@ -18,16 +18,17 @@ class ExperimentsConfig(Options):
     """Options that the run and the study share."""
 
     corpus: CorpusName = "mls"
-    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
+    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout; folder: clips
+    in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests; stamps: phrases of Tux Paint."""
 
     corpus_dir: str = ""
-    """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
+    """Folder of the corpus, existing or to be created. Empty: download/<corpus>. manifests: one or several folders."""
 
     subset: str = "train"
     """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
 
     languages: str = "en fr it nl"
-    """Languages, separated by spaces."""
+    """Languages, separated by spaces. folder, manifests, stamps: all of the corpus, unless given."""
 
     data_dir: Path = Path("data")
     """Folder for manifests, features and tokens."""
@@ -100,6 +101,15 @@ def data_jobs(config: ExperimentsConfig) -> list[Job]:
     Raises:
       ValueError: --prepare-args are not valid, or contradict an existing data folder.
     """
+    return prepare_jobs(prepare_config(config))
+
+
+def prepare_config(config: ExperimentsConfig) -> PrepareConfig:
+    """Return the options of the data preparation.
+
+    Raises:
+      ValueError: --prepare-args are not valid.
+    """
     words = option_words(
         corpus=config.corpus,
         corpus_dir=config.corpus_dir,
@@ -110,7 +120,7 @@ def data_jobs(config: ExperimentsConfig) -> list[Job]:
     )
     hours = option_words(hours=config.hours) if config.hours else ()
     argv = [*words, *hours, *config.prepare_args.split()]
-    return prepare_jobs(read_options(PrepareConfig, "--prepare-args", argv))
+    return read_options(PrepareConfig, "--prepare-args", argv)
 
 
 def data_options(config: ExperimentsConfig) -> tuple[str, ...]:

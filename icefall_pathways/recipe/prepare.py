@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -32,13 +32,16 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
     """Last stage to run."""
 
     corpus: CorpusName = "mini"
-    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout."""
+    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout; folder: clips
+    in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests, implied by --manifests; stamps:
+    phrases of Tux Paint in nine languages."""
 
     corpus_dir: str = ""
     """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
 
     languages: str = "en fr it nl"
-    """Languages, separated by spaces; an unsupported one is reported with those that the corpus offers."""
+    """Languages, separated by spaces; an unsupported one is reported with those that the corpus offers. folder,
+    manifests, stamps: all of the corpus, unless given."""
 
     data_dir: Path = Path("data")
     """Folder for manifests, features and tokens."""
@@ -48,6 +51,15 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
 
     subset: str = "train"
     """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
+
+    manifests: str = ""
+    """manifests: folders of Lhotse manifests, separated by spaces."""
+
+    manifest_weights: str = ""
+    """manifests: a weight for the sampling of each folder, such as "1 0.5". Empty: 1 for all."""
+
+    language_map: str = ""
+    """manifests: languages by the names that supervisions use, such as "Castilian=es,none=fr"."""
 
     audio_format: str = "opus"
     """mls: archives to download, opus or flac."""
@@ -103,7 +115,44 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
     @property
     def corpus_folder(self) -> str:
         """Folder of the corpus."""
-        return self.corpus_dir or f"download/{self.corpus}"
+        return self.manifests or self.corpus_dir or f"download/{self.corpus}"
+
+
+def implied_corpus(config: PrepareConfig, default: PrepareConfig) -> PrepareConfig:
+    """Return the defaults with the corpus that --manifests or --corpus-dir imply."""
+    corpus = "manifests" if config.manifests else corpus_of_folder(config.corpus_dir)
+    return replace(default, corpus=corpus) if corpus else default
+
+
+def corpus_of_folder(corpus_dir: str) -> str | None:
+    """Return "folder" if --corpus-dir is a folder with subfolders, but not one in the layout of MLS."""
+    folder = Path(corpus_dir)
+    subfolders = [path.name for path in folder.iterdir() if path.is_dir()] if corpus_dir and folder.is_dir() else []
+    return "folder" if subfolders and not any(name.startswith("mls_") for name in subfolders) else None
+
+
+def default_languages(config: PrepareConfig, default: PrepareConfig) -> PrepareConfig:
+    """Return the defaults with the languages of the corpus.
+
+    Raises:
+      ValueError: They cannot be determined.
+    """
+    if config.languages != default.languages:
+        return default
+    return replace(default, languages=languages_of_corpus(config))
+
+
+def languages_of_corpus(config: PrepareConfig) -> str:
+    """Return the languages to prepare unless others are selected: those of the corpus folder, or of the corpus.
+
+    Raises:
+      ValueError: The corpus folder has none.
+    """
+    spec = get_corpus(config.corpus)
+    if spec.languages is not None or not _has_corpus(config):
+        return " ".join(spec.default_languages)
+    options = {name: getattr(config, name) for name in spec.manifest_options}
+    return " ".join(spec.load().discover_languages(Path(config.corpus_folder), **options))
 
 
 @dataclass(frozen=True)
@@ -281,18 +330,25 @@ def _corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
       ValueError: The corpus cannot be downloaded or synthesized, and --corpus-dir is not an existing folder.
     """
     spec = get_corpus(config.corpus)
-    if not spec.synthetic and config.corpus_dir and Path(config.corpus_dir).is_dir():
-        return (), f"The corpus is in {config.corpus_dir}"
+    if not spec.synthetic and _has_corpus(config):
+        return (), f"The corpus is in {config.corpus_folder}"
     if spec.acquire_command is None:
         raise ValueError(
             f"--corpus {spec.name} cannot be downloaded: expected an existing folder as --corpus-dir, found "
-            f"{config.corpus_dir!r}"
+            f"{config.manifests or config.corpus_dir!r}"
         )
     words = () if spec.acquire_command != "get_corpus" else option_words(corpus=config.corpus)
     words += option_words(corpus_dir=config.corpus_folder, languages=config.languages)
     values = {name: getattr(config, name) for name in spec.acquire_options}
     words += option_words(**{name: value for name, value in values.items() if value != ""})  # "" is the default
     return program("local", spec.acquire_command) + words, ""
+
+
+def _has_corpus(config: PrepareConfig) -> bool:
+    """Return whether --corpus-dir or --manifests is given and exists; --manifests may be a list of folders."""
+    typed = config.manifests or config.corpus_dir
+    folders = typed.split() if config.corpus == "manifests" and not Path(typed).exists() else [typed]
+    return bool(typed) and all(Path(folder).exists() for folder in folders)
 
 
 def _manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
@@ -303,10 +359,15 @@ def _manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]
         languages=languages,
         subset=config.subset,
         **_text_options(config),
-        max_dropped_share=config.max_dropped_share,
+        max_dropped_share=_max_dropped_share(config),
         num_jobs=config.num_jobs,
+        **{name: value for name in get_corpus(config.corpus).manifest_options if (value := getattr(config, name))},
         **_execution_options(config),
     )
+
+
+def _max_dropped_share(config: PrepareConfig) -> float:
+    return max(config.max_dropped_share, get_corpus(config.corpus).expected_dropped_share)
 
 
 def _features_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
@@ -316,7 +377,7 @@ def _features_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
         languages=languages,
         store_feats=config.store_feats,
         perturb_speed=config.perturb_speed,
-        max_dropped_share=config.max_dropped_share,
+        max_dropped_share=_max_dropped_share(config),
         num_jobs=config.num_jobs,
         **_execution_options(config),
     )

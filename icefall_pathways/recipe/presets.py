@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from icefall_pathways.recipe.experiments import ExperimentsConfig
+from icefall_pathways.recipe.experiments import ExperimentsConfig, prepare_config
+from icefall_pathways.recipe.prepare import corpus_of_folder, languages_of_corpus
 from icefall_pathways.recipe.run import RunConfig
 from icefall_pathways.recipe.study import StudyConfig
 
@@ -27,28 +28,27 @@ _ZIPFORMER = "--zipformer micro --chunk-size 16 --left-context-frames 64"
 _ZIPFORMER_TRAINING = f"{_TRAINING} --ref-duration 1.5 --optimizer scaled-adam"
 
 
-def _mini(config: Config, model: str, training: str, lrs: tuple[str, str, str]) -> Config:
-    """Return `config` with the settings of the embedded corpus, sized for two cores.
+# Options of the model, options of every training, and base learning rates of the dense model, of fine-tuning and of the
+# mask search.
+_SMALL_MODELS = {
+    "emformer": (_EMFORMER, _TRAINING, ("0.0015", "0.004", "0.002")),
+    "zipformer": (_ZIPFORMER, _ZIPFORMER_TRAINING, ("0.03", "0.03", "0.03")),
+}
+_SMALL_CORPORA = ("folder", "stamps")
 
-    Number words in four languages, less than a quarter of a million parameters, many small batches. A dense model of
-    that size confuses the languages; pathways reduce that.
 
-    Args:
-      config: The options; those that are not set here keep their values.
-      model: Options of the model.
-      training: Options of every training.
-      lrs: Base learning rates of the dense model, of fine-tuning and of the mask search.
+def _small(config: Config, encoder_type: str) -> Config:
+    """Return `config` with a model and trainings sized for two cores and a few hours of speech.
+
+    Less than a quarter of a million parameters (Emformer), many small batches. A dense model of that size confuses the
+    languages; pathways reduce that.
     """
-    dense_lr, finetune_lr, search_lr = lrs
+    model, training, (dense_lr, finetune_lr, search_lr) = _SMALL_MODELS[encoder_type]
     return replace(
         config,
-        corpus="mini",
-        data_dir=Path("data/demo"),
-        vocab_size=100,
+        encoder_type=encoder_type,
         mask_updates=400,
         finetune_updates=1500,
-        hours="en=1.4 fr=0.9 it=0.4 nl=0.9",
-        prepare_args="--content numbers --dev-utterances 100 --test-utterances 150",
         train_args=(
             f"{model} {training} --num-updates 3000 --short-first 1 --join-perturb 0 --base-lr {dense_lr} "
             "--lr-warmup 150 --warm-updates 1000"
@@ -59,13 +59,16 @@ def _mini(config: Config, model: str, training: str, lrs: tuple[str, str, str]) 
     )
 
 
-def _emformer(config: Config) -> Config:
-    return _mini(config, _EMFORMER, _TRAINING, ("0.0015", "0.004", "0.002"))
-
-
-def _zipformer(config: Config) -> Config:
-    config = replace(config, encoder_type="zipformer")
-    return _mini(config, _ZIPFORMER, _ZIPFORMER_TRAINING, ("0.03", "0.03", "0.03"))
+def _mini(config: Config, encoder_type: str) -> Config:
+    """Return `config` with the embedded corpus, number words in four languages, and the settings for small corpora."""
+    return replace(
+        _small(config, encoder_type),
+        corpus="mini",
+        data_dir=Path("data/demo"),
+        vocab_size=100,
+        hours="en=1.4 fr=0.9 it=0.4 nl=0.9",
+        prepare_args="--content numbers --dev-utterances 100 --test-utterances 150",
+    )
 
 
 _DEMO = RunConfig(demo=True, exp_root=Path("exp/demo"), at_once=3)
@@ -73,12 +76,12 @@ _DEMO = RunConfig(demo=True, exp_root=Path("exp/demo"), at_once=3)
 #: Multilingual LibriSpeech.
 MLS = RunConfig()
 #: `make demo`: 20 minutes on two cores.
-DEMO = _emformer(_DEMO)
+DEMO = _mini(_DEMO, "emformer")
 #: `make demo ENCODER=zipformer`.
-DEMO_ZIPFORMER = _zipformer(_DEMO)
+DEMO_ZIPFORMER = _mini(_DEMO, "zipformer")
 #: The study of the embedded corpus.
-STUDY = _emformer(StudyConfig())
-STUDY_ZIPFORMER = _zipformer(StudyConfig())
+STUDY = _mini(StudyConfig(), "emformer")
+STUDY_ZIPFORMER = _mini(StudyConfig(), "zipformer")
 #: The study of Multilingual LibriSpeech.
 STUDY_MLS = StudyConfig(corpus="mls")
 
@@ -86,16 +89,36 @@ _DEMOS = {preset.encoder_type: preset for preset in (DEMO, DEMO_ZIPFORMER)}
 _STUDIES = {preset.encoder_type: preset for preset in (STUDY, STUDY_ZIPFORMER)}
 
 
-def run_preset(config: RunConfig) -> RunConfig:
-    """Return the preset that the options select.
+def demo_preset(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Return the defaults of the demo, if --demo selects it.
 
     Raises:
       ValueError: The demo has no preset for the encoder.
     """
-    return _preset_for_encoder(config, _DEMOS) if config.demo else MLS
+    return _preset_for_encoder(config, _DEMOS) if config.demo else default
 
 
-def study_preset(config: StudyConfig) -> StudyConfig:
+def implied_corpus(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Return the defaults with the corpus that --corpus-dir implies."""
+    corpus = corpus_of_folder(config.corpus_dir)
+    return replace(default, corpus=corpus) if corpus and not config.demo else default
+
+
+def corpus_preset(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Return the defaults for the corpus: its languages, and the demo's model and training if it is a small one.
+
+    Raises:
+      ValueError: The languages of the corpus cannot be determined, or the options of the preparation are not valid.
+    """
+    if config.corpus in _SMALL_CORPORA:
+        presets = {name: _small(default, name) for name in _SMALL_MODELS}
+        default = _preset_for_encoder(config, presets)
+    if config.languages != default.languages:
+        return default
+    return replace(default, languages=languages_of_corpus(prepare_config(config)))
+
+
+def study_preset(config: StudyConfig, default: StudyConfig) -> StudyConfig:
     """Return the preset that the options select.
 
     Raises:
@@ -107,7 +130,7 @@ def study_preset(config: StudyConfig) -> StudyConfig:
 def _preset_for_encoder(config: Config, presets: dict[str, Config]) -> Config:
     if config.encoder_type not in presets:
         raise ValueError(
-            f"--encoder-type is {config.encoder_type}, and the embedded corpus has presets for {', '.join(presets)} "
+            f"--encoder-type is {config.encoder_type}, and corpora of this size have presets for {', '.join(presets)} "
             "only: use one of these, or add a preset to recipe/presets.py"
         )
     return presets[config.encoder_type]

@@ -56,22 +56,25 @@ def read_options(
     return options.parse(config_class, description, words, default=default, prog=prog)
 
 
-def read_with_preset(
+def read_with_defaults(
     config_class: type[Config],
     description: str,
     argv: Sequence[str],
-    select_preset: Callable[[Config], Config],
+    select_defaults: Sequence[Callable[[Config, Config], Config]],
     prog: str | None = None,
 ) -> Config:
-    """Parse a command line whose options select their own defaults.
+    """Parse a command line whose options select the defaults of others.
 
     Args:
       config_class: Dataclass of the options.
       description: Shown by `--help` above the options.
       argv: The arguments.
-      select_preset: Returns the defaults that the options select.
+      select_defaults: Functions that are called one after the other with the options, parsed with the defaults so far,
+        and these defaults; each returns the new defaults.
       prog: The program's name in usage and error messages.
     """
     without_help = [word for word in argv if word not in ("-h", "--help")]
-    default = select_preset(read_options(config_class, description, without_help, prog=prog))
+    default = config_class()
+    for select in select_defaults:
+        default = select(read_options(config_class, description, without_help, default, prog), default)
     return read_options(config_class, description, argv, default, prog)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from icefall_pathways.corpora import download
+from icefall_pathways.corpora import archives
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.validation import CorpusError
 
@@ -125,7 +125,7 @@ def test_members_outside_the_folder_are_rejected(serve, tmp_path, members):
 
 
 def test_an_archive_that_expands_too_much_is_rejected(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "_MAX_UNPACKED_BYTES", 1 << 20)
     with pytest.raises(CorpusError, match="unpacks to more than 10 times its size"):
         download_mls(config(serve(GOOD | {"mls_polish_opus/zeros.flac": bytes(2 << 20)}), tmp_path))
     assert not (tmp_path / "mls_polish_opus" / "zeros.flac").exists()

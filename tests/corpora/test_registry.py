@@ -22,7 +22,7 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
-from icefall_pathways.languages import MLS_LANGUAGES, TextOptions, parse_languages
+from icefall_pathways.languages import TextOptions, codes_of, parse_languages
 from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
 
 
@@ -111,7 +111,10 @@ def test_a_registered_corpus_has_the_functions_of_its_interface(name):
     assert spec is CORPORA[name] and spec.name == name
     assert callable(spec.load().prepare_manifests)
     assert spec.acquire_command is None or callable(spec.load().acquire)
-    assert spec.languages and set(spec.languages) <= set(MLS_LANGUAGES)
+    if spec.languages is None:
+        assert callable(spec.load().discover_languages)
+    else:
+        assert spec.languages == tuple(codes_of(spec.languages)) and set(spec.default_languages) <= set(spec.languages)
 
 
 def test_content_options_of_the_embedded_corpus_and_mls():
