@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Benchmark the memory of encoding long utterances.
+r"""Benchmark the memory of encoding long utterances, and the effect of encoding them in blocks.
 
 Usage:
 
@@ -19,8 +19,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from fake_mls import speech_like
 from tables import print_table
 
+from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.decode_run import limit_context
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
@@ -61,6 +64,26 @@ def measure(model_name: str, seconds: int, max_context_seconds: float | None) ->
     return _peak() - before, time.process_time() - start
 
 
+def difference(seed: int, seconds: int, max_context_seconds: float) -> list[float]:
+    """Compare the encoding in overlapping blocks with that of the whole utterance, for random weights.
+
+    Returns:
+      Mean and maximum over frames of the relative difference, and the share of frames with another best token.
+    """
+    torch.manual_seed(seed)
+    model = build_model(MODELS["Zipformer, unlimited"], 500).eval()
+    features = torch.as_tensor(FbankConfig().extractor().extract(speech_like(seconds, seed), SAMPLE_RATE)).unsqueeze(0)
+    lens = torch.tensor([features.size(1)])
+    with torch.inference_mode():
+        whole, _ = model.encode(features, lens)
+        limit_context(model.encoder, max_context_seconds)
+        blocks, _ = model.encode(features, lens)
+        context = model.decoder(torch.zeros(1, 1, dtype=torch.int64))
+        tokens = [model.joiner(frames, context.expand(-1, frames.size(1), -1)).argmax(-1) for frames in (whole, blocks)]
+    relative = (whole - blocks).norm(dim=-1) / whole.norm(dim=-1)
+    return [relative.mean().item(), relative.max().item(), (tokens[0] != tokens[1]).float().mean().item()]
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
@@ -86,6 +109,12 @@ def main() -> None:
             rows.append([model_name, str(seconds), *figures])
             print(" ".join(rows[-1]), flush=True)
     print_table(header, rows, REPORT if config.write else None, "long utterances")
+    rows = []
+    for seed in range(1, 4):
+        mean, largest, share = difference(seed, 60, limit)
+        rows.append([str(seed), f"{100 * mean:.3f} %", f"{100 * largest:.3f} %", f"{100 * share:.2f} %"])
+    header = ["seed", "mean difference of a frame", "largest", "frames with another best token"]
+    print_table(header, rows, REPORT if config.write else None, "blocks")
 
 
 if __name__ == "__main__":

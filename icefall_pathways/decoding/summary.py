@@ -50,7 +50,7 @@ class ResultSummary:
           results: Results by language code.
           order: Codes in the order of the table; other languages follow.
         """
-        with exclusive_lock(self.folder / layout.LOCK_FILE, wait=True):
+        with exclusive_lock(self.folder.with_name(f".{self.folder.name}{layout.LOCK_FILE}"), wait=True):
             return self._write(method, {**self._earlier(set(results)), **results}, order)
 
     def _write(self, method: str, merged: Mapping[str, LanguageResult], order: Sequence[str]) -> str:

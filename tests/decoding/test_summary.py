@@ -49,10 +49,13 @@ def test_runs_that_end_at_the_same_time_keep_the_languages_of_each_other(
         return summarize(*args)
 
     monkeypatch.setattr(summary_module, "summarize", summarize_slowly)
-    runs = [get_context("fork").Process(target=decode_language, args=(tmp_path, code)) for code in LANGUAGES]
+    runs = [
+        get_context("fork").Process(target=decode_language, args=(tmp_path / "results", code)) for code in LANGUAGES
+    ]
     for run in runs:
         run.start()
     for run in runs:
         run.join()
     assert [run.exitcode for run in runs] == [0, 0, 0]
-    assert list(summarized(tmp_path)) == list(LANGUAGES)
+    assert list(summarized(tmp_path / "results")) == list(LANGUAGES)
+    assert not (tmp_path / "results" / ".lock").exists()
