@@ -25,6 +25,7 @@ SCRIPTS = {
     "streaming-decode": "pruned_transducer_pathways/streaming_decode.py",
     "transcribe": "pruned_transducer_pathways/transcribe.py",
     "calibrate-language-id": "pruned_transducer_pathways/calibrate_language_id.py",
+    "export": "pruned_transducer_pathways/export.py",
     "report": "pruned_transducer_pathways/report.py",
     "compare": "pruned_transducer_pathways/compare.py",
     "latency": "pruned_transducer_pathways/latency.py",
@@ -51,6 +52,7 @@ _INSTALL_EXTRA = "install it with pip install '.[{}]' in the folder of the repos
 _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),
     "distributed": _INSTALL_EXTRA.format("dask"),
+    "onnx": _INSTALL_EXTRA.format("export"),
     **dict.fromkeys(
         ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard"),
         _INSTALL_EXTRA.format("train"),

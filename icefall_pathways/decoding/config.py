@@ -9,7 +9,7 @@ import tyro
 from icefall_pathways.decoding.streaming.engine import Engine
 from icefall_pathways.experiment import layout
 from icefall_pathways.languages import LanguageList, normalize_languages
-from icefall_pathways.ranges import Port, PositiveFloat, PositiveInt
+from icefall_pathways.ranges import Options, Port, PositiveFloat, PositiveInt
 from icefall_pathways.searches.config import SearchConfig
 
 NumActivePaths = Annotated[PositiveInt, tyro.conf.arg(name="num-active-paths")]
@@ -17,8 +17,8 @@ NumActivePaths = Annotated[PositiveInt, tyro.conf.arg(name="num-active-paths")]
 
 
 @dataclass(frozen=True)
-class TrainedModelConfig(SearchConfig):
-    """Options that select a trained model and a search."""
+class ModelSelection(Options):
+    """Options that select a trained model."""
 
     exp_dir: Path = Path("pruned_transducer_pathways/exp")
     """Experiment folder. Checkpoints and options are read from it, and results are written below it."""
@@ -41,6 +41,11 @@ class TrainedModelConfig(SearchConfig):
 
     bpe_model: Path | None = None
     """SentencePiece model; None: the one in the experiment folder, or else at the path given in training."""
+
+
+@dataclass(frozen=True)
+class TrainedModelConfig(ModelSelection, SearchConfig):
+    """Options that select a trained model and a search."""
 
     engine: Engine = "auto"
     """Engine that encodes streams. eager: torch; onnx: ONNX Runtime, on CPUs, in about half the time for few streams;

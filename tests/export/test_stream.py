@@ -7,14 +7,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from stream_models import MODELS, make_model
+from stream_models import MODELS, make_model, random_masks
 
 from icefall_pathways import torch_compat
 from icefall_pathways.export.stream import export_stream, language_weights
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import FoldedPathways
-from icefall_pathways.pathways.masks import PathwayMasks
 
 UNEQUAL_STACKS = ModelConfig(
     encoder_type="zipformer",
@@ -42,14 +41,6 @@ def make(kind):
             if name.endswith(("chunkwise_conv_scale", "downsample.bias", "out_proj.weight")):
                 parameter.normal_(std=0.3)
     return model
-
-
-def random_masks(model, languages, roots=None):
-    masks = PathwayMasks.dense(model, languages, roots)
-    for name in masks.names:
-        for language in languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.5)
-    return masks
 
 
 class Runner:

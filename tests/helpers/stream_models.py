@@ -4,6 +4,8 @@ import torch
 
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
+from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.pathways.masks import PathwayMasks
 
 SMALL = {
     "num_encoder_layers": 2,
@@ -36,3 +38,29 @@ def make_model(kind: str, vocab_size: int = 20) -> Transducer:
         model.joiner.output_linear.weight *= 8
         model.decoder.embedding.weight[0].normal_()  # so that a pathway has an effect before the first token too
     return model
+
+
+def random_masks(model, languages, roots=None) -> PathwayMasks:
+    """Return masks in which every language uses half of the prunable entries."""
+    masks = PathwayMasks.dense(model, languages, roots)
+    for name in masks.names:
+        for language in languages:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.5)
+    return masks
+
+
+@torch.inference_mode()
+def spread_tokens(pathways: FoldedPathways, never: tuple[int, ...] = ()) -> None:
+    """Change the joiner's output layer so that noise gives many tokens in every pathway, none of `never`."""
+    model, layer = pathways.model, pathways.model.joiner.output_linear
+    x = torch.randn(4, model.chunk_window * 4, 80) * 3 - 8
+    logits = []
+    for language in pathways.masks.languages:
+        with pathways.activate(language):
+            frames, _ = model.encode(x, torch.full((4,), x.size(1)))
+            predicted = model.decoder(torch.randint(0, layer.out_features, (4, frames.size(1))))
+            logits.append(model.joiner(frames, predicted).flatten(0, 1))
+    scale = 5 / torch.cat(logits).std(dim=0).clamp(min=1e-3)
+    layer.weight *= scale[:, None]
+    layer.bias.copy_((layer.bias - torch.cat(logits).mean(dim=0)) * scale)
+    layer.bias[list(never)] = -1e4

@@ -1,0 +1,110 @@
+"""The three graphs of a transducer with the weights of one language: encoder, predictor and joiner.
+
+Inputs, outputs and metadata are those of sherpa-onnx and of icefall's exported streaming models.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from icefall_pathways.export.onnx import export_onnx
+from icefall_pathways.export.proto import with_metadata
+from icefall_pathways.export.sherpa_states import SherpaStates, sherpa_states
+from icefall_pathways.models.folding import example_chunk, fold
+from icefall_pathways.models.joiner import Joiner
+from icefall_pathways.models.transducer import Transducer
+
+_EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
+_AUTHOR = {"version": "1", "model_author": "icefall_pathways"}
+
+
+def encoder_graph(model: Transducer) -> bytes:
+    """Export the streaming encoder, including the joiner's projection.
+
+    Inputs: `x` (N, chunk_window, 80) and the states; outputs: `encoder_out` (N, chunk_shift / 4, joiner_dim) and the
+    new states. Their names, shapes and order are those of `sherpa_states`.
+
+    Args:
+      model: A transducer in eval mode on a CPU, with the weights of the language.
+
+    Raises:
+      ValueError: sherpa-onnx has no encoder for the model.
+    """
+    states = sherpa_states(model)
+    x, _, native = example_chunk(model, _EXAMPLE_STREAMS)
+    inputs = {"x": x, **dict(zip(states.names, states.pack(native), strict=True))}
+    outputs = ["encoder_out", *(f"new_{name}" for name in states.names)]
+    axes = dict(zip([*inputs, *outputs], [0, *states.axes] * 2, strict=True))
+    graph = export_onnx(_SherpaEncoder(fold(model, {}).model, states).eval(), inputs, outputs, axes)
+    chunk = {"T": model.chunk_window, "decode_chunk_len": model.chunk_shift}
+    return with_metadata(
+        graph, {"model_type": states.model_type, **_AUTHOR, "comment": states.comment, **chunk, **states.metadata}
+    )
+
+
+def predictor_graph(model: Transducer) -> bytes:
+    """Export the predictor, including the joiner's projection.
+
+    Input: `y` (N, context_size) int64, the last tokens, negative before the first; output: `decoder_out`
+    (N, joiner_dim).
+    """
+    context_size = model.decoder.context_size
+    graph = export_onnx(
+        _Predictor(model).eval(),
+        {"y": torch.zeros(_EXAMPLE_STREAMS, context_size, dtype=torch.int64)},
+        ["decoder_out"],
+        {"y": 0, "decoder_out": 0},
+    )
+    return with_metadata(graph, {**_AUTHOR, "context_size": context_size, "vocab_size": _vocab_size(model)})
+
+
+def joiner_graph(model: Transducer) -> bytes:
+    """Export the joiner without its projections.
+
+    Inputs: `encoder_out` and `decoder_out` (N, joiner_dim); output: `logit` (N, vocab_size).
+    """
+    projected = torch.zeros(_EXAMPLE_STREAMS, model.joiner.output_linear.in_features)
+    graph = export_onnx(
+        _Joiner(model.joiner).eval(),
+        {"encoder_out": projected, "decoder_out": projected.clone()},
+        ["logit"],
+        dict.fromkeys(("encoder_out", "decoder_out", "logit"), 0),
+    )
+    return with_metadata(graph, {**_AUTHOR, "joiner_dim": projected.size(1)})
+
+
+def _vocab_size(model: Transducer) -> int:
+    return model.joiner.output_linear.out_features
+
+
+class _SherpaEncoder(nn.Module):
+    """`Transducer.stream` for full chunks, with the states of sherpa-onnx."""
+
+    def __init__(self, model: Transducer, states: SherpaStates) -> None:
+        super().__init__()
+        self.model = model
+        self.states = states
+
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        lens = torch.full((x.size(0),), self.model.chunk_window, dtype=torch.int64)
+        out, _, new_states = self.model.stream(x, lens, self.states.unpack(states))
+        return self.model.joiner.encoder_proj(out), *self.states.pack(new_states)
+
+
+class _Predictor(nn.Module):
+    def __init__(self, model: Transducer) -> None:
+        super().__init__()
+        self.decoder, self.projection = model.decoder, model.joiner.decoder_proj
+
+    def forward(self, y: Tensor) -> Tensor:
+        projected: Tensor = self.projection(self.decoder(y, need_pad=False).squeeze(1))
+        return projected
+
+
+class _Joiner(nn.Module):
+    def __init__(self, joiner: Joiner) -> None:
+        super().__init__()
+        self.joiner = joiner
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        logits: Tensor = self.joiner(encoder_out, decoder_out, project_input=False)
+        return logits
