@@ -8,6 +8,7 @@
 Calls from several threads need a lock: all streams share one model, which is switched between languages.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Real
@@ -27,7 +28,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.transcription.audio import AudioOptions, as_mono, read_file, read_samples, split_blocks
 from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
-from icefall_pathways.transcription.transcript import Segment, Transcript
+from icefall_pathways.transcription.transcript import Segment, Transcript, no_speech_note
 
 Samples: TypeAlias = Tensor | NDArray[Any] | Sequence[float]
 """Mono samples (n,), (1, n) or (n, 1): floating point in [-1, 1], or 16-bit or 32-bit integers."""
@@ -125,9 +126,12 @@ class Pathways:
         segments = self._transcriber(language).transcribe(
             [(name, blocks)], num_streams=1, on_error=lambda _, error: errors.append(error)
         )
-        transcript = Transcript.from_results([segment for _, segment in segments if segment.is_final])
+        results = [segment for _, segment in segments if segment.is_final]
+        transcript = Transcript.from_results(results)
         if errors:
             raise AudioError(f"{name}: {errors[0]}") from errors[0]
+        if results and (note := no_speech_note(results[-1])) is not None:
+            warnings.warn(f"{name}: {note}", stacklevel=2)
         return transcript
 
     def stream(self, language: str = AUTO, sample_rate: int | None = None) -> "TranscriptionStream":

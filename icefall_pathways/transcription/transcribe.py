@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -16,7 +17,7 @@ from icefall_pathways.files import atomic_write
 from icefall_pathways.ranges import PositiveInt, Range, check_number
 from icefall_pathways.transcription.audio import MICROPHONE, STDIN, AudioOptions, read_audio
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
-from icefall_pathways.transcription.transcript import Segment
+from icefall_pathways.transcription.transcript import Segment, no_speech_note
 from icefall_pathways.transcription.writers import WRITERS
 
 _MAX_SAMPLE_RATE = 768_000
@@ -99,6 +100,8 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
                 outputs[source] = _Output(config, source, out)
             outputs[source].add(segment)
             if segment.is_last:
+                if (note := no_speech_note(segment)) is not None:
+                    _report(source, note)
                 outputs.pop(source).close(errors.get(source))
     finally:
         for output in outputs.values():  # of an interrupted or failed run
@@ -124,11 +127,12 @@ class _Output:
             self._writer.close(error)
 
 
-def _read(source: str, config: TranscribeConfig) -> Iterator[Tensor]:
-    def report(note: str) -> None:
-        print(f"note: {source}: {note}", file=sys.stderr)
+def _report(source: str, note: str) -> None:
+    print(f"note: {source}: {note}", file=sys.stderr)
 
-    blocks = read_audio(source, AudioOptions(config.sample_rate, config.channel, report))
+
+def _read(source: str, config: TranscribeConfig) -> Iterator[Tensor]:
+    blocks = read_audio(source, AudioOptions(config.sample_rate, config.channel, partial(_report, source)))
     return UntilInterrupted(blocks) if source in (STDIN, MICROPHONE) else blocks
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -9,7 +10,16 @@ from icefall_pathways.data.tokenizer import WORD_BOUNDARY
 from icefall_pathways.decoding.config import NumActivePaths, TrainedModelConfig
 from icefall_pathways.decoding.language_id.model import load_language_identifier, with_scoring
 from icefall_pathways.decoding.pretrained import TrainedModel
-from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, Recognizer, Result, Session, Source
+from icefall_pathways.decoding.streaming import (
+    AudioError,
+    EndpointConfig,
+    Recognizer,
+    Result,
+    Session,
+    Source,
+    VadName,
+    make_gate,
+)
 from icefall_pathways.languages import get_language
 from icefall_pathways.transcription.transcript import Segment, to_segment
 
@@ -24,6 +34,10 @@ class RecognizerConfig(TrainedModelConfig):
     """For modified_beam_search: hypotheses kept per stream."""
 
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    vad: VadName = "silero"
+    """Voice activity detection. silero: decode only the regions in which Silero VAD detects speech, each on its own;
+    none: decode all audio."""
 
 
 class Transcriber:
@@ -66,6 +80,7 @@ class Transcriber:
             config.endpoint,
             select_language,
             is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY),
+            make_gate=partial(make_gate, config.vad),
         )
 
     def transcribe(

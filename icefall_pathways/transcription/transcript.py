@@ -36,6 +36,7 @@ class Segment:
       words: Words of `text` with their times.
       is_final: The segment is complete.
       is_last: The audio has ended; no further result follows.
+      speech_seconds: Seconds of speech in the audio so far; without voice activity detection, all of it.
     """
 
     language: str | None
@@ -47,6 +48,7 @@ class Segment:
     words: list[Word]
     is_final: bool
     is_last: bool
+    speech_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,15 @@ class Transcript:
     Attributes:
       language: Language code; None if the model is dense and no language was requested, or if the language has not
         been identified yet.
-      duration: Seconds of audio decoded.
+      duration: Seconds of audio.
       segments: Segments that contain text, in order of time.
+      speech_seconds: Seconds of it that contain speech; without voice activity detection, all of it.
     """
 
     language: str | None
     duration: float
     segments: list[Segment]
+    speech_seconds: float = 0.0
 
     @classmethod
     def from_results(cls, results: Iterable[Segment]) -> "Transcript":
@@ -72,6 +76,7 @@ class Transcript:
             language=results[-1].language if results else None,
             duration=results[-1].end if results else 0.0,
             segments=[segment for segment in results if segment.text],
+            speech_seconds=results[-1].speech_seconds if results else 0.0,
         )
 
     @property
@@ -83,6 +88,13 @@ class Transcript:
     def words(self) -> list[Word]:
         """Words of all segments."""
         return [word for segment in self.segments for word in segment.words]
+
+
+def no_speech_note(last: Segment) -> str | None:
+    """Return a remark if voice activity detection found no speech in audio, from its last segment."""
+    if last.speech_seconds > 0 or last.end == 0:
+        return None
+    return f'no speech detected in {last.end:.1f} s of audio; --vad none (in Python: vad="none") decodes all of it'
 
 
 def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Segment:
@@ -98,6 +110,7 @@ def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Se
         words=_words(result, tokenizer),
         is_final=result.is_final,
         is_last=result.is_last,
+        speech_seconds=round(result.speech_seconds, 3),
     )
 
 

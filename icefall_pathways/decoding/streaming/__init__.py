@@ -16,6 +16,7 @@ from icefall_pathways.decoding.streaming.decoder import (
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.decoding.streaming.engine import Engine, EngineError, StreamEncoder
 from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session
+from icefall_pathways.decoding.streaming.voice_activity import VadError, VadName, make_gate
 
 __all__ = [
     "ANY_LANGUAGE",
@@ -32,5 +33,8 @@ __all__ = [
     "Stream",
     "StreamEncoder",
     "StreamingDecoder",
+    "VadError",
+    "VadName",
     "check_samples",
+    "make_gate",
 ]

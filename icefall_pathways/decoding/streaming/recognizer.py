@@ -1,6 +1,7 @@
 """Recognition sessions: partial and final results, segments, and language identification."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +21,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     push_next,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
+from icefall_pathways.decoding.streaming.voice_activity import SpeechBlock, SpeechGate
 from icefall_pathways.searches import Hypothesis
 from icefall_pathways.searches.base import common_prefix_length
 
@@ -43,6 +45,7 @@ class Result:
       revised: The previous result has different or additional tokens after the unchanged ones.
       is_final: The segment has ended.
       is_last: The session has ended.
+      speech_seconds: Seconds of speech in the session so far, all of its audio without voice activity detection.
     """
 
     language: str
@@ -56,6 +59,7 @@ class Result:
     revised: bool
     is_final: bool
     is_last: bool
+    speech_seconds: float
 
     @property
     def changed(self) -> bool:
@@ -73,13 +77,17 @@ class Session:
       first_frame: First encoder frame of the segment.
       previous_tokens: Tokens of the previous result.
       carried_over: Tokens and times moved from the previous segment to this one: a last word that may be incomplete.
+      gate: Voice activity detection; None: all audio is decoded.
       num_samples: Number of samples received.
       first_loud: Index of the first sample that is louder than silence; infinity if there is none.
       last_loud: Index of the last such sample; -1 if there is none.
+      offset: Position of the first sample of the streams.
+      input_finished: No more input follows.
       finished: The last result was returned.
     """
 
     candidates: list[Stream]
+    gate: SpeechGate | None = None
     segment: int = 0
     first_frame: int = 0
     previous_tokens: list[int] = field(default_factory=list)
@@ -87,16 +95,19 @@ class Session:
     num_samples: int = 0
     first_loud: float = math.inf
     last_loud: int = -1
+    offset: int = 0
+    input_finished: bool = False
     finished: bool = False
+    _waiting: deque[SpeechBlock] = field(default_factory=deque)  # audio after the end of the streams
 
     def __post_init__(self) -> None:
         for stream in self.candidates:
             stream.fbank = self.candidates[0].fbank
 
     @property
-    def input_finished(self) -> bool:
-        """No more input follows."""
-        return self.candidates[0].input_finished
+    def num_speech_samples(self) -> int:
+        """Number of samples of regions of speech: all samples without a gate."""
+        return self.num_samples if self.gate is None else self.gate.num_samples
 
     @property
     def language(self) -> str | None:
@@ -116,12 +127,48 @@ class Session:
             self.first_loud = min(self.first_loud, self.num_samples + int(loud[0]))
             self.last_loud = self.num_samples + int(loud[-1])
         self.num_samples += samples.numel()
+        if self.gate is None:
+            self._extend_streams(samples)
+        else:
+            self._waiting += self.gate.accept(samples)
+            self._pass_on()
+
+    def finish(self) -> None:
+        """Mark the end of the input."""
+        self.input_finished = True
+        if self.gate is not None:
+            self._waiting += self.gate.flush()
+            self._pass_on()
+        if not self.candidates[0].input_finished:
+            self._finish_streams()
+
+    @property
+    def has_next_region(self) -> bool:
+        """Another region of speech follows, or may follow, when the streams are done."""
+        return bool(self._waiting) or not self.input_finished
+
+    def start_region(self, candidates: list[Stream]) -> None:
+        """Continue with new streams, whose state does not depend on the audio so far."""
+        self.candidates, self.first_frame = candidates, 0
+        self.offset = self.num_samples
+        self.__post_init__()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Pass the audio of the current region to the streams."""
+        while self._waiting and not self.candidates[0].input_finished:
+            block = self._waiting.popleft()
+            self.offset = block.start if block.is_first else self.offset
+            self._extend_streams(block.samples)
+            if block.is_last:
+                self._finish_streams()
+
+    def _extend_streams(self, samples: Tensor) -> None:
         features = self.candidates[0].fbank.accept(samples)
         for stream in self.candidates:
             stream.accept_features(features)
 
-    def finish(self) -> None:
-        """Mark the end of the input."""
+    def _finish_streams(self) -> None:
         features = self.candidates[0].fbank.flush()
         for stream in self.candidates:
             stream.finish_features(features)
@@ -149,6 +196,8 @@ class Recognizer:
       select_language: Identifies languages; needed for sessions in an unknown language.
       is_word_start: Returns whether a token starts a word. If a segment ends in the middle of speech, its last word,
         which may be incomplete, moves to the next segment. None: every token is a word.
+      make_gate: Returns the voice activity detection of a new session. A segment ends with each region of speech, and
+        the next one starts with the initial state of encoder and search.
     """
 
     def __init__(
@@ -157,11 +206,13 @@ class Recognizer:
         endpoints: EndpointConfig | None = None,
         select_language: LanguageSelector | None = None,
         is_word_start: Callable[[int], bool] | None = None,
+        make_gate: Callable[[], SpeechGate | None] = lambda: None,
     ) -> None:
         self.decoder = decoder
         self.endpoints = endpoints
         self.select_language = select_language
         self.is_word_start = is_word_start
+        self.make_gate = make_gate
 
     def open(self, language: str | None = ANY_LANGUAGE) -> Session:
         """Open a session; if the language is None, it is identified from the audio.
@@ -170,10 +221,10 @@ class Recognizer:
           ValueError: The language is unknown, or cannot be identified.
         """
         if language is not None:
-            return Session([self.decoder.open(language)])
+            return Session([self.decoder.open(language)], self.make_gate())
         if self.select_language is None:
             raise ValueError("no language given, and this recognizer cannot identify languages: specify the language")
-        return Session([self.decoder.open(candidate) for candidate in self.decoder.searches])
+        return Session([self.decoder.open(candidate) for candidate in self.decoder.searches], self.make_gate())
 
     def is_ready(self, session: Session) -> bool:
         """Return whether `advance` can return a result or process a chunk of this session."""
@@ -199,7 +250,7 @@ class Recognizer:
         if len(session.candidates) > 1 and self.select_language is not None:
             first = session.candidates[0]
             start = session.first_loud / self.decoder.fbank.sample_rate
-            audio_seconds = max(0.0, first.num_frames * FRAME_SECONDS - start)
+            audio_seconds = max(0.0, self._time(session, first.num_frames) - start)
             selected = self.select_language(session.candidates, audio_seconds, self.decoder.is_done(first))
             if selected is not None:
                 session.candidates = [selected]
@@ -242,23 +293,25 @@ class Recognizer:
     def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
         stream, num_carried = session.candidates[0], len(session.carried_over)
         # Models are trained on speech only, so they may emit words in silence.
-        if session.last_loud < session.first_frame * FRAME_SECONDS * self.decoder.fbank.sample_rate:
+        segment_start = self._time(session, session.first_frame)
+        if session.last_loud < segment_start * self.decoder.fbank.sample_rate:
             hypothesis, stable = Hypothesis([], [], 0.0), 0
         is_pause, is_too_long = self._endpoint(session, stream, hypothesis)
-        session.finished = self.decoder.is_done(stream)
-        is_final = is_pause or is_too_long or session.finished
+        is_region_end = self.decoder.is_done(stream)
+        session.finished = is_region_end and not session.has_next_region
+        is_final = is_pause or is_too_long or is_region_end
         tokens = [token for token, _ in session.carried_over] + hypothesis.tokens
         times = [time for _, time in session.carried_over]
-        times += [(session.first_frame + frame) * FRAME_SECONDS for frame in hypothesis.timestamps]
+        times += [self._time(session, session.first_frame + frame) for frame in hypothesis.timestamps]
         unchanged = common_prefix_length(session.previous_tokens, tokens)
-        ends_in_speech = is_too_long and not (is_pause or session.finished)
+        ends_in_speech = is_too_long and not (is_pause or is_region_end)
         complete = self._complete_words(tokens) if ends_in_speech else len(tokens)
         audio_end = session.num_samples / self.decoder.fbank.sample_rate  # within the last encoder frame
-        end = audio_end if session.finished else min(stream.num_frames * FRAME_SECONDS, audio_end)
+        end = audio_end if session.finished else min(self._time(session, stream.num_frames), audio_end)
         result = Result(
             language=stream.language,
             segment=session.segment,
-            start=min([session.first_frame * FRAME_SECONDS, *times[:1]]),
+            start=min([segment_start, *times[:1]]),
             end=min([end, *times[complete : complete + 1]]),
             tokens=tokens[:complete],
             times=times[:complete],
@@ -267,14 +320,22 @@ class Recognizer:
             revised=unchanged < len(session.previous_tokens),
             is_final=is_final,
             is_last=session.finished,
+            speech_seconds=session.num_speech_samples / self.decoder.fbank.sample_rate,
         )
         session.previous_tokens = tokens
         if is_final:
-            self.decoder.reset_hypothesis(stream)
             session.segment, session.first_frame = session.segment + 1, stream.num_frames
             session.carried_over = list(zip(tokens, times, strict=True))[complete:]
             session.previous_tokens = tokens[complete:]
+            if is_region_end and not session.finished:
+                session.start_region([self.decoder.open(stream.language)])
+            else:
+                self.decoder.reset_hypothesis(stream)
         return result
+
+    def _time(self, session: Session, frame: int) -> float:
+        """Return the time of an encoder frame of the streams, in seconds from the start of the session."""
+        return session.offset / self.decoder.fbank.sample_rate + frame * FRAME_SECONDS
 
     def _complete_words(self, tokens: list[int]) -> int:
         """Return the number of leading tokens that form complete words."""

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Word error rates with silence or noise around the speech, and at other levels than that of the recordings.
+
+Usage, after `make demo`, in egs/mls/ASR:
+
+  ../../../benchmarks/robustness.py --exp-dir exp/demo/pathways --write 1
+
+Every condition changes the same test utterances: zeros or white noise of a level before, after or between them (pairs
+of utterances in one stream), or a gain. A mark shows where the word error rate exceeds that of the unchanged utterances
+by more than `GOAL` points.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import put_table
+from torch import Tensor
+
+from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.decoding.config import StreamingConfig
+from icefall_pathways.decoding.cut_audio import load_samples
+from icefall_pathways.decoding.decode_run import LoadedExperiment, load_experiment
+from icefall_pathways.decoding.scoring import Utterance, score
+from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, Recognizer, Source, VadName, make_gate
+from icefall_pathways.options import parse, run_script
+from icefall_pathways.ranges import PositiveInt, Range, Seed, parse_numbers
+
+GOAL = 1.0  # largest increase of the word error rate, in points
+_TABLES = Path(__file__).with_suffix(".md")
+_FILLS = {"zeros": None, "noise at -60 dBFS": -60.0, "noise at -45 dBFS": -45.0}
+_POSITIONS = ("before", "after", "between")
+
+Speech = tuple[Tensor, list[str]]
+"""Samples (n,), and their words."""
+
+
+@dataclass(frozen=True)
+class RobustnessConfig(StreamingConfig):
+    """Options of the robustness benchmark."""
+
+    utterances: PositiveInt = 150
+    """Largest number of utterances per language, drawn at random."""
+
+    seed: Seed = 0
+    """Seed of the draw and of the noise."""
+
+    seconds: str = "0.3 1 3"
+    """Durations of the silence, separated by spaces."""
+
+    gains: str = "6 -6 -12 -20 -30"
+    """Gains in dB, separated by spaces."""
+
+    vad: VadName = "none"
+    """Voice activity detection, as in transcribe.py."""
+
+    write: bool = False
+    """Update the tables in robustness.md."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Silence around speech.
+
+    Attributes:
+      fill: A key of `_FILLS`.
+      position: before, after, or between pairs of utterances.
+      seconds: Duration.
+    """
+
+    fill: str
+    position: str
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The row of the table."""
+        return f"{self.seconds:g} s of {self.fill} {self.position}"
+
+    def apply(self, speech: Sequence[Speech], rng: np.random.Generator) -> Iterator[Speech]:
+        """Yield the speech with silence."""
+        if self.position == "between":
+            for (first, words), (second, more_words) in zip(speech[::2], speech[1::2], strict=False):
+                yield torch.cat([first, self._make(rng), second]), words + more_words
+            return
+        for samples, words in speech:
+            parts = [self._make(rng), samples]
+            yield torch.cat(parts if self.position == "before" else parts[::-1]), words
+
+    def _make(self, rng: np.random.Generator) -> Tensor:
+        level = _FILLS[self.fill]
+        amplitude = 0.0 if level is None else 10 ** (level / 20)
+        noise = rng.standard_normal(round(self.seconds * SAMPLE_RATE)).astype(np.float32)
+        return torch.from_numpy(noise) * amplitude
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Another level, in dB; samples of more than full scale are not clipped."""
+
+    decibels: float
+
+    @property
+    def name(self) -> str:
+        """The row of the table."""
+        return f"{self.decibels:+g} dB"
+
+    def apply(self, speech: Sequence[Speech], rng: np.random.Generator) -> Iterator[Speech]:
+        """Yield the speech at this level."""
+        return ((samples * 10 ** (self.decibels / 20), words) for samples, words in speech)
+
+
+def measure(config: RobustnessConfig) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the rows of the tables of silence and of gains: name, and word error rate per language."""
+    experiment = load_experiment(config)
+    seconds = parse_numbers("--seconds", config.seconds, float)
+    silences = [Silence(fill, position, s) for position in _POSITIONS for fill in _FILLS for s in seconds]
+    gains = [Gain(value) for value in parse_numbers("--gains", config.gains, float, Range())]
+    speech = {language.code: _draw(experiment, config, language.code) for language in experiment.data.languages}
+    clean = {code: _error_rate(experiment, config, code, utterances) for code, utterances in speech.items()}
+    print("unchanged", clean, flush=True)
+
+    def row(condition: Silence | Gain) -> list[str]:
+        cells = [condition.name]
+        for code, utterances in speech.items():
+            rng = np.random.default_rng(config.seed)
+            wer = _error_rate(experiment, config, code, list(condition.apply(utterances, rng)))
+            cells.append(_cell(wer, clean[code]))
+        print(" | ".join(cells), flush=True)
+        return cells
+
+    first = ["unchanged", *(f"{wer:.1f}" for wer in clean.values())]
+    return [first, *map(row, silences)], [first, *map(row, gains)]
+
+
+def _cell(wer: float, clean: float) -> str:
+    mark = " **" if round(wer - clean, 6) > GOAL else ""
+    return f"{wer:.1f} ({wer - clean:+.1f}){mark}"
+
+
+def _draw(experiment: LoadedExperiment, config: RobustnessConfig, language: str) -> list[Speech]:
+    cuts = experiment.data.loader(language, config.split).cuts
+    order = np.random.default_rng(config.seed).permutation(len(cuts))[: config.utterances]
+    words = experiment.trained.tokenizer.words
+    return [(load_samples(cuts[i]), words(cuts[i].supervisions[0].text)) for i in order]
+
+
+def _error_rate(
+    experiment: LoadedExperiment, config: RobustnessConfig, language: str, speech: Sequence[Speech]
+) -> float:
+    sources = [Source(i, samples.split(SAMPLE_RATE), language) for i, (samples, _) in enumerate(speech)]
+    tokenizer = experiment.trained.tokenizer
+    tokens = _decode(experiment, config, sources)
+    words = [tokenizer.words(tokenizer.decode([tokens[i]])[0]) for i in range(len(speech))]
+    return score(Utterance(str(i), speech[i][1], words[i]) for i in range(len(speech))).wer
+
+
+def _decode(experiment: LoadedExperiment, config: RobustnessConfig, sources: list[Source[int]]) -> dict[int, list[int]]:
+    """Return the tokens of each source, as streaming_decode.py or, with voice activity detection, transcribe.py."""
+    if config.vad == "none":
+        decoded = experiment.decoder.decode(sources, config.num_decode_streams)
+        return {i: hypothesis.tokens for i, hypothesis in decoded}
+    recognizer = Recognizer(experiment.decoder, EndpointConfig(), make_gate=partial(make_gate, config.vad))
+    tokens: dict[int, list[int]] = {source.key: [] for source in sources}
+    for i, result in recognizer.recognize(sources, config.num_decode_streams, _raise):
+        tokens[i] += result.tokens if result.is_final else []
+    return tokens
+
+
+def _raise(_key: int, error: AudioError) -> None:
+    raise error
+
+
+def main() -> None:
+    """Print the tables; with --write 1, update robustness.md."""
+    config = parse(RobustnessConfig, __doc__ or "")
+    silence, gains = measure(config)
+    if config.write:
+        header = ["condition", *(name for name in config.languages)]
+        put_table(_TABLES, "silence", header, silence)
+        put_table(_TABLES, "gains", header, gains)
+
+
+if __name__ == "__main__":
+    run_script(main)

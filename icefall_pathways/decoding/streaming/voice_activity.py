@@ -1,0 +1,180 @@
+"""Voice activity detection: cut a stream of samples into regions of speech, without look-ahead."""
+
+import importlib.util
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.errors import first_line
+
+VadName = Literal["silero", "none"]
+
+_WINDOW = 512  # samples that Silero scores at once
+_CONTEXT = 64  # samples before a window that it reads again
+_START, _CONTINUE = 0.4, 0.2  # probabilities from which speech starts and continues
+_PRE_ROLL = 0.5  # seconds before the detection that belong to a region: Silero may need 0.45 s in noise
+_HANGOVER = 0.8  # seconds without speech after which a region ends
+_TARGET_RMS = 0.1  # of the loudest window: at lower levels Silero detects speech late or not at all
+_MAX_GAIN = 10**1.5  # 30 dB
+_LEVEL_DECAY = 0.995  # per window: 1.4 dB per second
+_LOG_ERRORS = 3  # severity level of ONNX Runtime
+
+
+class VadError(ValueError):
+    """Voice activity detection cannot run on this machine."""
+
+
+class SpeechScorer(Protocol):
+    """A function that returns the probability of speech of consecutive windows of `_WINDOW` samples."""
+
+    def __call__(self, window: npt.NDArray[np.float32]) -> float:
+        """Return the probability that the next window (n,) contains speech."""
+
+
+class Silero:
+    """Silero VAD in ONNX Runtime, for one stream. The level of its input follows the loudest window so far.
+
+    Raises:
+      VadError: The package silero-vad or onnxruntime is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._session = _load_session()
+        self._state = np.zeros((2, 1, 128), np.float32)
+        self._context = np.zeros(_CONTEXT, np.float32)
+        self._level = 0.0
+
+    def __call__(self, window: npt.NDArray[np.float32]) -> float:
+        """Return the probability that the next window (n,) contains speech."""
+        self._level = max(_LEVEL_DECAY * self._level, float(np.sqrt(np.mean(np.square(window)))))
+        gain = min(_MAX_GAIN, max(1.0, _TARGET_RMS / max(self._level, 1e-9)))
+        scaled = (gain * window).astype(np.float32)
+        inputs = {"input": np.concatenate([self._context, scaled])[None], "state": self._state, "sr": _RATE}
+        probability, self._state = self._session.run(None, inputs)
+        self._context = scaled[-_CONTEXT:]
+        return float(probability[0, 0])
+
+
+_RATE = np.array(SAMPLE_RATE)
+
+
+@lru_cache(maxsize=1)
+def _load_session() -> Any:
+    """Return the ONNX session that all streams share."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise VadError(f"cannot import onnxruntime ({first_line(error)}): install it, or use --vad none") from error
+    # Not imported: the package reads audio with torchaudio.
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None or not spec.submodule_search_locations:
+        raise VadError("the package silero-vad is not installed: install it, or use --vad none")
+    path = Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.onnx"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # more are slower: a window takes a fraction of a millisecond
+    options.log_severity_level = _LOG_ERRORS
+    return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class SpeechBlock:
+    """Consecutive samples of a region of speech.
+
+    Attributes:
+      samples: The samples (n,).
+      start: Position of the first sample in the stream.
+      is_first: The block starts a region.
+      is_last: The block ends its region.
+    """
+
+    samples: Tensor
+    start: int
+    is_first: bool = False
+    is_last: bool = False
+
+
+class SpeechGate:
+    """Pass on the samples of regions of speech, with some audio before and after them, and drop the others.
+
+    Args:
+      scorer: Scores windows.
+
+    Attributes:
+      num_samples: Number of samples of regions so far.
+    """
+
+    def __init__(self, scorer: SpeechScorer) -> None:
+        self._scorer = scorer
+        self._rest = torch.zeros(0)
+        self._position = 0  # of the next window
+        self._recent: deque[Tensor] = deque(maxlen=round(_PRE_ROLL * SAMPLE_RATE / _WINDOW))
+        self._silent_windows: int | None = None  # in a region: windows since speech
+        self.num_samples = 0
+
+    def accept(self, samples: Tensor) -> list[SpeechBlock]:
+        """Append samples (n,), and return the blocks of speech that they complete."""
+        samples = torch.cat([self._rest, samples.detach().float().cpu().flatten()])
+        num_whole = samples.numel() // _WINDOW * _WINDOW
+        self._rest = samples[num_whole:]
+        windows = samples[:num_whole].view(-1, _WINDOW)
+        blocks = _join_blocks([block for window in windows for block in self._accept_window(window)])
+        self.num_samples += sum(block.samples.numel() for block in blocks)
+        return blocks
+
+    def flush(self) -> list[SpeechBlock]:
+        """Finish the stream: end the current region, and return its last block."""
+        if self._silent_windows is None:
+            return []
+        self._silent_windows = None
+        self.num_samples += self._rest.numel()
+        return [SpeechBlock(self._rest, self._position, is_last=True)]
+
+    def _accept_window(self, window: Tensor) -> Iterator[SpeechBlock]:
+        probability = self._scorer(window.numpy())
+        start = self._position
+        self._position += _WINDOW
+        if self._silent_windows is None:
+            if probability < _START:
+                self._recent.append(window)
+                return
+            self._silent_windows = 0
+            samples = torch.cat([*self._recent, window])
+            self._recent.clear()
+            yield SpeechBlock(samples, self._position - samples.numel(), is_first=True)
+            return
+        self._silent_windows = 0 if probability >= _CONTINUE else self._silent_windows + 1
+        is_last = self._silent_windows * _WINDOW >= _HANGOVER * SAMPLE_RATE
+        if is_last:
+            self._silent_windows = None
+        yield SpeechBlock(window, start, is_last=is_last)
+
+
+def _join_blocks(blocks: list[SpeechBlock]) -> list[SpeechBlock]:
+    """Join the blocks of each region: features are computed faster for long blocks."""
+    starts = [index for index, block in enumerate(blocks) if index == 0 or block.is_first]
+    regions = [blocks[start:end] for start, end in pairwise([*starts, len(blocks)])]
+    return [
+        SpeechBlock(
+            torch.cat([block.samples for block in region]), region[0].start, region[0].is_first, region[-1].is_last
+        )
+        for region in regions
+    ]
+
+
+def make_gate(name: VadName) -> SpeechGate | None:
+    """Return a new gate for one stream; None for "none".
+
+    Raises:
+      VadError: Voice activity detection cannot run on this machine.
+    """
+    return None if name == "none" else SpeechGate(Silero())

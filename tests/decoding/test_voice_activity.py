@@ -1,0 +1,180 @@
+"""Voice activity detection: complete regions of speech, each decoded on its own, in streams of any block size."""
+
+import importlib.util
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_models import make_model
+from torch import Tensor
+
+from icefall_pathways.corpora.mini_speech import Synthesizer, draw_speakers, synthesize_utterance
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.decoding.streaming import (
+    Recognizer,
+    Result,
+    StreamingDecoder,
+    VadError,
+    make_gate,
+    voice_activity,
+)
+from icefall_pathways.decoding.streaming.voice_activity import SpeechBlock, SpeechGate
+from icefall_pathways.languages import get_language
+from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.searches import GreedySearch
+
+WINDOW = 512
+PRE_ROLL, HANGOVER = 16, 25  # windows
+
+
+def is_loud(window: object) -> float:
+    """Score a window by its first sample, which tests set to 1 for speech."""
+    return float(window[0])  # type: ignore[index]
+
+
+def signal(speech: list[bool], tail: int = 0) -> Tensor:
+    """Return samples whose values are their positions, except the first one of a window, which marks speech."""
+    samples = torch.arange(2, 2 + WINDOW * len(speech) + tail, dtype=torch.float32)
+    samples[: WINDOW * len(speech) : WINDOW] = torch.tensor(speech, dtype=torch.float32)
+    return samples
+
+
+def regions(blocks: list[SpeechBlock]) -> list[tuple[int, Tensor]]:
+    """Return the start and the samples of each region; check that blocks follow each other."""
+    pieces: list[tuple[int, Tensor]] = []
+    is_open = False
+    for block in blocks:
+        assert block.is_first != is_open
+        start, samples = (block.start, torch.empty(0)) if block.is_first else pieces.pop()
+        assert block.start == start + samples.numel()
+        pieces.append((start, torch.cat([samples, block.samples])))
+        is_open = not block.is_last
+    assert not is_open
+    return pieces
+
+
+def gated(samples: Tensor, sizes: list[int]) -> list[tuple[int, Tensor]]:
+    gate, blocks = SpeechGate(is_loud), []
+    for block in samples.split(sizes):
+        blocks += gate.accept(block)
+    pieces = regions(blocks + gate.flush())
+    assert gate.num_samples == sum(samples.numel() for _, samples in pieces)
+    return pieces
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=6), st.integers(0, WINDOW - 1), st.randoms())
+@settings(deadline=None, max_examples=50)
+def test_regions_cover_speech_with_its_surroundings(
+    runs: list[tuple[bool, int]], tail: int, rng: random.Random
+) -> None:
+    speech = [is_speech for is_speech, length in runs for _ in range(length)]
+    samples = signal(speech, tail)
+    pieces = gated(samples, [samples.numel()])
+    covered = [False] * len(speech)
+    for start, content in pieces:
+        assert torch.equal(content, samples[start : start + content.numel()])
+        for index in range(start // WINDOW, min(len(speech), (start + content.numel()) // WINDOW)):
+            assert not covered[index]
+            covered[index] = True
+    for index, is_speech in enumerate(speech):
+        near = speech[max(0, index - HANGOVER) : index + PRE_ROLL + 1]
+        assert covered[index] or not is_speech
+        assert covered[index] == any(near)
+    sizes: list[int] = []
+    while sum(sizes) < samples.numel():
+        sizes.append(min(rng.randint(1, 3000), samples.numel() - sum(sizes)))
+    for (start, content), (other_start, other) in zip(gated(samples, sizes), pieces, strict=True):
+        assert start == other_start and torch.equal(content, other)
+
+
+@pytest.fixture(scope="module")
+def utterances() -> list[Tensor]:
+    rng = random.Random(1)
+    texts = {"en": "twenty one seven", "fr": "dix sept quatre", "it": "otto ventidue", "nl": "vijf tien"}
+    return [
+        torch.from_numpy(synthesize_utterance(Synthesizer(), text, draw_speakers(get_language(code), 1)[0], 1, rng))
+        for code, text in texts.items()
+    ]
+
+
+@pytest.mark.parametrize("gain", [0, -30])
+@pytest.mark.parametrize("noise", [0.0, 0.001])
+def test_silero_detects_speech_within_the_pre_roll_and_no_noise(
+    utterances: list[Tensor], gain: float, noise: float
+) -> None:
+    for samples in utterances:
+        silence = noise * torch.randn(48000)
+        gate = make_gate("silero")
+        assert gate is not None
+        scaled = 10 ** (gain / 20) * torch.cat([silence, samples, silence])
+        pieces = regions(gate.accept(scaled) + gate.flush())
+        assert len(pieces) == 1
+        start, content = pieces[0]
+        assert 48000 - 16000 < start <= 48000 and start + content.numel() >= 48000 + samples.numel()
+
+
+def test_no_gate_without_voice_activity_detection() -> None:
+    assert make_gate("none") is None
+
+
+def test_error_of_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice_activity._load_session.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(VadError, match="silero-vad is not installed: install it, or use --vad none"):
+        make_gate("silero")
+
+
+@pytest.fixture
+def emformer() -> Transducer:
+    model: Transducer = make_model("emformer")
+    return model
+
+
+def run(recognizer: Recognizer, samples: Tensor, size: int) -> list[Result]:
+    """Return the results of a session that receives blocks of `size` samples, advanced after every third block."""
+    session, results = recognizer.open(), []
+    for index, block in enumerate(samples.split(size)):
+        session.accept_samples(block)
+        if index % 3 == 2:
+            results += advance(recognizer, session)
+    session.finish()
+    return results + advance(recognizer, session)
+
+
+def advance(recognizer: Recognizer, session: object) -> list[Result]:
+    results = []
+    while recognizer.is_ready(session):  # type: ignore[arg-type]
+        results += [result for _, result in recognizer.advance([session])]  # type: ignore[list-item]
+    return results
+
+
+@pytest.mark.parametrize("size", [700, 5000, 10**6])
+def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> None:
+    bursts = torch.randn(3, 16384) * 0.1 * (torch.arange(16384) // 1000 % 3 + 0.01)
+    silence = torch.zeros(WINDOW * 100)
+    loud = lambda window: float(abs(window).max() > 1e-4)  # noqa: E731
+    decoder = StreamingDecoder(emformer, GreedySearch(emformer), FbankConfig())
+    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(loud))
+    samples = torch.cat([part for burst in bursts for part in (silence, burst)] + [silence])
+    results = [result for result in run(recognizer, samples, size) if result.is_final]
+    texts, audio_end = [result for result in results if result.tokens], samples.numel() / 16000
+    assert len(texts) == 3 and results[-1].is_last and not any(result.is_last for result in results[:-1])
+    for index, (burst, result) in enumerate(zip(bursts, texts, strict=True)):
+        region = torch.cat([silence[: WINDOW * PRE_ROLL], burst, silence[: WINDOW * HANGOVER]])
+        expected = [r for r in run(Recognizer(decoder), region, size) if r.is_final]
+        assert result.tokens == [token for r in expected for token in r.tokens]
+        start = (silence.numel() * (index + 1) + burst.numel() * index - WINDOW * PRE_ROLL) / 16000
+        assert result.times == pytest.approx([start + time for r in expected for time in r.times])
+        assert result.start == pytest.approx(start)
+        assert start < result.end <= (audio_end if result.is_last else start + region.numel() / 16000 + 0.04)
+    assert results[-1].end == audio_end
+    assert results[-1].speech_seconds == 3 * region.numel() / 16000
+
+
+def test_audio_without_speech_has_one_empty_result(emformer: Transducer) -> None:
+    decoder = StreamingDecoder(emformer, GreedySearch(emformer), FbankConfig())
+    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(lambda window: 0.0))
+    (result,) = run(recognizer, torch.randn(50000) * 0.1, 1000)
+    assert (result.tokens, result.is_last, result.speech_seconds, result.end) == ([], True, 0.0, 3.125)
