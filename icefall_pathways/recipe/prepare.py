@@ -13,6 +13,7 @@ from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.files import read_text
 from icefall_pathways.languages import LanguageCode, codes_of, is_language_code, parse_languages
 from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Stage
+from icefall_pathways.recipe.corpus_options import CorpusOptions
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
 from icefall_pathways.sharding.executors import ExecutionConfig
@@ -22,7 +23,7 @@ _RETRAINED = ", retrained on "  # in the done marks of tokenizer and index, foll
 
 
 @dataclass(frozen=True)
-class PrepareConfig(ExecutionConfig, SampleConfig):
+class PrepareConfig(CorpusOptions, ExecutionConfig, SampleConfig):
     """Options of the data preparation."""
 
     stage: Stage = 0
@@ -35,22 +36,6 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
     """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout; folder: clips
     in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests, implied by --manifests; stamps:
     phrases of Tux Paint in nine languages."""
-
-    corpus_dir: str = ""
-    """Folder of the corpus, existing or to be created. Empty: download/<corpus>."""
-
-    languages: str = "en fr it nl"
-    """Languages, separated by spaces; an unsupported one is reported with those that the corpus offers. folder,
-    manifests, stamps: all of the corpus, unless given."""
-
-    data_dir: Path = Path("data")
-    """Folder for manifests, features and tokens."""
-
-    vocab_size: PositiveInt = 500
-    """Number of tokens of the vocabulary that all languages share."""
-
-    subset: str = "train"
-    """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
 
     manifests: str = ""
     """manifests: folders of Lhotse manifests, separated by spaces."""
@@ -90,9 +75,6 @@ class PrepareConfig(ExecutionConfig, SampleConfig):
 
     hours_per_language: PositiveFloat = 0.4
     """mini: hours of training speech per language."""
-
-    hours: str = ""
-    """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
 
     content: str = "numbers calendar"
     """mini: kinds of sentences, see make_mini_corpus.py --help."""

@@ -1,0 +1,35 @@
+"""Options of the corpus and its data, which the preparation, the run and the study share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from icefall_pathways.corpora.registry import CorpusName
+from icefall_pathways.ranges import Options, PositiveInt
+
+
+@dataclass(frozen=True)
+class CorpusOptions(Options):
+    """Options of the corpus and its data."""
+
+    corpus: CorpusName = "mls"
+    """mini: the embedded corpus, synthesized; mls: Multilingual LibriSpeech or any folder in its layout; folder: clips
+    in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests; stamps: phrases of Tux Paint."""
+
+    corpus_dir: str = ""
+    """Folder of the corpus, existing or to be created. Empty: download/<corpus>. manifests: one or several folders."""
+
+    subset: str = "train"
+    """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""
+
+    languages: str = "en fr it nl"
+    """Languages, separated by spaces; an unsupported one is reported with those that the corpus offers. folder,
+    manifests, stamps: all of the corpus, unless given."""
+
+    data_dir: Path = Path("data")
+    """Folder for manifests, features and tokens."""
+
+    vocab_size: PositiveInt = 500
+    """Number of tokens of the vocabulary that all languages share."""
+
+    hours: str = ""
+    """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
