@@ -182,6 +182,8 @@ def _write_shard(files: SplitFiles, read: ReadUtterances[T], shard: Shard[T]) ->
             report.drop(files.language.code, files.split, *rejection)
             continue
         report.keep(files.language.code, files.split)
+        if files.language.alphabet is None:
+            report.add_characters(files.language.code, files.split, supervision.text)
         recordings.append(recording.to_dict())
         supervisions.append(supervision.to_dict())
     shard.write("recordings", recordings)

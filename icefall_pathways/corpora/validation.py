@@ -12,6 +12,8 @@ from tabulate import tabulate
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import get_language
 
+_MAX_LISTED = 200  # characters of a derived alphabet
+
 
 class CorpusError(ValueError):
     """A corpus is incomplete, or loses too many utterances."""
@@ -60,17 +62,24 @@ class CorpusReport:
       kept: Counts by (language, split).
       dropped: Counts by (language, split, reason).
       notes: Counts by (language, split, note).
+      characters: Counts of characters in kept transcripts by (language, split, character), of languages whose alphabet
+        is not known.
       examples: Up to three descriptions of dropped utterances by (language, split, reason).
     """
 
     kept: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     notes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    characters: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
     def keep(self, language: str, split: str) -> None:
         """Count a kept utterance."""
         self.kept[language, split] += 1
+
+    def add_characters(self, language: str, split: str, text: str) -> None:
+        """Count the characters of a kept transcript, from which the alphabet of its language is derived."""
+        self.characters.update((language, split, character) for character in text if character != " ")
 
     def add_notes(self, language: str, split: str, notes: Iterable[str]) -> None:
         """Count properties of a kept utterance: values of `Note`, or strings of the corpus."""
@@ -97,6 +106,7 @@ class CorpusReport:
         self.kept.update(other.kept)
         self.dropped.update(other.dropped)
         self.notes.update(other.notes)
+        self.characters.update(other.characters)
         for key, examples in other.examples.items():
             self.examples[key] = (self.examples.get(key, []) + examples)[:3]
 
@@ -124,7 +134,15 @@ class CorpusReport:
         lines = [tabulate(rows, header, tablefmt="simple_outline")]
         for (language, split, reason), examples in sorted(self.examples.items()):
             lines += [f"  {language} {split}, {reason}: {example}" for example in examples]
+        lines += [self._alphabet_line(code) for code in sorted({language for language, _, _ in self.characters})]
         return "\n".join(lines)
+
+    def _alphabet_line(self, code: str) -> str:
+        """Describe the alphabet that is derived from the training transcripts of a language."""
+        seen = {character for language, split, character in self.characters if (language, split) == (code, "train")}
+        others = {character for language, _, character in self.characters if language == code} - seen
+        line = f"  {code} has no built-in alphabet; {len(seen)} characters in its training transcripts: {_sample(seen)}"
+        return line + (f"; only in others: {_sample(others)}" if others else "")
 
     def check(self, max_dropped_share: float) -> None:
         """Check that no split of a language loses too many utterances.
@@ -151,13 +169,16 @@ class CorpusReport:
         counts = {
             name: [[*key, count] for key, count in getattr(self, name).items()] for name in ("kept", "dropped", "notes")
         }
+        if self.characters:
+            counts["characters"] = [[*key, count] for key, count in self.characters.items()]
         return counts | {"examples": [[*key, value] for key, value in self.examples.items()]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CorpusReport":
         """Return the report that `to_json` converted."""
         values = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in value.items()}
-        return cls(Counter(values["kept"]), Counter(values["dropped"]), Counter(values["notes"]), values["examples"])
+        counters = {name: Counter(values.get(name, {})) for name in ("kept", "dropped", "notes", "characters")}
+        return cls(examples=values["examples"], **counters)
 
     def save(self, path: Path) -> None:
         """Write the counts as JSON."""
@@ -173,3 +194,9 @@ def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:
     """Return the distinct names: the common ones in the order of their definition, then the others by name."""
     order = list(common)
     return sorted(set(names), key=lambda name: (order.index(common(name)) if name in order else len(order), name))
+
+
+def _sample(characters: set[str]) -> str:
+    """Format a set of characters, of which a script like the Chinese one has thousands."""
+    ordered = sorted(characters)
+    return "".join(ordered[:_MAX_LISTED]) + (" ..." if len(ordered) > _MAX_LISTED else "")

@@ -202,7 +202,8 @@ def _write_results(config: DistributedConfig, experiment: LoadedExperiment, test
         if decoded.errors:
             errors.append(_describe_errors(test_set, config.split, decoded.errors))
             continue
-        result = write_results(config.results_dir, test_set.name, suffix, decoded.utterances)
+        by_characters = test_set.language.scored_by_characters
+        result = write_results(config.results_dir, test_set.name, suffix, decoded.utterances, by_characters)
         results[test_set.language.code] = LanguageResult(result, decoded.timing)
     if errors:
         raise AudioError("; ".join(errors))

@@ -16,10 +16,11 @@ from tabulate import tabulate
 from icefall_pathways.decoding.significance import Counts, error_rates, interval, resample
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_lines, write_json
-from icefall_pathways.languages import get_language
+from icefall_pathways.languages import get_language, scored_units
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_SEED = 1000, 42
 _GAP = ""  # stands for the missing word of an insertion or a deletion; no word is empty
+_BY_CHARACTERS = " (by characters)"  # after the name of a language
 _PRINTED_GAP = "*"  # in errs- files, as in icefall
 
 
@@ -56,16 +57,25 @@ class Utterance:
 class Score:
     """Word alignments and character errors of a test set.
 
+    In languages without spaces between words, its words are the characters of the transcripts, without spaces.
+
     Attributes:
       alignments: Per cut, pairs (reference word, hypothesis word); "" replaces a missing word.
       pairs: Count of each pair.
       characters: (utterances, 4) substituted, deleted, inserted and reference characters, including spaces, in the
         order of `alignments`.
+      by_characters: Whether its words are characters.
     """
 
     alignments: Mapping[str, list[tuple[str, str]]]
     pairs: Counter[tuple[str, str]]
     characters: Counts
+    by_characters: bool = False
+
+    @property
+    def metric(self) -> str:
+        """Name of the error rate: WER, or CER if its words are characters."""
+        return "CER" if self.by_characters else "WER"
 
     @property
     def utterances(self) -> int:
@@ -133,7 +143,10 @@ class Score:
         return Counter({(r, h): count for (r, h), count in self.pairs.items() if _GAP not in (r, h) and r != h})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as plain data; `wer_interval` is the 95 % confidence interval."""
+        """Return the figures as plain data; `wer_interval` is the 95 % confidence interval.
+
+        If words are characters, they contain `unit`.
+        """
         substitutions, deletions, insertions, total = self.characters.sum(axis=0).tolist()
         return {
             "wer": self.wer,
@@ -146,11 +159,16 @@ class Score:
             "utterances": self.utterances,
             "cer": self.cer,
             "characters": {"sub": substitutions, "del": deletions, "ins": insertions, "total": total},
+            **({"unit": "character"} if self.by_characters else {}),
         }
 
 
-def score(utterances: Iterable[Utterance]) -> Score:
+def score(utterances: Iterable[Utterance], by_characters: bool = False) -> Score:
     """Align hypotheses with references.
+
+    Args:
+      utterances: Utterances of one language.
+      by_characters: Whether to align characters instead of words, see `Language.scored_by_characters`.
 
     Raises:
       ValueError: There are no utterances, or two utterances have the same cut ID.
@@ -160,17 +178,20 @@ def score(utterances: Iterable[Utterance]) -> Score:
     for utterance in utterances:
         if utterance.cut_id in alignments:
             raise ValueError(f"cut {utterance.cut_id} was decoded twice: expected each cut of a test set once")
-        alignments[utterance.cut_id] = kaldialign.align(utterance.ref, utterance.hyp, _GAP)
-        ref, hyp = " ".join(utterance.ref), " ".join(utterance.hyp)
+        sides = [scored_units(words, by_characters) for words in (utterance.ref, utterance.hyp)]
+        alignments[utterance.cut_id] = kaldialign.align(*sides, _GAP)
+        ref, hyp = (("" if by_characters else " ").join(units) for units in sides)
         distance = kaldialign.edit_distance(list(ref), list(hyp))
         characters.append((distance["sub"], distance["del"], distance["ins"], len(ref)))
     if not alignments:
         raise ValueError("no utterances to score: the test set is empty")
     pairs = Counter(pair for pairs in alignments.values() for pair in pairs)
-    return Score(alignments, pairs, np.array(characters, dtype=np.int64))
+    return Score(alignments, pairs, np.array(characters, dtype=np.int64), by_characters)
 
 
-def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence[Utterance]) -> Score:
+def write_results(
+    folder: Path, test_set: str, suffix: str, utterances: Sequence[Utterance], by_characters: bool = False
+) -> Score:
     """Score a test set and write its `recogs-`, `errs-`, `wer-summary-` and, if there are alternatives, `nbest-` files.
 
     Args:
@@ -178,6 +199,7 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
       test_set: Name of the test set, for example "mls-english-test".
       suffix: Decoding settings, the last part of the file names.
       utterances: Utterances of the test set, in any order.
+      by_characters: See `score`.
 
     Raises:
       ValueError: There are no utterances.
@@ -185,7 +207,7 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
     if not utterances:
         raise ValueError(f"{test_set}: no utterances were decoded, so there is no word error rate")
     utterances = sorted(utterances, key=lambda utterance: utterance.cut_id)
-    result = score(utterances)
+    result = score(utterances, by_characters)
     recogs = [f"{u.cut_id}:\t{side}={getattr(u, side)}" for u in utterances for side in ("ref", "hyp")]
     _write_lines(layout.result_file(folder, "recogs", test_set, suffix), recogs)
     if any(utterance.alternatives for utterance in utterances):
@@ -193,7 +215,7 @@ def write_results(folder: Path, test_set: str, suffix: str, utterances: Sequence
             layout.result_file(folder, "nbest", test_set, suffix, ".jsonl"), map(_alternatives_line, utterances)
         )
     _write_lines(layout.result_file(folder, "errs", test_set, suffix), _error_lines(result))
-    settings = ["settings\tWER", f"{suffix}\t{result.wer:.2f}"]
+    settings = [f"settings\t{result.metric}", f"{suffix}\t{result.wer:.2f}"]
     _write_lines(layout.result_file(folder, "wer-summary", test_set, suffix), settings)
     return result
 
@@ -264,7 +286,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
     columns = ("errors", "words", "sub", "del", "ins", "utterances")
     rows: list[list[Any]] = [
         [
-            get_language(code).name,
+            get_language(code).name + (_BY_CHARACTERS if "unit" in figures else ""),
             figures["wer"],
             _interval_text(figures["wer_interval"]),
             figures["cer"],
@@ -274,7 +296,9 @@ def format_table(summary: Mapping[str, Any]) -> str:
     ]
     average = [summary["average_wer"], _interval_text(summary["average_wer_interval"]), summary["average_cer"]]
     rows.append(["average", *average, *[None] * len(columns)])
-    return tabulate(rows, ["language", "WER %", "95 % interval", "CER %", *columns], tablefmt="simple", floatfmt=".2f")
+    table = tabulate(rows, ["language", "WER %", "95 % interval", "CER %", *columns], tablefmt="simple", floatfmt=".2f")
+    has_characters = any("unit" in figures for figures in summary["languages"].values())
+    return table + (f"\n{_BY_CHARACTERS.strip()}: words are characters, WER is CER" if has_characters else "")
 
 
 def _interval_text(limits: Sequence[float]) -> str:
@@ -294,9 +318,9 @@ def _alternatives_line(utterance: Utterance) -> str:
 def _error_lines(result: Score) -> list[str]:
     correct = result.words - result.deletions - result.substitutions
     return [
-        f"%WER = {result.wer:.2f}",
+        f"%{result.metric} = {result.wer:.2f}",
         f"Errors: {result.insertions} insertions, {result.deletions} deletions, {result.substitutions} substitutions, "
-        f"over {result.words} reference words ({correct} correct)",
+        f"over {result.words} reference {'characters' if result.by_characters else 'words'} ({correct} correct)",
         "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, INSERTIONS:, "
         "PER-WORD STATS:",
         "",

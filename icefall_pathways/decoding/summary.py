@@ -10,7 +10,7 @@ from icefall_pathways.decoding.parts import Timing
 from icefall_pathways.decoding.scoring import Score, read_results, score, summarize, write_summary
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import exclusive_lock, read_json
-from icefall_pathways.languages import get_language
+from icefall_pathways.languages import get_language, scored_by_characters
 
 
 @dataclass(frozen=True)
@@ -84,5 +84,7 @@ class ResultSummary:
             except ValueError as error:
                 print(f"{get_language(code).name} is not in the new table: {error}")
             else:
-                results[code] = LanguageResult(score(utterances), Timing(**summary["timing"][code]))
+                results[code] = LanguageResult(
+                    score(utterances, scored_by_characters(code)), Timing(**summary["timing"][code])
+                )
         return results

@@ -26,6 +26,7 @@ from icefall_pathways.languages.text import (
     foreign_characters,
     normalize_text,
     normalize_transcript,
+    scored_units,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "normalize_transcript",
     "parse_languages",
     "scored_by_characters",
+    "scored_units",
 ]

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -86,6 +86,11 @@ def foreign_characters(text: str, language: Language, options: TextOptions | Non
         return "".join(sorted(set(text) - accepted))
     others = {" ", _APOSTROPHE, _HYPHEN} | (language.punctuation if options.keep_punctuation else set())
     return "".join(sorted(character for character in set(text) - others if not _is_letter(character)))
+
+
+def scored_units(words: Sequence[str], by_characters: bool) -> list[str]:
+    """Return the units that error rates count: the words, or their characters (Unicode code points)."""
+    return list("".join(words)) if by_characters else list(words)
 
 
 def _is_letter(character: str) -> bool:

@@ -19,9 +19,9 @@ from icefall_pathways.decoding.significance import (
 )
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import get_language
+from icefall_pathways.languages import get_language, scored_by_characters
 from icefall_pathways.ranges import Options, PositiveInt, Seed
-from icefall_pathways.reporting.results import newest_summary
+from icefall_pathways.reporting.results import newest_summary, rate_title
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def compare(config: CompareConfig) -> str:
         test_set_a, test_set_b = (f"{corpus}-{language}-{config.split}" for corpus in (corpus_a, corpus_b))
         utterances_a = read_results(config.system_a / config.method, test_set_a, suffix_a)
         utterances_b = read_results(config.system_b / config.method, test_set_b, suffix_b)
-        compared[code] = compare_utterances(utterances_a, utterances_b, config, config.seed + index)
+        compared[code] = compare_utterances(
+            utterances_a, utterances_b, config, config.seed + index, scored_by_characters(code)
+        )
     compared["average"] = Comparison(
         wer=_mean_wer(list(compared.values())),
         differences=np.mean([comparison.differences for comparison in compared.values()], axis=0),
@@ -116,8 +118,10 @@ def compare(config: CompareConfig) -> str:
     return _table(statistics)
 
 
-def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareConfig, seed: int) -> Comparison:
-    """Compare the hypotheses of two systems for the same utterances.
+def compare_utterances(
+    a: list[Utterance], b: list[Utterance], config: CompareConfig, seed: int, by_characters: bool = False
+) -> Comparison:
+    """Compare the hypotheses of two systems for the same utterances, by words or by characters.
 
     Raises:
       ValueError: The utterances differ.
@@ -128,8 +132,8 @@ def compare_utterances(a: list[Utterance], b: list[Utterance], config: CompareCo
             f"{config.system_a} and {config.system_b} were not decoded on the same utterances with the same "
             "transcripts: decode both on the same data"
         )
-    counts_a = score(a).word_counts()
-    counts_b = score(by_id[utterance.cut_id] for utterance in a).word_counts()
+    counts_a = score(a, by_characters).word_counts()
+    counts_b = score((by_id[utterance.cut_id] for utterance in a), by_characters).word_counts()
     counts = np.column_stack([counts_a[:, 0], counts_b[:, 0], counts_a[:, 1]])
     speakers = [split_handle(u.cut_id)[0] for u in a] if config.resample == "speaker" else None
     samples = resample(counts, config.rounds, seed, speakers)
@@ -159,7 +163,7 @@ def _mean_wer(compared: list[Comparison]) -> tuple[float, float]:
 def _table(statistics: dict[str, dict[str, Any]]) -> str:
     rows = [
         [
-            code if code == "average" else get_language(code).name,
+            code if code == "average" else rate_title(code).replace(code, get_language(code).name),
             f"{row['wer_a']:.2f}",
             f"{row['wer_b']:.2f}",
             f"{row['difference']:+.2f} ({row['interval'][0]:+.2f} to {row['interval'][1]:+.2f})",

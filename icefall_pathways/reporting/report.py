@@ -112,7 +112,7 @@ def _masks_section(system: SystemResult, folder: Path) -> list[str]:
     mask_plots.plot_specificity(system.layers, images[2])
     ranked = analysis.rank_by_specificity(system.layers)
     return [
-        f"<h2>Masks of {html.escape(system.name)}</h2>",
+        f"<h2>Masks of <bdi>{html.escape(system.name)}</bdi></h2>",
         f"<p>{html.escape(results.masks_summary(system.masks))}</p>",
         _html_table(*results.density_rows(system.types, "type of module")),
         _embed(images[0]),
@@ -127,7 +127,8 @@ def _masks_section(system: SystemResult, folder: Path) -> list[str]:
 
 def _html_table(header: list[str], rows: list[list[str]]) -> str:
     def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        # Names of systems may be in any script.
+        return "<tr>" + "".join(f"<{tag} dir='auto'>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 

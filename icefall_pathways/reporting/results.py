@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.files import read_json
+from icefall_pathways.languages import scored_by_characters
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -90,10 +91,15 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
     )
 
 
+def rate_title(code: str) -> str:
+    """Return the title of the error rates of a language: its code, and CER if its words are characters."""
+    return f"{code} (CER)" if scored_by_characters(code) else code
+
+
 def comparison_rows(results: list[SystemResult]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison: WER per language and on average, sparsity, active parameters."""
     languages = list(results[0].wer)
-    header = ["system", *languages, "average WER (%)", "sparsity", "parameters active per language"]
+    header = ["system", *map(rate_title, languages), "average WER (%)", "sparsity", "parameters active per language"]
     rows = [
         [
             result.name,

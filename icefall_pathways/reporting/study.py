@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from icefall_pathways.files import atomic_write, read_json
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
-from icefall_pathways.reporting.results import newest_summary
+from icefall_pathways.reporting.results import newest_summary, rate_title
 
 #: Folder and name of each row of the tables, in order.
 SYSTEMS = {
@@ -120,7 +120,7 @@ def tables(results: list[StudyResult]) -> str:
             for system, name in SYSTEMS.items()
             if by_system[system]
         ]
-        header = ["system", *languages, "average", "against LAP", "against dense", "seeds"]
+        header = ["system", *map(rate_title, languages), "average", "against LAP", "against dense", "seeds"]
         parts.append(f"Sparsity {100 * sparsity:.0f} %\n\n{_markdown(header, rows)}")
     return "\n\n".join(parts)
 

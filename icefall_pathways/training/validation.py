@@ -14,6 +14,7 @@ from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.datamodule import SpeechDataModule, SplitLoader
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.usable_cuts import drop_report, has_dropped
+from icefall_pathways.languages import scored_by_characters, scored_units
 from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import PathwayModule, activate
@@ -114,7 +115,10 @@ class Validator:
             encoder_out, lens = model.encode(x.to(device), lens.to(device))
             hypotheses = search.results(search.advance(search.init(len(lens)), encoder_out, lens))
         decoded = self._tokenizer.decode([hypothesis.tokens for hypothesis in hypotheses])
-        references, words = (list(map(self._tokenizer.words, side)) for side in (texts, decoded))
+        by_characters = scored_by_characters(batch.language)
+        references, words = (
+            [scored_units(self._tokenizer.words(text), by_characters) for text in side] for side in (texts, decoded)
+        )
         num_errors = sum(edit_distance(*pair)["total"] for pair in zip(references, words, strict=True))
         return torch.tensor([num_errors, sum(map(len, references))], dtype=torch.float64)
 

@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from icefall_pathways.languages import is_right_to_left
 from icefall_pathways.transcription.transcript import Segment, Transcript, Word
 
 # Common subtitle guidelines: at most two lines of 42 characters, shown for at most 7 seconds.
 _MAX_LINE_LENGTH, _MAX_LINES, _MAX_SECONDS = 42, 2, 7.0
 _MIN_SECONDS = 1.0  # unless the next subtitle starts earlier
+_RIGHT_TO_LEFT_EMBEDDING, _END_OF_EMBEDDING = "\u202b", "\u202c"
 _ERASE, _DIM, _NORMAL = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
 
 
@@ -106,15 +108,17 @@ class SubtitleWriter(Writer):
         super().__init__(out, source)
         self.index = 0
         self.pending: list[Word] = []
+        self.right_to_left = False
         self.audio_end = 0.0
 
     def add(self, segment: Segment) -> None:
         """Add the next partial or final result."""
         if segment.is_final:
             self.audio_end = segment.end
+            is_rtl = segment.language is not None and is_right_to_left(segment.language)
             for words in subtitles(segment.words):
                 self._write_pending(until=words[0].start)
-                self.pending = words
+                self.pending, self.right_to_left = words, is_rtl
 
     def close(self, error: str | None) -> None:
         """Write the last subtitle."""
@@ -129,7 +133,8 @@ class SubtitleWriter(Writer):
         start = self.pending[0].start
         end = min(max(self.pending[-1].end, start + _MIN_SECONDS), until)
         times = f"{format_time(start, self.separator)} --> {format_time(end, self.separator)}"
-        self.out.write(f"{self._cue_header()}{times}\n{self._escape(wrap_lines(self.pending))}\n\n")
+        text = self._escape(wrap_lines(self.pending))
+        self.out.write(f"{self._cue_header()}{times}\n{embed_right_to_left(text) if self.right_to_left else text}\n\n")
         self.out.flush()
         self.pending = []
 
@@ -187,6 +192,14 @@ def wrap_lines(words: Sequence[Word]) -> str:
             lines.append("")
         lines[-1] += (" " if lines[-1] else "") + word.text
     return "\n".join(lines)
+
+
+def embed_right_to_left(text: str) -> str:
+    """Embed each line of right-to-left text, so that players put the punctuation at its ends on the correct side.
+
+    Most of them assume that lines run from left to right, and do not know the newer isolates.
+    """
+    return "\n".join(f"{_RIGHT_TO_LEFT_EMBEDDING}{line}{_END_OF_EMBEDDING}" for line in text.split("\n"))
 
 
 def format_time(seconds: float, separator: str) -> str:

@@ -134,3 +134,17 @@ def test_transcripts_are_normalized_with_the_options_of_the_folder(tmp_path, opt
     report = write_manifests(files(tmp_path), list(given), lambda names, _: (utterance(n, given[n]) for n in names))
     assert [s.text for s in SupervisionSet.from_file(files(tmp_path).supervisions)] == texts
     assert report.dropped == {("fr", "test", "foreign characters"): 3 - len(texts)}
+
+
+def test_an_unknown_alphabet_is_derived_from_the_training_text_and_reported(tmp_path):
+    describe_corpus(tmp_path, "cv", TextOptions())
+    report = CorpusReport()
+    for split, texts in (("train", ["Ŋa wa", "Ŋ'a 1"]), ("dev", ["ŋo"])):
+        read = lambda part, _: (utterance(text, text, language="xyz") for text in part)  # noqa: E731
+        report.add(write_manifests(files(tmp_path, "cv", "xyz", split), texts, read))
+    assert report.kept == {("xyz", "train"): 1, ("xyz", "dev"): 1}
+    assert report.dropped == {("xyz", "train", "foreign characters"): 1}
+    assert CorpusReport.from_json(report.to_json()) == report
+    line = "xyz has no built-in alphabet; 3 characters in its training transcripts: awŋ; only in others: o"
+    assert line in report.table()
+    assert "characters" not in CorpusReport().to_json()

@@ -148,3 +148,31 @@ def test_summary_table(tmp_path):
     assert stored["average_wer"] == pytest.approx(42.5)
     assert stored["languages"]["nl"] == scores["nl"].as_dict()
     assert stored["real_time_factor"] == 0.1
+
+
+CHINESE = [Utterance("a", ["今天", "天气", "很好"], ["今天天", "很好"]), Utterance("b", ["你好"], ["您好"])]
+
+
+def test_languages_without_spaces_are_scored_by_characters(tmp_path):
+    result = score(CHINESE, by_characters=True)
+    assert (result.words, result.errors, result.substitutions, result.deletions) == (8, 2, 1, 1)
+    assert result.wer == result.cer == pytest.approx(25.0)
+    figures = result.as_dict()
+    assert figures["unit"] == "character" and "unit" not in score(CHINESE).as_dict()
+    write_results(tmp_path, "cv-chinese-test", "x", CHINESE, by_characters=True)
+    assert read_results(tmp_path, "cv-chinese-test", "x") == CHINESE
+    assert (tmp_path / "errs-cv-chinese-test-x.txt").read_text().startswith("%CER = 25.00\n")
+    assert (tmp_path / "wer-summary-cv-chinese-test-x.txt").read_text() == "settings\tCER\nx\t25.00\n"
+    table = format_table(summarize("test", "greedy", {"zh": result, "en": score(UTTERANCES)}))
+    assert "chinese (by characters)" in table and "english  " in table
+    assert table.splitlines()[-1] == "(by characters): words are characters, WER is CER"
+    assert "by characters" not in format_table(summarize("test", "greedy", {"en": score(UTTERANCES)}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("你好天 "), max_size=4), st.lists(st.text("你好天"), max_size=4))
+def test_spaces_do_not_count_when_characters_are_scored(ref, hyp):
+    joined = [Utterance("a", ["".join(ref).replace(" ", "")], ["".join(hyp)])]
+    split = [Utterance("a", "".join(ref).split(), list("".join(hyp)))]
+    assert score(joined, True).errors == score(split, True).errors
+    assert score(split, True).as_dict()["characters"] == score(joined, True).as_dict()["characters"]

@@ -7,10 +7,10 @@ from icefall_pathways.transcription.transcript import Segment, Transcript, Word
 from icefall_pathways.transcription.writers import JsonWriter, SrtWriter, TextWriter, VttWriter, format_time
 
 
-def _segment(text, start=0.0, is_final=True, stable_text="", pace=0.5):
+def _segment(text, start=0.0, is_final=True, stable_text="", pace=0.5, language="en"):
     words = [Word(word, start + pace * i, start + pace * i + 0.3) for i, word in enumerate(text.split())]
     end = start + pace * len(words)
-    return Segment("en", start, end, text, stable_text or text * is_final, False, words, is_final, is_last=False)
+    return Segment(language, start, end, text, stable_text or text * is_final, False, words, is_final, is_last=False)
 
 
 def _write(writer_class, *segments, error=None):
@@ -108,3 +108,14 @@ def test_long_segments_are_split_into_ordered_subtitles():
 def test_time_rounds_up_to_the_next_minute():
     assert format_time(59.9996, ",") == "00:01:00,000"
     assert format_time(10807.25, ".") == "03:00:07.250"
+
+
+def test_lines_of_right_to_left_subtitles_are_embedded():
+    text = "שלום עולם זה טקסט ארוך מאוד שנכתב בשתי שורות, נכון?"
+    for writer, header in ((SrtWriter, "1\n"), (VttWriter, "WEBVTT\n\n")):
+        hebrew = _write(writer, _segment(text, pace=0.2, language="he"))
+        assert hebrew.startswith(header) and hebrew.count("\u202b") == hebrew.count("\u202c") == 2
+        first, second = hebrew.strip().split("\n")[-2:]
+        assert first.startswith("\u202bשלום") and second.endswith("נכון?\u202c")
+        assert hebrew.replace("\u202b", "").replace("\u202c", "") == _write(writer, _segment(text, pace=0.2))
+    assert "\u202b" not in _write(JsonWriter, _segment(text, language="he")), "text is stored in logical order"

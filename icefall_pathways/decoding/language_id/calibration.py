@@ -28,6 +28,7 @@ from icefall_pathways.decoding.streaming import Session, StreamingDecoder
 from icefall_pathways.decoding.streaming.decoder import push_next
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.languages import scored_by_characters
 from icefall_pathways.ranges import PositiveFloat, PositiveInt, parse_numbers
 
 _WEIGHT_DECAY = 1e-3  # keeps weights and offsets at 0 if the dev split does not determine them
@@ -276,7 +277,7 @@ def word_error_rates(
             words = tokenizer.words(example.reference), tokenizer.words(texts[i][selected[i]])
             utterance = Utterance(str(i), *words)
             groups[example.language].append(utterance)
-        return [score(group).wer for group in groups]
+        return [score(group, scored_by_characters(code)).wer for group, code in zip(groups, languages, strict=True)]
 
     columns = [rates([example.language for example in examples])]
     columns += [rates(predict(model, examples, languages, s)) for s in seconds]
