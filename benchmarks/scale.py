@@ -129,7 +129,7 @@ def measure_start(index: Path) -> dict[str, float]:
     """Measure in this process: opening an index, starting, resuming, and sampling on one of several ranks."""
 
     def open_stream() -> BatchStream:
-        cuts = TrainingCuts.select(CutIndex(index, []), LIMITS)
+        cuts = TrainingCuts.select(CutIndex(index, [], index.parent), LIMITS)
         return BatchStream(SortedCuts("en", cuts.numbers, cuts.durations), SamplingConfig())
 
     def draw(start_update: int, num_updates: int, world_size: int) -> list[Any]:

@@ -1,11 +1,12 @@
-"""Description of a folder of manifests: the name of its corpus and the normalization of its transcripts.
+"""Description of a folder of manifests: its corpus, the normalization of its transcripts, and where it was prepared.
 
 Preparation writes it next to the manifests. Folders of earlier versions have none: their corpus is named by the
 manifests, and their transcripts are in lower case and without punctuation.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,36 @@ DESCRIPTION_FILE = "corpus.json"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A working directory in which a folder was prepared, to which paths in its manifests are relative.
+
+    Attributes:
+      relative: The directory, relative to the folder.
+      absolute: The directory.
+    """
+
+    relative: str
+    absolute: str
+
+    @classmethod
+    def of(cls, folder: Path) -> "Origin":
+        """Return the current working directory, as the origin of a folder."""
+        return cls(os.path.relpath(Path.cwd(), folder), str(Path.cwd()))
+
+
+@dataclass(frozen=True)
 class CorpusDescription:
     """Properties of a folder of manifests.
 
     Attributes:
       name: Name of the corpus, the first part of the names of manifests and of result files.
       text: What transcripts keep; None if they are used as the corpus has them, normalized like those of MLS.
+      origins: Where its manifests were written; several if a folder was moved and continued.
     """
 
     name: str
     text: TextOptions | None = None
+    origins: tuple[Origin, ...] = field(default=(), compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> "CorpusDescription | None":
@@ -46,22 +67,24 @@ class CorpusDescription:
     @classmethod
     def _from_json(cls, values: Mapping[str, Any]) -> "CorpusDescription":
         text = values["text"]
-        return cls(str(values["name"]), None if text is None else TextOptions(**text))
+        origins = tuple(Origin(**origin) for origin in values.get("origins", ()))
+        return cls(str(values["name"]), None if text is None else TextOptions(**text), origins)
 
     def save(self, folder: Path) -> None:
-        """Write the description of a folder, unless it has the same one.
+        """Write the description of a folder whose manifests are about to be written in this working directory.
 
         Raises:
           CorpusError: The folder has another one.
         """
-        stored = CorpusDescription.load(folder)
-        if stored is None:
-            write_json(folder / DESCRIPTION_FILE, asdict(self))
-        elif stored != self:
+        stored = CorpusDescription.load(folder) or self
+        origin = Origin.of(folder)
+        if stored != self:
             raise CorpusError(
                 f"{folder} holds {stored}, but now it would be {self}: expected one corpus, prepared with the same "
                 "options, per folder; use another --data-dir, or remove this one"
             )
+        if origin not in stored.origins:
+            write_json(folder / DESCRIPTION_FILE, asdict(replace(stored, origins=(*stored.origins, origin))))
 
     def __str__(self) -> str:
         text = ", ".join(f"{name} {int(value)}" for name, value in asdict(self.text).items()) if self.text else ""

@@ -12,6 +12,7 @@ from lhotse import CutSet
 from lhotse.dataset import CutMix, SpecAugment
 from torch import Tensor
 
+from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.manifests import check_cut
 from icefall_pathways.data.perturbation import PerturbationConfig, perturb
@@ -73,8 +74,10 @@ class Augmentation:
             if not config.musan_cuts.is_file():
                 raise ValueError(f"no {config.musan_cuts}: run ./prepare.sh --musan-dir DIR, or use --enable-musan 0")
             self._noise = CutSet.from_file(config.musan_cuts).to_eager()
+            paths = PathResolver(config.musan_cuts.parent)
             for cut in self._noise:
                 check_cut(cut, config.musan_cuts)
+                paths.resolve(cut)
         self._spec_augment = _spec_augment(config) if config.enable_spec_aug else None
         self._config = config
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut
 
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus
+from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.data_config import DataConfig
 from icefall_pathways.data.indexing import open_index
@@ -107,10 +108,11 @@ class CorpusCuts:
           DataError: The manifest is missing, damaged or not trustworthy.
         """
         path = self.files(language, split).cuts
+        paths = PathResolver(path.parent)
         try:
             for cut in CutSet.from_jsonl_lazy(path):
                 self._check(cut, path)
-                yield cut
+                yield paths.resolve(cut)
         except DataError:
             raise
         except (EOFError, OSError, ValueError, KeyError) as error:

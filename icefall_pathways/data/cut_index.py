@@ -17,6 +17,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.usable_cuts import describe_cut
@@ -50,15 +51,19 @@ class CutIndex:
     Args:
       path: The index.
       manifests: The files that its rows refer to.
+      folder: Folder of the manifests; those without random access are copied to the folder of the index.
 
     Attributes:
       path: As given.
       manifests: As given.
+      folder: As given.
     """
 
-    def __init__(self, path: Path, manifests: Sequence[Path]) -> None:
+    def __init__(self, path: Path, manifests: Sequence[Path], folder: Path) -> None:
         self.path = path
         self.manifests = list(manifests)
+        self.folder = folder
+        self._paths = PathResolver(folder)
         self._readers = [LineReader(manifest) for manifest in manifests]
 
     def __len__(self) -> int:
@@ -101,7 +106,7 @@ class CutIndex:
         path = self.manifests[row["file"]]
         try:
             line = self._readers[row["file"]].read(row["member"], row["start"], row["size"])
-            return parse_cut(line, path)
+            return self._paths.resolve(parse_cut(line, path))
         except DataError:
             raise
         except (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError) as error:
@@ -122,7 +127,7 @@ class CutIndex:
         return columns
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.manifests)
+        return type(self), (self.path, self.manifests, self.folder)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

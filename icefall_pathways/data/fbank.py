@@ -17,6 +17,7 @@ from tqdm import tqdm
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.description import CorpusDescription
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, describe_corpus, find_corpus
+from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_shard
 from icefall_pathways.data.manifests import check_recording, check_sampling_rate
@@ -213,8 +214,9 @@ def _cuts(
     config: ComputeFbankConfig, manifests: SplitFiles, utterances: Sequence[_Utterance], report: CorpusReport
 ) -> Iterator[Cut]:
     """Yield the cuts within the duration limits, at their speed; count the others."""
+    paths = PathResolver(manifests.folder)
     for utterance in utterances:
-        cut = _cut_of(manifests, utterance)
+        cut = paths.resolve(_cut_of(manifests, utterance))
         reason = None
         if cut.duration < config.min_duration:
             reason = Reason.TOO_SHORT

@@ -42,7 +42,7 @@ def open_index(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path, na
     One process writes it and the others that want it, on any machine, wait.
 
     Args:
-      manifests: The files of one language and split, in their order; `.jsonl` or `.jsonl.gz`.
+      manifests: The files of one language and split in one folder, in their order; `.jsonl` or `.jsonl.gz`.
       tokenizer: Determines which cuts are usable; each tokenizer has an index of its own.
       folder: Folder of the index, created if necessary.
       name: First part of the name of the index.
@@ -54,7 +54,7 @@ def open_index(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path, na
     try:
         identity = _identity(manifests, tokenizer, folder)
         if _is_current(path, identity):
-            return CutIndex(path, _readable_files(path, manifests))
+            return CutIndex(path, _readable_files(path, manifests), manifests[0].parent)
         with exclusive_lock(folder / f".{name}.lock", wait=True):
             identity = _identity(manifests, tokenizer, folder)
             if not _is_current(path, identity):
@@ -65,7 +65,7 @@ def open_index(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path, na
         raise DataError(
             f"cannot write the index of {manifests[0]} ({error}): pass a folder that can be written with --index-dir"
         ) from error
-    return CutIndex(path, _readable_files(path, manifests))
+    return CutIndex(path, _readable_files(path, manifests), manifests[0].parent)
 
 
 def _identity(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class SharIndex(CutIndex):
     """
 
     def __init__(self, index: CutIndex, location: str, config: SharConfig) -> None:
-        super().__init__(index.path, index.manifests)
+        super().__init__(index.path, index.manifests, index.folder)
         self._location = location
         self.config = config
         self.num_kept = 1
@@ -191,5 +191,5 @@ class SharIndex(CutIndex):
         return cuts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        index = CutIndex(self.path, self.manifests)
+        index = CutIndex(self.path, self.manifests, self.folder)
         return type(self), (index, self._location, self.config), {"num_kept": self.num_kept}

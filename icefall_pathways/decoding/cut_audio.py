@@ -43,8 +43,8 @@ def _hint(path: str) -> str:
     if Path(path).is_absolute():
         return ""
     return (
-        f". Paths in manifests are relative to the folder in which prepare.sh ran, and this command runs in "
-        f"{Path.cwd()}: run it from that folder"
+        f". It is neither in the folder in which prepare.sh ran, nor in this one ({Path.cwd()}): move the audio "
+        "together with the data folder, or run the command in the folder that has it"
     )
 
 

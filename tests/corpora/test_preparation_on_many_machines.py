@@ -12,6 +12,7 @@ from mls_folder import make_language
 
 from icefall_pathways.commands import compute_fbank, prepare_manifests
 from icefall_pathways.corpora import layout
+from icefall_pathways.corpora.description import DESCRIPTION_FILE
 from icefall_pathways.data import fbank
 from icefall_pathways.sharding import executors
 
@@ -53,7 +54,9 @@ def prepare(path: Path, corpus: Path, stages=(1, 3), **options) -> None:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    """Return all files but the descriptions, which contain the working directory."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != DESCRIPTION_FILE]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
