@@ -113,8 +113,23 @@ class Gain:
         return ((samples * 10 ** (self.decibels / 20), words) for samples, words in speech)
 
 
-def measure(config: RobustnessConfig) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the rows of the tables of silence and of gains: name, and word error rate per language."""
+@dataclass(frozen=True)
+class Tables:
+    """Word error rates of each language, as text.
+
+    Attributes:
+      header: Header of both tables.
+      silence: Rows of silence and noise.
+      gains: Rows of gains.
+    """
+
+    header: list[str]
+    silence: list[list[str]]
+    gains: list[list[str]]
+
+
+def measure(config: RobustnessConfig) -> Tables:
+    """Measure the word error rates under all conditions, and print them."""
     experiment = load_experiment(config)
     seconds = parse_numbers("--seconds", config.seconds, float)
     silences = [Silence(fill, position, s) for position in _POSITIONS for fill in _FILLS for s in seconds]
@@ -133,7 +148,7 @@ def measure(config: RobustnessConfig) -> tuple[list[list[str]], list[list[str]]]
         return cells
 
     first = ["unchanged", *(f"{wer:.1f}" for wer in clean.values())]
-    return [first, *map(row, silences)], [first, *map(row, gains)]
+    return Tables(["condition", *speech], [first, *map(row, silences)], [first, *map(row, gains)])
 
 
 def _cell(wer: float, clean: float) -> str:
@@ -177,11 +192,10 @@ def _raise(_key: int, error: AudioError) -> None:
 def main() -> None:
     """Print the tables; with --write 1, update robustness.md."""
     config = parse(RobustnessConfig, __doc__ or "")
-    silence, gains = measure(config)
+    tables = measure(config)
     if config.write:
-        header = ["condition", *(name for name in config.languages)]
-        put_table(_TABLES, "silence", header, silence)
-        put_table(_TABLES, "gains", header, gains)
+        put_table(_TABLES, f"silence, --vad {config.vad}", tables.header, tables.silence)
+        put_table(_TABLES, f"gains, --vad {config.vad}", tables.header, tables.gains)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ def run(config: Config) -> None:
 
 
 def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
+    if (level_norm := trained.data_config.fbank.level_norm) != "none":
+        raise ValueError(
+            f"the model was trained with --level-norm {level_norm}, which sherpa-onnx does not compute: train a model "
+            "with --level-norm none to export it for sherpa-onnx"
+        )
     languages: list[str] = [*config.languages] or trained.languages
     exported = export_sherpa(trained.pathways, trained.tokenizer, languages, config.output_dir, config.precisions)
     for language, by_precision in exported.items():

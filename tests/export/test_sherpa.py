@@ -22,6 +22,7 @@ from icefall_pathways.decoding.sherpa_check import (
     decode_as_sherpa,
     pad_for_sherpa,
 )
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
 from icefall_pathways.export.language_model import language_model
 from icefall_pathways.export.proto import PRECISIONS, convert
@@ -242,6 +243,17 @@ def test_command_exports_and_compares(tmp_path, capsys):
     assert masks.languages == ("en", "nl")
     with pytest.raises(ValueError, match="no pathway for language 'fr'"):
         run(replace(config, languages=("fr",)))
+
+
+def test_features_that_sherpa_does_not_compute_are_an_error(tmp_path):
+    make_experiment(tmp_path)
+    path = tmp_path / "exp" / "checkpoint-5.pt"
+    checkpoint = checkpoints.read(path)
+    checkpoint["config"]["data"]["level_norm"] = "running-max"
+    checkpoints.save(checkpoint, path)
+    with pytest.raises(ValueError, match="trained with --level-norm running-max, which sherpa-onnx does not compute"):
+        run(Config(exp_dir=tmp_path / "exp", output_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_tokens_are_an_error():
