@@ -28,7 +28,7 @@ class PathResolver:
         self._folder = folder
         description = CorpusDescription.load(folder)
         self._origins = description.origins if description else ()
-        self._folders: dict[str, Path | None] = {}
+        self._folders: dict[Path, Path | None] = {}
 
     def resolve(self, cut: Cut) -> Cut:
         """Return the cut, changed in place, with the paths of its files."""
@@ -47,9 +47,9 @@ class PathResolver:
 
     def _locate(self, path: str, candidates: Callable[[Path], Iterator[Path]]) -> str:
         """Return the path in the first candidate for its folder that exists, or the path itself."""
-        folder, _, name = path.rpartition("/")
+        folder, name = Path(path).parent, Path(path).name
         if folder not in self._folders:
-            self._folders[folder] = next(filter(Path.is_dir, candidates(Path(folder))), None)
+            self._folders[folder] = next(filter(Path.is_dir, candidates(folder)), None)
         existing = self._folders[folder]
         return path if existing is None else str(existing / name)
 
