@@ -20,7 +20,16 @@ Usage:
 The same command resumes an interrupted training from its newest checkpoint.
 """
 
+from collections.abc import Sequence
+
+from icefall_pathways.recipe.programs import read_with_defaults
 from icefall_pathways.training.config import ExperimentConfig as Config
+from icefall_pathways.training.config import with_languages_of_data
 from icefall_pathways.training.runs import train as run
 
-__all__ = ["Config", "run"]
+__all__ = ["Config", "read", "run"]
+
+
+def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
+    """Read the options; the languages of the data folder are a default."""
+    return read_with_defaults(config_class, description, argv, (with_languages_of_data,), prog)

@@ -7,8 +7,10 @@ from typing import Literal
 from icefall_pathways.data.augmentation import AugmentationConfig
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.sampling import SamplingConfig
-from icefall_pathways.languages import DEFAULT_LANGUAGES, LanguageList, normalize_languages
+from icefall_pathways.languages import DEFAULT_LANGUAGES, LanguageCode, LanguageList, get_language, normalize_languages
 from icefall_pathways.ranges import PositiveFloat
+
+_TRAINING_CUTS = "_cuts_train.jsonl.gz"  # end of the names of manifests
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class DataConfig(SamplingConfig, AugmentationConfig):
     """Folder of the indexes of the training cuts. None: the folder index in --manifest-dir."""
 
     languages: LanguageList = DEFAULT_LANGUAGES
-    """Languages, by code or name, in the order of their bits in masks."""
+    """Languages, by code or name, in the order of their bits in masks. Unless given: all of --manifest-dir, if it
+    lacks one of these."""
 
     from_shar: bool = False
     """Read the training cuts from the tar files that ./prepare.sh --store shar wrote, one after another."""
@@ -55,3 +58,13 @@ class DataConfig(SamplingConfig, AugmentationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "languages", normalize_languages(self.languages))
+
+
+def default_languages(config: DataConfig) -> tuple[LanguageCode, ...]:
+    """Return the languages to use unless others are selected: the usual ones, or all of a folder that lacks one.
+
+    A folder without training cuts has the usual ones.
+    """
+    names = (path.name.removesuffix(_TRAINING_CUTS) for path in config.manifest_dir.glob(f"*-*{_TRAINING_CUTS}"))
+    prepared = {get_language(name.rsplit("-", 1)[1]).code for name in names}
+    return DEFAULT_LANGUAGES if prepared >= set(DEFAULT_LANGUAGES) else tuple(sorted(prepared)) or DEFAULT_LANGUAGES

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.data_config import DataConfig, default_languages
 from icefall_pathways.experiment.model_files import choose_tokenizer
 from icefall_pathways.languages import LanguageList, normalize_languages
 from icefall_pathways.models.config import ModelConfig
@@ -336,3 +336,11 @@ class MaskSearchConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+TrainingOptions = TypeVar("TrainingOptions", ExperimentConfig, MaskSearchConfig)
+
+
+def with_languages_of_data(config: TrainingOptions, default: TrainingOptions) -> TrainingOptions:
+    """Return the defaults with the languages of the data folder, see `default_languages`."""
+    return replace(default, data=replace(default.data, languages=default_languages(config.data)))
