@@ -46,8 +46,8 @@ DEMO = {
     "index": "local/index_cuts.py --manifest-dir data/demo/fbank --languages 'en fr it nl' "
     "--bpe-model data/demo/lang_bpe_100/bpe.model",
     "dense": f"pruned_transducer_pathways/train.py {DATA} --exp-dir exp/demo/dense --encoder-type emformer "
-    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 --base-lr 0.0015 --lr-warmup 150 "
-    "--warm-updates 1000",
+    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 --join-perturb 0 "
+    "--base-lr 0.0015 --lr-warmup 150 --warm-updates 1000",
     "masks-lap": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/masks-lap "
     f"--prune-for all-languages {PRUNE} --updates-per-round 400 {COMMON} --base-lr 0.002 {SEARCH}",
     "masks-pathways": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense "
@@ -130,6 +130,7 @@ def test_zipformer_demo_differs_only_in_model_optimizer_and_learning_rates():
 
 
 def test_mls_run_does_not_use_demo_settings(tmp_path):
+    (tmp_path / "mls_english").mkdir()
     config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
     lines = commands(run_graph(config))
     data = "--manifest-dir data/fbank --languages 'en fr it nl' --bpe-model data/lang_bpe_500/bpe.model --world-size 8"
@@ -227,7 +228,7 @@ def test_demo_and_study_train_the_same_dense_model():
 
 @pytest.mark.parametrize(("command", "options"), [("run", "--demo 1"), ("run-study", "")])
 def test_encoder_without_preset_is_rejected(command, options):
-    with pytest.raises(ValueError, match="--encoder-type is lstm, and the embedded corpus has presets for emformer"):
+    with pytest.raises(ValueError, match="--encoder-type is lstm, and corpora of this size have presets for emformer"):
         read(command, f"{options} --encoder-type lstm")
 
 
