@@ -6,24 +6,34 @@ Usage:
   ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --output-dir exp/pathways/sherpa \
     --precisions float32 float16 int8 --check-utterances 20
 
+  ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format package --output-dir pathways-fr-it \
+    --languages fr,it --precisions int8 --license CC-BY-4.0
+  ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format icefall --output-dir exp/pathways/icefall
+
 --format sherpa-onnx writes one model per language for sherpa-onnx, with the mask multiplied in. With
 --check-utterances, sherpa-onnx decodes test utterances, and the tokens are compared with the streaming decoder's.
+--format package writes one folder for all languages: entropy-coded masks, the weights that a language uses, tokenizer
+and model card. Pathways.from_pretrained, and --exp-dir of the commands that decode, accept it as well.
+--format icefall writes LANGUAGE/pretrained.pt for icefall's own scripts, for Zipformers.
 """
 
+import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from icefall_pathways.decoding.config import ModelSelection, TrainedModelConfig
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
-from icefall_pathways.decoding.sherpa_check import check_equal, compare_with_sherpa, format_comparisons
-from icefall_pathways.export.proto import Precision
-from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa
+from icefall_pathways.experiment import layout
+from icefall_pathways.export.icefall import export_icefall
+from icefall_pathways.export.model_card import make_card
+from icefall_pathways.export.package import write_package
+from icefall_pathways.export.precision import Precision
 from icefall_pathways.languages import LanguageList, normalize_languages
 
 __all__ = ["Config", "run"]
 
-Format = Literal["sherpa-onnx"]
+Format = Literal["sherpa-onnx", "package", "icefall"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,9 @@ class Config(ModelSelection):
     manifest_dir: Path | None = None
     """Folder of the cuts for --check-utterances; None: the one of the experiment."""
 
+    license: str = "unspecified"
+    """License of the weights, for the model card of a package, for example CC-BY-4.0."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "languages", normalize_languages(self.languages))
@@ -59,16 +72,19 @@ def run(config: Config) -> None:
     trained = load_trained_model(TrainedModelConfig(**selection))
     print(f"exporting {trained.description}", flush=True)
     trained.check_languages(config.languages)
-    _export_for_sherpa(config, trained)
+    _EXPORTS[config.format](config, trained)
 
 
 def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
+    from icefall_pathways.decoding.sherpa_check import check_equal, compare_with_sherpa, format_comparisons
+    from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa  # needs onnx
+
     if (level_norm := trained.data_config.fbank.level_norm) != "none":
         raise ValueError(
             f"the model was trained with --level-norm {level_norm}, which sherpa-onnx does not compute: train a model "
             "with --level-norm none to export it for sherpa-onnx"
         )
-    languages: list[str] = [*config.languages] or trained.languages
+    languages = _languages(config, trained)
     exported = export_sherpa(trained.pathways, trained.tokenizer, languages, config.output_dir, config.precisions)
     for language, by_precision in exported.items():
         for precision, files in by_precision.items():
@@ -84,3 +100,31 @@ def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
         comparisons = compare_with_sherpa(trained, exported, data_config, config.check_utterances)
         print(format_comparisons(comparisons))
         check_equal(comparisons)
+
+
+def _export_package(config: Config, trained: TrainedModel) -> None:
+    if len(config.precisions) != 1:
+        raise ValueError(f"--precisions {' '.join(config.precisions)}: a package has one precision")
+    if trained.masks is None:
+        raise ValueError(f"{config.exp_dir} has no masks: a package needs pathways; use another --format")
+    masks = trained.masks.restrict(_languages(config, trained))
+    features, vocab_size = trained.data_config.fbank, trained.tokenizer.vocab_size
+    card = make_card(masks, trained.options, features, vocab_size, config.exp_dir, config.license)
+    write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, config.precisions[0])
+    language_id = layout.language_id_file(config.exp_dir)
+    if language_id.is_file() and set(masks.languages) == set(trained.languages):  # it was calibrated for all of them
+        shutil.copyfile(language_id, config.output_dir / layout.LANGUAGE_ID_FILE)
+    size = sum(path.stat().st_size for path in config.output_dir.iterdir() if path.is_file())
+    print(f"{config.output_dir}: {size / 1e6:.2f} MB for {' '.join(masks.languages)}")
+
+
+def _export_for_icefall(config: Config, trained: TrainedModel) -> None:
+    for language in _languages(config, trained):
+        print(export_icefall(trained.pathways, language, config.output_dir))
+
+
+def _languages(config: Config, trained: TrainedModel) -> list[str]:
+    return [*config.languages] or trained.languages
+
+
+_EXPORTS = {"sherpa-onnx": _export_for_sherpa, "package": _export_package, "icefall": _export_for_icefall}

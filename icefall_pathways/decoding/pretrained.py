@@ -1,9 +1,10 @@
 """Loading a trained experiment for inference: weights, masks, tokenizer and options."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,8 @@ from icefall_pathways.decoding.config import TrainedModelConfig
 from icefall_pathways.decoding.streaming import StreamEncoder, StreamingDecoder
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import check_features, find_tokenizer
+from icefall_pathways.export.package import is_package, read_package
+from icefall_pathways.languages import normalize_languages
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import FoldedPathways
@@ -30,6 +33,7 @@ class TrainedModel:
       data_config: Data options used in training.
       suffix: The decoding settings, as the last part of the names of result files.
       description: The checkpoint, average and masks in use, in one line.
+      options: The options of the training, see `options.to_dict`.
     """
 
     model: Transducer
@@ -38,6 +42,7 @@ class TrainedModel:
     data_config: DataConfig
     suffix: str
     description: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def masks(self) -> PathwayMasks | None:
@@ -81,26 +86,56 @@ class TrainedModel:
 
 
 def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
-    """Load the model that `config` selects.
+    """Load the model that `config` selects: of an experiment folder, or a package.
 
     Raises:
       ValueError: The checkpoint, masks or tokens are missing, damaged or inconsistent.
     """
+    if is_package(config.exp_dir):
+        return _load_package(config)
     loaded = checkpoints.load_model(config.exp_dir, config.epoch, config.iter, config.avg, config.use_averaged_model)
     data_config = from_dict(DataConfig, loaded.config["data"])
     check_features(config.exp_dir, data_config.fbank)
     recorded = Path(loaded.config["training"]["bpe_model"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    masks = _load_masks(config, loaded)
-    model = loaded.model.to(device)
+    pathways = _fold(loaded.model, _load_masks(config, loaded), config)
+    model = loaded.model
     return TrainedModel(
         model=model,
-        pathways=FoldedPathways(model, masks if masks is None else masks.to(device), config.pathway_memory * 1e6),
+        pathways=pathways,
         tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
         data_config=data_config,
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
         description=f"{loaded.path}, {_describe_average(config, loaded.path)}, {_describe_masks(config, loaded)}",
+        options=loaded.config,
     )
+
+
+def _load_package(config: TrainedModelConfig) -> TrainedModel:
+    selected = {"epoch": 0, "iter": 0, "avg": 1, "use_averaged_model": True, "masks": ""}
+    if given := [name for name, default in selected.items() if getattr(config, name) != default]:
+        raise ValueError(
+            f"{config.exp_dir} is a package, with one set of weights and masks: omit {', '.join(given)}, or use an "
+            "experiment folder"
+        )
+    package = read_package(config.exp_dir)
+    precision = package.card["precision"]
+    return TrainedModel(
+        model=package.model,
+        pathways=_fold(package.model, package.masks, config),
+        tokenizer=package.tokenizer if config.bpe_model is None else _load_tokenizer(config.bpe_model, package.model),
+        data_config=DataConfig(
+            languages=normalize_languages(package.masks.languages), level_norm=package.card["features"]["level_norm"]
+        ),
+        suffix=f"package-{precision}-{config.search_suffix}",
+        description=f"{config.exp_dir}, a package with weights in {precision}",
+        options=package.card["training_options"],
+    )
+
+
+def _fold(model: Transducer, masks: PathwayMasks | None, config: TrainedModelConfig) -> FoldedPathways:
+    """Move the model and its masks to the GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return FoldedPathways(model.to(device), None if masks is None else masks.to(device), config.pathway_memory * 1e6)
 
 
 def _describe_average(config: TrainedModelConfig, path: Path) -> str:

@@ -18,7 +18,7 @@ from icefall_pathways.decoding.cut_audio import load_samples
 from icefall_pathways.decoding.pretrained import TrainedModel
 from icefall_pathways.decoding.scoring import Utterance, score
 from icefall_pathways.decoding.streaming import StreamEncoder, StreamingDecoder
-from icefall_pathways.export.proto import Precision
+from icefall_pathways.export.precision import Precision
 from icefall_pathways.export.sherpa import Exported
 from icefall_pathways.export.sherpa_process import SherpaResult, decode_with_sherpa
 from icefall_pathways.models.transducer import Transducer

@@ -4,14 +4,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, get_args
 
 import onnx
 
-Precision = Literal["float32", "float16", "int8"]
-"""Precision of the weights; inputs, outputs and states are float32."""
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+from icefall_pathways.export.precision import Precision
 
 
 def with_metadata(graph: bytes, metadata: Mapping[str, object]) -> bytes:

@@ -25,7 +25,8 @@ from icefall_pathways.decoding.sherpa_check import (
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
 from icefall_pathways.export.language_model import language_model
-from icefall_pathways.export.proto import PRECISIONS, convert
+from icefall_pathways.export.precision import PRECISIONS
+from icefall_pathways.export.proto import convert
 from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa
 from icefall_pathways.export.sherpa_process import SherpaError, decode_with_sherpa
 from icefall_pathways.export.sherpa_states import sherpa_states
@@ -99,7 +100,7 @@ def test_precisions():
     inputs = [torch.randn(2, model.chunk_window, 80) * 2 - 8, *sherpa_states(model).pack(model.init_states(2))]
     converted = {precision: convert(graph, precision) for precision in PRECISIONS}
     outputs = {precision: run_graph(converted[precision], *inputs) for precision in PRECISIONS}
-    for precision, tolerance in {"float16": 0.1, "int8": 1.0}.items():
+    for precision, tolerance in {"float16": 0.1, "int8": 3.0}.items():
         assert [tensor.dtype for tensor in outputs[precision]] == [tensor.dtype for tensor in outputs["float32"]]
         assert 0 < float((outputs[precision][0] - outputs["float32"][0]).abs().max()) < tolerance
         assert len(converted[precision]) < len(graph)

@@ -1,0 +1,69 @@
+"""The model card of a package: what the model is, how it was trained and how well it recognizes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.files import read_json
+from icefall_pathways.pathways.masks import PathwayMasks
+
+#: Value of `format`, which distinguishes the cards of packages from other JSON files.
+FORMAT = "icefall_pathways package"
+#: Version of the format; readers reject others.
+VERSION = 1
+
+
+def make_card(
+    masks: PathwayMasks,
+    options: Mapping[str, Any],
+    features: FbankConfig,
+    vocab_size: int,
+    exp_dir: Path,
+    license_name: str,
+) -> dict[str, Any]:
+    """Return the card of a model, without the hashes of the files.
+
+    Args:
+      masks: The masks of the languages.
+      options: The options of the training, with the architecture under `model`.
+      features: The features that the model was trained on.
+      vocab_size: Number of tokens.
+      exp_dir: The experiment folder, with the results of decoding, if it has any.
+      license_name: License of the weights, for example "CC-BY-4.0".
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "license": license_name,
+        "languages": {
+            language: {"sparsity": masks.sparsity(language), "word_error_rates": _results(exp_dir, language)}
+            for language in masks.languages
+        },
+        "union_density": masks.union_density(),
+        "model": options["model"],
+        "vocab_size": vocab_size,
+        "masks": asdict(masks.header) | {"languages": list(masks.languages), "roots": list(masks.header.roots)},
+        "features": feature_options(features),
+        "training_options": dict(options),
+    }
+
+
+def feature_options(features: FbankConfig) -> dict[str, Any]:
+    """Return the options that define features; the device is not one of them."""
+    return {name: value for name, value in asdict(features).items() if name != "device"}
+
+
+def _results(exp_dir: Path, language: str) -> dict[str, float]:
+    """Return the word error rates of a language in percent, by the name of the file that has them."""
+    return {
+        str(path.relative_to(exp_dir)): summary["languages"][language]["wer"]
+        for path, summary in _summaries(exp_dir)
+        if language in summary["languages"]
+    }
+
+
+def _summaries(exp_dir: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for path in sorted(exp_dir.glob("**/wer-summary-all-*.json")):
+        yield path, read_json(path)
