@@ -24,6 +24,7 @@ SCRIPTS = {
     "decode": "pruned_transducer_pathways/decode.py",
     "streaming-decode": "pruned_transducer_pathways/streaming_decode.py",
     "transcribe": "pruned_transducer_pathways/transcribe.py",
+    "serve": "pruned_transducer_pathways/serve.py",
     "calibrate-language-id": "pruned_transducer_pathways/calibrate_language_id.py",
     "export": "pruned_transducer_pathways/export.py",
     "report": "pruned_transducer_pathways/report.py",
@@ -53,6 +54,10 @@ _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),
     "distributed": _INSTALL_EXTRA.format("dask"),
     "onnx": _INSTALL_EXTRA.format("export"),
+    **dict.fromkeys(
+        ("multipart", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn", "websockets"),
+        _INSTALL_EXTRA.format("serve"),
+    ),
     **dict.fromkeys(
         ("babel", "espeakng_loader", "matplotlib", "num2words", "tensorboard"),
         _INSTALL_EXTRA.format("train"),

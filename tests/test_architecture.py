@@ -26,7 +26,7 @@ LAYERS = (
     ("export",),
     ("training", "decoding"),
     ("transcription", "reporting"),
-    ("recipe",),
+    ("recipe", "serve"),
     ("",),
     ("commands",),
     ("cli",),

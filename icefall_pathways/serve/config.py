@@ -1,0 +1,74 @@
+"""Options of the server."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from icefall_pathways.ranges import Port
+from icefall_pathways.serve.limits import Limits
+from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig(RecognizerConfig):
+    """Options of the server."""
+
+    exp_dir: Annotated[Path, tyro.conf.arg(name="model", aliases=("--exp-dir",))] = Path(
+        "pruned_transducer_pathways/exp"
+    )
+    """Experiment folder of the model."""
+
+    lang: str = AUTO
+    """Language of streams that request none, such as fr; auto: identify it."""
+
+    vad: Literal["none"] = "none"
+    """Voice activity detection; the server decodes all audio."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0: all addresses of this machine; use --token-file and TLS then."""
+
+    port: Port = 6006
+    """Port to listen on."""
+
+    token_file: Path | None = None
+    """File with a secret that clients must send: Authorization: Bearer SECRET."""
+
+    tls_certificate: Path | None = None
+    """File with the TLS certificate chain (PEM); serves https and wss."""
+
+    tls_key: Path | None = None
+    """File with the private key of --tls-certificate (PEM)."""
+
+    allow_origins: str = ""
+    """Origins of other web pages that may use the server (CORS), separated by spaces, such as https://example.org;
+    empty: none; *: all."""
+
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("TLS needs two files: pass both --tls-certificate and --tls-key, or none of them")
+
+    @property
+    def origins(self) -> list[str]:
+        """`allow_origins` as a list."""
+        return self.allow_origins.split()
+
+    def read_token(self) -> str | None:
+        """Return the secret of `token_file`, or None if there is none.
+
+        Raises:
+          ValueError: The file is missing or empty.
+        """
+        if self.token_file is None:
+            return None
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"cannot read --token-file {self.token_file} ({error.strerror or error})") from error
+        if not token:
+            raise ValueError(f"--token-file {self.token_file} is empty: write a secret into it")
+        return token

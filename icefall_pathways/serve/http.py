@@ -1,0 +1,41 @@
+"""HTTP endpoints for clients of all kinds: health, models and metrics."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from icefall_pathways.serve.service import Service
+
+_STARTED = int(time.time())
+
+
+async def health(request: Request) -> Response:
+    """Report whether the server accepts streams (200) or is shutting down (503), for load balancers."""
+    service: Service = request.app.state.service
+    state = {
+        "status": "draining" if service.draining else "ok",
+        "open_streams": len(service.streams),
+        "load": round(service.load, 3),
+    }
+    return JSONResponse(state, 503 if service.draining else 200)
+
+
+async def models(request: Request) -> Response:
+    """List the model, in the format of OpenAI's API, with its languages."""
+    service: Service = request.app.state.service
+    entry = {
+        "id": service.model.name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "icefall_pathways",
+        "languages": service.model.languages,
+        "identifies_language": service.model.identifier is not None,
+    }
+    return JSONResponse({"object": "list", "data": [entry]})
+
+
+async def metrics(request: Request) -> Response:
+    """Return the metrics in the text format of Prometheus."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.format(), media_type="text/plain; version=0.0.4; charset=utf-8")

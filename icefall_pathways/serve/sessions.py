@@ -1,0 +1,216 @@
+"""Recognition sessions that continue while their language changes between segments. Used on the batcher's thread."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
+from icefall_pathways.decoding.streaming import FRAME_SECONDS, Recognizer, Result, Session
+from icefall_pathways.serve.recognizers import ConfidentIdentifier, SpeechModel
+from icefall_pathways.transcription.transcript import Segment, to_segment
+
+_MAX_UNDECIDED_SILENCE = 10.0  # seconds after which silence is dropped while the language is unknown
+
+
+@dataclass(frozen=True)
+class LanguageEvent:
+    """The language of a segment was identified.
+
+    Attributes:
+      segment: Index of the segment.
+      time: Seconds of decoded audio when it was decided.
+      language: The language code.
+      probabilities: Probability of every candidate.
+    """
+
+    segment: int
+    time: float
+    language: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SegmentEvent:
+    """A partial or final result.
+
+    Attributes:
+      index: Index of the segment.
+      segment: Text, times and language; the words are empty in partial results, unless they were requested.
+      language_confidence: Probability of an identified language.
+      tokens: Token IDs.
+      times: Time of each token in seconds from the start of the stream.
+    """
+
+    index: int
+    segment: Segment
+    language_confidence: float | None
+    tokens: list[int]
+    times: list[float]
+
+
+SpeechEvent = LanguageEvent | SegmentEvent
+
+
+class SpeechSession:
+    """One stream of audio: a `Session` of the recognizer that is replaced where the language may change.
+
+    Audio that was received but not decoded moves to the next session, so that no frame is lost or decoded twice.
+
+    Args:
+      model: The model.
+      recognizer: The model's recognizer, or one with hotwords.
+      language: Resolved language; see `SpeechModel.resolve_language`.
+      all_words: Partial results have words with times, too.
+    """
+
+    def __init__(
+        self, model: SpeechModel, recognizer: Recognizer, language: str | None, all_words: bool = False
+    ) -> None:
+        self.recognizer = recognizer
+        self.inner = recognizer.open(model.pathway(language))
+        self.num_samples = 0
+        self._model = model
+        self._all_words = all_words
+        self._language = self._requested = language
+        self._offset = 0.0  # start of `inner` in seconds
+        self._segment = 0
+        self._probabilities: dict[str, float] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """`Recognizer.advance` can process a chunk or return a result."""
+        return self.recognizer.is_ready(self.inner)
+
+    @property
+    def finished(self) -> bool:
+        """The last result was returned."""
+        return self.inner.finished
+
+    @property
+    def decoded_seconds(self) -> float:
+        """Seconds of audio that have been decoded."""
+        return self._offset + min(
+            self.inner.candidates[0].num_frames * FRAME_SECONDS, self.inner.num_samples / SAMPLE_RATE
+        )
+
+    def missing_samples(self) -> int:
+        """Return the number of samples that complete the next chunk; 0 if it is complete."""
+        decoder = self.recognizer.decoder
+        missing = decoder.model.chunk_window - self.inner.candidates[0].features.size(0)
+        if missing <= 0:
+            return 0
+        # A frame is complete half a window after its center; the first frames need fewer samples than others.
+        lead = (decoder.fbank.frame_length - FRAME_SHIFT) // 2
+        num_frames = max(0, (self.num_samples + lead - decoder.fbank.frame_length) // FRAME_SHIFT + 1)
+        return (num_frames + missing - 1) * FRAME_SHIFT + decoder.fbank.frame_length - lead - self.num_samples
+
+    def accept(self, samples: Tensor) -> None:
+        """Append samples (n,) at 16 kHz.
+
+        Raises:
+          AudioError: They are not finite or out of range; the session is unchanged.
+        """
+        self.inner.accept_samples(samples)
+        self.num_samples += samples.numel()
+
+    def finish(self) -> None:
+        """Mark the end of the audio."""
+        self.inner.finish()
+
+    def set_language(self, language: str | None) -> None:
+        """Decode in another resolved language from the next segment on; at once before the first audio is decoded."""
+        self._requested = language
+        if self.inner.candidates[0].num_frames == 0:
+            self._restart()
+
+    def save(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Return a snapshot for `restore`; `advance` assigns attributes of these objects and modifies no values."""
+        return [(item, dict(vars(item))) for item in (self.inner, *self.inner.candidates)]
+
+    @staticmethod
+    def restore(snapshot: list[tuple[Any, dict[str, Any]]]) -> None:
+        """Undo what `Recognizer.advance` did since `save`, after it raised an exception."""
+        for item, attributes in snapshot:
+            vars(item).update(attributes)
+
+    def events(self, result: Result | None) -> Iterator[SpeechEvent]:
+        """Yield the events of a decoded chunk, and prepare the next segment.
+
+        Args:
+          result: The new result of `inner`; None while the language is unknown.
+        """
+        if result is None:
+            self._drop_silence()
+            return
+        identifier = self.recognizer.select_language
+        if self._language is None and self._probabilities is None and isinstance(identifier, ConfidentIdentifier):
+            self._probabilities = identifier.take_probabilities(self.inner.candidates[0])
+            yield LanguageEvent(self._segment, self.decoded_seconds, result.language, self._probabilities)
+        if result.changed or result.is_final:
+            yield self._segment_event(result)
+        if result.is_final:
+            self._segment += 1
+            if not result.is_last:
+                self._change_language(bool(result.tokens))
+
+    def _segment_event(self, result: Result) -> SegmentEvent:
+        times = [self._offset + time for time in result.times]
+        shifted = replace(result, start=self._offset + result.start, end=self._offset + result.end, times=times)
+        language = self._language if self._model.one_pathway else result.language
+        if self._all_words or result.is_final:
+            segment = to_segment(shifted, self._model.tokenizer, language)
+        else:
+            segment = self._partial_segment(shifted, language)
+        confidence = None if self._probabilities is None else self._probabilities[result.language]
+        return SegmentEvent(self._segment, segment, confidence, result.tokens, times)
+
+    def _partial_segment(self, result: Result, language: str | None) -> Segment:
+        """Return a segment without words, which take most of the time of the conversion."""
+        text, stable_text = self._model.tokenizer.decode([result.tokens, result.tokens[: result.stable]])
+        return Segment(
+            language=language,
+            start=round(result.start, 3),
+            end=round(result.end, 3),
+            text=text,
+            stable_text=stable_text if text.startswith(stable_text) else "",
+            revised=result.revised,
+            words=[],
+            is_final=False,
+            is_last=False,
+        )
+
+    def _change_language(self, has_text: bool) -> None:
+        """Start the session of the next segment if its language may differ; not in the middle of speech."""
+        identifies = self._requested is None and self.recognizer.select_language is not None and has_text
+        if not self.inner.carried_over and (identifies or self._requested != self._language):
+            self._restart()
+
+    def _drop_silence(self) -> None:
+        """Bound the memory of candidates that decode silence."""
+        is_silent = self.inner.first_loud == math.inf
+        if is_silent and self.inner.candidates[0].num_frames * FRAME_SECONDS > _MAX_UNDECIDED_SILENCE:
+            self._restart()
+
+    def _restart(self) -> None:
+        """Replace the session by one in the requested language, which decodes the remaining frames."""
+        old, stream = self.inner, self.inner.candidates[0]
+        self._language, self._probabilities = self._requested, None
+        self.inner = self.recognizer.open(self._model.pathway(self._language))
+        for candidate in self.inner.candidates:
+            candidate.fbank, candidate.features = stream.fbank, stream.features
+            candidate.input_finished = stream.input_finished
+        self.inner.input_finished = old.input_finished
+        num_decoded = round(stream.num_frames * FRAME_SECONDS * SAMPLE_RATE)
+        _move_level(old, self.inner, num_decoded)
+        self._offset += num_decoded / SAMPLE_RATE
+
+
+def _move_level(old: Session, new: Session, num_decoded: int) -> None:
+    """Copy what the session knows about the level of the samples after the first `num_decoded` ones."""
+    new.num_samples = max(0, old.num_samples - num_decoded)
+    new.last_loud = max(-1, old.last_loud - num_decoded)
+    if new.last_loud >= 0:
+        new.first_loud = max(0, old.first_loud - num_decoded)

@@ -1,0 +1,97 @@
+"""A server on loopback in a thread of the test, and a client of its websocket protocol."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from icefall_pathways.decoding.pretrained import load_trained_model
+from icefall_pathways.decoding.streaming import EndpointConfig
+from icefall_pathways.serve.config import ServeConfig
+from icefall_pathways.serve.limits import Limits
+from icefall_pathways.serve.recognizers import SpeechModel
+from icefall_pathways.serve.server import Server
+from icefall_pathways.serve.service import Service
+
+ANY_LOAD = Limits(max_load=1e9)  # tests run on busy machines
+
+
+def load_model(exp_dir: Path, **options) -> SpeechModel:
+    """Load a model whose segments end at short pauses."""
+    endpoint = EndpointConfig(rule2_min_trailing_silence=0.2)
+    config = ServeConfig(exp_dir=exp_dir, engine="eager", endpoint=endpoint, **options)
+    return SpeechModel.build(load_trained_model(config), config)
+
+
+class RunningServer:
+    """A server with its address and its service, which other threads may only read."""
+
+    def __init__(self, port: int, service: Service) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.service = service
+
+    def connect(self, path="/v1/stream", **options):
+        return connect(f"ws://{self.address}{path}", compression=None, **options)
+
+    def recognize(self, blocks: Iterable[bytes], **start) -> list[dict]:
+        """Send audio in blocks and return all messages."""
+        with self.connect() as client:
+            client.send(json.dumps({"type": "start", **start}))
+            for block in blocks:
+                client.send(block)
+            client.send('{"type": "end"}')
+            return receive_all(client)
+
+
+@contextmanager
+def run_server(model: SpeechModel, limits: Limits = ANY_LOAD, **options) -> Iterator[RunningServer]:
+    """Run a server until the end of the block; then no stream may be left."""
+    config = ServeConfig(engine="eager", limits=limits, **options)
+    started = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = []
+
+    async def main() -> None:
+        service = Service(model, config)
+        server = Server(config, service)
+        running.append((service, server, asyncio.get_running_loop()))
+        started.set()
+        await server.run(listener)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    started.wait()
+    service, server, loop = running[0]
+    try:
+        yield RunningServer(listener.getsockname()[1], service)
+    finally:
+        loop.call_soon_threadsafe(server.stop)
+        thread.join()
+    assert not service.streams
+
+
+def blocks(samples: np.ndarray, size: int = 3200) -> list[bytes]:
+    """Split samples into messages of `size` bytes."""
+    data = samples.tobytes()
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def receive_all(client) -> list[dict]:
+    """Return the messages until the server closes the connection, for whatever reason."""
+    messages = []
+    with suppress(ConnectionClosed):
+        while True:
+            messages.append(json.loads(client.recv()))
+    return messages
+
+
+def texts(messages: list[dict]) -> list[str]:
+    """Return the texts of the final results."""
+    return [message["text"] for message in messages if message["type"] == "final" and message["text"]]

@@ -1,0 +1,134 @@
+"""Faults of clients: each affects its own stream only, and leaves nothing open."""
+
+import contextlib
+import json
+import random
+import socket
+import struct
+
+import numpy as np
+import pytest
+from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from icefall_pathways.serve.limits import Limits
+
+START = json.dumps({"type": "start", "language": "en"})
+
+
+@pytest.fixture
+def expected(server, speech):
+    """Return a check that the server still decodes, and no stream is left."""
+    before = texts(server.recognize(blocks(speech), language="en"))
+    assert before
+    yield before
+    assert texts(server.recognize(blocks(speech), language="en")) == before
+    while server.service.streams:
+        pass
+
+
+def test_tiny_frames_have_the_result_of_large_ones(server, speech, expected):
+    data = speech[:16000].tobytes()
+    with server.connect() as client:
+        client.send(START)
+        for start in range(0, len(data), 7):
+            client.send(data[start : start + 7])
+            client.send(b"")
+        client.send('{"type": "end"}')
+        messages = receive_all(client)
+    assert texts(messages) == texts(server.recognize([data], language="en"))
+
+
+def test_client_that_vanishes_frees_its_stream(server, speech, expected):
+    for _ in range(3):
+        client = server.connect()
+        client.send(START)
+        client.send(speech.tobytes())
+        client.recv()
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset on close
+        client.socket.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bytes_that_are_no_frames_are_rejected(server, seed, expected):
+    raw = random.Random(seed).randbytes(2000)
+    with server.connect() as client:
+        client.send(START)
+        client.recv()
+        client.socket.sendall(raw)
+        client.socket.shutdown(socket.SHUT_WR)
+        receive_all(client)
+    assert client.close_code is not None
+
+
+def test_bytes_that_are_no_http_request_are_rejected(server, expected):
+    with socket.create_connection(server.address.split(":")) as raw:
+        raw.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+        assert b"400" in raw.recv(1000)
+
+
+def test_client_that_does_not_read_is_dropped(model, speech):
+    """Its results do not accumulate, and its stream is freed while its connection is still open."""
+    limits = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1.0, max_buffer_seconds=0.5)
+    with run_server(model, limits) as server, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        host, port = server.address.split(":")
+        raw.connect((host, int(port)))
+        raw.settimeout(0.5)
+        protocol = ClientProtocol(parse_uri(f"ws://{server.address}/v1/stream"))
+        protocol.send_request(protocol.connect())
+        raw.sendall(b"".join(protocol.data_to_send()))
+        protocol.receive_data(raw.recv(2048))
+        protocol.send_text(json.dumps({"type": "start", "language": "nl", "words": "all"}).encode())
+        with contextlib.suppress(OSError):  # the server stops reading, then resets the connection
+            for block in blocks(np.tile(speech, 20)):
+                protocol.send_binary(block)
+                raw.sendall(b"".join(protocol.data_to_send()))
+        while server.service.streams:
+            pass
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_end_only_their_stream(server, value, expected):
+    messages = server.recognize([np.full(1600, value, "<f4").tobytes()], format="pcm_f32le", language="en")
+    assert messages[-2]["code"] == "invalid_audio" and "not finite" in messages[-2]["message"]
+
+
+def test_wrong_sample_rate_gives_a_result_of_another_duration(server, speech, expected):
+    messages = server.recognize(blocks(speech), language="en", sample_rate=48000)
+    assert messages[-1]["duration"] == 1.0
+
+
+def test_failure_of_one_stream_in_a_batch_does_not_change_the_others(server, model, speech, monkeypatch, expected):
+    """An exception while a batch is decoded ends the stream that causes it."""
+    search = model.recognizer.decoder.searches["en"]
+    advance = search.inner.advance
+
+    def fail_for_loud_streams(state, encoder_out, lens):
+        if encoder_out.isnan().any():
+            raise RuntimeError("broken")
+        return advance(state, encoder_out, lens)
+
+    stream = model.recognizer.decoder.model.stream
+
+    def poison(x, x_lens, states):
+        out, lens, states = stream(x, x_lens, states)
+        loud = x.flatten(1).mean(1) > -2.0
+        return out.masked_fill(loud[:, None, None], float("nan")), lens, states
+
+    monkeypatch.setattr(search.inner, "advance", fail_for_loud_streams)
+    monkeypatch.setattr(model.recognizer.decoder.model, "stream", poison)
+    quiet = (speech // 30).astype("<i2")
+    loud = np.clip(speech.astype(np.int32) * 10, -32768, 32767).astype("<i2")
+    alone = texts(server.recognize(blocks(quiet), language="en"))
+    with server.connect() as good, server.connect() as bad:
+        for client in (good, bad):
+            client.send(START)
+        for good_block, bad_block in zip(blocks(quiet), blocks(loud), strict=True):
+            good.send(good_block)
+            bad.send(bad_block)
+        good.send('{"type": "end"}')
+        failed = receive_all(bad)
+        assert failed[-2]["code"] == "internal"
+        assert texts(receive_all(good)) == alone

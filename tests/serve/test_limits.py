@@ -1,0 +1,116 @@
+"""Limits and access: what is refused, with which code, and that the running streams continue."""
+
+import json
+
+import numpy as np
+import pytest
+from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
+from websockets.exceptions import InvalidStatus
+
+from icefall_pathways.serve.limits import Limits
+
+
+def limits(**changes) -> Limits:
+    return Limits(**{"max_load": ANY_LOAD.max_load, **changes})
+
+
+def test_saturated_server_refuses_new_streams_and_continues_the_others(model, speech):
+    with run_server(model, limits(max_streams=1)) as server:
+        with server.connect() as client:
+            client.send(json.dumps({"type": "start", "language": "en"}))
+            client.recv()
+            (error,) = server.recognize([], language="en")
+            assert error["code"] == "busy" and "--max-streams" in error["message"]
+            with server.connect() as refused:
+                refused.send(json.dumps({"type": "start", "language": "en"}))
+                receive_all(refused)
+                assert refused.close_code == 1013
+            client.send(speech.tobytes())
+            client.send('{"type": "end"}')
+            assert texts(receive_all(client))
+        assert texts(server.recognize(blocks(speech), language="en"))
+
+
+def test_overloaded_server_refuses_new_streams(model, speech):
+    with run_server(model, Limits(max_load=1e-9)) as server, server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        client.send(speech.tobytes())
+        while json.loads(client.recv())["type"] != "final":
+            pass
+        error, *_ = server.recognize([], language="en")
+        assert error["code"] == "busy" and "--max-load" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (limits(max_stream_seconds=1.0), "--max-stream-seconds"),
+        (limits(max_stream_mb=0.05), "--max-stream-mb"),
+        (limits(idle_timeout=0.4), "--idle-timeout"),
+    ],
+)
+def test_stream_that_exceeds_a_limit_ends_with_its_results(model, speech, option, message):
+    with run_server(model, option) as server, server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        for block in blocks(speech, 9600):
+            client.send(block)
+        messages = receive_all(client)
+        assert client.close_code == 1008
+    assert messages[-2]["code"] == "limit" and message in messages[-2]["message"]
+    assert texts(messages)
+
+
+def test_long_message_closes_the_connection(model):
+    with run_server(model, limits(max_message_bytes=1024)) as server, server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        client.send(bytes(1025))
+        receive_all(client)
+        assert client.close_code == 1009
+
+
+@pytest.mark.parametrize("way", ["header", "message"])
+def test_token_is_required(model, tmp_path, speech, way):
+    (tmp_path / "token").write_text("secret\n")
+    with run_server(model, token_file=tmp_path / "token") as server:
+
+        def recognize(token):
+            headers = {"Authorization": f"Bearer {token}"} if way == "header" and token else {}
+            with server.connect(additional_headers=headers) as client:
+                token_field = {"token": token} if way == "message" else {}
+                client.send(json.dumps({"type": "start", "language": "en"} | token_field))
+                client.send(speech.tobytes())
+                client.send('{"type": "end"}')
+                return receive_all(client), client.close_code
+
+        for wrong in (None, "other"):
+            (error,), code = recognize(wrong)
+            assert error["code"] == "unauthorized" and code == 1008
+        assert texts(recognize("secret")[0])
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/"])
+def test_web_pages_of_other_sites_are_refused(model, path):
+    """Browsers let any page open websockets to this machine."""
+    with run_server(model, allow_origins="https://example.org") as server:
+        with pytest.raises(InvalidStatus) as refused, server.connect(path, origin="https://example.com"):
+            pass
+        assert refused.value.response.status_code == 403
+        for origin in ("https://example.org", f"http://{server.address}"):
+            with server.connect(path, origin=origin):
+                pass
+
+
+def test_stream_without_results_in_the_buffer_is_bounded(model, speech):
+    """The server stops reading from a client that sends faster than it decodes, and loses nothing."""
+    audio = np.tile(speech, 8)
+    with run_server(model, limits(max_buffer_seconds=0.5)) as server:
+        peak = 0
+        with server.connect() as client:
+            client.send(json.dumps({"type": "start", "language": "en"}))
+            for block in blocks(audio, 3200):
+                client.send(block)
+                peak = max([peak, *(len(stream.inbox) for stream in list(server.service.streams))])
+            client.send('{"type": "end"}')
+            messages = receive_all(client)
+    assert peak < 20
+    assert messages[-1]["duration"] == 24.0

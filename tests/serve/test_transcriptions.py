@@ -1,0 +1,132 @@
+"""OpenAI's transcription API, used with OpenAI's client."""
+
+import json
+
+import httpx2
+import openai
+import pytest
+from encoded_audio import encode
+from running_server import ANY_LOAD, run_server
+
+from icefall_pathways import Pathways
+from icefall_pathways.serve.limits import Limits
+
+
+def make_client(server, token="unused"):
+    return openai.OpenAI(base_url=f"http://{server.address}/v1", api_key=token, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return make_client(server)
+
+
+@pytest.fixture(scope="module")
+def upload(speech):
+    return ("../../etc/speech.flac", encode(speech[:, None], "flac", 16000))
+
+
+@pytest.fixture(scope="module")
+def expected(served_dir, speech):
+    asr = Pathways.from_pretrained(served_dir, engine="eager", rule2_min_trailing_silence=0.2, vad="none")
+    return asr.transcribe(speech, language="en")
+
+
+def test_every_format_has_the_text_of_the_python_interface(client, upload, expected):
+    def create(response_format, **options):
+        return client.audio.transcriptions.create(
+            model="any", file=upload, language="en", response_format=response_format, **options
+        )
+
+    assert create("json").text == expected.text
+    assert create("text") == expected.text + "\n"
+    assert create("vtt").startswith("WEBVTT\n\n00:00:00")
+    lines = create("srt").split("\n")
+    assert lines[0] == "1" and " --> " in lines[1]
+    assert "".join(lines).count(" --> ") >= 1
+    verbose = create("verbose_json", timestamp_granularities=["word", "segment"])
+    assert (verbose.text, verbose.language, verbose.duration) == (expected.text, "english", 3.0)
+    assert [(w.word, w.start, w.end) for w in verbose.words] == [(w.text, w.start, w.end) for w in expected.words]
+    assert [(s.text, s.start, s.end) for s in verbose.segments] == [(s.text, s.start, s.end) for s in expected.segments]
+    assert create("verbose_json").words is None
+
+
+def test_stream_of_events_adds_up_to_the_text(client, upload, expected):
+    events = list(client.audio.transcriptions.create(model="any", file=upload, language="en", stream=True))
+    assert {event.type for event in events[:-1]} == {"transcript.text.delta"} and len(events) > 2
+    assert "".join(event.delta for event in events[:-1]) == expected.text
+    assert (events[-1].type, events[-1].text) == ("transcript.text.done", expected.text)
+
+
+def test_language_is_identified_by_default(client, upload):
+    verbose = client.audio.transcriptions.create(model="any", file=upload, response_format="verbose_json")
+    assert verbose.language == "english"
+    assert verbose.segments[0].language_confidence > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file": ("a.wav", b"RIFF")}, "cannot read it"),
+        ({"file": ("a.wav", b"")}, "it is empty"),
+        ({"language": "xx"}, "this model supports en, nl and auto"),
+        ({"response_format": "xml"}, "expected one of json"),
+        ({"timestamp_granularities": ["syllable"]}, "expected segment or word"),
+    ],
+)
+def test_invalid_request_is_reported(client, upload, options, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.audio.transcriptions.create(**{"model": "any", "file": upload, "language": "en"} | options)
+
+
+def test_damaged_file_is_reported_as_an_event(client, upload):
+    with pytest.raises(openai.APIError, match="damaged"):
+        list(client.audio.transcriptions.create(model="any", file=upload[1][:9000], language="en", stream=True))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"--x\r\nnonsense", b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--']
+)
+def test_request_without_a_file_is_reported(server, content):
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    response = httpx2.post(f"http://{server.address}/v1/audio/transcriptions", content=content, headers=headers)
+    assert response.status_code == 400
+    assert "error" in response.json()
+
+
+def test_limits_and_token(model, upload, tmp_path):
+    (tmp_path / "token").write_text("secret")
+    limits = Limits(max_load=ANY_LOAD.max_load, max_upload_mb=0.03, max_streams=1)
+    with run_server(model, limits, token_file=tmp_path / "token") as server:
+        with pytest.raises(openai.AuthenticationError, match="a wrong token"):
+            make_client(server, "other").audio.transcriptions.create(model="any", file=upload)
+        client = make_client(server, "secret")
+        with pytest.raises(openai.APIStatusError, match="--max-upload-mb") as error:
+            client.audio.transcriptions.create(model="any", file=upload)
+        assert error.value.status_code == 413
+        with server.connect() as stream:
+            stream.send(json.dumps({"type": "start", "token": "secret"}))
+            stream.recv()
+            with pytest.raises(openai.InternalServerError, match="--max-streams") as error:
+                client.audio.transcriptions.create(model="any", file=upload)
+            assert error.value.status_code == 503 and error.value.response.headers["retry-after"]
+
+
+def test_models_health_and_metrics(server, client, upload):
+    (model,) = client.models.list()
+    assert model.id == server.service.model.name and model.languages == ["en", "nl"]
+    client.audio.transcriptions.create(model=model.id, file=upload, language="en")
+    health = httpx2.get(f"http://{server.address}/health")
+    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    metrics = httpx2.get(f"http://{server.address}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    assert float(values['pathways_streams_total{outcome="completed",protocol="http"}']) >= 1
+    assert float(values['pathways_audio_seconds_total{protocol="http"}']) >= 3
+    assert float(values["pathways_batch_streams_count"]) > 0
+
+
+def test_other_web_pages_cannot_read_answers(model):
+    for origins, allowed in (("", None), ("https://example.org", "https://example.org")):
+        with run_server(model, allow_origins=origins) as server:
+            answer = httpx2.get(f"http://{server.address}/health", headers={"origin": "https://example.org"})
+            assert answer.headers.get("access-control-allow-origin") == allowed

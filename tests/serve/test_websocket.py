@@ -1,0 +1,188 @@
+"""The websocket protocol: results equal those of the Python interface, and errors say what was expected."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from running_server import blocks, load_model, receive_all, run_server, texts
+from websockets.exceptions import ConnectionClosed
+
+from icefall_pathways import Pathways
+
+
+@pytest.fixture(scope="module")
+def asr(served_dir):
+    return Pathways.from_pretrained(served_dir, engine="eager", rule2_min_trailing_silence=0.2, vad="none")
+
+
+@pytest.mark.parametrize("size", [3200, 1001, 64000])
+@pytest.mark.parametrize("language", ["en", "nl"])
+def test_results_equal_those_of_the_python_interface(server, asr, speech, language, size):
+    """Also if messages split samples."""
+    messages = server.recognize(blocks(speech, size), language=language)
+    expected = asr.transcribe(speech, language=language)
+    assert texts(messages) == [segment.text for segment in expected.segments]
+    words = [word for message in messages if message["type"] == "final" for word in message["words"]]
+    assert [(w["text"], w["start"], w["end"]) for w in words] == [(w.text, w.start, w.end) for w in expected.words]
+    assert messages[-1] == {"type": "ended", "reason": "end", "duration": 3.0}
+    assert {message["language"] for message in messages if "text" in message} == {language}
+
+
+def test_partial_results_grow_and_their_stable_text_does_not_change(server, speech):
+    messages = server.recognize(blocks(speech), language="en")
+    assert messages[0]["type"] == "ready" and messages[0]["languages"] == ["en", "nl"]
+    stable, segment = "", 0
+    for message in messages[1:-1]:
+        stable = stable if message["segment"] == segment else ""
+        segment = message["segment"]
+        assert message["text"].startswith(stable)
+        assert message["stable_text"].startswith(stable)
+        stable = message["stable_text"]
+    assert sum(message["type"] == "partial" for message in messages) > 2
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_other_formats_are_converted(server, asr, speech, rate):
+    samples = np.interp(np.arange(0, 3, 1 / rate), np.arange(len(speech)) / 16000, speech / 2**15).astype("<f4")
+    messages = server.recognize(
+        blocks(samples, 8192), format="pcm_f32le", sample_rate=rate, language="en", words="none", partial_results=False
+    )
+    expected = asr.transcribe(samples, language="en", sample_rate=rate)
+    assert texts(messages) == [segment.text for segment in expected.segments]
+    assert all(message["words"] is None for message in messages if message["type"] == "final")
+    assert not any(message["type"] == "partial" for message in messages)
+
+
+def test_language_is_identified_again_in_each_segment(server, speech):
+    """And every decision is reported before the first result of its segment."""
+    messages = server.recognize(blocks(speech), language="auto")
+    decided = [message for message in messages if message["type"] == "language"]
+    assert len(decided) >= 2
+    for decision in decided:
+        assert decision["confidence"] == decision["probabilities"][decision["language"]]
+        assert sum(decision["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    seen = set()
+    for message in messages:
+        if message["type"] == "language":
+            seen.add(message["segment"])
+            latest = message
+        elif message["type"] in ("partial", "final"):
+            assert message["segment"] in seen or not message["text"]
+            assert message["language"] == latest["language"]
+            assert message["language_confidence"] == latest["confidence"]
+
+
+def test_no_audio_is_lost_where_the_language_changes(server, speech):
+    audio = blocks(speech)
+    with server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        for index, block in enumerate(audio):
+            client.send(block)
+            if index == 2:  # in the first segment
+                client.send('{"type": "language", "language": "dutch"}')
+        client.send('{"type": "end"}')
+        messages = receive_all(client)
+    finals = [message for message in messages if message["type"] == "final" and message["text"]]
+    assert [message["language"] for message in finals] == ["en", "nl"]
+    reference = server.recognize(audio, language="en")
+    assert finals[0] == next(message for message in reference if message["type"] == "final")
+    assert finals[1]["start"] == finals[0]["end"] and finals[1]["end"] == messages[-1]["duration"] == 3.0
+
+
+def test_language_can_be_set_before_the_first_audio(server, speech):
+    with server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        client.send('{"type": "language", "language": "nl"}')
+        for block in blocks(speech):
+            client.send(block)
+        client.send('{"type": "end"}')
+        changed = receive_all(client)
+    assert without_partial(changed) == without_partial(server.recognize(blocks(speech), language="nl"))
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "close_code", "text"),
+    [
+        ("{", "invalid_message", 1007, "Invalid JSON"),
+        ('{"type": "stop"}', "invalid_message", 1007, "start, language or end"),
+        ('{"type": "end"}', "invalid_message", 1007, "expected start"),
+        ('{"type": "start", "version": 2}', "invalid_message", 1007, "start.version"),
+        ('{"type": "start", "rate": 16000}', "invalid_message", 1007, "start.rate"),
+        ('{"type": "start", "sample_rate": 1}', "invalid_message", 1007, "start.sample_rate"),
+        ('{"type": "start", "language": "xx"}', "invalid_request", 1008, "this model supports en, nl and auto"),
+        ('{"type": "start", "language": "fr"}', "invalid_request", 1008, "this model supports en, nl and auto"),
+        ('{"type": "start", "hotwords": [{"text": "five"}]}', "invalid_request", 1008, "modified_beam_search"),
+        (b"\0\0", "invalid_message", 1007, "the first message is binary"),
+    ],
+)
+def test_invalid_first_message_is_answered_with_an_error(server, first, code, close_code, text):
+    with server.connect() as client:
+        client.send(first)
+        error = json.loads(client.recv())
+        assert error["type"] == "error" and error["code"] == code and text in error["message"]
+        with pytest.raises(ConnectionClosed):
+            client.recv()
+        assert client.close_code == close_code
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("{}", "invalid_message"),
+        ('{"type": "start"}', "invalid_message"),
+        ('{"type": "language", "language": "xx"}', "invalid_request"),
+        (np.full(800, np.nan, "<f4").tobytes(), "invalid_audio"),
+        (np.full(800, 1e9, "<f4").tobytes(), "invalid_audio"),
+    ],
+)
+def test_later_error_comes_after_the_results_so_far(server, speech, message, code):
+    audio = [(speech / 2**15).astype("<f4").tobytes()]
+    reference = server.recognize(audio, format="pcm_f32le", language="en")
+    with server.connect() as client:
+        client.send(json.dumps({"type": "start", "format": "pcm_f32le", "language": "en"}))
+        client.send(audio[0])
+        client.send(message)
+        messages = receive_all(client)
+    assert texts(messages) == texts(reference)
+    assert messages[-2]["code"] == code and messages[-1]["reason"] == "error"
+
+
+def test_hotword_makes_its_phrase_appear(served_dir, speech):
+    model = load_model(served_dir, decoding_method="modified_beam_search")
+    with run_server(model) as server:
+        audio = blocks(speech)
+        plain, other = (server.recognize(audio, language="en") for _ in range(2))
+        boosted = server.recognize(audio, language="en", hotwords=[{"text": "vier", "score": 30.0}])
+        invalid = server.recognize([], language="en", hotwords=[{"text": "Ω"}])
+    assert plain == other
+    assert " ".join(texts(boosted)).count("vier") > " ".join(texts(plain)).count("vier")
+    assert invalid[0]["code"] == "invalid_request" and "Ω" in invalid[0]["message"]
+
+
+def test_streams_do_not_depend_on_each_other(server, speech):
+    """Streams of mixed languages have the results that each has alone, while others fail."""
+    requests = [(speech[: 16000 + 4000 * index], ["en", "nl", "auto"][index % 3]) for index in range(6)]
+
+    def recognize(request):
+        samples, language = request
+        return without_partial(server.recognize(blocks(samples, 1600), language=language))
+
+    def fail(index):
+        with server.connect() as client:
+            client.send(json.dumps({"type": "start", "format": "pcm_f32le", "language": "en"}))
+            client.send(speech[:8000].astype("<f4").tobytes() if index % 2 else b"abc")
+            client.send("nonsense" if index % 3 else np.full(800, np.nan, "<f4").tobytes())
+            client.recv()  # the server is ready; the client leaves without a closing handshake
+            client.socket.close()
+
+    alone = [recognize(request) for request in requests]
+    with ThreadPoolExecutor(len(requests) + 4) as pool:
+        failing = pool.map(fail, range(8))
+        assert list(pool.map(recognize, requests)) == alone
+        list(failing)
+
+
+def without_partial(messages):
+    """Return the messages that do not depend on the speed of the client."""
+    return [message for message in messages if message["type"] != "partial"]
