@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,6 +24,7 @@ def normalized(features: Tensor) -> Tensor:
 
 
 @given(gain=st.floats(-6, 6), num_frames=st.integers(1, 300), seed=st.integers(0, 100))
+@settings(deadline=None)
 def test_a_gain_does_not_change_the_features(gain: float, num_frames: int, seed: int) -> None:
     features = speech(num_frames, seed)
     features[0] = 1.0  # the first frame is speech, not silence
@@ -31,6 +32,7 @@ def test_a_gain_does_not_change_the_features(gain: float, num_frames: int, seed:
 
 
 @given(st.integers(0, 400), st.integers(0, 100))
+@settings(deadline=None)
 def test_preceding_digital_silence_does_not_change_the_features(num_silent: int, seed: int) -> None:
     features = speech(100, seed)
     silence = torch.full((num_silent, 80), _FLOOR)
@@ -38,6 +40,7 @@ def test_preceding_digital_silence_does_not_change_the_features(num_silent: int,
 
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(0, 100))
+@settings(deadline=None)
 def test_blocks_of_any_sizes_give_the_features_of_the_whole(sizes: list[int], seed: int) -> None:
     blocks = speech(sum(sizes), seed).split(sizes)
     normalizer = LevelNormalizer()
@@ -48,6 +51,7 @@ def test_blocks_of_any_sizes_give_the_features_of_the_whole(sizes: list[int], se
 
 
 @given(st.integers(1, 99), st.integers(0, 100))
+@settings(deadline=None)
 def test_later_frames_do_not_change_earlier_ones(num_frames: int, seed: int) -> None:
     features = speech(100, seed)
     torch.testing.assert_close(normalized(features[:num_frames]), normalized(features)[:num_frames])

@@ -41,12 +41,14 @@ def config(**options: Any) -> PerturbationConfig:
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_without_perturbation_features_stay_the_same(seed: int) -> None:
     utterances = speech(50, 40)
     assert all(map(torch.equal, perturb_features(utterances, config(), seed), utterances))
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_volume_perturbation_is_a_gain_within_its_range(seed: int) -> None:
     before = torch.cat(speech(50, 40, 1))
     perturbed = perturb_features(before.split([50, 40, 1]), config(volume_perturb=True), seed)
