@@ -29,12 +29,12 @@ def test_container_has_the_results_of_the_file(server, served_dir, speech, tmp_p
 def test_results_arrive_before_the_end_of_the_container(server, speech):
     data = encode(speech[:, None], "webm", 48000, seekable=False)
     with server.connect() as client:
-        client.send(json.dumps({"type": "start", "format": "container", "language": "en"}))
+        client.send(json.dumps({"type": "start", "format": "container", "language": "nl"}))
         for block in split(data)[:-2]:
             client.send(block)
         while json.loads(client.recv())["type"] != "partial":
             pass
-        client.send("".join(['{"type": "end"}']))
+        client.send('{"type": "end"}')
         assert receive_all(client)[-1]["type"] == "ended"
 
 

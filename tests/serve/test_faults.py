@@ -42,12 +42,12 @@ def test_tiny_frames_have_the_result_of_large_ones(server, speech, expected):
 
 def test_client_that_vanishes_frees_its_stream(server, speech, expected):
     for _ in range(3):
-        client = server.connect()
-        client.send(START)
-        client.send(speech.tobytes())
-        client.recv()
-        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset on close
-        client.socket.close()
+        with server.connect() as client:
+            client.send(START)
+            client.send(speech.tobytes())
+            client.recv()
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset on close
+            client.socket.close()
 
 
 @pytest.mark.parametrize("seed", range(3))
