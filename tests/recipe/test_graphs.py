@@ -28,6 +28,7 @@ EMFORMER = (
     "--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15 --decoder-dim 64 "
     "--joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
 )
+SPEECH_ONLY = "--silence-perturb 0 --join-perturb 0"
 SEARCH = "--lr-warmup 25 --warm-updates 0 --lr-schedule eden --lr-batches 1000000 --lr-epochs 1000000"
 DECODE = "--decoding-method modified_beam_search --split test --max-duration 100"
 PRUNE = "--sparsity 0.7 --prune-rounds 4"
@@ -46,13 +47,13 @@ DEMO = {
     "index": "local/index_cuts.py --manifest-dir data/demo/fbank --languages 'en fr it nl' "
     "--bpe-model data/demo/lang_bpe_100/bpe.model",
     "dense": f"pruned_transducer_pathways/train.py {DATA} --exp-dir exp/demo/dense --encoder-type emformer "
-    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 --join-perturb 0 "
+    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 {SPEECH_ONLY} "
     "--base-lr 0.0015 --lr-warmup 150 --warm-updates 1000",
     "masks-lap": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/masks-lap "
-    f"--prune-for all-languages {PRUNE} --updates-per-round 400 {COMMON} --base-lr 0.002 {SEARCH}",
+    f"--prune-for all-languages {PRUNE} --updates-per-round 400 {COMMON} {SPEECH_ONLY} --base-lr 0.002 {SEARCH}",
     "masks-pathways": f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense "
     f"--exp-dir exp/demo/masks-pathways --prune-for each-language {PRUNE} --updates-per-round 100 {COMMON} "
-    f"--base-lr 0.002 {SEARCH}",
+    f"{SPEECH_ONLY} --base-lr 0.002 {SEARCH}",
     "dense-continued": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense "
     f"--exp-dir exp/demo/dense-continued --num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
     "lap": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/lap "
