@@ -73,7 +73,7 @@ class Measurement:
       seconds: CPU seconds.
       megabytes: Peak resident memory of its largest process, with libraries, in 10^6 bytes.
       num_bytes: Size of its files.
-      is_constant: Whether the costs are the same for larger corpora.
+      is_constant: The costs are the same for larger corpora.
     """
 
     stage: str

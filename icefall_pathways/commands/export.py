@@ -41,7 +41,7 @@ class Config(ModelSelection):
     """Options of the export."""
 
     format: Format = "sherpa-onnx"
-    """Runtime of the exported model; see above."""
+    """Format of the exported model; the text above describes each."""
 
     output_dir: Path = Path("exported")
     """Folder of the exported files; existing ones are replaced."""

@@ -24,7 +24,7 @@ def unpack(
       tar: The open archive.
       archive: Its file, for messages and for the limit of the total size.
       folder: Target folder; created if it does not exist.
-      select: Returns whether to unpack a file.
+      select: Returns True for files to unpack.
 
     Raises:
       CorpusError: The archive holds a path outside the folder, something other than regular files and folders, or

@@ -41,8 +41,8 @@ class CorpusDescription:
 
     Attributes:
       name: Name of the corpus, the first part of the names of manifests and of result files.
-      text: What transcripts keep; None if they are used as the corpus has them, normalized like those of MLS.
-      origins: Where its manifests were written; several if a folder was moved and continued.
+      text: Normalization of the transcripts; None if they are used unchanged, as those of MLS.
+      origins: Working directories of the preparation; several if the folder was moved and continued.
     """
 
     name: str

@@ -139,7 +139,7 @@ def write_manifests(
 
     Args:
       files: The paths.
-      utterances: What `read` needs to find each utterance, in the order of the manifests; its items are picklable and
+      utterances: Input of `read` for each utterance, in the order of the manifests; its items are picklable and
         have a `repr` that depends on their values only.
       read: Reads a part of them; picklable (a module's function, or a `functools.partial` of it).
       workers: Call `read`; None calls it in this process.
@@ -251,7 +251,7 @@ def describe_corpus(folder: Path, name: str, text: TextOptions | None) -> None:
     Args:
       folder: Folder of the manifests.
       name: Name of the corpus.
-      text: What its transcripts keep; None: they are used as the corpus has them.
+      text: Normalization of its transcripts; None: they are used unchanged.
 
     Raises:
       CorpusError: The folder holds another corpus, or was prepared with other options.

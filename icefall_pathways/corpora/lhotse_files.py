@@ -1,6 +1,6 @@
 """Manifests in Lhotse's formats: find the files of folders, and read their utterances as JSON values.
 
-Recordings with supervisions, or cuts, as JSON lines. File names state the split, such as
+The files contain recordings with supervisions, or cuts, as JSON lines. File names state the split, such as
 `cv-fr_recordings_train.jsonl.gz` or `librispeech_cuts_dev-clean.jsonl`.
 """
 
@@ -62,7 +62,7 @@ def find_manifests(corpus_dir: Path, weights: str = "") -> list[ManifestFile]:
     """Return the manifests of one or several folders with their subfolders, in the order of their paths.
 
     Args:
-      corpus_dir: The folder, or several ones, separated by spaces.
+      corpus_dir: The folder, or several folders, separated by spaces.
       weights: A weight per folder, separated by spaces; "": 1 for all.
 
     Raises:
@@ -135,7 +135,7 @@ def read_entries(file: ManifestFile) -> Iterator[Entry]:
 
 
 class _Recordings:
-    """Recordings by id, read as far as necessary: in the order of the supervisions, one after the other.
+    """Recordings by id, read lazily: only up to the requested one, if supervisions have the order of the recordings.
 
     Args:
       path: The manifest.
@@ -212,8 +212,8 @@ def language_counts(file: ManifestFile) -> dict[str, int]:
 def resolve_paths(recording: dict[str, Any], manifest: Path) -> dict[str, Any]:
     """Return a recording whose relative paths are replaced by absolute ones.
 
-    Lhotse writes paths as they were typed. They are looked for in the working directory, in the folder of the manifest
-    and in the folders above it; those that do not exist are not changed.
+    Lhotse writes paths as they were typed. They are searched for in the working directory, in the folder of the
+    manifest and in the folders above it; paths of missing files are not changed.
     """
     sources = recording.get("sources", ())
     return recording | {"sources": [_resolve_source(source, manifest) for source in sources]}

@@ -75,17 +75,17 @@ def prepare_manifests(
 ) -> CorpusReport:
     """Write the manifests of all splits; see `CorpusModule`.
 
-    Splits that no file name states are taken from the training data, see `divide`.
+    Splits that no file name states are held out from the training data, see `divide`.
 
     Args:
-      corpus_dir: Folder of the manifests, or several ones, separated by spaces.
+      corpus_dir: Folder of the manifests, or several folders, separated by spaces.
       output_dir: Folder for the manifests.
       languages: Languages to prepare.
       subset: "train".
       workers: Convert the utterances; None converts them in this process.
       manifest_weights: A weight per folder; "": 1 for all.
-      language_map: Languages by the names that supervisions use, such as "Castilian=es,none=fr"; none are those
-        without a language.
+      language_map: Languages by the names that supervisions use, such as "Castilian=es,none=fr"; "none" stands for
+        supervisions without a language.
 
     Raises:
       CorpusError: Manifests are missing or damaged, a supervision has an unknown language, or a language has too few

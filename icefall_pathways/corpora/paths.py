@@ -17,8 +17,8 @@ from icefall_pathways.corpora.description import CorpusDescription
 class PathResolver:
     """Replaces paths of manifests by paths of existing files.
 
-    Features are in a folder next to the manifest of their cuts. Audio is searched for where it would be if it had been
-    moved together with the data folder, then at its original place, then relative to the working directory.
+    Features are in a folder next to the manifest of their cuts. Audio is searched for at its previous path relative to
+    the data folder, then at its original path, then relative to the working directory.
 
     Args:
       folder: Folder of the manifests.

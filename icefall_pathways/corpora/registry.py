@@ -30,9 +30,9 @@ class CorpusModule(Protocol):
     ) -> CorpusReport:
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
-        Every supervision has the code of its language and a text, which is normalized there, and every recording is
-        sampled at 16 kHz (`recording.resample(16000)`); `write_manifests` checks them. Recording ids are
-        SPEAKER_BOOK_INDEX or SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
+        Every supervision has the code of its language and a text, and every recording is sampled at 16 kHz
+        (`recording.resample(16000)`); `write_manifests` normalizes the texts and checks the sampling rates. Recording
+        ids are SPEAKER_BOOK_INDEX or SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
 
         Args:
           corpus_dir: Folder of the corpus.
@@ -75,12 +75,12 @@ class CorpusSpec:
       acquire_options: Options of prepare.sh that the command receives besides the corpus folder and the languages.
       manifest_options: Options of prepare.sh that `prepare_manifests` and `discover_languages` receive as well.
       content_options: Options of prepare.sh that determine the manifests; changed values invalidate prepared data.
-      has_plain_text: Whether its transcripts are in lower case and without punctuation already, as those of MLS. They
-        are used as they are then; others are normalized, see `normalize_transcript`.
+      has_plain_text: Its transcripts are already in lower case and without punctuation, as those of MLS, and are used
+        unchanged. Others are normalized, see `normalize_transcript`.
       expected_dropped_share: Share of the utterances that the corpus loses by design; a smaller --max-dropped-share has
         no effect.
-      synthetic: Whether the command also runs in an existing --corpus-dir, to verify or complete it. A downloaded
-        corpus is used as it is.
+      synthetic: The command also runs in an existing --corpus-dir, to verify or complete it. A downloaded corpus is
+        used unchanged.
     """
 
     name: str
@@ -101,7 +101,7 @@ class CorpusSpec:
         return cast(CorpusModule, import_module(self.module))
 
     def text_options(self, keep_case: bool, keep_punctuation: bool) -> TextOptions | None:
-        """Return how its transcripts are normalized; None if they are used as they are.
+        """Return the normalization of its transcripts; None if they are used unchanged.
 
         Raises:
           CorpusError: The corpus has neither case nor punctuation.

@@ -53,7 +53,7 @@ class Division(NamedTuple):
 
     Attributes:
       splits: Split of each utterance; None drops it, because its sentence is in dev or test.
-      method: What was kept together in dev and test: "speaker" or "sentence"; "" if the corpus assigns all splits.
+      method: Unit by which dev and test were held out: "speaker" or "sentence"; "" if the corpus assigns all splits.
     """
 
     splits: list[str | None]

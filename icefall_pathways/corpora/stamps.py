@@ -152,8 +152,8 @@ def _unpack_package(package: Path, target: Path) -> None:
 def _read_phrases(folder: Path) -> Iterator[Phrase]:
     """Yield the clips of all languages, in the order of their paths.
 
-    Names, on which splits depend, are relative to the lowest folder of all clips: they are the same for the package,
-    the unpacked package, and its folder of stamps.
+    Names, which determine the splits, are relative to the common parent folder of all clips, so that they are the same
+    for the package, the unpacked package, and its folder of stamps.
     """
     paths = sorted(folder.rglob("*_desc_*.ogg"))
     root = Path(os.path.commonpath([path.parent for path in paths]))

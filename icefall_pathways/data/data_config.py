@@ -24,8 +24,8 @@ class DataConfig(SamplingConfig, AugmentationConfig):
     """Folder of the indexes of the training cuts. None: the folder index in --manifest-dir."""
 
     languages: LanguageList = DEFAULT_LANGUAGES
-    """Languages, by code or name, in the order of their bits in masks. Unless given: all of --manifest-dir, if it
-    lacks one of these."""
+    """Languages, by code or name, in the order of their bits in masks. Unless given: all of --manifest-dir if it lacks
+    one of the default."""
 
     from_shar: bool = False
     """Read the training cuts from the tar files that ./prepare.sh --store shar wrote, one after another."""
@@ -61,9 +61,9 @@ class DataConfig(SamplingConfig, AugmentationConfig):
 
 
 def default_languages(config: DataConfig) -> tuple[LanguageCode, ...]:
-    """Return the languages to use unless others are selected: the usual ones, or all of a folder that lacks one.
+    """Return `DEFAULT_LANGUAGES`, or, if the data folder lacks one of them, all languages of the folder.
 
-    A folder without training cuts has the usual ones.
+    A folder without training cuts gives `DEFAULT_LANGUAGES`.
     """
     names = (path.name.removesuffix(_TRAINING_CUTS) for path in config.manifest_dir.glob(f"*-*{_TRAINING_CUTS}"))
     prepared = {get_language(name.rsplit("-", 1)[1]).code for name in names}

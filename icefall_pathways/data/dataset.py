@@ -44,7 +44,7 @@ class SpeechDataset(Dataset[Batch | DataError]):
 
     Args:
       augmentation: Augments cuts and features; None for validation and decoding.
-      on_the_fly: Whether to compute the features from the audio, or to read stored features.
+      on_the_fly: Compute the features from the audio instead of reading stored ones.
       tokenizer: Tokenizes the transcripts; None leaves the tokens of batches empty.
       level_norm: Normalization of the features, stored or not.
     """

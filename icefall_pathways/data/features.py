@@ -52,7 +52,7 @@ class FbankConfig:
         default is Lhotse's; kaldifeat's default, 0, results in different filters.
       frame_length: Window length in samples.
       frame_shift: Window shift in samples.
-      level_norm: Normalization of the level. Stored features are not normalized, but when they are read.
+      level_norm: Normalization of the level; stored features are normalized when they are read.
       device: Device of the computation.
     """
 

@@ -11,16 +11,16 @@ LevelNorm = Literal["none", "running-max"]
 
 _DECAY = 0.01  # nepers of energy per frame: 4.3 dB per second
 _MIN_PEAK = -11.0  # energy of noise at -77 dBFS; quieter frames are silence, whatever preceded them
-_RANGE = 10.0  # 43 dB: what is further below the peak is replaced by silence
+_RANGE = 10.0  # 43 dB; features further below the peak are replaced by silence
 _REFERENCE = -2.0  # value of the peak: normalized features have the mean that the subsampling modules expect
 
 
 class LevelNormalizer:
-    """Subtract a running maximum of the frame energies from log-mel features, for streams of any number of blocks.
+    """Subtract a running maximum of the frame energies from log-mel features, block by block.
 
-    The energy of a frame is the log of its mean over mel bins. The maximum decays, so that the features follow a change
-    of the level. A gain adds a constant to all features and to the maximum, and so cancels, except where features are
-    at the floor of the extraction; the range of normalized features is limited to exclude that floor.
+    The energy of a frame is the log of the mean over its mel bins. The maximum decays, so that the normalization adapts
+    to a lower level. A gain adds the same constant to all features and to the maximum, so it cancels, except where
+    features are at the floor of the extraction; the range of normalized features is limited to exclude that floor.
     """
 
     def __init__(self) -> None:

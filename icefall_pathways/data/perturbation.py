@@ -24,7 +24,7 @@ _NOISE_SHARE = 0.7  # of the perturbed batches; the others get digital silence
 _NOISE_LEVELS = -70.0, -15.0  # dB relative to the loudest frame of the cut
 _MAX_TILT = 4.0  # nepers between the lowest and the highest mel bin
 _NOISE_SECONDS = 20
-_SMOOTHING = 7  # frames over which a pause is sought: 70 ms
+_SMOOTHING = 7  # frames over which the energy is averaged to find a pause: 70 ms
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def perturb(batch: Batch, config: PerturbationConfig, seed: int) -> Batch:
 def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, seed: int) -> list[Tensor]:
     """Return the log-mel features (T, F) of a batch of utterances with a random level, silence and noise.
 
-    All utterances of a batch get the same gain, as those of a recording have, and are extended by the same number of
-    frames, so that their order by length is kept and they are not padded more than before.
+    All utterances of a batch get the same gain, and are extended by the same number of frames, so that their order by
+    length and the amount of padding do not change.
 
     Args:
       utterances: Features (T, F) as computed, without normalization.

@@ -26,7 +26,7 @@ class CutLimits:
     Attributes:
       min_duration: Seconds.
       max_duration: Seconds.
-      on_the_fly: Whether features are computed from the audio, or stored.
+      on_the_fly: Features are computed from the audio, not stored.
     """
 
     min_duration: float

@@ -64,7 +64,7 @@ class Score:
       pairs: Count of each pair.
       characters: (utterances, 4) substituted, deleted, inserted and reference characters, including spaces, in the
         order of `alignments`.
-      by_characters: Whether its words are characters.
+      by_characters: Its words are characters.
     """
 
     alignments: Mapping[str, list[tuple[str, str]]]
@@ -168,7 +168,7 @@ def score(utterances: Iterable[Utterance], by_characters: bool = False) -> Score
 
     Args:
       utterances: Utterances of one language.
-      by_characters: Whether to align characters instead of words, see `Language.scored_by_characters`.
+      by_characters: Align characters instead of words, see `Language.scored_by_characters`.
 
     Raises:
       ValueError: There are no utterances, or two utterances have the same cut ID.

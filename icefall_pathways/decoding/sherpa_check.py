@@ -61,7 +61,7 @@ def compare_with_sherpa(
     Args:
       trained: The model that was exported.
       exported: Its exported files.
-      data_config: Where the cuts are.
+      data_config: Options of the data, with the folder of the cuts.
       num_utterances: Utterances per language, the first ones in the order of their ids.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The model card of a package: what the model is, how it was trained and how well it recognizes."""
+"""The model card of a package: architecture, training options and word error rates."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

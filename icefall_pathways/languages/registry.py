@@ -13,14 +13,14 @@ _COMMON_PUNCTUATION = '.,?!:;"'
 
 @dataclass(frozen=True)
 class Language:
-    """A language.
+    """Properties of a language.
 
     Attributes:
       code: BCP 47 code, such as "fr" or "zh-TW"; the `language` of every supervision.
       name: English name in ASCII without spaces and hyphens, such as "french" or "norwegian_bokmal"; part of the names
         of manifests and of MLS folders.
-      alphabet: All characters of a normalized transcript in lower case and without punctuation, including the space,
-        the apostrophe and the hyphen; None if it is not known.
+      alphabet: Characters of normalized transcripts in lower case and without punctuation, including the space, the
+        apostrophe and the hyphen; None if it is not known.
       script: ISO 15924 code, such as "Latn"; "" if it is not known.
       punctuation: The punctuation of sentences.
     """

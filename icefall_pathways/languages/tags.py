@@ -1,4 +1,4 @@
-"""Language tags: BCP 47 in any spelling, and English names, to one canonical code per language."""
+"""Map language tags (BCP 47, in any spelling) and English names to one canonical code per language."""
 
 import re
 import unicodedata
@@ -94,7 +94,7 @@ def _script_and_region(text: str) -> tuple[str, str]:
 
 
 def _minimize(tag: Tag) -> LanguageCode:
-    """Remove the script and the region if they are the likely ones; the region is kept rather than the script."""
+    """Remove the script and the region that the other subtags imply; if one of them suffices, keep the region."""
     full = maximize(tag)
     for shorter in (Tag(tag.language), Tag(tag.language, region=full.region), Tag(tag.language, full.script)):
         if maximize(shorter)[:3] == full[:3]:

@@ -1,4 +1,4 @@
-"""Normalization of transcripts, which decides on the vocabulary, and with it on what word error rates count."""
+"""Normalization of transcripts, which determines the vocabulary and the words that error rates count."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ _APOSTROPHES = "’‘‛`´′＇ʹʻʼ׳"
 _HYPHENS = "‐‑﹣－־"
 _QUOTATION_MARKS = "“”„‟«»‹›″＂〝〞〟「」『』"
 _READ_ALOUD = "%&@#§‰٪؉"  # signs of the category of punctuation that stand for words
-_INVISIBLE = "\u0640"  # the tatweel, which stretches Arabic words; characters of category Cf are found by it
+_INVISIBLE = "\u0640"  # the tatweel, which stretches Arabic words; other invisible characters have the category Cf
 _WORD_PUNCTUATION = "'-·״"  # part of a word between letters, if the language has it
 _DOTTED_I_LANGUAGES = ("tr", "az", "crh", "gag")
 
@@ -45,13 +45,13 @@ def normalize_transcript(text: str, language: Language, options: TextOptions) ->
        word, German ẞ is ß.
     3. Variants of apostrophes, hyphens and quotation marks are replaced by one: ’ by ' (by ʼ if the language has this
        letter), ‐ by -, and „ “ « » by ".
-    4. Hyphens between letters are kept, and apostrophes next to letters (l'eau, po', 's), unless the text is quoted by
-       them. Other punctuation is removed, with `keep_punctuation` only that which `Language.punctuation` lacks; no
-       space is left before punctuation.
+    4. Hyphens between letters are kept, and apostrophes next to letters (l'eau, po', 's), unless they are quotation
+       marks. Other punctuation is removed; with `keep_punctuation`, that in `Language.punctuation` is kept, without a
+       space before it.
     5. Single spaces between words.
 
-    Digits, and signs that are read aloud (% & @ + € ...), are kept, so that `foreign_characters` finds them: without
-    them, a text would not be what was said.
+    Digits, and signs that are read aloud (% & @ + € ...), are kept, so that `foreign_characters` reports them: without
+    them, the text would differ from the speech.
     """
     text = unicodedata.normalize("NFC", _without_invisible(unicodedata.normalize("NFC", text), language))
     if not options.keep_case:

@@ -147,7 +147,7 @@ class _Stage:
       title: Printed when it starts.
       options: Options that its result depends on, besides the languages; they are stored in its done marks.
       command: Returns program and arguments for a list of languages; empty if there is nothing to do.
-      per_language: Whether it has a done mark for each language; otherwise it has one.
+      per_language: It has a done mark for each language instead of a single one.
       variant: Suffix of the done marks, for a stage that can be run with several values of an option.
       message: Printed before the command runs.
     """

@@ -1,4 +1,4 @@
-"""The thread that decodes: it takes the ready chunks of all streams and runs them in batches, one per pathway."""
+"""The decoding thread: run the ready chunks of all streams in batches, one per pathway."""
 
 import asyncio
 import logging

@@ -25,7 +25,7 @@ class Feeder(Protocol):
         """End the audio; the stream ends after the last samples."""
 
     def close(self) -> None:
-        """Release what the feeder holds, also in the middle of the audio."""
+        """Release the resources of the feeder, also before the end of the audio."""
 
 
 class PcmFeeder:

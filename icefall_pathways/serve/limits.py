@@ -10,7 +10,7 @@ _MAX_FRAME_BYTES = 2**31
 
 @dataclass(frozen=True)
 class Limits(Options):
-    """Limits of the server. What exceeds one is refused or ended with a message that names the option."""
+    """Limits of the server. Requests above a limit are refused, and streams are ended, with a message that names it."""
 
     max_streams: PositiveInt = 256
     """Open streams, over all protocols; further ones are refused (HTTP 503, websocket code 1013)."""

@@ -63,7 +63,7 @@ class SpeechModel:
       recognizer: Recognizer for streams without hotwords.
       identifier: Identifies languages; None if all languages use the same weights, or if it is not calibrated.
       one_pathway: All languages use the same weights, so that all streams are decoded as `languages[0]`.
-      calibration_hint: Why `identifier` is None.
+      calibration_hint: Message for users if languages cannot be identified.
     """
 
     name: str
@@ -114,7 +114,7 @@ class SpeechModel:
         return decoder.model.chunk_window * decoder.fbank.frame_seconds
 
     def resolve_language(self, language: str) -> str | None:
-        """Return the code of a language that a client requests; None: identify it, or, with one pathway, any.
+        """Return the code of a language that a client requests; None: identify it, or, with one pathway, decode as any.
 
         Raises:
           RequestError: The model does not support it, or cannot identify languages.

@@ -209,7 +209,7 @@ class SpeechSession:
 
 
 def _move_level(old: Session, new: Session, num_decoded: int) -> None:
-    """Copy what the session knows about the level of the samples after the first `num_decoded` ones."""
+    """Copy the positions of loud samples, relative to the end of the first `num_decoded` samples."""
     new.num_samples = max(0, old.num_samples - num_decoded)
     new.last_loud = max(-1, old.last_loud - num_decoded)
     if new.last_loud >= 0:

@@ -34,7 +34,7 @@ class ClientStream:
       inbox: Audio and commands that the batcher has not taken yet.
       input_ended: No more audio is accepted.
       closed: The client is gone, or all events were delivered: the batcher drops the stream.
-      error: Why the stream ended before the end of its audio.
+      error: Reason for the end of the stream before the end of its audio.
       shut_down: The stream ended because the server stops.
       completed: The last result was decoded.
       decoded_seconds: Seconds of audio decoded.
@@ -115,7 +115,7 @@ class ClientStream:
         self.last_active = monotonic()
 
     def close(self) -> None:
-        """Drop the stream and what it has not decoded."""
+        """Drop the stream with its undecoded audio."""
         if not self.closed:
             self.closed = self.input_ended = self._all_arrived = True
             self.inbox.clear()
@@ -146,7 +146,7 @@ class ClientStream:
             await self._arrived.wait()
 
     def deliver(self, update: Update) -> None:
-        """Receive what the batcher did."""
+        """Receive progress from the batcher."""
         self._num_buffered -= update.num_samples
         for event in update.events:
             if self._events and _replaces(event, self._events[-1]):
