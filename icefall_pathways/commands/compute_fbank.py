@@ -8,8 +8,10 @@ Several machines can share the work: with --executor dask, or as the parts of an
 all parts, the same command without --shard joins them.
 """
 
+from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.data.fbank import ComputeFbankConfig as Config
 from icefall_pathways.data.fbank import compute_fbank, summarize_cuts
+from icefall_pathways.languages import parse_languages
 
 __all__ = ["Config", "run"]
 
@@ -21,4 +23,4 @@ def run(config: Config) -> None:
         return
     print(report.table())
     print(summarize_cuts(config))
-    report.check(config.max_dropped_share)
+    report.check(parse_languages(config.languages), SPLITS, config.max_dropped_share)

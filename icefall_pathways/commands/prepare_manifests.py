@@ -11,7 +11,7 @@ all parts, the same command without --shard joins them.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from icefall_pathways.corpora.layout import describe_corpus
+from icefall_pathways.corpora.layout import SPLITS, describe_corpus
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Share
@@ -72,4 +72,4 @@ def run(config: Config) -> None:
         )
     if not config.report_part():
         print(report.table())
-        report.check(max(config.max_dropped_share, spec.expected_dropped_share))
+        report.check(languages, SPLITS, max(config.max_dropped_share, spec.expected_dropped_share))

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
 from icefall_pathways.files import read_json, write_json
-from icefall_pathways.languages import get_language
+from icefall_pathways.languages import Language
 
 _MAX_LISTED = 200  # characters of a derived alphabet
 
@@ -144,21 +145,23 @@ class CorpusReport:
         line = f"  {code} has no built-in alphabet; {len(seen)} characters in its training transcripts: {_sample(seen)}"
         return line + (f"; only in others: {_sample(others)}" if others else "")
 
-    def check(self, max_dropped_share: float) -> None:
-        """Check that no split of a language loses too many utterances.
+    def check(self, languages: Iterable[Language], splits: Iterable[str], max_dropped_share: float) -> None:
+        """Check that every split of every language has utterances, and that none loses too many.
 
         Raises:
-          CorpusError: One loses more than `max_dropped_share` of its utterances, or all of them.
+          CorpusError: One has none, or loses more than `max_dropped_share` of its utterances, or all of them.
         """
-        for language, split in self._splits():
-            kept = self.kept[language, split]
-            dropped = sum(count for key, count in self.dropped.items() if key[:2] == (language, split))
+        for language, split in product(languages, splits):
+            kept = self.kept[language.code, split]
+            dropped = sum(count for key, count in self.dropped.items() if key[:2] == (language.code, split))
             total = dropped + kept
+            again = f"fix the corpus and remove the files *-{language.name}_*{split}* from --data-dir"
+            if total == 0:
+                raise CorpusError(f"{language.code} {split} has no utterances, expected at least one: {again}")
             if dropped > max_dropped_share * total or kept == 0:
                 raise CorpusError(
-                    f"{language} {split} loses {dropped} of {total} utterances, more than --max-dropped-share "
-                    f"{max_dropped_share} allows: see the table above for the reasons, and raise the share, or fix the "
-                    f"corpus and remove the files *-{get_language(language).name}_*{split}* from --data-dir"
+                    f"{language.code} {split} loses {dropped} of {total} utterances, more than --max-dropped-share "
+                    f"{max_dropped_share} allows: see the table above for the reasons, and raise the share, or {again}"
                 )
 
     def _splits(self) -> list[tuple[str, str]]:

@@ -238,9 +238,18 @@ def test_too_many_dropped_utterances_are_an_error(corpus):
     add_utterance(corpus / "mls_german" / "dev", "20_200_000050", "12")
     report = manifests(corpus)
     with pytest.raises(CorpusError, match=r"de dev loses 1 of 5 utterances, more than --max-dropped-share 0\.1"):
-        report.check(0.1)
-    report.check(0.2)
+        report.check([GERMAN, POLISH], SPLITS, 0.1)
+    report.check([GERMAN, POLISH], SPLITS, 0.2)
     assert len(supervisions(corpus, language=POLISH)) == 4
+
+
+@pytest.mark.parametrize("empty", [SPLITS, ("dev",)], ids=["corpus", "split"])
+def test_a_split_without_utterances_is_an_error(corpus, empty):
+    for split in empty:
+        (corpus / "mls_german" / split / "transcripts.txt").write_text("")
+    report = prepare_manifests(corpus, corpus.parent / "manifests", [GERMAN])
+    with pytest.raises(CorpusError, match=rf"de {empty[0]} has no utterances, .* fix the corpus and remove the files"):
+        report.check([GERMAN], SPLITS, 1.0)
 
 
 def test_limited_supervision_selects_the_handles_of_the_subset(corpus):
