@@ -49,13 +49,18 @@ def run(config: Config) -> None:
             "experiments keep the copy that they were trained with"
         )
     else:
-        required = "" if texts.is_complete else texts.characters
-        _train(texts, config, required)
+        _train(texts, config)
+        if texts.dev_only_characters:
+            print(
+                f"characters of dev transcripts that no training transcript has: {' '.join(texts.dev_only_characters)};"
+                " they have tokens, which training cannot learn"
+            )
     print(texts.report(Tokenizer(model_path)))
     print(model_path)
 
 
-def _train(texts: TokenizerTexts, config: Config, required: str) -> None:
+def _train(texts: TokenizerTexts, config: Config) -> None:
+    required = texts.required_characters
     try:
         train_tokenizer(texts.sample(), config.vocab_size, config.output_dir, required)
     except VocabSizeError as error:

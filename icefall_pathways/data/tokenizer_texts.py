@@ -7,7 +7,7 @@ thread. A sample bounds both, and keeps a language with most of the data from ta
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class TextCounts:
 
 
 class TokenizerTexts:
-    """The training transcripts of several languages.
+    """The training transcripts of several languages, and the characters of their dev transcripts.
 
     Args:
       cuts_dir: Folder of the cuts.
@@ -61,6 +61,9 @@ class TokenizerTexts:
             if not self._paths[language.code].exists():
                 raise CorpusError(f"no {self._paths[language.code]}: run prepare.sh from stage 3 for {language.name}")
         self.counts = {code: _count(self._read(code, "counting")) for code in self._paths}
+        dev = [SplitFiles(cuts_dir, corpus, language, "dev").cuts for language in languages]
+        texts = (text for path in dev if path.exists() for text in _read_texts(read_lines(path)))
+        self._dev_characters = set(_count(texts).characters) - {" "}
         self.quotas = sample_sizes(self.counts, config)
 
     def sample(self) -> Iterator[str]:
@@ -84,6 +87,20 @@ class TokenizerTexts:
         """All characters of the transcripts except the space, sorted."""
         return "".join(sorted(set().union(*(counts.characters for counts in self.counts.values())) - {" "}))
 
+    @property
+    def dev_only_characters(self) -> str:
+        """The characters of dev transcripts that no training transcript has, sorted.
+
+        Validation computes a loss, which needs a token for each: in a few clips, a rare letter may be in dev only.
+        Test transcripts are not considered, so that they cannot affect a model; they are decoded in any case.
+        """
+        return "".join(sorted(self._dev_characters - set(self.characters)))
+
+    @property
+    def required_characters(self) -> str:
+        """The characters that need a token but may be missing in the sample, sorted."""
+        return "".join(sorted(set("" if self.is_complete else self.characters) | set(self.dev_only_characters)))
+
     def report(self, tokenizer: Tokenizer) -> str:
         """Return a table of the sample, and of the share of all characters that have tokens, by language."""
         rows = []
@@ -96,11 +113,7 @@ class TokenizerTexts:
         return tabulate(rows, header, tablefmt="simple_outline", disable_numparse=True)
 
     def _read(self, code: str, purpose: str) -> Iterator[str]:
-        lines = tqdm(read_lines(self._paths[code]), f"{purpose} {code}", unit="cut", leave=False, delay=3)
-        for line in lines:
-            for supervision in json.loads(line).get("supervisions", ()):
-                if (supervision.get("text") or "").strip():
-                    yield supervision["text"]
+        return _read_texts(tqdm(read_lines(self._paths[code]), f"{purpose} {code}", unit="cut", leave=False, delay=3))
 
 
 def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict[str, int]:
@@ -117,6 +130,14 @@ def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict
         num_characters += sizes[code] * language.characters.total() / max(1, language.num_texts)
     factor = min(1.0, config.spm_max_characters / max(1.0, num_characters))
     return {code: min(counts[code].num_texts, max(1, int(size * factor))) for code, size in sizes.items()}
+
+
+def _read_texts(lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the transcripts of cuts in JSON, except empty ones."""
+    for line in lines:
+        for supervision in json.loads(line).get("supervisions", ()):
+            if (supervision.get("text") or "").strip():
+                yield supervision["text"]
 
 
 def _count(texts: Iterator[str]) -> TextCounts:

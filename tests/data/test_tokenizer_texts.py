@@ -89,6 +89,23 @@ def test_rare_characters_outside_the_sample_get_tokens(cuts: Path, tmp_path: Pat
     assert "100.0000" not in report and "ź" in report
 
 
+def test_characters_of_dev_that_training_lacks_get_tokens(cuts: Path, tmp_path: Path) -> None:
+    def write(split: str, text: str) -> None:
+        write_jsonl(tmp_path / f"mls-german_cuts_{split}.jsonl.gz", [{"id": "1", "supervisions": [{"text": text}]}])
+
+    write("dev", "das ist eins")
+    write("test", "xylophon")
+    before = texts_of(cuts)
+    assert before.dev_only_characters == before.required_characters == ""  # the same model as without dev
+    write("dev", "groß jaźń öl")
+    texts = texts_of(cuts)
+    assert texts.dev_only_characters == texts.required_characters == "lßö"
+    tokenizer = Tokenizer(train_tokenizer(texts.sample(), 34, tmp_path / "bpe", texts.required_characters))
+    assert not tokenizer.uncovered("groß öl") and tokenizer.uncovered("xylophon")
+    sampled = texts_of(cuts, spm_max_characters=120)
+    assert sampled.required_characters == "".join(sorted(texts.characters + "lßö"))
+
+
 def test_missing_cuts_are_an_error(cuts: Path) -> None:
     with pytest.raises(CorpusError, match=r"no .*mls-french_cuts_train.* run prepare.sh from stage 3 for french"):
         texts_of(cuts, "de fr")
