@@ -246,7 +246,7 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     corpus = _corpus_options(config)
     speed = str(int(config.perturb_speed))
     command, message = _corpus_command(config)
-    # Getting a corpus completes what is missing in it; all languages decide which options of it are used.
+    # Stage 0 runs for all languages, not only for missing ones: it completes an existing corpus.
     yield _Stage(0, "corpus", "get the corpus", corpus, lambda _: command, message=message)
     yield _Stage(1, "manifests", "manifests", corpus, partial(_manifests_command, config))
     musan = (config.musan_dir,)
@@ -294,9 +294,9 @@ def _sample_options(config: PrepareConfig) -> str:
 
 
 def _retraining(config: PrepareConfig, variant: str) -> str:
-    """Return the part of done marks that says on which languages the tokenizer is, or was, trained again; "" if never.
+    """Return the suffix of done marks with the languages on which the tokenizer was trained again; "" if it was not.
 
-    An index with another one in its mark is of another tokenizer.
+    An index whose done mark has another suffix belongs to another tokenizer.
     """
     if config.retrain_tokenizer:
         return _RETRAINED + config.languages

@@ -292,7 +292,7 @@ class Recognizer:
 
     def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
         stream, num_carried = session.candidates[0], len(session.carried_over)
-        # Models are trained on speech only, so they may emit words in silence.
+        # A model may emit words in silence, in particular if it was trained on speech only.
         segment_start = self._time(session, session.first_frame)
         if session.last_loud < segment_start * self.decoder.fbank.sample_rate:
             hypothesis, stable = Hypothesis([], [], 0.0), 0
