@@ -1,0 +1,63 @@
+"""A rank reads the cuts of its own batches only, whatever the number of cuts, ranks and completed updates."""
+
+import pytest
+
+from icefall_pathways.data import indexing
+from icefall_pathways.data.cut_index import CutIndex
+from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
+from icefall_pathways.data.dataset import SpeechDataset
+
+
+def record(monkeypatch, owner, name, argument=lambda value: value):
+    """Record the argument of all calls of a method."""
+    method, arguments = getattr(owner, name), []
+
+    def recorder(self, value):
+        arguments.append(argument(value))
+        return method(self, value)
+
+    monkeypatch.setattr(owner, name, recorder)
+    return arguments
+
+
+@pytest.fixture
+def data(corpus, tokenizer):
+    options = {"languages": "en fr it", "max_duration": 12.0, "num_workers": 0, "join_perturb": 0.0}
+    config = DataConfig(manifest_dir=corpus, **options)
+    assert SpeechDataModule(config, tokenizer).updates_per_epoch(1)  # writes the indexes
+    return SpeechDataModule(config, tokenizer)
+
+
+@pytest.mark.parametrize("start", [0, 1_000_000])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_start_and_restart_read_the_cuts_of_the_first_batch_of_the_rank_only(monkeypatch, data, start, rank):
+    monkeypatch.setattr(indexing, "_write_index", lambda *_: pytest.fail("the index is current"))
+    read = record(monkeypatch, CutIndex, "_read")
+    batches = data.train_batches(start, 10, 1, rank, 4)
+    batch = next(batches)
+    batches.close()
+    assert len(read) == len(batch.cuts) > 0
+
+
+def test_ranks_load_disjoint_parts_of_the_dev_set(monkeypatch, data):
+    loader = data.loader("it", "dev")
+    whole = [cut.id for cut in loader.cuts]
+    parts = []
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            loaded = record(patch, SpeechDataset, "__getitem__", lambda plan: [cut.id for cut in plan.cuts])
+            assert [batch.cut_ids for batch in loader.shard(rank, 2, 0)] == loaded
+        parts += [name for names in loaded for name in names]
+    assert sorted(parts) == whole
+
+
+def test_a_large_dev_set_is_reduced_to_the_same_random_cuts_by_all_ranks(data):
+    whole = data.loader("fr", "dev")
+    seconds = sum(cut.duration for cut in whole.cuts)
+    draws = {}
+    for seed in (1, 2, 3, 4):
+        cuts = data.loader("fr", "dev", seconds / 2 / 3600, seed).cuts
+        assert 0 < sum(cut.duration for cut in cuts) <= seconds / 2
+        assert cuts == data.loader("fr", "dev", seconds / 2 / 3600, seed).cuts
+        draws[seed] = [cut.id for cut in cuts]
+    assert len({tuple(ids) for ids in draws.values()}) > 1
