@@ -79,13 +79,10 @@ def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
     from icefall_pathways.decoding.sherpa_check import check_equal, compare_with_sherpa, format_comparisons
     from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa  # needs onnx
 
-    if (level_norm := trained.data_config.fbank.level_norm) != "none":
-        raise ValueError(
-            f"the model was trained with --level-norm {level_norm}, which sherpa-onnx does not compute: train a model "
-            "with --level-norm none to export it for sherpa-onnx"
-        )
-    languages = _languages(config, trained)
-    exported = export_sherpa(trained.pathways, trained.tokenizer, languages, config.output_dir, config.precisions)
+    languages, level_norm = _languages(config, trained), trained.data_config.fbank.level_norm
+    exported = export_sherpa(
+        trained.pathways, trained.tokenizer, languages, config.output_dir, config.precisions, level_norm
+    )
     for language, by_precision in exported.items():
         for precision, files in by_precision.items():
             sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in files.sizes().items())

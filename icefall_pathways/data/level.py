@@ -24,18 +24,44 @@ class LevelNormalizer:
     """
 
     def __init__(self) -> None:
-        self._peak: Tensor | float = _MIN_PEAK
+        self._level = torch.zeros(())
 
     def accept(self, features: Tensor) -> Tensor:
         """Return the normalized features of the next frames (..., T, F) of the streams, T >= 0."""
         if features.size(-2) == 0:
             return features
-        energy = features.double().logsumexp(-1) - math.log(features.size(-1))
-        decay = _DECAY * torch.arange(1, features.size(-2) + 1, dtype=energy.dtype, device=energy.device)
-        peak = torch.maximum((energy + decay).cummax(-1).values, torch.as_tensor(self._peak).unsqueeze(-1))
-        peak = (peak - decay).clamp(min=_MIN_PEAK)
-        self._peak = peak[..., -1]
-        return (features - peak.to(features).unsqueeze(-1)).clamp(min=-_RANGE) + _REFERENCE
+        features, levels = normalize_frames(features, self._level)
+        self._level = levels[..., -1]
+        return features
+
+
+def normalize_frames(features: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalize frames; see `LevelNormalizer`. The operations can be exported to ONNX.
+
+    Args:
+      features: Features (..., T, F), T > 0.
+      level: Running maximum after the preceding frame (...), in nepers of energy above the lowest; 0 at the start.
+
+    Returns:
+      The normalized features (..., T, F), and the running maximum after each frame (..., T) in float64. A stream
+      continues after frame t with `levels[..., t]`.
+    """
+    num_frames = int(features.size(-2))
+    energy = features.double().logsumexp(-1) - (math.log(features.size(-1)) + _MIN_PEAK)
+    decay = _DECAY * torch.arange(1, num_frames + 1, dtype=energy.dtype, device=energy.device)
+    levels = torch.maximum(_running_max(energy + decay), level.to(energy).unsqueeze(-1))
+    levels = (levels - decay).clamp(min=0)
+    peak = (levels + _MIN_PEAK).to(features.dtype).unsqueeze(-1)
+    return (features - peak).clamp(min=-_RANGE) + _REFERENCE, levels
+
+
+def _running_max(x: Tensor) -> Tensor:
+    """Return the maximum of x (..., T) up to each entry; `Tensor.cummax` cannot be exported to ONNX."""
+    num_entries, covered = int(x.size(-1)), 1
+    while covered < num_entries:
+        x = torch.cat([x[..., :covered], torch.maximum(x[..., covered:], x[..., : num_entries - covered])], dim=-1)
+        covered *= 2
+    return x
 
 
 def normalize_level(features: Tensor, method: LevelNorm) -> Tensor:

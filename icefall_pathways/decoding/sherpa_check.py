@@ -98,7 +98,7 @@ def decode_as_sherpa(
     """
     model = trained.model
     encoder = StreamEncoder(model, trained.pathways, "eager")
-    decoder = StreamingDecoder(model, {language: search}, StreamingFbank().config, trained.pathways, encoder)
+    decoder = StreamingDecoder(model, {language: search}, trained.data_config.fbank, trained.pathways, encoder)
     streams = []
     for samples in utterances:
         fbank = StreamingFbank(decoder.fbank)

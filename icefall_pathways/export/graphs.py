@@ -6,6 +6,7 @@ Inputs, outputs and metadata are those of sherpa-onnx and of icefall's exported 
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.data.level import LevelNorm, normalize_frames
 from icefall_pathways.export.onnx import export_onnx
 from icefall_pathways.export.proto import with_metadata
 from icefall_pathways.export.sherpa_states import SherpaStates, sherpa_states
@@ -17,25 +18,26 @@ _EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
 _AUTHOR = {"version": "1", "model_author": "icefall_pathways"}
 
 
-def encoder_graph(model: Transducer) -> bytes:
-    """Export the streaming encoder, including the joiner's projection.
+def encoder_graph(model: Transducer, level_norm: LevelNorm = "none") -> bytes:
+    """Export the streaming encoder, including the normalization of features and the joiner's projection.
 
     Inputs: `x` (N, chunk_window, 80) and the states; outputs: `encoder_out` (N, chunk_shift / 4, joiner_dim) and the
     new states. Their names, shapes and order are those of `sherpa_states`.
 
     Args:
       model: A transducer in eval mode on a CPU, with the weights of the language.
+      level_norm: Normalization of the features that the model was trained on; `x` is not normalized.
 
     Raises:
       ValueError: sherpa-onnx has no encoder for the model.
     """
     states = sherpa_states(model)
     x, _, native = example_chunk(model, _EXAMPLE_STREAMS)
-    inputs = {"x": x, **dict(zip(states.names, states.pack(native), strict=True))}
+    inputs = {"x": x, **dict(zip(states.names, states.pack(native, torch.zeros(_EXAMPLE_STREAMS)), strict=True))}
     outputs = ["encoder_out", *(f"new_{name}" for name in states.names)]
     axes = dict(zip([*inputs, *outputs], [0, *states.axes] * 2, strict=True))
-    graph = export_onnx(_SherpaEncoder(fold(model, {}).model, states).eval(), inputs, outputs, axes)
-    chunk = {"T": model.chunk_window, "decode_chunk_len": model.chunk_shift}
+    graph = export_onnx(_SherpaEncoder(fold(model, {}).model, states, level_norm).eval(), inputs, outputs, axes)
+    chunk = {"T": model.chunk_window, "decode_chunk_len": model.chunk_shift, "level_norm": level_norm}
     return with_metadata(
         graph, {"model_type": states.model_type, **_AUTHOR, "comment": states.comment, **chunk, **states.metadata}
     )
@@ -77,17 +79,22 @@ def _vocab_size(model: Transducer) -> int:
 
 
 class _SherpaEncoder(nn.Module):
-    """`Transducer.stream` for full chunks, with the states of sherpa-onnx."""
+    """`Transducer.stream` for full chunks, with the states of sherpa-onnx and features that are not normalized."""
 
-    def __init__(self, model: Transducer, states: SherpaStates) -> None:
+    def __init__(self, model: Transducer, states: SherpaStates, level_norm: LevelNorm) -> None:
         super().__init__()
         self.model = model
         self.states = states
+        self.normalizes = level_norm != "none"
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         lens = torch.full((x.size(0),), self.model.chunk_window, dtype=torch.int64)
-        out, _, new_states = self.model.stream(x, lens, self.states.unpack(states))
-        return self.model.joiner.encoder_proj(out), *self.states.pack(new_states)
+        native, level = self.states.unpack(states)
+        if self.normalizes:
+            x, levels = normalize_frames(x, level)
+            level = levels[:, self.model.chunk_shift - 1]  # the frames after it are the first ones of the next chunk
+        out, _, new_states = self.model.stream(x, lens, native)
+        return self.model.joiner.encoder_proj(out), *self.states.pack(new_states, level)
 
 
 class _Predictor(nn.Module):

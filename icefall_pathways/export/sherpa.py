@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.data.level import LevelNorm
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
@@ -72,6 +73,7 @@ def export_sherpa(
     languages: Sequence[str],
     folder: Path,
     precisions: Sequence[Precision] = ("float32",),
+    level_norm: LevelNorm = "none",
 ) -> Exported:
     """Write the models of several languages.
 
@@ -81,6 +83,7 @@ def export_sherpa(
       languages: The languages to export.
       folder: See the module; existing files are replaced.
       precisions: Precisions of the weights.
+      level_norm: Normalization of the features that the model was trained on.
 
     Raises:
       ValueError: sherpa-onnx cannot run the encoder.
@@ -95,7 +98,7 @@ def export_sherpa(
     own_predictor = pathways.masks is not None and any(name.startswith(_PREDICTOR) for name in pathways.masks.names)
     for owner, language in {owner: language for language, owner in reversed(owners.items())}.items():
         masked = language_model(pathways, language)
-        _write(folder / owner / "encoder", encoder_graph(masked), precisions)
+        _write(folder / owner / "encoder", encoder_graph(masked, level_norm), precisions)
         if own_predictor or language == languages[0]:
             _write(folder / (owner if own_predictor else "") / "decoder", predictor_graph(masked), precisions)
     exported: Exported = {

@@ -2,6 +2,9 @@
 
 sherpa-onnx has a fixed set of streaming encoders. It creates the initial states as zeros, with shapes that follow from
 the metadata of the encoder's file, and passes the outputs of a chunk to the next one in the same order.
+
+The states include the level of each stream (N,), see `data.level.normalize_frames`: the encoder's graph normalizes the
+features, since sherpa-onnx does not.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +22,10 @@ from icefall_pathways.models.zipformer.streaming_encoder import ZipformerEncoder
 
 # The loader of `zipformer2` has no metadata for the channels of the subsampling's state.
 _EMBED_CHANNELS = 128
+
+# Packing of the frame counter and the level of a Zipformer.
+_COUNTER_RANGE = 2**32
+_LEVEL_UNITS = 2.0**24
 
 _LAYER_STATES = ("cached_key", "cached_nonlin_attn", "cached_val1", "cached_val2", "cached_conv1", "cached_conv2")
 
@@ -43,16 +50,18 @@ class SherpaStates(ABC):
         self.axes = list(axes)
 
     @abstractmethod
-    def pack(self, states: list[Tensor]) -> list[Tensor]:
-        """Convert states of the model (`Transducer.stream`) to states of sherpa-onnx."""
+    def pack(self, states: list[Tensor], level: Tensor) -> list[Tensor]:
+        """Convert states of the model (`Transducer.stream`) and levels (N,) to states of sherpa-onnx."""
 
     @abstractmethod
-    def unpack(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Convert states of sherpa-onnx to states of the model; the inverse of `pack`."""
+    def unpack(self, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Convert states of sherpa-onnx to states of the model and levels (N,); the inverse of `pack`."""
 
 
 class Zipformer2States(SherpaStates):
     """States of the Zipformer: the model's own, with more channels of the subsampling's state where it has fewer.
+
+    `processed_lens` holds the frame counter in its low 32 bits, and the level, in units of 2^-24, in its high ones.
 
     Args:
       encoder: The Zipformer with its present chunk size and left context.
@@ -90,23 +99,27 @@ class Zipformer2States(SherpaStates):
         )
         self._channels = channels
 
-    def pack(self, states: list[Tensor]) -> list[Tensor]:
-        """Pad the channels of the subsampling's state, and convert the frame counter to int64."""
+    def pack(self, states: list[Tensor], level: Tensor) -> list[Tensor]:
+        """Pad the channels of the subsampling's state, and pack the frame counter and the level into int64."""
         *caches, embed, processed_lens = states
         missing = _EMBED_CHANNELS - self._channels
-        return [*caches, F.pad(embed, (0, 0, 0, 0, 0, missing)) if missing else embed, processed_lens.long()]
+        packed = (level.double() * _LEVEL_UNITS).round().long() * _COUNTER_RANGE + processed_lens.long()
+        return [*caches, F.pad(embed, (0, 0, 0, 0, 0, missing)) if missing else embed, packed]
 
-    def unpack(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """Select the used channels of the subsampling's state, and convert the frame counter to int32."""
-        *caches, embed, processed_lens = states
-        return [*caches, embed[:, : self._channels], processed_lens.int()]
+    def unpack(self, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Select the used channels of the subsampling's state, and unpack the frame counter, int32, and the level."""
+        *caches, embed, packed = states
+        units = packed.div(_COUNTER_RANGE, rounding_mode="trunc")
+        processed_lens = (packed - units * _COUNTER_RANGE).int()
+        return [*caches, embed[:, : self._channels], processed_lens], units.double() / _LEVEL_UNITS
 
 
 class LstmStates(SherpaStates):
     """States of the Emformer, flattened into the two states of sherpa-onnx's LSTM, which has no Emformer.
 
     `h` (layers, N, S) holds the memory bank, the left context and the inputs of the convolution of each layer; `c`
-    (layers, N, 1) the number of processed frames, up to the largest one that has an effect, so that float32 is exact.
+    (layers, N, 2) the number of processed frames, up to the largest one that has an effect, so that float32 is exact,
+    and the level.
 
     Args:
       encoder: The Emformer.
@@ -118,7 +131,8 @@ class LstmStates(SherpaStates):
     model_type = "lstm"
     comment = (
         "a streaming Emformer in the container of sherpa-onnx's lstm, which has no loader for Emformers: "
-        "state h holds the attention and convolution caches of each layer, and c the number of processed frames"
+        "state h holds the attention and convolution caches of each layer, and c the number of processed frames "
+        "and the level of the features"
     )
 
     def __init__(self, encoder: EmformerEncoder) -> None:
@@ -133,17 +147,17 @@ class LstmStates(SherpaStates):
             )
         self._max_frames = max(encoder.left_context_length, encoder.max_memory_size * encoder.segment_length)
         super().__init__(
-            {"num_encoder_layers": self._layers, "d_model": sum(self._sizes), "rnn_hidden_size": 1}, ["h", "c"], [1, 1]
+            {"num_encoder_layers": self._layers, "d_model": sum(self._sizes), "rnn_hidden_size": 2}, ["h", "c"], [1, 1]
         )
 
-    def pack(self, states: list[Tensor]) -> list[Tensor]:
+    def pack(self, states: list[Tensor], level: Tensor) -> list[Tensor]:
         """Concatenate the caches of each layer; see the class."""
         *caches, frames = states
         h = torch.cat([cache.flatten(2) for cache, size in zip(caches, self._sizes, strict=True) if size], dim=2)
-        counter = frames.clamp(max=self._max_frames).to(h.dtype)
-        return [h.transpose(0, 1), counter[None, :, None].repeat(self._layers, 1, 1)]
+        c = torch.stack([frames.clamp(max=self._max_frames).to(h.dtype), level.to(h.dtype)], dim=1)
+        return [h.transpose(0, 1), c.repeat(self._layers, 1, 1)]
 
-    def unpack(self, states: Sequence[Tensor]) -> list[Tensor]:
+    def unpack(self, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Split the caches of each layer; the inverse of `pack`."""
         h, c = states
         batch, start, caches = h.transpose(0, 1), 0, []
@@ -154,7 +168,7 @@ class LstmStates(SherpaStates):
             else:
                 caches.append(batch.new_zeros(batch.size(0), self._layers, *shape))
             start += size
-        return [*caches, c[0, :, 0].long()]
+        return [*caches, c[0, :, 0].long()], c[0, :, 1]
 
 
 def sherpa_states(model: Transducer) -> SherpaStates:

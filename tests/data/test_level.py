@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
-from icefall_pathways.data.level import LevelNormalizer, normalize_level
+from icefall_pathways.data.level import LevelNormalizer, normalize_frames, normalize_level
 
 _FLOOR = -15.9424  # log-mel energy of digital silence
 
@@ -48,6 +48,27 @@ def test_blocks_of_any_sizes_give_the_features_of_the_whole(sizes: list[int], se
     torch.testing.assert_close(
         torch.cat([torch.empty(0, 80), *stream]), normalized(torch.cat([*blocks])) if sizes else torch.empty(0, 80)
     )
+
+
+@given(shift=st.integers(1, 40), overlap=st.integers(0, 60), seed=st.integers(0, 100))
+@settings(deadline=None)
+def test_overlapping_blocks_have_the_features_of_the_whole(shift: int, overlap: int, seed: int) -> None:
+    features, level = speech(6 * shift + overlap, seed), torch.zeros(())
+    expected = normalized(features)
+    for start in range(0, 6 * shift, shift):
+        block, levels = normalize_frames(features[start : start + shift + overlap], level)
+        torch.testing.assert_close(block, expected[start : start + shift + overlap])
+        level = levels[shift - 1]
+
+
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=70))
+@settings(deadline=None)
+def test_the_level_is_the_decaying_maximum(energies: list[float]) -> None:
+    _, levels = normalize_frames(torch.tensor(energies, dtype=torch.float64)[:, None].expand(-1, 80), torch.zeros(()))
+    level = 0.0
+    for energy, actual in zip(energies, levels.tolist(), strict=True):
+        level = max(level - 0.01, energy + 11.0)
+        assert actual == pytest.approx(level, abs=1e-9)
 
 
 @given(st.integers(1, 99), st.integers(0, 100))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -13,6 +14,8 @@ from stream_models import make_model, random_masks, spread_tokens
 from tiny_experiment import make_experiment, write_complementary_masks
 
 from icefall_pathways.commands.export import Config, run
+from icefall_pathways.data.datamodule import DataConfig
+from icefall_pathways.data.level import LevelNorm, normalize_level
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.pretrained import TrainedModel
 from icefall_pathways.decoding.sherpa_check import (
@@ -51,35 +54,59 @@ def run_graph(graph, *inputs):
 
 
 @cache
-def model_and_graph(kind):
+def model_and_graph(kind, level_norm="none"):
     torch.manual_seed(1)
     model = make_model(kind)
-    return model, encoder_graph(model)
+    return model, encoder_graph(model, level_norm)
 
 
+def zero_states(model, num_streams):
+    """Return the initial states in sherpa-onnx."""
+    return sherpa_states(model).pack(model.init_states(num_streams), torch.zeros(num_streams))
+
+
+@pytest.mark.parametrize("level_norm", get_args(LevelNorm))
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_encoder_equals_the_model_for_streams_of_any_age(kind):
-    model, graph = model_and_graph(kind)
+def test_encoder_equals_the_model_for_streams_of_any_age(kind, level_norm):
+    """And for streams of different levels, whose chunks overlap: features are normalized as whole utterances."""
+    model, graph = model_and_graph(kind, level_norm)
     states = sherpa_states(model)
     assert onnx.load_from_string(graph).producer_name == "pytorch"  # the exporter that traces; see test_stream.py
-    native, packed, worst = model.init_states(4), states.pack(model.init_states(4)), 0.0
+    native, packed, worst = model.init_states(4), zero_states(model, 4), 0.0
     assert not any(state.any() for state in packed)  # sherpa-onnx starts with zeros
     session = onnxruntime.InferenceSession(graph)
     assert [value.name for value in session.get_inputs()] == ["x", *states.names]
+    shift, window = model.chunk_shift, model.chunk_window
+    raw = [new_utterance(window + 11 * shift) for _ in range(4)]
+    first = [0] * 4  # the step at which each stream starts
     for step in range(12):
         if step in (1, 5, 6):  # the first stream ends, and a new one starts
+            raw, first = [*raw[1:], new_utterance(window + 11 * shift)], [*first[1:], step]
             native = model.stack_states([*model.unstack_states(native)[1:], model.init_states(1)])
             pairs = zip(packed, states.axes, strict=True)
             ends = [(state.narrow(axis, 1, 3), state.narrow(axis, 0, 1)) for state, axis in pairs]
             packed = [torch.cat([a, torch.zeros_like(b)], axis) for (a, b), axis in zip(ends, states.axes, strict=True)]
-        x = torch.randn(4, model.chunk_window, 80) * 2 - 8
-        frames, _, native = model.stream(x, torch.full((4,), model.chunk_window), native)
-        inputs = dict(zip(["x", *states.names], (tensor.numpy() for tensor in [x, *packed]), strict=True))
+        starts = [(step - start) * shift for start in first]
+        chunks = [
+            torch.stack([frames[start : start + window] for frames, start in zip(utterances, starts, strict=True)])
+            for utterances in (raw, [normalize_level(frames, level_norm) for frames in raw])
+        ]
+        frames, _, native = model.stream(chunks[1], torch.full((4,), window), native)
+        inputs = dict(zip(["x", *states.names], (tensor.numpy() for tensor in [chunks[0], *packed]), strict=True))
         out, *packed = map(torch.from_numpy, session.run(None, inputs))
         worst = max(worst, float((out - model.joiner.encoder_proj(frames)).abs().max()))
     assert worst <= 1e-4
-    torch.testing.assert_close(packed, states.pack(native), atol=1e-4, rtol=0)
+    unpacked, level = states.unpack(packed)
+    torch.testing.assert_close(states.pack(unpacked, level), packed)
+    torch.testing.assert_close(packed[:-1], states.pack(native, level)[:-1], atol=1e-4, rtol=0)
+    assert (len(level.unique()) > 1) == (level_norm != "none")
+
+
+def new_utterance(num_frames):
+    """Return features (num_frames, 80) with bursts, at a random level of up to 60 dB below that of speech."""
+    bursts = 4 * (torch.arange(num_frames) // 40 % 2)[:, None]
+    return torch.randn(num_frames, 80) * 2 - 8 + bursts - 14 * torch.rand(())
 
 
 @pytest.mark.parametrize("context_size", [1, 2])
@@ -97,7 +124,7 @@ def test_predictor_and_joiner_equal_the_model(context_size):
 @torch.inference_mode()
 def test_precisions():
     model, graph = model_and_graph("zipformer")
-    inputs = [torch.randn(2, model.chunk_window, 80) * 2 - 8, *sherpa_states(model).pack(model.init_states(2))]
+    inputs = [torch.randn(2, model.chunk_window, 80) * 2 - 8, *zero_states(model, 2)]
     converted = {precision: convert(graph, precision) for precision in PRECISIONS}
     outputs = {precision: run_graph(converted[precision], *inputs) for precision in PRECISIONS}
     for precision, tolerance in {"float16": 0.1, "int8": 3.0}.items():
@@ -118,13 +145,13 @@ def tokenizer(tmp_path_factory):
     return Tokenizer(train_tokenizer(TEXTS, VOCAB_SIZE, tmp_path_factory.mktemp("tokens")))
 
 
-def make_trained(kind, tokenizer, roots=("encoder_embed", "encoder", "decoder")):
+def make_trained(kind, tokenizer, roots=("encoder_embed", "encoder", "decoder"), level_norm="none"):
     """Return a model with random masks of two languages that decodes noise to many different tokens."""
     torch.manual_seed(1)
     model = make_model(kind, VOCAB_SIZE)
     pathways = FoldedPathways(model, random_masks(model, ["en", "fr"], roots))
     spread_tokens(pathways, never=(UNKNOWN,))
-    return TrainedModel(model, pathways, tokenizer, None, "", "")
+    return TrainedModel(model, pathways, tokenizer, DataConfig(level_norm=level_norm), "", "")
 
 
 def noise(count):
@@ -155,6 +182,22 @@ def test_sherpa_decodes_the_same_tokens(kind, tokenizer, tmp_path):
     options = {"hotwords_file": str(tmp_path / "hotwords.txt"), "hotwords_score": 50.0}
     results = decode_with_sherpa(exported["fr"]["float32"], samples, decoding_method="modified_beam_search", **options)
     assert [result.tokens for result in results] != tokens["fr", "modified_beam_search"]
+
+
+@pytest.mark.parametrize("kind", ["emformer-memory", "zipformer"])
+def test_sherpa_normalizes_the_level(kind, tokenizer, tmp_path):
+    """sherpa-onnx decodes utterances of any level to the same tokens as the streaming decoder."""
+    trained = make_trained(kind, tokenizer, level_norm="running-max")
+    exported = export_sherpa(trained.pathways, tokenizer, ["en"], tmp_path, level_norm="running-max")
+    bursts = noise(12)
+    levels = [bursts[index] * 10 ** (-index / 5) for index in range(12)]
+    utterances = [pad_for_sherpa(trained.model, samples) for samples in levels]
+    expected = decode_as_sherpa(trained, GreedySearch(trained.model), "en", utterances)
+    results = decode_with_sherpa(exported["en"]["float32"], [utterance.numpy() for utterance in utterances])
+    assert count_equal(results, expected) == 12
+    assert len({token for result in results for token in result.tokens}) > 2
+    unnormalized = replace(trained, data_config=DataConfig(level_norm="none"))
+    assert decode_as_sherpa(unnormalized, GreedySearch(trained.model), "en", utterances) != expected
 
 
 def test_what_no_mask_touches_is_written_once(tokenizer, tmp_path):
@@ -231,8 +274,13 @@ def test_failure_of_sherpa_is_reported(tokenizer, tmp_path):
         decode_with_sherpa(files, [np.zeros(16000, np.float32)])
 
 
-def test_command_exports_and_compares(tmp_path, capsys):
+@pytest.mark.parametrize("level_norm", get_args(LevelNorm))
+def test_command_exports_and_compares(level_norm, tmp_path, capsys):
     make_experiment(tmp_path)
+    path = tmp_path / "exp" / "checkpoint-5.pt"
+    checkpoint = checkpoints.read(path)
+    checkpoint["config"]["data"]["level_norm"] = level_norm
+    checkpoints.save(checkpoint, path)
     masks = write_complementary_masks(tmp_path / "exp")
     config = Config(exp_dir=tmp_path / "exp", output_dir=tmp_path / "out", languages="nl", check_utterances=3)
     run(config)
@@ -242,19 +290,10 @@ def test_command_exports_and_compares(tmp_path, capsys):
     assert [row[4].strip() for row in rows] == ["3 of 3"] * 2
     assert [row[5].strip() == row[6].strip() for row in rows] == [True] * 2
     assert masks.languages == ("en", "nl")
+    properties = onnx.load(tmp_path / "out" / "nl" / "encoder.onnx").metadata_props
+    assert {entry.key: entry.value for entry in properties}["level_norm"] == level_norm
     with pytest.raises(ValueError, match="no pathway for language 'fr'"):
         run(replace(config, languages=("fr",)))
-
-
-def test_features_that_sherpa_does_not_compute_are_an_error(tmp_path):
-    make_experiment(tmp_path)
-    path = tmp_path / "exp" / "checkpoint-5.pt"
-    checkpoint = checkpoints.read(path)
-    checkpoint["config"]["data"]["level_norm"] = "running-max"
-    checkpoints.save(checkpoint, path)
-    with pytest.raises(ValueError, match="trained with --level-norm running-max, which sherpa-onnx does not compute"):
-        run(Config(exp_dir=tmp_path / "exp", output_dir=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_other_tokens_are_an_error():
