@@ -1,7 +1,7 @@
 """Transcripts: recognized tokens as words with times, in segments."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, Result
@@ -48,7 +48,7 @@ class Segment:
     words: list[Word]
     is_final: bool
     is_last: bool
-    speech_seconds: float = 0.0
+    speech_seconds: float = field(default=0.0, compare=False)  # depends on how much audio has arrived
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,5 @@ def test_missing_relative_path_error_names_the_folder_of_the_command(tmp_path, m
         cut.recording.sources[0].source = "download/a.wav"
     with pytest.raises(AudioError, match=r"cannot read its audio: .*No such file") as error:
         next(read_blocks(cut, BLOCK))
-    hint = (
-        f"relative to the folder in which prepare.sh ran, and this command runs in {tmp_path}: run it from that folder"
-    )
+    hint = f"neither in the folder in which prepare.sh ran, nor in this one ({tmp_path}): move the audio together"
     assert (hint in str(error.value)) == relative
