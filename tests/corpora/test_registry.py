@@ -78,6 +78,7 @@ def test_case_and_punctuation_are_kept_on_demand(tmp_path, registered):
     manifests = prepare_jobs(config)[1].steps[0]
     assert " --keep-case 1 --keep-punctuation 1 " in " ".join(manifests.command)
     assert manifests.mark_text == "toy download/toy train keep_case keep_punctuation"
+    toy_corpus.acquire(tmp_path / "corpus", parse_languages("en"), 1)
     prepare_manifests.run(prepare_manifests.Config("toy", tmp_path / "corpus", tmp_path / "manifests", **options))
     assert CorpusDescription.load(tmp_path / "manifests") == CorpusDescription("toy", TextOptions(True, True))
 
