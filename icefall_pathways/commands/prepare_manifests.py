@@ -64,7 +64,8 @@ def run(config: Config) -> None:
     languages = parse_languages(config.languages)
     spec = get_corpus(config.corpus)
     spec.check_languages(languages)
-    describe_corpus(config.output_dir, spec.name, spec.text_options(config.keep_case, config.keep_punctuation))
+    text = spec.text_options(config.keep_case, config.keep_punctuation)
+    describe_corpus(config.output_dir, spec.name, text, spec.label(config.corpus_dir))
     options = {name: getattr(config, name) for name in spec.manifest_options}
     with open_workers(config) as workers:
         report = spec.load().prepare_manifests(

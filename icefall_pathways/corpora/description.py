@@ -40,14 +40,16 @@ class CorpusDescription:
     """Properties of a folder of manifests.
 
     Attributes:
-      name: Name of the corpus, the first part of the names of manifests and of result files.
+      name: Name of the corpus, the first part of the names of manifests.
       text: Normalization of the transcripts; None if they are used unchanged, as those of MLS.
       origins: Working directories of the preparation; several if the folder was moved and continued.
+      label: First part of the names of result files, such as the name of the user's folder; "": `name`.
     """
 
     name: str
     text: TextOptions | None = None
     origins: tuple[Origin, ...] = field(default=(), compare=False)
+    label: str = field(default="", compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> "CorpusDescription | None":
@@ -68,7 +70,8 @@ class CorpusDescription:
     def _from_json(cls, values: Mapping[str, Any]) -> "CorpusDescription":
         text = values["text"]
         origins = tuple(Origin(**origin) for origin in values.get("origins", ()))
-        return cls(str(values["name"]), None if text is None else TextOptions(**text), origins)
+        label = str(values.get("label", ""))  # folders of earlier versions have none
+        return cls(str(values["name"]), None if text is None else TextOptions(**text), origins, label)
 
     def save(self, folder: Path) -> None:
         """Write the description of a folder whose manifests are about to be written in this working directory.

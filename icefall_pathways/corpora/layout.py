@@ -245,13 +245,24 @@ def find_corpus(folder: Path, kind: ManifestKind) -> str:
     return corpora[0] if corpora else ANY_CORPUS
 
 
-def describe_corpus(folder: Path, name: str, text: TextOptions | None) -> None:
+def result_name(folder: Path) -> str:
+    """Return the name of the corpus in result files: the label in the description of `folder`, or else its corpus.
+
+    Raises:
+      CorpusError: There are cuts of several corpora.
+    """
+    description = CorpusDescription.load(folder)
+    return description.label if description and description.label else find_corpus(folder, "cuts")
+
+
+def describe_corpus(folder: Path, name: str, text: TextOptions | None, label: str = "") -> None:
     """Write the description of a folder before the manifests; a folder with manifests of an earlier version has none.
 
     Args:
       folder: Folder of the manifests.
       name: Name of the corpus.
       text: Normalization of its transcripts; None: they are used unchanged.
+      label: Its name in result files; "": `name`.
 
     Raises:
       CorpusError: The folder holds another corpus, or was prepared with other options.
@@ -259,7 +270,7 @@ def describe_corpus(folder: Path, name: str, text: TextOptions | None) -> None:
     kinds: tuple[ManifestKind, ...] = ("recordings", "cuts")
     has_manifests = any(find_corpus(folder, kind) != ANY_CORPUS for kind in kinds)
     if CorpusDescription.load(folder) is not None or not has_manifests:
-        CorpusDescription(name, text).save(folder)
+        CorpusDescription(name, text, label=label).save(folder)
     elif text not in (None, TextOptions()):
         raise CorpusError(
             f"{folder} was prepared by an earlier version, without case and punctuation: use another --data-dir for "

@@ -5,6 +5,7 @@ manifests (features, tokenizer, training, decoding, result files) depends only o
 `icefall_pathways.corpora.layout`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -79,6 +80,7 @@ class CorpusSpec:
         unchanged. Others are normalized, see `normalize_transcript`.
       expected_dropped_share: Share of the utterances that the corpus loses by design; a smaller --max-dropped-share has
         no effect.
+      is_own: Result files have the name of the user's folder in place of the name of the corpus.
       synthetic: The command also runs in an existing --corpus-dir, to verify or complete it. A downloaded corpus is
         used unchanged.
     """
@@ -94,11 +96,18 @@ class CorpusSpec:
     content_options: tuple[str, ...] = ("subset",)
     has_plain_text: bool = False
     expected_dropped_share: float = 0.0
+    is_own: bool = False
     synthetic: bool = False
 
     def load(self) -> CorpusModule:
         """Import the module."""
         return cast(CorpusModule, import_module(self.module))
+
+    def label(self, corpus_dir: Path) -> str:
+        """Return the name in result files of a corpus folder, or of several, separated by spaces; "": `name`."""
+        folders = [corpus_dir] if corpus_dir.exists() else map(Path, str(corpus_dir).split())
+        names = [re.sub(r"\W+", "_", folder.resolve().name).strip("_") for folder in folders]
+        return "_".join(filter(None, names)) if self.is_own else ""
 
     def text_options(self, keep_case: bool, keep_punctuation: bool) -> TextOptions | None:
         """Return the normalization of its transcripts; None if they are used unchanged.
@@ -163,6 +172,7 @@ CORPORA: dict[str, CorpusSpec] = {
             module="icefall_pathways.corpora.folder",
             languages=None,
             content_options=(),
+            is_own=True,
         ),
         CorpusSpec(
             name="manifests",
@@ -171,6 +181,7 @@ CORPORA: dict[str, CorpusSpec] = {
             languages=None,
             manifest_options=_MANIFEST_OPTIONS,
             content_options=_MANIFEST_OPTIONS,
+            is_own=True,
         ),
         CorpusSpec(
             name="stamps",

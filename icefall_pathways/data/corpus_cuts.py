@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lhotse import CutSet, MonoCut
 
-from icefall_pathways.corpora.layout import SplitFiles, find_corpus
+from icefall_pathways.corpora.layout import SplitFiles, find_corpus, result_name
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.data_config import DataConfig
@@ -32,12 +32,17 @@ class CorpusCuts:
 
     @property
     def corpus(self) -> str:
-        """The name of the corpus, the first part of the names of manifests and of result files.
+        """The name of the corpus, the first part of the names of manifests.
 
         Raises:
           CorpusError: `manifest_dir` holds several corpora.
         """
         return find_corpus(self.config.manifest_dir, "cuts")
+
+    @property
+    def result_name(self) -> str:
+        """The name of the corpus in result files, see `corpora.layout.result_name`."""
+        return result_name(self.config.manifest_dir)
 
     def open_index(self, language: Language) -> CutIndex:
         """Return the index of the training cuts of a language; write it first if it is missing or outdated.

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from lhotse import CutSet
@@ -166,7 +167,8 @@ class SpeechDataModule:
         cuts = sorted(draw_cuts(cuts, 3600 * max_hours, seed), key=lambda cut: cut.duration, reverse=True)
         batches = consecutive_batches([cut.duration for cut in cuts], self.config.max_duration)
         plans = [BatchPlan(0, tag.code, CutSet.from_cuts(cuts[batch]), 0) for batch in batches]
-        return SplitLoader(plans, self._dataset(), files.test_set, counts)
+        test_set = replace(files, corpus=self.corpus_cuts.result_name).test_set
+        return SplitLoader(plans, self._dataset(), test_set, counts)
 
     def texts(self, language: str, split: str) -> Iterator[str]:
         """Yield the transcripts of a split of a language.

@@ -76,7 +76,7 @@ def compute_fbank(config: ComputeFbankConfig) -> CorpusReport:
     report = CorpusReport()
     description = CorpusDescription.load(config.manifest_dir)
     if description is not None:
-        describe_corpus(config.output_dir, description.name, description.text)
+        describe_corpus(config.output_dir, description.name, description.text, description.label)
     with open_workers(config) as workers:
         for language in parse_languages(config.languages):
             for split in SPLITS:

@@ -208,7 +208,7 @@ def _write_results(config: DistributedConfig, experiment: LoadedExperiment, test
     if errors:
         raise AudioError("; ".join(errors))
     summary = ResultSummary(
-        config.results_dir, experiment.data.corpus_cuts.corpus, config.split, suffix, experiment.trained.hash()
+        config.results_dir, experiment.data.corpus_cuts.result_name, config.split, suffix, experiment.trained.hash()
     )
     return summary.write(config.decoding_method, results, experiment.trained.data_config.languages)
 

@@ -217,7 +217,7 @@ def measure(config: LatencyConfig) -> str:
         for count, total in tqdm(totals.items(), f"measuring {language.name}", unit="measurement"):
             total.add(simulation.run(utterances, count))
     figures = {str(count): total.as_dict() for count, total in totals.items()}
-    test_set = f"{experiment.data.corpus_cuts.corpus}-{config.split}"
+    test_set = f"{experiment.data.corpus_cuts.result_name}-{config.split}"
     path = layout.result_file(config.results_dir, "latency", test_set, experiment.trained.suffix)
     table = format_latency(figures)
     write_json(path.with_suffix(".json"), figures)

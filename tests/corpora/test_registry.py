@@ -1,6 +1,7 @@
 """A new corpus needs one module and one registry entry: a toy corpus works in the whole recipe."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from icefall_pathways.commands import get_corpus as get_corpus_command
 from icefall_pathways.commands import prepare_manifests
 from icefall_pathways.corpora import mini_speech
 from icefall_pathways.corpora.description import CorpusDescription
-from icefall_pathways.corpora.layout import SPLITS
+from icefall_pathways.corpora.layout import SPLITS, describe_corpus, find_corpus, result_name
 from icefall_pathways.corpora.mini import MiniCorpusConfig
 from icefall_pathways.corpora.registry import CORPORA, get_corpus
 from icefall_pathways.corpora.validation import CorpusError
@@ -138,3 +139,13 @@ def test_a_language_without_data_is_not_offered(corpus):
 def test_an_unknown_corpus_is_rejected_with_the_known_names():
     with pytest.raises(CorpusError, match=rf"^--corpus x: expected one of {', '.join(CORPORA)}$"):
         get_corpus("x")
+
+
+def test_results_of_own_corpora_are_named_by_their_folders(tmp_path):
+    (tmp_path / "my clips").mkdir()
+    assert CORPORA["folder"].label(tmp_path / "my clips") == "my_clips"
+    assert CORPORA["manifests"].label(Path("/data/cv-17 fleurs/")) == "cv_17_fleurs"
+    assert CORPORA["mls"].label(tmp_path / "my clips") == ""
+    describe_corpus(tmp_path, "folder", TextOptions(), "my_clips")
+    describe_corpus(tmp_path, "folder", TextOptions(), "moved")  # continued: results keep their names
+    assert (result_name(tmp_path), find_corpus(tmp_path, "cuts")) == ("my_clips", "folder")

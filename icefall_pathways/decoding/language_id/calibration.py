@@ -126,7 +126,7 @@ def calibrate(config: CalibrationConfig) -> str:
         "wer": word_error_rates(experiment, models[selected], test, seconds),
     }
     report = format_report(figures, languages)
-    test_set = f"{experiment.data.corpus_cuts.corpus}-{config.split}"
+    test_set = f"{experiment.data.corpus_cuts.result_name}-{config.split}"
     path = layout.result_file(config.results_dir, "language-id", test_set, experiment.trained.suffix)
     write_json(path.with_suffix(".json"), figures)
     with atomic_write(path) as temporary:
