@@ -160,27 +160,9 @@ class SpeechSession:
         times = [self._offset + time for time in result.times]
         shifted = replace(result, start=self._offset + result.start, end=self._offset + result.end, times=times)
         language = self._language if self._model.one_pathway else result.language
-        if self._all_words or result.is_final:
-            segment = to_segment(shifted, self._model.tokenizer, language)
-        else:
-            segment = self._partial_segment(shifted, language)
+        segment = to_segment(shifted, self._model.tokenizer, language, self._all_words or result.is_final)
         confidence = None if self._probabilities is None else self._probabilities[result.language]
         return SegmentEvent(self._segment, segment, confidence, result.tokens, times)
-
-    def _partial_segment(self, result: Result, language: str | None) -> Segment:
-        """Return a segment without words, which take most of the time of the conversion."""
-        text, stable_text = self._model.tokenizer.decode([result.tokens, result.tokens[: result.stable]])
-        return Segment(
-            language=language,
-            start=round(result.start, 3),
-            end=round(result.end, 3),
-            text=text,
-            stable_text=stable_text if text.startswith(stable_text) else "",
-            revised=result.revised,
-            words=[],
-            is_final=False,
-            is_last=False,
-        )
 
     def _change_language(self, has_text: bool) -> None:
         """Start the session of the next segment if its language may differ; not in the middle of speech."""

@@ -5,19 +5,18 @@ per result and, after the last one, the text "Done!". The query may have `langua
 """
 
 import asyncio
-import contextlib
 import json
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from icefall_pathways.constants import SAMPLE_RATE
-from icefall_pathways.serve.connections import REFUSALS, bearer_token, check_token, has_allowed_origin, refusal
+from icefall_pathways.serve.connections import bearer_token, check_token
 from icefall_pathways.serve.feeders import PcmFeeder
 from icefall_pathways.serve.protocol import ErrorMessage, ProtocolError
 from icefall_pathways.serve.service import Service
 from icefall_pathways.serve.sessions import SegmentEvent
 from icefall_pathways.serve.streams import ClientStream
-from icefall_pathways.serve.websocket import CLOSE_CODES, NORMAL, VIOLATION
+from icefall_pathways.serve.websocket import CLOSE_CODES, NORMAL, VIOLATION, serve_connection
 
 _MAX_REASON_BYTES = 123  # of a close frame, in RFC 6455
 _END_OF_AUDIO, _END_OF_RESULTS = "Done", "Done!"
@@ -25,16 +24,7 @@ _END_OF_AUDIO, _END_OF_RESULTS = "Done", "Done!"
 
 async def serve_sherpa(websocket: WebSocket) -> None:
     """Serve one connection."""
-    service: Service = websocket.app.state.service
-    if not has_allowed_origin(service, websocket):
-        await websocket.close(VIOLATION)
-        return
-    await websocket.accept()
-    with contextlib.suppress(WebSocketDisconnect, asyncio.CancelledError):
-        try:
-            await _serve(websocket, service)
-        except REFUSALS as error:
-            await _close_with_reason(websocket, refusal(error))
+    await serve_connection(websocket, _serve, _close_with_reason)
 
 
 async def _serve(websocket: WebSocket, service: Service) -> None:

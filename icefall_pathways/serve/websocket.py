@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from pydantic import BaseModel
@@ -46,6 +47,21 @@ CLOSE_CODES = {
 
 async def serve_websocket(websocket: WebSocket) -> None:
     """Serve one connection."""
+    await serve_connection(websocket, _serve, close_with_error)
+
+
+async def serve_connection(
+    websocket: WebSocket,
+    serve: Callable[[WebSocket, Service], Awaitable[None]],
+    close: Callable[[WebSocket, ErrorMessage], Awaitable[None]],
+) -> None:
+    """Accept a connection of an allowed origin and serve it in one of the protocols.
+
+    Args:
+      websocket: The connection.
+      serve: Serves it until it ends.
+      close: Closes it with the error that refuses it.
+    """
     service: Service = websocket.app.state.service
     if not has_allowed_origin(service, websocket):
         await websocket.close(VIOLATION)  # before the handshake: HTTP 403
@@ -53,9 +69,9 @@ async def serve_websocket(websocket: WebSocket) -> None:
     await websocket.accept()
     with contextlib.suppress(WebSocketDisconnect, asyncio.CancelledError):
         try:
-            await _serve(websocket, service)
+            await serve(websocket, service)
         except REFUSALS as error:
-            await close_with_error(websocket, refusal(error))
+            await close(websocket, refusal(error))
 
 
 async def close_with_error(websocket: WebSocket, error: ErrorMessage) -> None:

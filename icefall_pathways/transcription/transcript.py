@@ -97,8 +97,15 @@ def no_speech_note(last: Segment) -> str | None:
     return f'no speech detected in {last.end:.1f} s of audio; --vad none (in Python: vad="none") decodes all of it'
 
 
-def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Segment:
-    """Convert the tokens of a recognition result to text; `language` is the language code to report."""
+def to_segment(result: Result, tokenizer: Tokenizer, language: str | None, with_words: bool = True) -> Segment:
+    """Convert the tokens of a recognition result to text.
+
+    Args:
+      result: The result.
+      tokenizer: The tokenizer of the model.
+      language: The language code to report.
+      with_words: Find the words, which take most of the time of the conversion.
+    """
     text, stable_text = tokenizer.decode([result.tokens, result.tokens[: result.stable]])
     return Segment(
         language=language,
@@ -107,7 +114,7 @@ def to_segment(result: Result, tokenizer: Tokenizer, language: str | None) -> Se
         text=text,
         stable_text=stable_text if text.startswith(stable_text) else "",
         revised=result.revised,
-        words=_words(result, tokenizer),
+        words=_words(result, tokenizer) if with_words else [],
         is_final=result.is_final,
         is_last=result.is_last,
         speech_seconds=round(result.speech_seconds, 3),
