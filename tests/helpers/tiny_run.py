@@ -15,7 +15,6 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
-from icefall_pathways.training.initialization import with_level_norm
 from icefall_pathways.training.trainer import Trainer
 
 MODEL = ModelConfig(
@@ -69,9 +68,13 @@ def search(
 
 
 def make_trainer(config: ExperimentConfig, rank: Rank | None = None, **arguments: object) -> Trainer:
-    """Return a trainer of a new model with a CTC head, without writing the files that `runs.train` does."""
+    """Return a trainer of a new model with a CTC head, without writing the files that `runs.train` does.
+
+    Among them are the options of the features, so that a folder without them resumes with those of a new model.
+    """
     torch.manual_seed(config.training.seed)
-    config = replace(config, data=with_level_norm(config.data, config.training.exp_dir, None))
+    if config.data.level_norm == "auto":
+        config = replace(config, data=replace(config.data, level_norm="running-max"))
     tokenizer = Tokenizer(config.training.bpe_model)
     model = build_model(replace(config.model, ctc_head=True), tokenizer.vocab_size)
     data = SpeechDataModule(config.data, tokenizer)
