@@ -69,13 +69,11 @@ class Batcher:
 
     Args:
       loop: Event loop of the streams; it receives their updates.
-      chunk_seconds: Duration of a chunk in seconds.
       metrics: Metrics of the server.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, chunk_seconds: float, metrics: Metrics) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Metrics) -> None:
         self._loop = loop
-        self._chunk_seconds = chunk_seconds
         self._metrics = metrics
         self._woken: deque[BatchedStream] = deque()
         self._active: dict[BatchedStream, None] = {}  # in order of their activation
@@ -136,7 +134,7 @@ class Batcher:
         if not ready:
             return False
         seconds = time.monotonic() - start
-        self._measure(seconds, len(ready))
+        self._measure(seconds, ready)
         time.sleep(max(0.0, _INTERVAL - seconds))
         return True
 
@@ -181,12 +179,13 @@ class Batcher:
             if isinstance(event, SegmentEvent) and event.segment.is_final and event.segment.text:
                 self._metrics.segments.labels(event.segment.language or "").inc()
 
-    def _measure(self, seconds: float, num_streams: int) -> None:
+    def _measure(self, seconds: float, ready: Sequence[BatchedStream]) -> None:
         self._load, self._last_batch = self.load, time.monotonic()
-        self._load += _SMOOTHING * (seconds / self._chunk_seconds - self._load)
+        chunk_seconds = min(stream.session.chunk_seconds for stream in ready)
+        self._load += _SMOOTHING * (seconds / chunk_seconds - self._load)
         self._metrics.load.set(self._load)
         self._metrics.batch_seconds.observe(seconds)
-        self._metrics.batch_streams.observe(num_streams)
+        self._metrics.batch_streams.observe(len(ready))
 
 
 def _add_events(stream: BatchedStream, result: Result | None, update: Update) -> None:

@@ -1,13 +1,9 @@
 """HTTP endpoints for clients of all kinds: health, models and metrics."""
 
-import time
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from icefall_pathways.serve.service import Service
-
-_STARTED = int(time.time())
 
 
 async def health(request: Request) -> Response:
@@ -27,7 +23,7 @@ async def models(request: Request) -> Response:
     entry = {
         "id": service.model.name,
         "object": "model",
-        "created": _STARTED,
+        "created": service.model.created,
         "owned_by": "icefall_pathways",
         "languages": service.model.languages,
         "identifies_language": service.model.identifier is not None,

@@ -25,6 +25,7 @@ class Metrics:
         self.batch_streams = Histogram(
             "pathways_batch_streams", "Streams in a batch of chunks", buckets=_SIZES, registry=registry
         )
+        self.reloads = Counter("pathways_reloads", "Reloads of the model", ["outcome"], registry=registry)
         self.load = Gauge(
             "pathways_load", "Duration of recent batches divided by the duration of a chunk", registry=registry
         )

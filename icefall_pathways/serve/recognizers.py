@@ -1,7 +1,8 @@
 """The recognizers of the server: one model with a search per language, shared by all streams."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from icefall_pathways.decoding.language_id.model import (
@@ -10,7 +11,7 @@ from icefall_pathways.decoding.language_id.model import (
     load_language_identifier,
     with_scoring,
 )
-from icefall_pathways.decoding.pretrained import TrainedModel
+from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.streaming import Recognizer, Stream, StreamingDecoder
 from icefall_pathways.experiment import layout
 from icefall_pathways.languages import get_language
@@ -64,6 +65,7 @@ class SpeechModel:
       identifier: Identifies languages; None if all languages use the same weights, or if it is not calibrated.
       one_pathway: All languages use the same weights, so that all streams are decoded as `languages[0]`.
       calibration_hint: Message for users if languages cannot be identified.
+      created: Time at which it was loaded, in seconds since 1970.
     """
 
     name: str
@@ -73,6 +75,19 @@ class SpeechModel:
     identifier: ConfidentIdentifier | None
     one_pathway: bool
     calibration_hint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def load(cls, config: RecognizerConfig) -> "SpeechModel":
+        """Load the trained model that `config` selects, build its recognizers, and print what it cannot do.
+
+        Raises:
+          ValueError: An option does not fit the model, or a file is missing or damaged.
+        """
+        model = cls.build(load_trained_model(config), config)
+        if model.calibration_hint:
+            print(f"note: {model.calibration_hint}", flush=True)
+        return model
 
     @classmethod
     def build(cls, trained: TrainedModel, config: RecognizerConfig) -> "SpeechModel":
@@ -100,6 +115,11 @@ class SpeechModel:
         )
         name = config.exp_dir.resolve().name
         return cls(name, languages, trained.tokenizer, recognizer, identifier, one_pathway, hint)
+
+    @property
+    def description(self) -> str:
+        """Name and languages, for people."""
+        return f"{self.name} ({' '.join(self.languages)})"
 
     @property
     def chunk_seconds(self) -> float:

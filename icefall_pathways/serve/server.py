@@ -1,6 +1,7 @@
 """The application and its process: routes, TLS and signals."""
 
 import asyncio
+import signal
 import socket
 from types import FrameType
 
@@ -14,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from icefall_pathways.decoding.pretrained import load_trained_model
 from icefall_pathways.serve import http
 from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.serve.connections import bearer_token, check_token
@@ -30,25 +30,25 @@ _KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT = 20.0, 60.0  # of websockets, to detect 
 
 
 def serve(config: ServeConfig) -> None:
-    """Load the model and serve it until SIGTERM or SIGINT.
+    """Load the model and serve it until SIGTERM or SIGINT; SIGHUP loads it again.
 
     Raises:
       ValueError: A file of the model is missing or damaged, or an option does not fit the model.
       OSError: The address is in use or not available.
     """
     config.read_token()
-    model = SpeechModel.build(load_trained_model(config), config)
-    if model.calibration_hint:
-        print(f"note: {model.calibration_hint}", flush=True)
+    asyncio.run(_serve(SpeechModel.load(config), config))
+
+
+async def _serve(model: SpeechModel, config: ServeConfig) -> None:
     with _listen(config) as listener:
         scheme = "http" if config.tls_key is None else "https"
         host, port = listener.getsockname()[:2]
-        print(f"serving {model.name} ({' '.join(model.languages)}) on {scheme}://{host}:{port}/", flush=True)
-        asyncio.run(_serve(model, config, listener))
-
-
-async def _serve(model: SpeechModel, config: ServeConfig, listener: socket.socket) -> None:
-    await Server(config, Service(model, config)).run(listener)
+        service = Service(model, config)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        print(f"serving {model.description} on {scheme}://{host}:{port}/", flush=True)
+        del model  # it is released when another one has been loaded
+        await Server(config, service).run(listener)
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from time import monotonic
@@ -12,6 +13,8 @@ from icefall_pathways.serve.metrics import Metrics
 from icefall_pathways.serve.recognizers import RequestError, SpeechModel
 from icefall_pathways.serve.sessions import SpeechSession
 from icefall_pathways.serve.streams import ClientStream
+
+_log = logging.getLogger(__name__)
 
 _SUPERVISION_SECONDS = 0.5
 _ABANDONED = 10  # idle timeouts after which a stream that was ended is dropped
@@ -41,8 +44,10 @@ class Service:
         self._container_streams: set[ClientStream] = set()
         self.streams: set[ClientStream] = set()
         self._token = config.read_token()
-        self._batcher = Batcher(asyncio.get_running_loop(), model.chunk_seconds, self.metrics)
+        self._batcher = Batcher(asyncio.get_running_loop(), self.metrics)
         self._supervision: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._is_outdated = False
 
     def start(self) -> None:
         """Start decoding."""
@@ -51,8 +56,9 @@ class Service:
 
     async def stop(self) -> None:
         """Close all streams and stop decoding."""
-        if self._supervision is not None:
-            self._supervision.cancel()
+        for task in (self._supervision, self._reloading):
+            if task is not None:
+                task.cancel()
         for stream in list(self.streams):
             stream.close()
         await asyncio.to_thread(self._batcher.stop)
@@ -68,6 +74,26 @@ class Service:
         end = monotonic() + self.limits.drain_timeout
         while self.streams and monotonic() < end:
             await asyncio.sleep(0.05)
+
+    def reload(self) -> "asyncio.Task[None]":
+        """Load the model again for new streams; open streams keep theirs, and if that fails, new ones keep it too."""
+        self._is_outdated = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload())
+        return self._reloading
+
+    async def _reload(self) -> None:
+        while self._is_outdated:  # again if the files changed while they were read
+            self._is_outdated = False
+            try:
+                model = await asyncio.to_thread(SpeechModel.load, self.config)
+            except Exception as error:  # damaged files raise many kinds of exceptions
+                _log.error("cannot reload the model; still serving the previous one: %s", error)
+                self.metrics.reloads.labels("failed").inc()
+            else:
+                self.model = model
+                self.metrics.reloads.labels("completed").inc()
+                print(f"reloaded {model.description}", flush=True)
 
     @property
     def load(self) -> float:
@@ -121,13 +147,14 @@ class Service:
             raise RequestError(
                 f"{len(hotwords)} hotwords: expected at most {self.limits.max_hotwords} (--max-hotwords)"
             )
-        code = self.model.resolve_language(self.config.lang if language is None else language)
-        recognizer = self.model.recognizer_with_hotwords(hotwords)
+        model = self.model
+        code = model.resolve_language(self.config.lang if language is None else language)
+        recognizer = model.recognizer_with_hotwords(hotwords)
         stream = ClientStream(
-            lambda: SpeechSession(self.model, recognizer, code, all_words),
+            model,
+            lambda: SpeechSession(model, recognizer, code, all_words),
             self._batcher,
             self.limits,
-            self.model.window_seconds,
             protocol,
             self._on_close,
         )
@@ -159,16 +186,17 @@ class Service:
         self.metrics.audio_seconds.labels(stream.protocol).inc(stream.decoded_seconds)
 
     async def _supervise(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SUPERVISION_SECONDS, self.limits.idle_timeout / 2))
+            self._end_idle_streams()  # a function, because a local variable would keep the last stream and its model
+
+    def _end_idle_streams(self) -> None:
         """End streams whose clients send nothing, and drop those whose clients do not read."""
         timeout = self.limits.idle_timeout
-        while True:
-            await asyncio.sleep(min(_SUPERVISION_SECONDS, timeout / 2))
-            for stream in list(self.streams):
-                idle = monotonic() - stream.last_active
-                is_blocked = stream.sending_since is not None and monotonic() - stream.sending_since > timeout
-                if is_blocked or idle > _ABANDONED * timeout:
-                    stream.abort()
-                elif idle > timeout:
-                    stream.fail(
-                        "limit", f"no message for {timeout:g} s (--idle-timeout): send silence to stay connected"
-                    )
+        for stream in list(self.streams):
+            idle = monotonic() - stream.last_active
+            is_blocked = stream.sending_since is not None and monotonic() - stream.sending_since > timeout
+            if is_blocked or idle > _ABANDONED * timeout:
+                stream.abort()
+            elif idle > timeout:
+                stream.fail("limit", f"no message for {timeout:g} s (--idle-timeout): send silence to stay connected")

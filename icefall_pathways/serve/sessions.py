@@ -80,6 +80,11 @@ class SpeechSession:
         self._probabilities: dict[str, float] | None = None
 
     @property
+    def chunk_seconds(self) -> float:
+        """Duration of a chunk in seconds."""
+        return self._model.chunk_seconds
+
+    @property
     def is_ready(self) -> bool:
         """`Recognizer.advance` can process a chunk or return a result."""
         return self.recognizer.is_ready(self.inner)

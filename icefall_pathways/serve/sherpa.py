@@ -10,6 +10,7 @@ import json
 from starlette.websockets import WebSocket
 
 from icefall_pathways.constants import SAMPLE_RATE
+from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.serve.connections import bearer_token, check_token
 from icefall_pathways.serve.feeders import PcmFeeder
 from icefall_pathways.serve.protocol import ErrorMessage, ProtocolError
@@ -39,7 +40,7 @@ async def _serve(websocket: WebSocket, service: Service) -> None:
         try:
             async for event in stream.events():
                 if isinstance(event, SegmentEvent):
-                    await websocket.send_text(_to_json(event, service))
+                    await websocket.send_text(_to_json(event, stream.model.tokenizer))
             if not stream.closed:
                 await _end(websocket, stream)
         finally:
@@ -78,10 +79,9 @@ async def _receive(websocket: WebSocket, stream: ClientStream, feeder: PcmFeeder
     stream.close()
 
 
-def _to_json(event: SegmentEvent, service: Service) -> str:
+def _to_json(event: SegmentEvent, tokenizer: Tokenizer) -> str:
     """Return a result with the fields of sherpa-onnx."""
-    symbols = service.model.tokenizer.symbols
-    segment = event.segment
+    symbols, segment = tokenizer.symbols, event.segment
     result = {
         "text": segment.text,
         "tokens": [symbols[token] for token in event.tokens],

@@ -13,6 +13,7 @@ from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.serve.batcher import Batcher, Command, Update
 from icefall_pathways.serve.limits import Limits
 from icefall_pathways.serve.protocol import ErrorCode, ErrorMessage
+from icefall_pathways.serve.recognizers import SpeechModel
 from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
 from icefall_pathways.transcription.audio import split_blocks
 
@@ -23,10 +24,10 @@ class ClientStream:
     """One stream of a client.
 
     Args:
+      model: The model, also after the server has loaded another one.
       open_session: Opens the session that decodes the audio.
       batcher: The batcher.
       limits: Limits of the server.
-      window_seconds: Seconds of audio that a chunk needs.
       protocol: Name of the protocol, for metrics.
       on_close: Called once when the stream is closed.
 
@@ -44,14 +45,14 @@ class ClientStream:
 
     def __init__(
         self,
+        model: SpeechModel,
         open_session: Callable[[], SpeechSession],
         batcher: Batcher,
         limits: Limits,
-        window_seconds: float,
         protocol: str,
         on_close: Callable[["ClientStream"], None],
     ) -> None:
-        self.protocol = protocol
+        self.model, self.protocol = model, protocol
         self.inbox: deque[Tensor | Command] = deque()
         self.closed = self.shut_down = self.completed = self.input_ended = False
         self.error: ErrorMessage | None = None
@@ -61,7 +62,7 @@ class ClientStream:
         self._batcher, self._limits, self._on_close = batcher, limits, on_close
         self._open_session = open_session
         self._owner = asyncio.current_task()
-        self._capacity = round((limits.max_buffer_seconds + window_seconds) * SAMPLE_RATE)
+        self._capacity = round((limits.max_buffer_seconds + model.window_seconds) * SAMPLE_RATE)
         self._num_samples = self._num_buffered = 0
         self._events: deque[SpeechEvent] = deque()
         self._all_arrived = False

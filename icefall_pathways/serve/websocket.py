@@ -87,7 +87,7 @@ async def _serve(websocket: WebSocket, service: Service) -> None:
     stream = service.open_stream("websocket", start.language, hotwords, all_words=start.words == "all")
     try:
         feeder = _open_feeder(service, stream, start)
-        await _send(websocket, Ready(languages=service.model.languages, chunk_seconds=service.model.chunk_seconds))
+        await _send(websocket, Ready(languages=stream.model.languages, chunk_seconds=stream.model.chunk_seconds))
         receiver = asyncio.create_task(_receive(websocket, service, stream, feeder))
         try:
             await _send_events(websocket, stream, start)
@@ -129,7 +129,7 @@ async def _receive(websocket: WebSocket, service: Service, stream: ClientStream,
         stream.touch()
         try:
             if (text := message.get("text")) is not None:
-                await _process_text(text, service, stream, feeder)
+                await _process_text(text, stream, feeder)
             else:
                 num_bytes += len(message["bytes"])
                 if num_bytes > service.limits.max_stream_mb * 1e6:
@@ -147,12 +147,12 @@ async def _receive(websocket: WebSocket, service: Service, stream: ClientStream,
     stream.close()
 
 
-async def _process_text(text: str, service: Service, stream: ClientStream, feeder: Feeder) -> None:
+async def _process_text(text: str, stream: ClientStream, feeder: Feeder) -> None:
     message = parse_client_message(text)
     if isinstance(message, Start):
         raise ProtocolError("a second message of type start: open another connection for another stream")
     if isinstance(message, ChangeLanguage):
-        stream.set_language(service.model.resolve_language(message.language))
+        stream.set_language(stream.model.resolve_language(message.language))
     else:
         await feeder.finish()
 

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
@@ -26,19 +30,33 @@ ANY_LOAD = Limits(max_load=1e9)  # tests run on busy machines
 def load_model(exp_dir: Path, **options) -> SpeechModel:
     """Load a model whose segments end at short pauses."""
     endpoint = EndpointConfig(rule2_min_trailing_silence=0.2)
-    config = ServeConfig(exp_dir=exp_dir, engine="eager", endpoint=endpoint, **options)
+    config = ServeConfig(exp_dir=exp_dir, endpoint=endpoint, **{"engine": "eager"} | options)
     return SpeechModel.build(load_trained_model(config), config)
 
 
 class RunningServer:
     """A server with its address and its service, which other threads may only read."""
 
-    def __init__(self, port: int, service: Service) -> None:
+    def __init__(self, port: int, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         self.address = f"127.0.0.1:{port}"
         self.service = service
+        self.loop = loop
 
     def connect(self, path="/v1/stream", **options):
         return connect(f"ws://{self.address}{path}", compression=None, **options)
+
+    def run_in_loop(self, function: Callable[[], Any]) -> None:
+        """Call a function in the event loop, and wait for it; if it returns a task, also for that."""
+
+        async def run() -> None:
+            if (task := function()) is not None:
+                await task
+
+        asyncio.run_coroutine_threadsafe(run(), self.loop).result()
+
+    def reload(self) -> None:
+        """Load the model again."""
+        self.run_in_loop(self.service.reload)
 
     def recognize(self, blocks: Iterable[bytes], **start) -> list[dict]:
         """Send audio in blocks and return all messages."""
@@ -53,13 +71,15 @@ class RunningServer:
 @contextmanager
 def run_server(model: SpeechModel, limits: Limits = ANY_LOAD, **options) -> Iterator[RunningServer]:
     """Run a server until the end of the block; then no stream may be left."""
-    config = ServeConfig(engine="eager", limits=limits, **options)
+    config = ServeConfig(limits=limits, **{"engine": "eager"} | options)
     started = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     running = []
 
     async def main() -> None:
+        nonlocal model
         service = Service(model, config)
+        del model  # a reload releases it
         server = Server(config, service)
         running.append((service, server, asyncio.get_running_loop()))
         started.set()
@@ -70,11 +90,31 @@ def run_server(model: SpeechModel, limits: Limits = ANY_LOAD, **options) -> Iter
     started.wait()
     service, server, loop = running[0]
     try:
-        yield RunningServer(listener.getsockname()[1], service)
+        yield RunningServer(listener.getsockname()[1], service, loop)
     finally:
         loop.call_soon_threadsafe(server.stop)
         thread.join()
     assert not service.streams
+
+
+@contextmanager
+def server_process(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen]:
+    """Run `icefall-pathways serve`, which is killed at the end of the block if it still runs."""
+    words = ["serve", "--model", str(folder), "--port", str(port), "--engine", "eager", "--max-load", "1e9"]
+    words += ["--idle-timeout", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icefall_pathways", *words, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout.readline() == f"serving {folder.name} (en nl) on http://127.0.0.1:{port}/\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def blocks(samples: np.ndarray, size: int = 3200) -> list[bytes]:

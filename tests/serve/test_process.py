@@ -1,34 +1,19 @@
 """The server process: signals, TLS and errors at its start."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
-from running_server import blocks, receive_all, texts
+from running_server import blocks, receive_all, server_process, texts
 from websockets.sync.client import connect
 
 from icefall_pathways import cli
 
 
-def start_server(served_dir, port, *options):
-    words = ["serve", "--model", str(served_dir), "--port", str(port), "--engine", "eager", "--max-load", "1e9"]
-    words += ["--idle-timeout", "1000"]
-    command = [sys.executable, "-m", "icefall_pathways", *words, *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
-    assert process.stdout.readline() == f"serving {served_dir.name} (en nl) on http://127.0.0.1:{port}/\n"
-    return process
-
-
 def test_sigterm_ends_streams_with_their_final_results(served_dir, free_port, speech):
     """And refuses new ones meanwhile; the exit status is 0."""
-    process = start_server(served_dir, free_port)
-    try:
+    with server_process(served_dir, free_port) as process:
         with connect(f"ws://127.0.0.1:{free_port}/v1/stream") as client:
             client.send(json.dumps({"type": "start", "language": "en"}))
             for block in blocks(speech):
@@ -43,22 +28,17 @@ def test_sigterm_ends_streams_with_their_final_results(served_dir, free_port, sp
         assert messages[-2]["type"] == "final" and texts(messages)
         assert client.close_code == 1001
         output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert (process.returncode, output, errors) == (0, "", "")
 
 
 def test_address_in_use_is_reported(served_dir, free_port, capsys):
-    process = start_server(served_dir, free_port)
-    try:
+    with server_process(served_dir, free_port) as process:
         with pytest.raises(SystemExit):
             cli.run_command("serve", ["--model", str(served_dir), "--port", str(free_port), "--engine", "eager"])
         assert "choose another --port" in capsys.readouterr().err
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 0
-    finally:
-        process.kill()
 
 
 @pytest.mark.parametrize(
