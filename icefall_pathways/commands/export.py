@@ -9,12 +9,14 @@ Usage:
   ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format package --output-dir pathways-fr-it \
     --languages fr,it --precisions int8 --license CC-BY-4.0
   ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format icefall --output-dir exp/pathways/icefall
+  ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format onnx --output-dir exp/pathways/onnx
 
 --format sherpa-onnx writes one model per language for sherpa-onnx, with the mask multiplied in. With
 --check-utterances, sherpa-onnx decodes test utterances, and the tokens are compared with the streaming decoder's.
 --format package writes one folder for all languages: entropy-coded masks, the weights that a language uses, tokenizer
 and model card. Pathways.from_pretrained, and --exp-dir of the commands that decode, accept it as well.
 --format icefall writes LANGUAGE/pretrained.pt for icefall's own scripts, for Zipformers.
+--format onnx writes one model for all languages for ONNX Runtime; the language of each stream is an input.
 """
 
 import shutil
@@ -30,10 +32,11 @@ from icefall_pathways.export.model_card import make_card
 from icefall_pathways.export.package import write_package
 from icefall_pathways.export.precision import Precision
 from icefall_pathways.languages import LanguageList, normalize_languages
+from icefall_pathways.pathways.masks import PathwayMasks
 
 __all__ = ["Config", "run"]
 
-Format = Literal["sherpa-onnx", "package", "icefall"]
+Format = Literal["sherpa-onnx", "package", "icefall", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,10 @@ def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
 
 
 def _export_package(config: Config, trained: TrainedModel) -> None:
-    if len(config.precisions) != 1:
-        raise ValueError(f"--precisions {' '.join(config.precisions)}: a package has one precision")
-    if trained.masks is None:
-        raise ValueError(f"{config.exp_dir} has no masks: a package needs pathways; use another --format")
-    masks = trained.masks.restrict(_languages(config, trained))
+    masks, precision = _masks_and_precision(config, trained)
     features, vocab_size = trained.data_config.fbank, trained.tokenizer.vocab_size
     card = make_card(masks, trained.options, features, vocab_size, config.exp_dir, config.license)
-    write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, config.precisions[0])
+    write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, precision)
     language_id = layout.language_id_file(config.exp_dir)
     if language_id.is_file() and set(masks.languages) == set(trained.languages):  # it was calibrated for all of them
         shutil.copyfile(language_id, config.output_dir / layout.LANGUAGE_ID_FILE)
@@ -120,8 +119,37 @@ def _export_for_icefall(config: Config, trained: TrainedModel) -> None:
         print(export_icefall(trained.pathways, language, config.output_dir))
 
 
+def _export_for_onnx_runtime(config: Config, trained: TrainedModel) -> None:
+    from icefall_pathways.export.multilingual_folder import export_multilingual  # needs onnx
+
+    masks, precision = _masks_and_precision(config, trained)
+    features = trained.data_config.fbank
+    paths = export_multilingual(config.output_dir, trained.model, masks, trained.tokenizer, features, precision)
+    sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e6:.2f} MB" for path in paths)
+    print(f"{config.output_dir}: {sizes} for {' '.join(masks.languages)}")
+
+
+def _masks_and_precision(config: Config, trained: TrainedModel) -> tuple[PathwayMasks, Precision]:
+    """Return the masks and the precision of a model for all languages."""
+    if len(config.precisions) != 1:
+        raise ValueError(
+            f"--precisions {' '.join(config.precisions)}: a model for all languages has one precision with "
+            f"--format {config.format}"
+        )
+    if trained.masks is None:
+        raise ValueError(
+            f"{config.exp_dir} has no masks: --format {config.format} needs pathways; use another --format"
+        )
+    return trained.masks.restrict(_languages(config, trained)), config.precisions[0]
+
+
 def _languages(config: Config, trained: TrainedModel) -> list[str]:
     return [*config.languages] or trained.languages
 
 
-_EXPORTS = {"sherpa-onnx": _export_for_sherpa, "package": _export_package, "icefall": _export_for_icefall}
+_EXPORTS = {
+    "sherpa-onnx": _export_for_sherpa,
+    "package": _export_package,
+    "icefall": _export_for_icefall,
+    "onnx": _export_for_onnx_runtime,
+}

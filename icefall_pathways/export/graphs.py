@@ -51,7 +51,7 @@ def predictor_graph(model: Transducer) -> bytes:
     """
     context_size = model.decoder.context_size
     graph = export_onnx(
-        _Predictor(model).eval(),
+        Predictor(model).eval(),
         {"y": torch.zeros(_EXAMPLE_STREAMS, context_size, dtype=torch.int64)},
         ["decoder_out"],
         {"y": 0, "decoder_out": 0},
@@ -97,12 +97,19 @@ class _SherpaEncoder(nn.Module):
         return self.model.joiner.encoder_proj(out), *self.states.pack(new_states, level)
 
 
-class _Predictor(nn.Module):
+class Predictor(nn.Module):
+    """The predictor for one token, with the joiner's projection; parameters of the predictor have their names.
+
+    Args:
+      model: The transducer, whose modules are shared.
+    """
+
     def __init__(self, model: Transducer) -> None:
         super().__init__()
         self.decoder, self.projection = model.decoder, model.joiner.decoder_proj
 
     def forward(self, y: Tensor) -> Tensor:
+        """Return the projected output (N, joiner_dim) for the last tokens (N, context_size)."""
         projected: Tensor = self.projection(self.decoder(y, need_pad=False).squeeze(1))
         return projected
 

@@ -1,7 +1,8 @@
 """Export of modules to ONNX graphs."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,3 +38,30 @@ def export_onnx(
         opset_version=OPSET,
     )
     return file.getvalue()
+
+
+class WeightsAsInputs(nn.Module):
+    """A module whose last inputs replace parameters.
+
+    Args:
+      module: The module; it takes tensors.
+      owner: The module that has the parameters: `module` or a part of it.
+      names: Names of the parameters in `owner`.
+    """
+
+    def __init__(self, module: nn.Module, owner: nn.Module, names: Collection[str]) -> None:
+        super().__init__()
+        self.module = module
+        paths = [name.rpartition(".") for name in names]
+        self.attributes = [(owner.get_submodule(path), name) for path, _, name in paths]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Return the output for the first tensors, with the last ones in place of the parameters."""
+        count = len(tensors) - len(self.attributes)
+        for (owner, name), weight in zip(self.attributes, tensors[count:], strict=True):
+            vars(owner)[name] = weight  # Python finds it before the registered parameter
+        try:
+            return self.module(*tensors[:count])
+        finally:
+            for owner, name in self.attributes:
+                del vars(owner)[name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from icefall_pathways.export.onnx import export_onnx
+from icefall_pathways.export.onnx import WeightsAsInputs, export_onnx
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
 
@@ -47,7 +47,7 @@ def export_stream(model: Transducer, masked_weights: Mapping[str, Tensor]) -> St
     outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in state_names)]
     axes = [0, 0, *model.encoder.state_axes]
     graph = export_onnx(
-        _StreamModule(folded.model, len(states), weights).eval(),
+        WeightsAsInputs(_StreamModule(folded.model), folded.model, weights).eval(),
         inputs | weights,
         outputs,
         dict(zip([*inputs, *outputs], axes * 2, strict=True)),
@@ -64,17 +64,12 @@ def language_weights(
 
 
 class _StreamModule(nn.Module):
-    """`Transducer.stream` as a function of tensors only: the chunk, the state, and weights that replace parameters."""
+    """`Transducer.stream` as a function of tensors only."""
 
-    def __init__(self, model: Transducer, num_states: int, weights: Collection[str]) -> None:
+    def __init__(self, model: Transducer) -> None:
         super().__init__()
         self.model = model
-        self.num_states = num_states
-        self.owners = [(model.get_submodule(path), name) for path, _, name in (key.rpartition(".") for key in weights)]
 
-    def forward(self, x: Tensor, x_lens: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        states, weights = tensors[: self.num_states], tensors[self.num_states :]
-        for (owner, name), weight in zip(self.owners, weights, strict=True):
-            vars(owner)[name] = weight  # Python finds it before the registered parameter
+    def forward(self, x: Tensor, x_lens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         out, lens, new_states = self.model.stream(x, x_lens, list(states))
         return out, lens, *new_states

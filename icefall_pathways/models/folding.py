@@ -72,16 +72,21 @@ class _Product(torch.autograd.Function):
         return g.op("Reshape", out, shape)
 
 
-def fold(model: Transducer, weights: Mapping[str, Tensor]) -> FoldedModel:
+def fold(model: Transducer, weights: Mapping[str, Tensor], derive: bool = True) -> FoldedModel:
     """Return an equivalent model for `stream` with its present chunk size.
 
     Args:
       model: The model, in eval mode.
       weights: Tensors that replace parameters (masked weights), by parameter name. The parameters that depend on them
         have the same names, shapes and order for any tensors with these names.
+      derive: Fold modules with such parameters, too. False keeps these modules, so that the parameters that depend on
+        `weights` are `weights`.
     """
     folded = _with_weights(model, weights)
     inputs = _inputs_of_foldable_modules(folded)
+    if not derive:
+        kept = {path for path in inputs if any(name.startswith(f"{path}.") for name in weights)}
+        inputs = {path: args for path, args in inputs.items() if path not in kept}
     return FoldedModel(folded, _fold_children(folded, "", inputs, set(weights)))
 
 
