@@ -80,6 +80,7 @@ class Batcher:
         self._wake = threading.Event()
         self._stopping = False
         self._load, self._last_batch = 0.0, 0.0
+        metrics.load.set_function(lambda: self.load)  # it falls to 0 when the batches end
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
     def start(self) -> None:
@@ -183,7 +184,6 @@ class Batcher:
         self._load, self._last_batch = self.load, time.monotonic()
         chunk_seconds = min(stream.session.chunk_seconds for stream in ready)
         self._load += _SMOOTHING * (seconds / chunk_seconds - self._load)
-        self._metrics.load.set(self._load)
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.batch_streams.observe(len(ready))
 

@@ -1,18 +1,24 @@
 """HTTP endpoints for clients of all kinds: health, models and metrics."""
 
+from collections import Counter
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from icefall_pathways.serve.service import Service
 
+UNIDENTIFIED = "und"
+"""ISO 639 code of undetermined languages, for streams whose language is not identified yet, or not distinguished."""
+
 
 async def health(request: Request) -> Response:
-    """Report whether the server accepts streams (200) or is shutting down (503), for load balancers."""
+    """Report the load, and whether the server accepts streams (200) or is shutting down (503), for load balancers."""
     service: Service = request.app.state.service
     state = {
         "status": "draining" if service.draining else "ok",
         "open_streams": len(service.streams),
         "load": round(service.load, 3),
+        "streams_by_language": Counter(stream.language or UNIDENTIFIED for stream in service.streams),
     }
     return JSONResponse(state, 503 if service.draining else 200)
 

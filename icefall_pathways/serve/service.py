@@ -156,6 +156,7 @@ class Service:
             self._batcher,
             self.limits,
             protocol,
+            code,
             self._on_close,
         )
         self.streams.add(stream)

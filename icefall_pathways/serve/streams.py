@@ -14,7 +14,7 @@ from icefall_pathways.serve.batcher import Batcher, Command, Update
 from icefall_pathways.serve.limits import Limits
 from icefall_pathways.serve.protocol import ErrorCode, ErrorMessage
 from icefall_pathways.serve.recognizers import SpeechModel
-from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
+from icefall_pathways.serve.sessions import LanguageEvent, SegmentEvent, SpeechEvent, SpeechSession
 from icefall_pathways.transcription.audio import split_blocks
 
 _MAX_EVENTS = 100  # undelivered events after which no more audio is accepted
@@ -29,9 +29,11 @@ class ClientStream:
       batcher: The batcher.
       limits: Limits of the server.
       protocol: Name of the protocol, for metrics.
+      language: Code of the requested language; None if it is to be identified.
       on_close: Called once when the stream is closed.
 
     Attributes:
+      language: Code of the language of the newest result; None if it is not known.
       inbox: Audio and commands that the batcher has not taken yet.
       input_ended: No more audio is accepted.
       closed: The client is gone, or all events were delivered: the batcher drops the stream.
@@ -50,9 +52,11 @@ class ClientStream:
         batcher: Batcher,
         limits: Limits,
         protocol: str,
+        language: str | None,
         on_close: Callable[["ClientStream"], None],
     ) -> None:
         self.model, self.protocol = model, protocol
+        self.language = language
         self.inbox: deque[Tensor | Command] = deque()
         self.closed = self.shut_down = self.completed = self.input_ended = False
         self.error: ErrorMessage | None = None
@@ -150,6 +154,7 @@ class ClientStream:
         """Receive progress from the batcher."""
         self._num_buffered -= update.num_samples
         for event in update.events:
+            self.language = event.language if isinstance(event, LanguageEvent) else event.segment.language
             if self._events and _replaces(event, self._events[-1]):
                 self._events.pop()
             self._events.append(event)

@@ -1,6 +1,8 @@
 """OpenAI's transcription API, used with OpenAI's client."""
 
 import json
+import time
+from collections import Counter
 
 import httpx2
 import openai
@@ -123,6 +125,33 @@ def test_models_health_and_metrics(server, client, upload):
     assert float(values['pathways_streams_total{outcome="completed",protocol="http"}']) >= 1
     assert float(values['pathways_audio_seconds_total{protocol="http"}']) >= 3
     assert float(values["pathways_batch_streams_count"]) > 0
+
+
+def test_health_counts_streams_by_their_current_language(server, speech):
+    def counts():
+        return httpx2.get(f"http://{server.address}/health").json()["streams_by_language"]
+
+    assert counts() == {}
+    with server.connect() as fixed, server.connect() as detected:
+        fixed.send('{"type": "start", "language": "nl"}')
+        detected.send('{"type": "start", "language": "auto"}')
+        fixed.recv(), detected.recv()
+        assert counts() == {"nl": 1, "und": 1}
+        detected.send(speech.tobytes())
+        decision = json.loads(detected.recv())
+        assert counts() == dict(Counter(["nl", decision["language"]]))
+
+
+def test_load_is_zero_when_nothing_is_decoded(server, speech):
+    def load():
+        lines = httpx2.get(f"http://{server.address}/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("pathways_load "))
+
+    server.recognize([speech.tobytes()], language="en")
+    deadline = time.monotonic() + 30
+    while load() > 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert load() == 0
 
 
 def test_other_web_pages_cannot_read_answers(model):

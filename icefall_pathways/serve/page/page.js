@@ -2,9 +2,10 @@
 import { toSrt } from "./srt.js";
 
 const element = (id) => document.getElementById(id);
+const languageNames = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
 const finals = [];
 let socket = null;
-let stopMicrophone = null;
+let microphone = null;  // while it records
 let firstAudio = null;  // time at which the first sample was recorded
 
 async function loadModel() {
@@ -13,11 +14,14 @@ async function loadModel() {
   element("token-row").hidden = answer.status !== 401 && !token;
   if (answer.status === 401) return report("This server requires a token.");
   const [model] = (await answer.json()).data;
-  const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
-  const options = model.languages.map((code) => new Option(names.of(code), code));
+  const options = model.languages.map((code) => new Option(languageName(code), code));
   if (model.identifies_language) options.unshift(new Option("Detect", "auto"));
   element("language").replaceChildren(...options);
   report(`Ready: ${model.id}`);
+}
+
+function languageName(code) {
+  return languageNames.of(code);
 }
 
 function report(text) {
@@ -32,6 +36,7 @@ function connect(start, onReady) {
   const message = { type: "start", language: element("language").value, ...start, ...(token ? { token } : {}) };
   connection.onopen = () => connection.send(JSON.stringify(message));
   connection.onmessage = (event) => {
+    if (socket !== connection) return;  // the user has started another stream
     const result = JSON.parse(event.data);
     if (result.type === "ready") onReady(connection);
     else show(result);
@@ -65,8 +70,8 @@ function showPartial(result) {
 
 function showFinal(result) {
   element("stable").textContent = element("unstable").textContent = "";
-  if (!result.text) return;
   finals.push(result);
+  if (!result.text) return;
   const item = document.createElement("li");
   const language = document.createElement("span");
   language.className = "language";
@@ -82,43 +87,53 @@ function showFinal(result) {
 
 function showLanguage(result) {
   const row = document.createElement("tr");
-  for (const text of [`${result.time.toFixed(1)} s`, result.language, `${Math.round(100 * result.confidence)} %`]) {
-    row.insertCell().textContent = text;
-  }
+  row.insertCell().textContent = `${result.time.toFixed(1)} s`;
+  row.insertCell().textContent = languageName(result.language);
+  const meter = document.createElement("meter");
+  meter.value = result.confidence;
+  meter.ariaHidden = "true";
+  row.insertCell().append(`${Math.round(100 * result.confidence)} % `, meter);
   element("languages").append(row);
 }
 
 function finish(connection) {
   if (socket !== connection) return;
   socket = null;
-  stopMicrophone?.();
+  microphone?.release();
   element("microphone").disabled = element("file").disabled = false;
 }
 
 async function startMicrophone() {
-  const media = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+  const media = await navigator.mediaDevices.getUserMedia({
+    audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false },  // both distort speech
+  });
   const context = new AudioContext();
   await context.audioWorklet.addModule("page/recorder.js");
   const recorder = new AudioWorkletNode(context, "recorder");
   context.createMediaStreamSource(media).connect(recorder);
-  stopMicrophone = () => {
+  const release = () => {
     media.getTracks().forEach((track) => track.stop());
     context.close();
-    stopMicrophone = null;
-    element("microphone").textContent = "Start microphone";
-    element("microphone").setAttribute("aria-pressed", "false");
+    microphone = null;
+    showMicrophone("Start microphone", false);
   };
+  microphone = { release, stop: () => recorder.port.postMessage("stop") };
   firstAudio = null;
   connect({ format: "pcm_s16le", sample_rate: context.sampleRate }, (connection) => {
     report("Recording");
     recorder.port.onmessage = ({ data }) => {
-      firstAudio ??= performance.now() - (1000 * data.length) / context.sampleRate;
-      if (connection.readyState === WebSocket.OPEN) connection.send(data);
+      if (data === null) release();
+      else firstAudio ??= performance.now() - (1000 * data.length) / context.sampleRate;
+      if (connection.readyState === WebSocket.OPEN) connection.send(data ?? JSON.stringify({ type: "end" }));
     };
   });
   element("file").disabled = true;
-  element("microphone").textContent = "Stop microphone";
-  element("microphone").setAttribute("aria-pressed", "true");
+  showMicrophone("Stop microphone", true);
+}
+
+function showMicrophone(text, isPressed) {
+  element("microphone").textContent = text;
+  element("microphone").setAttribute("aria-pressed", isPressed);
 }
 
 function sendFile(file) {
@@ -136,12 +151,8 @@ function sendFile(file) {
 }
 
 element("microphone").onclick = () => {
-  if (stopMicrophone === null) {
-    startMicrophone().catch((error) => report(`The microphone cannot be used: ${error.message}`));
-  } else {
-    stopMicrophone();
-    if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "end" }));
-  }
+  if (microphone !== null) microphone.stop();
+  else startMicrophone().catch((error) => report(`The microphone cannot be used: ${error.message}`));
 };
 element("file").onchange = (event) => {
   if (event.target.files.length > 0) sendFile(event.target.files[0]);
@@ -160,8 +171,11 @@ element("srt").onclick = () => {
   link.click();
   URL.revokeObjectURL(link.href);
 };
-setInterval(async () => {
+async function showLoad() {
   const state = await fetch("health").then((answer) => answer.json(), () => null);
-  element("load").textContent = state ? `${state.open_streams}, ${Math.round(100 * state.load)} %` : "no answer";
-}, 3000);
+  element("load").textContent = state ? `${Math.round(100 * state.load)} %` : "no answer";
+  const counts = Object.entries(state?.streams_by_language ?? {});
+  element("streams").textContent = counts.map(([code, count]) => `${count} ${languageName(code)}`).join(", ") || "none";
+}
+setInterval(showLoad, 3000);
 loadModel().catch((error) => report(`The server does not answer: ${error.message}`));
