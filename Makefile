@@ -38,6 +38,7 @@ test:
 	done
 
 unit-tests: env
+	@tools/install_browser.sh "$(PYTHON_BIN)/python"
 	@. tools/cpu_env.sh && $(TEST_ENV) "$(PYTHON_BIN)/python" -m pytest -n auto
 
 lint: env

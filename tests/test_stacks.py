@@ -5,6 +5,7 @@ import re
 from importlib import metadata
 
 import pytest
+from browser import NO_BROWSER
 from stacks import PYTHON_VERSIONS, ROOT, fail_skipped_test, locked_versions, running_stack
 
 PAGE = ROOT / "docs" / "installation.md"
@@ -57,3 +58,12 @@ def test_skipped_test_fails_on_the_reference_stack(stack, outcome):
         assert report.failed and "k2 is missing" in report.longrepr
     else:
         assert report.outcome == outcome
+
+
+@pytest.mark.parametrize(("user", "outcome"), [(0, "failed"), (1000, "skipped")])
+def test_only_root_has_to_install_a_browser(user, outcome, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    reason = ("a.py", 1, f"Skipped: {NO_BROWSER}")
+    report = pytest.TestReport("test_a", ("a.py", 1, "test_a"), {}, "skipped", reason, "call")
+    fail_skipped_test(report, "reference")
+    assert report.outcome == outcome
