@@ -55,7 +55,16 @@ _OPTIONAL_PACKAGES = {
     "distributed": _INSTALL_EXTRA.format("dask"),
     "onnx": _INSTALL_EXTRA.format("export"),
     **dict.fromkeys(
-        ("multipart", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn", "websockets"),
+        (
+            "multipart",
+            "prometheus_client",
+            "pydantic",
+            "python_multipart",
+            "starlette",
+            "uvicorn",
+            "websockets",
+            "wyoming",
+        ),
         _INSTALL_EXTRA.format("serve"),
     ),
     **dict.fromkeys(

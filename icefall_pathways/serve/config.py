@@ -1,5 +1,6 @@
 """Options of the server."""
 
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,9 @@ class ServeConfig(RecognizerConfig):
     port: Port = 6006
     """Port to listen on."""
 
+    wyoming_port: Port | None = None
+    """Port for clients of the Wyoming protocol, such as Home Assistant. They send no secret and use no TLS."""
+
     token_file: Path | None = None
     """File with a secret that clients must send: Authorization: Bearer SECRET."""
 
@@ -51,11 +55,38 @@ class ServeConfig(RecognizerConfig):
         super().__post_init__()
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs two files: pass both --tls-certificate and --tls-key, or none of them")
+        if self.wyoming_port is not None and self.token_file is not None:
+            raise ValueError(
+                "--wyoming-port does not work with --token-file: the Wyoming protocol has no access control; serve its "
+                "clients with another process"
+            )
 
     @property
     def origins(self) -> list[str]:
         """`allow_origins` as a list."""
         return self.allow_origins.split()
+
+    def check_tls(self) -> None:
+        """Check the TLS files, if there are any.
+
+        Raises:
+          ValueError: A file is missing or damaged, or the key does not belong to the certificate.
+        """
+        if self.tls_certificate is None or self.tls_key is None:
+            return
+        for option, path in (("--tls-certificate", self.tls_certificate), ("--tls-key", self.tls_key)):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"cannot read {option} {path} ({error.strerror or error})") from error
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.tls_certificate, self.tls_key, password="")  # do not ask on the terminal
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"--tls-certificate {self.tls_certificate} and --tls-key {self.tls_key} do not work ({error.reason}): "
+                "expected PEM files, a certificate chain and its private key without a password"
+            ) from error
 
     def read_token(self) -> str | None:
         """Return the secret of `token_file`, or None if there is none.

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
@@ -37,6 +39,7 @@ def serve(config: ServeConfig) -> None:
       OSError: The address is in use or not available.
     """
     config.read_token()
+    config.check_tls()
     asyncio.run(_serve(SpeechModel.load(config), config))
 
 
@@ -59,6 +62,22 @@ def _listen(config: ServeConfig) -> socket.socket:
         raise OSError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror}): choose another --port or --host"
         ) from error
+
+
+@asynccontextmanager
+async def _serve_wyoming(service: Service) -> AsyncIterator[None]:
+    """Serve the Wyoming protocol until the end of the block, if there is a port for it."""
+    port = service.config.wyoming_port
+    if port is None:
+        yield
+        return
+    from icefall_pathways.serve.wyoming import start_wyoming  # few servers need it
+
+    server = await start_wyoming(service, service.config.host, port)
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 class Server(uvicorn.Server):
@@ -93,7 +112,8 @@ class Server(uvicorn.Server):
         """Serve on a listening socket until a signal, or a call of `stop`."""
         self._service.start()
         try:
-            await self.serve([listener])
+            async with _serve_wyoming(self._service):
+                await self.serve([listener])
         finally:
             await self._service.stop()
 

@@ -3,12 +3,16 @@
 import json
 import re
 import signal
+import ssl
 
+import httpx2
 import pytest
-from running_server import blocks, receive_all, server_process, texts
+from running_server import blocks, receive_all, run_server, server_process, texts
 from websockets.sync.client import connect
 
 from icefall_pathways import cli
+from icefall_pathways.serve.config import ServeConfig
+from icefall_pathways.serve.server import serve
 
 
 def test_sigterm_ends_streams_with_their_final_results(served_dir, free_port, speech):
@@ -39,6 +43,56 @@ def test_address_in_use_is_reported(served_dir, free_port, capsys):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 0
+
+
+def test_tls_serves_https_and_wss(model, speech, tmp_path):
+    """With a certificate that a client rejects unless it trusts its authority."""
+    import trustme
+
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with run_server(model, tls_certificate=tmp_path / "both.pem", tls_key=tmp_path / "both.pem") as server:
+        assert httpx2.get(f"https://{server.address}/health", verify=trusting).json()["status"] == "ok"
+        with connect(f"wss://{server.address}/v1/stream", ssl=trusting) as client:
+            client.send(json.dumps({"type": "start", "language": "en"}))
+            client.send(speech.tobytes())
+            client.send('{"type": "end"}')
+            assert texts(receive_all(client))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            connect(f"wss://{server.address}/v1/stream", ssl=ssl.create_default_context())
+        with pytest.raises(httpx2.HTTPError):
+            httpx2.get(f"http://{server.address}/health")
+
+
+def test_unusable_tls_files_are_reported(served_dir, tmp_path):
+    """Before the model is loaded; a key with a password must not wait for it on the terminal."""
+    import trustme
+    from cryptography.hazmat.primitives import serialization
+
+    certificate, other = (trustme.CA().issue_cert("127.0.0.1") for _ in range(2))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate.pem"))
+    other.private_key_pem.write_to_path(str(tmp_path / "other.pem"))
+    key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"password")
+    traditional = serialization.PrivateFormat.TraditionalOpenSSL
+    encrypted = key.private_bytes(serialization.Encoding.PEM, traditional, encryption)
+    (tmp_path / "encrypted.pem").write_bytes(encrypted)
+    (tmp_path / "damaged.pem").write_text("nothing")
+    for key_name, message in {
+        "missing.pem": "cannot read --tls-key",
+        "other.pem": "KEY_VALUES_MISMATCH",
+        "encrypted.pem": "its private key without a password",
+        "damaged.pem": "expected PEM files",
+    }.items():
+        config = ServeConfig(
+            exp_dir=served_dir, tls_certificate=tmp_path / "certificate.pem", tls_key=tmp_path / key_name
+        )
+        with pytest.raises(ValueError, match=message) as raised:
+            serve(config)
+        assert key_name in str(raised.value)
 
 
 @pytest.mark.parametrize(
