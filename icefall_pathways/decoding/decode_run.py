@@ -260,7 +260,7 @@ def _decode_streams(
     """Decode utterances in parallel streams, from their audio."""
     decoder, tokenizer, cuts = experiment.decoder, experiment.trained.tokenizer, part.batches.cuts
     # Now, since after some batches the rounding of results would depend on the parts decoded before.
-    decoder.encoder.start_onnx(part.language)
+    decoder.encoder.start_onnx([part.language])
     timing = Timing(audio=sum(cut.duration for cut in cuts))
     utterances: list[Utterance] = []
     errors: dict[str, str] = {}

@@ -81,8 +81,10 @@ class TrainedModel:
             support the device.
         """
         searches = {language: config.build_search(self.model, self.tokenizer, language) for language in languages}
-        encoder = StreamEncoder(self.model, self.pathways, config.engine)
-        return StreamingDecoder(self.model, searches, self.data_config.fbank, self.pathways, encoder)
+        # Its own cache, from which the masked weights of an encoder in ONNX Runtime are excluded.
+        pathways = FoldedPathways(self.model, self.masks, self.pathways.max_bytes)
+        encoder = StreamEncoder(self.model, pathways, config.engine)
+        return StreamingDecoder(self.model, searches, self.data_config.fbank, pathways, encoder)
 
 
 def load_trained_model(config: TrainedModelConfig) -> TrainedModel:

@@ -88,7 +88,7 @@ def encoder_step(model: Transducer, masks: PathwayMasks, features: FbankConfig) 
     and, with level normalization, `level` (N,) float64; all are zero at the start of a stream.
     """
     parameters = dict(model.named_parameters())
-    folded = fold(model, {name: parameters[name] for name in masks.names}, derive=False).model
+    folded = fold(model, {name: parameters[name] for name in masks.names}, as_inputs=True).model
     x, x_lens, states = example_chunk(model, _EXAMPLE_STREAMS)
     names, axes = [f"state_{index}" for index in range(len(states))], [*model.encoder.state_axes]
     normalizes = features.level_norm != "none"

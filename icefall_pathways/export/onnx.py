@@ -16,7 +16,11 @@ OPSET = 17
 @torch.inference_mode(False)
 @torch.no_grad()
 def export_onnx(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], dynamic_axes: Mapping[str, int]
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    dynamic_axes: Mapping[str, int],
+    fold_constants: bool = True,
 ) -> bytes:
     """Return the serialized ONNX graph of a module.
 
@@ -26,6 +30,7 @@ def export_onnx(
       inputs: Example tensors by the names of the graph's inputs. No dynamic axis has size 1.
       outputs: Names of the graph's outputs.
       dynamic_axes: The axis with the streams of each input and output that has one. All other sizes are constants.
+      fold_constants: Replace operations on constants by their results. Otherwise, parameters keep their names.
     """
     file = io.BytesIO()
     export_by_tracing(
@@ -36,8 +41,31 @@ def export_onnx(
         output_names=list(outputs),
         dynamic_axes={name: {axis: "N"} for name, axis in dynamic_axes.items()},
         opset_version=OPSET,
+        do_constant_folding=fold_constants,
     )
     return file.getvalue()
+
+
+def without_values(graph: bytes, names: Collection[str]) -> bytes:
+    """Return a serialized graph without the values of some of its constants.
+
+    A session gets them by `SessionOptions.add_external_initializers`.
+
+    Raises:
+      ValueError: The graph lacks one of the constants.
+    """
+    import onnx  # late: most commands import this module and export nothing
+
+    model = onnx.load_from_string(graph)
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    if missing := [name for name in names if name not in constants]:
+        raise ValueError(f"the graph has no constant {missing[0]}: expected one for each of {len(names)} parameters")
+    for name in names:
+        constants[name].ClearField("raw_data")
+        constants[name].data_location = onnx.TensorProto.EXTERNAL
+        constants[name].external_data.add(key="location", value="none")  # required, and not read
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 class WeightsAsInputs(nn.Module):

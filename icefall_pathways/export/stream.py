@@ -1,18 +1,20 @@
 """The streaming encoder as an ONNX graph that all languages share.
 
-Masked weights are inputs of the graph, so that one graph, and one copy of all other weights, serve every language.
+Masked weights are not in the graph: a session of the graph receives those of its language as constants.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from icefall_pathways.export.onnx import WeightsAsInputs, export_onnx
+from icefall_pathways.export.onnx import export_onnx, without_values
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
 
 _EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
+_PREFIX = "model."  # of parameters of `_StreamModule`
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class StreamGraph:
 
     Attributes:
       onnx: The serialized graph.
-      inputs: Names of its inputs without weights: `x` (N, chunk_window, 80), `x_lens` (N,), `state_0`, ...
+      inputs: Names of its inputs: `x` (N, chunk_window, 80), `x_lens` (N,), `state_0`, ...
       outputs: Names of its outputs: `encoder_out` (N, chunk_shift / 4, D), `encoder_out_lens` (N,), `new_state_0`, ...
-      weights: Names of the inputs that are weights; see `language_weights`.
+      weights: Names of the constants without values; see `language_weights`.
     """
 
     onnx: bytes
@@ -32,39 +34,43 @@ class StreamGraph:
     weights: tuple[str, ...]
 
 
-def export_stream(model: Transducer, masked_weights: Mapping[str, Tensor]) -> StreamGraph:
+def export_stream(model: Transducer, masked: Collection[str]) -> StreamGraph:
     """Export `model.stream` with its present chunk size.
 
     Args:
       model: A transducer in eval mode on a CPU.
-      masked_weights: Parameters that differ between languages, with the values of any language, by name.
+      masked: Names of the encoder's parameters that differ between languages.
     """
-    folded = fold(model, masked_weights)
-    weights = {name: weight for name, weight in folded.weights.items() if name.startswith("encoder")}
+    parameters = dict(model.named_parameters())
+    folded = fold(model, {name: parameters[name] for name in masked})
+    for i, parameter in enumerate(folded.weights.values()):
+        parameter.data = torch.full_like(parameter, i)  # the exporter merges constants that are equal
     x, x_lens, states = example_chunk(model, _EXAMPLE_STREAMS)
     state_names = [f"state_{i}" for i in range(len(states))]
     inputs = {"x": x, "x_lens": x_lens, **dict(zip(state_names, states, strict=True))}
     outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in state_names)]
     axes = [0, 0, *model.encoder.state_axes]
     graph = export_onnx(
-        WeightsAsInputs(_StreamModule(folded.model), folded.model, weights).eval(),
-        inputs | weights,
+        _StreamModule(folded.model).eval(),
+        inputs,
         outputs,
         dict(zip([*inputs, *outputs], axes * 2, strict=True)),
+        fold_constants=False,  # it would merge weights with the operations on them
     )
-    return StreamGraph(graph, tuple(inputs), tuple(outputs), tuple(weights))
+    weights = tuple(_PREFIX + name for name in folded.weights)
+    return StreamGraph(without_values(graph, weights), tuple(inputs), tuple(outputs), weights)
 
 
 def language_weights(
     model: Transducer, masked_weights: Mapping[str, Tensor], names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Return the inputs `names` of an exported graph for a language; those of linear layers are not copied."""
+    """Return the values of the constants `names` of an exported graph for a language; linear layers are not copied."""
     weights = fold(model, masked_weights).weights
-    return {name: weights[name] for name in names}
+    return {name: weights[name.removeprefix(_PREFIX)].detach() for name in names}
 
 
 class _StreamModule(nn.Module):
-    """`Transducer.stream` as a function of tensors only."""
+    """`Transducer.stream` as a function of tensors only: the chunk and the state."""
 
     def __init__(self, model: Transducer) -> None:
         super().__init__()

@@ -72,22 +72,34 @@ class _Product(torch.autograd.Function):
         return g.op("Reshape", out, shape)
 
 
-def fold(model: Transducer, weights: Mapping[str, Tensor], derive: bool = True) -> FoldedModel:
+def fold(model: Transducer, weights: Mapping[str, Tensor], as_inputs: bool = False) -> FoldedModel:
     """Return an equivalent model for `stream` with its present chunk size.
 
     Args:
       model: The model, in eval mode.
       weights: Tensors that replace parameters (masked weights), by parameter name. The parameters that depend on them
         have the same names, shapes and order for any tensors with these names.
-      derive: Fold modules with such parameters, too. False keeps these modules, so that the parameters that depend on
-        `weights` are `weights`.
+      as_inputs: `weights` are inputs of the graph instead of constants. Modules with such parameters are not folded, so
+        that the parameters that depend on `weights` are `weights`, and linear layers read them in the order in memory.
     """
     folded = _with_weights(model, weights)
     inputs = _inputs_of_foldable_modules(folded)
-    if not derive:
+    if as_inputs:
         kept = {path for path in inputs if any(name.startswith(f"{path}.") for name in weights)}
         inputs = {path: args for path, args in inputs.items() if path not in kept}
-    return FoldedModel(folded, _fold_children(folded, "", inputs, set(weights)))
+    variable = _fold_children(folded, "", inputs, set(weights))
+    if as_inputs:
+        _fold_linear_layers(folded, weights)
+    return FoldedModel(folded, variable)
+
+
+def _fold_linear_layers(model: nn.Module, weights: Collection[str]) -> None:
+    """Fold the linear layers that have these weights, in place."""
+    for path in (name.removesuffix(".weight") for name in weights if name.endswith(".weight")):
+        module = model.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, FoldedLinear(module))
 
 
 def _fold_children(
@@ -102,8 +114,6 @@ def _fold_children(
             setattr(parent, name, module := module.folded(*inputs[path]))
             variable.update(module.named_parameters(path) if module_replaced else ())
             continue
-        if isinstance(module, nn.Linear) and f"{path}.weight" in replaced:
-            setattr(parent, name, module := FoldedLinear(module))
         own = module.named_parameters(path, recurse=False)
         variable.update((key, parameter) for key, parameter in own if key in replaced)
         variable.update(_fold_children(module, f"{path}.", inputs, replaced))

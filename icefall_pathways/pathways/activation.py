@@ -1,8 +1,7 @@
 """Forward and backward passes through the sub-network of one language."""
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.pathways.bits import apply_mask
+from icefall_pathways.pathways.language_cache import LanguageCache
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.prunable import parameter_owners
 
@@ -47,13 +47,6 @@ def activate(
         yield
 
 
-class FoldedWeights(dict[str, Tensor]):
-    """`mask * weight` of every masked parameter for a language, by parameter name; equal to itself only, for caches."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-    __eq__ = object.__eq__
-
-
 class FoldedPathways:
     """Cached sub-networks for inference: `mask * weight` is computed at the first use of a language.
 
@@ -70,9 +63,8 @@ class FoldedPathways:
     def __init__(self, model: nn.Module, masks: PathwayMasks | None, max_bytes: float = math.inf) -> None:
         self.model = model
         self.masks = masks
-        self.max_bytes = max_bytes
-        self._cache: OrderedDict[str, tuple[FoldedWeights, list[_Product]]] = OrderedDict()
-        self._dense = FoldedWeights()
+        self._excluded: frozenset[str] = frozenset()
+        self._cache: LanguageCache[dict[str, _Product]] = LanguageCache(max_bytes, _size)
 
     @contextmanager
     def activate(self, language: str) -> Iterator[None]:
@@ -80,37 +72,37 @@ class FoldedPathways:
         if self.masks is None:
             yield
             return
-        with _shadow(self._fold(language)[1]):
+        with _shadow(self._cache.get(language, partial(self._products, language, self._excluded)).values()):
             yield
 
-    def weights(self, language: str) -> FoldedWeights:
-        """Return the products of a language; the same object as long as they are cached."""
-        return self._dense if self.masks is None else self._fold(language)[0]
+    def weights(self, language: str) -> dict[str, Tensor]:
+        """Compute the products of a language, by parameter name; they are not cached."""
+        return {name: product.value for name, product in self._products(language, ()).items()}
+
+    def exclude(self, names: Collection[str]) -> None:
+        """Leave these parameters dense from now on, and drop their products: torch no longer computes with them."""
+        self._excluded = frozenset(names)
+        self._cache.clear()
+
+    @property
+    def max_bytes(self) -> float:
+        """Memory of the cached products."""
+        return self._cache.max_bytes
 
     @property
     def cached_languages(self) -> list[str]:
         """Languages whose products are cached, the most recently used one last."""
-        return list(self._cache)
+        return self._cache.languages
 
-    def _fold(self, language: str) -> "tuple[FoldedWeights, list[_Product]]":
-        assert self.masks is not None
-        if language not in self._cache:
-            self._make_room()
-            with torch.no_grad():
-                products = _products(self.model, self.masks, language)
-            weights = FoldedWeights((name, product.value) for name, product in products.items())
-            self._cache[language] = weights, list(products.values())
-        self._cache.move_to_end(language)
-        return self._cache[language]
+    @torch.no_grad()
+    def _products(self, language: str, excluded: Collection[str]) -> "dict[str, _Product]":
+        if self.masks is None:
+            return {}
+        return _products(self.model, self.masks, language, excluded=excluded)
 
-    def _make_room(self) -> None:
-        """Drop languages until another one fits."""
-        while self._cache:
-            weights, _ = next(iter(self._cache.values()))
-            size = sum(weight.numel() * weight.element_size() for weight in weights.values())
-            if size * (len(self._cache) + 1) <= self.max_bytes:
-                return
-            self._cache.popitem(last=False)
+
+def _size(products: "dict[str, _Product]") -> int:
+    return sum(value.numel() * value.element_size() for value, _ in products.values())
 
 
 class _Product(NamedTuple):
@@ -121,20 +113,27 @@ class _Product(NamedTuple):
 
 
 def _products(
-    model: nn.Module, masks: PathwayMasks, language: str, observer: GradientObserver | None = None
+    model: nn.Module,
+    masks: PathwayMasks,
+    language: str,
+    observer: GradientObserver | None = None,
+    excluded: Collection[str] = (),
 ) -> dict[str, _Product]:
-    """Return the products of all masked parameters, by parameter name; `observer` as in `activate`."""
+    """Return the products of masked parameters, by parameter name; `observer` as in `activate`."""
     all_owners = parameter_owners(model)
     products = {}
     for name in masks.names:
+        if name in excluded:
+            continue
         if name not in all_owners:
             raise MasksError(
                 f"the masks belong to another model, which has a parameter {name}: use masks of this model"
             )
         owners = all_owners[name]
-        _check_not_shadowed(owners)
         module, attribute = owners[0]
-        value = apply_mask(module.get_parameter(attribute), masks.mask(name, language))
+        parameter = module._parameters[attribute]  # `get_parameter` returns the product if one is active
+        assert parameter is not None
+        value = apply_mask(parameter, masks.mask(name, language))
         if observer is not None and value.requires_grad:
             value.register_hook(partial(observer, language, name))
         products[name] = _Product(value, owners)

@@ -108,7 +108,7 @@ class SpeechModel:
                 f"the model in {config.exp_dir} is not calibrated for language identification: specify one of "
                 f"{', '.join(languages)}, or run icefall-pathways calibrate-language-id before starting the server"
             )
-        decoder.encoder.start_onnx(languages[0])  # the export takes seconds: not while streams are open
+        decoder.encoder.start_onnx(list(decoder.searches))  # the export takes seconds: not while streams are open
         symbols = trained.tokenizer.symbols
         recognizer = Recognizer(
             decoder, config.endpoint, identifier, lambda token: symbols[token].startswith(WORD_BOUNDARY)

@@ -70,6 +70,27 @@ def test_engines_decode_the_same_tokens(monkeypatch, model, masks):
     assert len(exports) == 1 and len(pathways.cached_languages) == 1
 
 
+@pytest.mark.parametrize("num_kept", [1, 2, 3])
+def test_sessions_are_kept_within_the_memory_of_pathways(monkeypatch, model, masks, num_kept):
+    """And the weights of an encoder in ONNX Runtime are not in the memory of torch."""
+    names = [name for name in masks.names if name.startswith("encoder")]
+    size = sum(model.get_parameter(name).numel() * 4 for name in names)
+    pathways, created = FoldedPathways(model, masks, max_bytes=num_kept * size), []
+    encoder = StreamEncoder(model, pathways, "onnx")
+    original = pathways.weights
+    monkeypatch.setattr(pathways, "weights", lambda language: created.append(language) or original(language))
+    encoder.start_onnx(["en", "fr", "it"])
+    assert created == ["en", "fr", "it"]
+    encoder.start_onnx(["it", "fr", "en"][:num_kept])
+    assert created == ["en", "fr", "it"]
+    encoder.start_onnx(["en"])
+    assert len(created) == (3 if num_kept == 3 else 4)
+    with pathways.activate("en"):
+        for module, attribute in (name.rsplit(".", 1) for name in masks.names):
+            is_active = attribute in vars(model.get_submodule(module))
+            assert is_active == (f"{module}.{attribute}" not in names)
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
@@ -100,5 +121,5 @@ def test_onnx_is_rejected_on_gpus():
     encoder = StreamEncoder(model, None, "auto", onnx_after=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encoder.start_onnx("en")
+        encoder.start_onnx(["en"])
     assert encoder.current_engine == "eager"

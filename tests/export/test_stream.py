@@ -1,6 +1,8 @@
 """The exported streaming encoder equals the model."""
 
 import copy
+import itertools
+import math
 import warnings
 
 import onnx
@@ -46,13 +48,15 @@ def make(kind):
 class Runner:
     """Run an exported graph as `Transducer.stream`."""
 
-    def __init__(self, graph):
+    def __init__(self, graph, weights):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight.numpy()) for weight in weights.values()]
+        options.add_external_initializers(list(weights), values)
         self.graph, self.session = graph, onnxruntime.InferenceSession(graph.onnx, options)
 
-    def __call__(self, x, x_lens, states, weights):
-        inputs = dict(zip(self.graph.inputs, [x, x_lens, *states], strict=True)) | weights
+    def __call__(self, x, x_lens, states):
+        inputs = dict(zip(self.graph.inputs, [x, x_lens, *states], strict=True))
         used = {value.name: inputs[value.name].numpy() for value in self.session.get_inputs()}
         out, lens, *states = map(torch.from_numpy, self.session.run(self.graph.outputs, used))
         return out, lens, states
@@ -73,9 +77,9 @@ def _close(actual, expected):
 @torch.inference_mode()
 def test_graph_equals_model_for_any_number_of_streams_of_any_age(kind):
     model = make(kind)
-    graph = export_stream(model, {})
+    graph = export_stream(model, [])
     assert not graph.weights
-    run = Runner(graph)
+    run = Runner(graph, {})
     states = model.init_states(1)
     for streams in (1, 1, 4, 4, 2, 3, 7, 7, 5, 16, 1, 2):
         joined = model.unstack_states(states)[:streams]
@@ -84,7 +88,7 @@ def test_graph_equals_model_for_any_number_of_streams_of_any_age(kind):
         before = copy.deepcopy(states)
         x, x_lens = _chunk(model, streams)
         expected_out, expected_lens, expected_states = model.stream(x, x_lens, states)
-        out, lens, new_states = run(x, x_lens, states, {})
+        out, lens, new_states = run(x, x_lens, states)
         _close(out, expected_out)
         assert torch.equal(lens, expected_lens)
         assert [state.dtype for state in new_states] == [state.dtype for state in expected_states]
@@ -96,35 +100,51 @@ def test_graph_equals_model_for_any_number_of_streams_of_any_age(kind):
 @pytest.mark.parametrize("kind, roots", [("emformer-memory", ("encoder", "decoder")), ("zipformer", None)])
 @torch.inference_mode()
 def test_one_graph_encodes_every_language(kind, roots):
-    """Its constants are the weights that no mask covers; masked weights of linear layers are passed without a copy."""
+    """Also those whose weights are equal to others or zero, and after the memory of the weights has been reused."""
     model = make(kind)
-    masks = random_masks(model, ["en", "fr"], roots)
+    masks = random_masks(model, ["en", "fr", "it"], roots)
+    for name in masks.names:
+        masks.set_mask(name, "it", torch.zeros(masks.codes[name].shape, dtype=torch.bool))
     pathways = FoldedPathways(model, masks)
     stored = {name: weight.clone() for name, weight in model.state_dict().items()}
-    graph = export_stream(model, pathways.weights("en"))
-    run, encoded = Runner(graph), []
+    graph = export_stream(model, [name for name in masks.names if name.startswith("encoder")])
+    encoded = []
     x, x_lens = _chunk(model, 2)
-    for language in ("fr", "en"):
+    for language in ("it", "fr", "en"):
         with pathways.activate(language):
             expected, _, _ = model.stream(x, x_lens, model.init_states(2))
-        weights = language_weights(model, pathways.weights(language), graph.weights)
-        encoded.append(run(x, x_lens, model.init_states(2), weights)[0])
+        products = pathways.weights(language)
+        weights = language_weights(model, products, graph.weights)
+        run = Runner(graph, weights)
+        for weight in (*products.values(), *weights.values()):
+            weight.fill_(torch.nan)
+        encoded.append(run(x, x_lens, model.init_states(2))[0])
         _close(encoded[-1], expected)
-        shared = {tensor.data_ptr() for tensor in pathways.weights(language).values()}
-        assert {name for name, tensor in weights.items() if tensor.data_ptr() not in shared} == {
-            name for name in weights if name.endswith(("matrices", "depthwise_conv.bias"))
-        }
-    assert not torch.allclose(*encoded, atol=1e-3)
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations(encoded, 2))
     assert all(torch.equal(weight, stored[name]) for name, weight in model.state_dict().items())
-    constants = {value.name.removeprefix("model.") for value in onnx.load_from_string(graph.onnx).graph.initializer}
-    assert not constants & set(masks.names)
+
+
+def test_constants_are_the_weights_that_no_mask_covers():
+    """A linear layer's weight of a language is not copied."""
+    model = make("zipformer")
+    masks = random_masks(model, ["en"])
+    graph = export_stream(model, [name for name in masks.names if name.startswith("encoder")])
+    sizes = [math.prod(each.dims) for each in onnx.load_from_string(graph.onnx).graph.initializer if each.raw_data]
+    covered = {name.removeprefix("model.") for name in graph.weights} | set(masks.names)
+    assert sum(sizes) < sum(weight.numel() for name, weight in model.named_parameters() if name not in covered) * 1.1
+    products = FoldedPathways(model, masks).weights("en")
+    shared = {weight.data_ptr() for weight in products.values()}
+    weights = language_weights(model, products, graph.weights)
+    assert {name for name, weight in weights.items() if weight.data_ptr() not in shared} == {
+        name for name in weights if name.endswith(("matrices", "depthwise_conv.bias"))
+    }
 
 
 def test_export_is_the_one_by_tracing_and_warns_of_nothing():
     """On both versions of torch; the other exporter of newer versions names its metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        graph = onnx.load_from_string(export_stream(make("emformer"), {}).onnx)
+        graph = onnx.load_from_string(export_stream(make("emformer"), []).onnx)
     assert not torch_compat.is_exporting()
     assert {opset.domain: opset.version for opset in graph.opset_import} == {"": 17}
     assert graph.producer_name == "pytorch" and not graph.metadata_props

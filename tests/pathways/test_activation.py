@@ -44,13 +44,34 @@ def test_output_equals_output_of_premultiplied_weights(model, masks, x):
 def test_folded_pathways_drop_the_least_recently_used_language(model, masks):
     size = sum(masks.codes[name].numel() * 4 for name in masks.names)
     folded = FoldedPathways(model, masks, max_bytes=2 * size)
-    first = folded.weights("en")
-    assert folded.weights("fr") is not first and folded.weights("en") is first
-    folded.weights("it")
-    assert folded.cached_languages == ["en", "it"] and folded.weights("en") is first
-    folded.max_bytes = 0
-    assert all(torch.equal(a, b) for a, b in zip(first.values(), folded.weights("en").values(), strict=True))
-    assert folded.weights("fr").keys() == first.keys() and folded.cached_languages == ["fr"]
+
+    def use(*languages):
+        for language in languages:
+            with folded.activate(language):
+                weight = model.linear.weight
+        return weight
+
+    first = use("en")
+    assert use("fr") is not first and use("en") is first
+    assert use("it", "en") is first and folded.cached_languages == ["it", "en"]
+    assert torch.equal(use("fr", "it", "en"), first) and use("en") is not first
+    only = FoldedPathways(model, masks, max_bytes=0)
+    for language in ("en", "fr"):
+        with only.activate(language):
+            assert only.cached_languages == [language]
+
+
+def test_excluded_parameters_are_dense(model, masks, x):
+    """Also where they were active before; their products can still be computed."""
+    folded = FoldedPathways(model, masks)
+    with torch.no_grad(), folded.activate("en"):
+        assert not torch.equal(model.linear.weight, dict(model.named_parameters())["linear.weight"])
+        convolution = model.conv1d.weight
+    folded.exclude(["linear.weight"])
+    with torch.no_grad(), folded.activate("en"):
+        assert model.linear.weight is dict(model.named_parameters())["linear.weight"]
+        assert torch.equal(model.conv1d.weight, convolution)
+    assert set(folded.weights("en")) == set(masks.names)
 
 
 def test_folded_pathways_match_activate_and_multiply_once(model, masks, x):

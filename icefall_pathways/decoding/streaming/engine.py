@@ -1,25 +1,27 @@
-"""Engines that encode the chunks of streams: eager torch, and ONNX Runtime on CPUs, in about half the time.
+"""Engines that encode the chunks of streams: eager torch, and ONNX Runtime on CPUs, in half the time or less.
 
-One ONNX graph serves all languages: their masked weights are its inputs, in the memory that eager torch uses, too.
+The model is exported once. Each language has a session of ONNX Runtime, with its masked weights as constants.
 """
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from icefall_pathways.errors import first_line
-from icefall_pathways.export.stream import export_stream, language_weights
+from icefall_pathways.export.stream import StreamGraph, export_stream, language_weights
 from icefall_pathways.models.transducer import Transducer
-from icefall_pathways.pathways.activation import FoldedPathways, FoldedWeights
+from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.pathways.language_cache import LanguageCache
 
 if TYPE_CHECKING:
-    import numpy as np
+    from onnxruntime import InferenceSession
 
 Engine = Literal["auto", "onnx", "eager"]
 """Name of an engine; auto: eager torch at first, ONNX Runtime when that has paid off and works, see `StreamEncoder`."""
@@ -37,12 +39,18 @@ class EngineError(ValueError):
 class OnnxEncoder:
     """`Transducer.stream` by ONNX Runtime, with the threads of torch.
 
-    Later changes of the model, its weights, masks or chunk size have no effect.
+    Weights are constants of a session, which ONNX Runtime packs in advance and without which it cannot choose the
+    layout of convolutions: inputs in their place would take one and a half times as long. Later changes of the model,
+    its weights, masks or chunk size have no effect.
 
     Args:
       model: A transducer in eval mode on a CPU.
-      pathways: The languages' sub-networks of `model`; None to run the dense model.
-      language: Any of the languages.
+      pathways: The languages' sub-networks of `model`; its memory limit applies to the masked weights in the sessions.
+        None runs the dense model.
+      language: The first language.
+
+    Attributes:
+      masked: Names of the parameters of the encoder that differ between languages.
 
     Raises:
       EngineError: ONNX Runtime is not installed, or the model cannot be exported.
@@ -51,44 +59,76 @@ class OnnxEncoder:
     def __init__(self, model: Transducer, pathways: FoldedPathways | None, language: str) -> None:
         self._model = model
         self._pathways = FoldedPathways(model, None) if pathways is None else pathways
-        self._weights: WeakKeyDictionary[FoldedWeights, dict[str, np.ndarray]] = WeakKeyDictionary()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError(
-                f"onnxruntime cannot be imported ({first_line(error)}): install it, or pass --engine eager"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = _LOG_ERRORS
-        try:
-            graph = export_stream(model, self._pathways.weights(language))
-            with TemporaryDirectory() as folder:  # a session of serialized bytes would keep them in memory
-                path = Path(folder) / "encoder.onnx"
-                path.write_bytes(graph.onnx)
-                self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        except Exception as error:  # the exporter and the runtime raise many kinds of exceptions
-            raise EngineError(
-                f"the encoder cannot run in ONNX Runtime ({type(error).__name__}: {first_line(error)}): "
-                "pass --engine eager"
-            ) from error
-        self._graph = replace(graph, onnx=b"")
-        self._inputs = {value.name for value in self._session.get_inputs()}  # without those that have no effect
+        masks = self._pathways.masks
+        self.masked = [] if masks is None else [name for name in masks.names if name.startswith("encoder")]
+        parameters = dict(model.named_parameters())
+        num_bytes = sum(parameters[name].numel() * parameters[name].element_size() for name in self.masked)
+        self._sessions: LanguageCache[_Session] = LanguageCache(self._pathways.max_bytes, lambda _: num_bytes)
+        with _engine_errors():
+            self._graph = export_stream(model, self.masked)
+            self._session(language)
+        if not self.masked:
+            self._graph = replace(self._graph, onnx=b"")  # no other session follows
+
+    def prepare(self, languages: Iterable[str]) -> None:
+        """Create the sessions of languages, which otherwise happens at their first use and takes up to seconds."""
+        for language in languages:
+            self._session(language)
 
     def stream(self, language: str, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> Encoded:
         """Encode one chunk of every stream of a language; see `Transducer.stream`."""
-        tensors = zip(self._graph.inputs, [x, x_lens, *states], strict=True)
-        inputs = {name: tensor.numpy() for name, tensor in tensors if name in self._inputs}
-        outputs = self._session.run(self._graph.outputs, inputs | self._language_weights(language))
+        return self._session(language).stream(x, x_lens, states)
+
+    def _session(self, language: str) -> "_Session":
+        key = language if self.masked else ""
+        return self._sessions.get(key, lambda: self._create_session(language))
+
+    def _create_session(self, language: str) -> "_Session":
+        weights = {}
+        if self.masked:
+            weights = language_weights(self._model, self._pathways.weights(language), self._graph.weights)
+        return _Session(self._graph, weights)
+
+
+class _Session:
+    """A session of ONNX Runtime that runs a graph with the weights of one language."""
+
+    def __init__(self, graph: StreamGraph, weights: dict[str, Tensor]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = _LOG_ERRORS
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight.numpy()) for weight in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        with TemporaryDirectory() as folder:  # a session of serialized bytes would keep them in memory
+            path = Path(folder) / "encoder.onnx"
+            path.write_bytes(graph.onnx)
+            self._session: InferenceSession = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        used = {value.name for value in self._session.get_inputs()}  # without those that have no effect
+        self._inputs = [(index, name) for index, name in enumerate(graph.inputs) if name in used]
+        self._outputs = graph.outputs
+
+    def stream(self, x: Tensor, x_lens: Tensor, states: list[Tensor]) -> Encoded:
+        tensors = [x, x_lens, *states]
+        outputs = self._session.run(self._outputs, {name: tensors[index].numpy() for index, name in self._inputs})
         out, lens, *new_states = map(torch.from_numpy, outputs)
         return out, lens, new_states
 
-    def _language_weights(self, language: str) -> "dict[str, np.ndarray]":
-        masked = self._pathways.weights(language)
-        if masked not in self._weights:
-            weights = language_weights(self._model, masked, self._graph.weights)
-            self._weights[masked] = {name: weight.numpy() for name, weight in weights.items() if name in self._inputs}
-        return self._weights[masked]
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Raise all exceptions as `EngineError`: the exporter and the runtime raise many kinds of them."""
+    try:
+        yield
+    except ImportError as error:
+        raise EngineError(
+            f"onnxruntime cannot be imported ({first_line(error)}): install it, or pass --engine eager"
+        ) from error
+    except Exception as error:
+        raise EngineError(
+            f"the encoder cannot run in ONNX Runtime ({type(error).__name__}: {first_line(error)}): pass --engine eager"
+        ) from error
 
 
 class StreamEncoder:
@@ -133,28 +173,35 @@ class StreamEncoder:
         Raises:
           EngineError: ONNX Runtime cannot run the model, and the engine is "onnx".
         """
-        if self._num_batches >= self.onnx_after:
-            self.start_onnx(language)
+        if self._onnx is None and self._num_batches >= self.onnx_after:
+            self.start_onnx([language])
         self._num_batches += 1
         if self._onnx is None:
             return self.model.stream(x, x_lens, states)
         return self._onnx.stream(language, x, x_lens, states)
 
-    def start_onnx(self, language: str) -> None:
-        """Export the model, unless the engine is "eager"; a further call has no effect.
+    def start_onnx(self, languages: Sequence[str]) -> None:
+        """Prepare ONNX Runtime for languages, unless the engine is "eager"; others follow at their first use.
 
-        Args:
-          language: Any of the languages.
+        From then on, `pathways` activates the predictor's sub-networks only.
 
         Raises:
           EngineError: ONNX Runtime cannot run the model, and the engine is "onnx".
         """
-        if self._onnx is not None or self.engine == "eager":
-            return
+        if self._onnx is None and self.engine != "eager":
+            self._onnx = self._try_onnx(languages[0])
+        if self._onnx is not None:
+            self._onnx.prepare(languages)
+
+    def _try_onnx(self, language: str) -> OnnxEncoder | None:
         try:
-            self._onnx = OnnxEncoder(self.model, self.pathways, language)
+            encoder = OnnxEncoder(self.model, self.pathways, language)
         except EngineError as error:
             if self.engine == "onnx":
                 raise
             self.engine = "eager"
             warnings.warn(f"{error} (continuing with eager torch, which takes about twice the time)", stacklevel=2)
+            return None
+        if self.pathways is not None:
+            self.pathways.exclude(encoder.masked)
+        return encoder
