@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.ranges import Options, PositiveFloat, Share, SignedFloat
+from icefall_pathways.ranges import Options, PositiveFloat, Range, Share, SignedFloat
 
 _FLOOR = math.log(torch.finfo(torch.float32).eps)  # log-mel energy of digital silence
 _NEPERS_PER_DB = math.log(10) / 10  # of energy
@@ -30,6 +31,10 @@ _SMOOTHING = 7  # frames over which the energy is averaged to find a pause: 70 m
 @dataclass(frozen=True)
 class PerturbationConfig(Options):
     """Options of the level, silence and noise of training cuts."""
+
+    shift_perturb: Annotated[float, Range(0)] = 0.32
+    """Largest duration of the silence before the cuts of every training batch, in seconds, uniformly distributed, so
+    that speech starts anywhere in a chunk; 0: none."""
 
     volume_perturb: bool = True
     """Change the level of training batches at random."""
@@ -55,8 +60,18 @@ class PerturbationConfig(Options):
 
     @property
     def max_added_frames(self) -> int:
+        """Largest number of frames that --shift-perturb and --silence-perturb add to a cut."""
+        return self.max_shift + self.max_silence
+
+    @property
+    def max_shift(self) -> int:
+        """Largest number of frames that --shift-perturb adds to a cut."""
+        return _num_frames(self.shift_perturb)
+
+    @property
+    def max_silence(self) -> int:
         """Largest number of frames that --silence-perturb adds to a cut."""
-        return round(self.silence_perturb_seconds * SAMPLE_RATE / FRAME_SHIFT) if self.silence_perturb else 0
+        return _num_frames(self.silence_perturb_seconds) if self.silence_perturb else 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +93,7 @@ def perturb(batch: Batch, config: PerturbationConfig, seed: int) -> Batch:
     perturbed = batch.with_utterances(perturb_features(batch.utterances, config, seed))
     if np.random.default_rng([seed, 1]).random() >= config.join_perturb:
         return perturbed
-    return perturbed.join_pairs(round(config.join_perturb_seconds * SAMPLE_RATE / FRAME_SHIFT))
+    return perturbed.join_pairs(_num_frames(config.join_perturb_seconds))
 
 
 def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, seed: int) -> list[Tensor]:
@@ -96,10 +111,17 @@ def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, s
     if config.volume_perturb:
         gain = _NEPERS_PER_DB * rng.uniform(config.volume_perturb_min, config.volume_perturb_max)
         utterances = [(x + gain).clamp(min=_FLOOR) for x in utterances]
+    if config.shift_perturb:
+        num_frames = int(rng.integers(config.max_shift + 1))
+        utterances = [torch.cat([x.new_full((num_frames, x.size(1)), _FLOOR), x]) for x in utterances]
     if rng.random() < config.silence_perturb:
-        num_frames = round(config.max_added_frames * rng.random() ** 2)  # short ones are more frequent
+        num_frames = round(config.max_silence * rng.random() ** 2)  # short ones are more frequent
         utterances = [_add_silence(x, num_frames, rng) for x in utterances]
     return list(utterances)
+
+
+def _num_frames(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE / FRAME_SHIFT)
 
 
 def _add_silence(speech: Tensor, num_frames: int, rng: np.random.Generator) -> Tensor:

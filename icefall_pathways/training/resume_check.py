@@ -44,7 +44,13 @@ _FIXED_PROPERTIES: dict[str, Callable[[Description], Any]] = {
 }
 
 # Values of options in runs of versions that did not have these options, if they are not the present defaults.
-_PREVIOUS_VALUES = {"volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0, "level_norm": "none"}
+_PREVIOUS_VALUES = {
+    "volume_perturb": False,
+    "shift_perturb": 0.0,
+    "silence_perturb": 0.0,
+    "join_perturb": 0.0,
+    "level_norm": "none",
+}
 
 # Options that can change without an effect on the weights, or that are compared in another way.
 _IGNORED_OPTIONS = (

@@ -25,7 +25,7 @@ from icefall_pathways.data.usable_cuts import drop_report
 
 def data_module(corpus: Path, tokenizer: Tokenizer | None, **options: Any) -> SpeechDataModule:
     defaults = {"languages": "en fr it", "max_duration": 12.0, "num_workers": 0, "num_buckets": 3}
-    defaults |= {"volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0}
+    defaults |= {"volume_perturb": False, "shift_perturb": 0.0, "silence_perturb": 0.0, "join_perturb": 0.0}
     return SpeechDataModule(DataConfig(manifest_dir=corpus, **(defaults | options)), tokenizer)
 
 

@@ -37,7 +37,8 @@ def make_cut(index: int, num_frames: int) -> MonoCut:
 
 
 def config(**options: Any) -> PerturbationConfig:
-    return PerturbationConfig(**{"volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0} | options)
+    defaults = {"volume_perturb": False, "shift_perturb": 0.0, "silence_perturb": 0.0, "join_perturb": 0.0}
+    return PerturbationConfig(**defaults | options)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -115,6 +116,18 @@ def test_share_of_perturbed_batches_and_mean_duration() -> None:
     assert max(added) > 200
 
 
+def test_every_batch_starts_with_silence_of_a_uniformly_distributed_duration() -> None:
+    utterances = speech(20, 15)
+    added = []
+    for seed in range(400):
+        features = perturb_features(utterances, config(shift_perturb=0.3), seed)
+        (num_frames,) = {len(x) - len(utterance) for x, utterance in zip(features, utterances, strict=True)}
+        for x, utterance in zip(features, utterances, strict=True):
+            assert torch.equal(x[num_frames:], utterance) and (x[:num_frames] == _FLOOR).all()
+        added.append(num_frames)
+    assert set(added) == set(range(31)) and 13 < np.mean(added) < 17
+
+
 def test_draws_depend_on_the_seed_only() -> None:
     utterances, options = speech(50, 40), PerturbationConfig(silence_perturb=1.0)
     expected = perturb_features(utterances, options, 3)
@@ -129,7 +142,7 @@ def test_draws_depend_on_the_seed_only() -> None:
 
 def test_disabled_perturbation_gives_the_batches_of_lhotse_with_spec_augment(tmp_path) -> None:
     cuts = CutSet.from_cuts(make_cuts(tmp_path, "en", "en", [300, 250, 200]))
-    options = AugmentationConfig(volume_perturb=False, silence_perturb=0.0, join_perturb=0.0)
+    options = AugmentationConfig(volume_perturb=False, shift_perturb=0.0, silence_perturb=0.0, join_perturb=0.0)
     batch = SpeechDataset(Augmentation(options), False, None)[BatchPlan(1, "en", cuts, 5)]
     transform = SpecAugment(80, 2, 27, 10, 100, 0.15)
     with seeded(5):
@@ -140,7 +153,7 @@ def test_disabled_perturbation_gives_the_batches_of_lhotse_with_spec_augment(tmp
 
 def test_perturbed_batches_keep_their_supervisions(tmp_path) -> None:
     cuts = CutSet.from_cuts(make_cuts(tmp_path, "en", "en", [300, 250, 200]))
-    options = AugmentationConfig(enable_spec_aug=False, silence_perturb=1.0, join_perturb=0.0)
+    options = AugmentationConfig(enable_spec_aug=False, shift_perturb=0.0, silence_perturb=1.0, join_perturb=0.0)
     plan = BatchPlan(1, "en", cuts, 5)
     batch, plain = (SpeechDataset(augmentation, False, None)[plan] for augmentation in (Augmentation(options), None))
     assert (batch.cut_ids, batch.texts) == (plain.cut_ids, plain.texts)

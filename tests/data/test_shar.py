@@ -111,7 +111,8 @@ def test_interrupted_writing_resumes_with_the_finished_shards(index, files, monk
 
 def data_module(folder, tokenizer, **options):
     defaults = {"manifest_dir": folder, "languages": "en", "num_workers": 0, "max_duration": 8.0, "from_shar": True}
-    defaults |= {"enable_spec_aug": False, "volume_perturb": False, "silence_perturb": 0.0, "join_perturb": 0.0}
+    defaults |= {"enable_spec_aug": False, "volume_perturb": False}
+    defaults |= {"shift_perturb": 0.0, "silence_perturb": 0.0, "join_perturb": 0.0}
     return SpeechDataModule(DataConfig(**defaults | options), tokenizer)
 
 

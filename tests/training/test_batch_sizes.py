@@ -15,7 +15,7 @@ def make_trainer(corpus, tmp_path, **data):
 
 @pytest.fixture
 def trainer(corpus, tmp_path):
-    return make_trainer(corpus, tmp_path, silence_perturb=0.0)
+    return make_trainer(corpus, tmp_path, shift_perturb=0.0, silence_perturb=0.0)
 
 
 def scan(trainer, room, error="CUDA out of memory. Tried to allocate 20 MiB"):
@@ -38,8 +38,15 @@ def test_the_scan_returns_the_largest_batch_that_fits(trainer):
         assert int(result.max_duration / longest) * longest <= 15 < int(1.25 * result.max_duration / longest) * longest
 
 
-def test_the_scan_includes_the_silence_that_training_may_add(corpus, tmp_path):
-    trainer = make_trainer(corpus, tmp_path, silence_perturb=0.1, silence_perturb_seconds=2.0)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shift_perturb": 0.0, "silence_perturb": 0.1, "silence_perturb_seconds": 2.0},
+        {"shift_perturb": 2.0, "silence_perturb": 0.0},
+    ],
+)
+def test_the_scan_includes_the_silence_that_training_may_add(corpus, tmp_path, options):
+    trainer = make_trainer(corpus, tmp_path, **options)
     longest = trainer.data.training_cuts["en"].longest
     for result in scan(trainer, 1500):
         assert 1 <= int(result.max_duration / longest) <= 15 / (longest + 2)

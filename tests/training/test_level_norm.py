@@ -58,7 +58,7 @@ def test_resuming_with_another_normalization_is_an_error(config):
 def test_models_of_earlier_versions_are_not_normalized(config, tmp_path):
     path = layout.batch_checkpoint(config.training.exp_dir, 2)
     checkpoint = checkpoints.read(path)
-    names = ("level_norm", "volume_perturb", "silence_perturb", "join_perturb")
+    names = ("level_norm", "volume_perturb", "shift_perturb", "silence_perturb", "join_perturb")
     checkpoint["config"]["data"] = {k: v for k, v in checkpoint["config"]["data"].items() if k not in names}
     for name in (layout.BPE_MODEL_FILE, layout.TOKENS_FILE):
         (tmp_path / name).write_bytes((config.training.exp_dir / name).read_bytes())
