@@ -10,6 +10,7 @@ Usage:
     --languages fr,it --precisions int8 --license CC-BY-4.0
   ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format icefall --output-dir exp/pathways/icefall
   ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format onnx --output-dir exp/pathways/onnx
+  ./pruned_transducer_pathways/export.py --exp-dir exp/pathways --format sherpa-onnx-multilingual --check-utterances 20
 
 --format sherpa-onnx writes one model per language for sherpa-onnx, with the mask multiplied in. With
 --check-utterances, sherpa-onnx decodes test utterances, and the tokens are compared with the streaming decoder's.
@@ -17,6 +18,7 @@ Usage:
 and model card. Pathways.from_pretrained, and --exp-dir of the commands that decode, accept it as well.
 --format icefall writes LANGUAGE/pretrained.pt for icefall's own scripts, for Zipformers.
 --format onnx writes one model for all languages for ONNX Runtime; the language of each stream is an input.
+--format sherpa-onnx-multilingual writes one model for all languages for sherpa-onnx, as a NeMo transducer.
 """
 
 import shutil
@@ -24,6 +26,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.decoding.config import ModelSelection, TrainedModelConfig
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.experiment import layout
@@ -36,7 +39,7 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 __all__ = ["Config", "run"]
 
-Format = Literal["sherpa-onnx", "package", "icefall", "onnx"]
+Format = Literal["sherpa-onnx", "package", "icefall", "onnx", "sherpa-onnx-multilingual"]
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,34 @@ def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
             print(f"{language} {precision}: {sizes}")
     print(f"files: {config.output_dir / INDEX_FILE}", flush=True)
     if config.check_utterances:
-        data_config = replace(
-            trained.data_config,
-            languages=normalize_languages(languages),
-            manifest_dir=config.manifest_dir or trained.data_config.manifest_dir,
-        )
+        data_config = _data_config(config, trained)
         comparisons = compare_with_sherpa(trained, exported, data_config, config.check_utterances)
         print(format_comparisons(comparisons))
         check_equal(comparisons)
+
+
+def _export_multilingual_for_sherpa(config: Config, trained: TrainedModel) -> None:
+    from icefall_pathways.decoding.sherpa_check import compare_with_sherpa, format_comparisons
+    from icefall_pathways.export.sherpa_multilingual import export_sherpa_multilingual  # needs onnx
+
+    masks, precision = _masks_and_precision(config, trained)
+    features = trained.data_config.fbank
+    files = export_sherpa_multilingual(config.output_dir, trained.model, masks, trained.tokenizer, features, precision)
+    sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in files.sizes().items())
+    print(f"{config.output_dir}: {sizes} for {' '.join(masks.languages)}", flush=True)
+    if config.check_utterances:
+        exported = {language: {precision: files} for language in masks.languages}
+        data_config = _data_config(config, trained)
+        print(format_comparisons(compare_with_sherpa(trained, exported, data_config, config.check_utterances)))
+
+
+def _data_config(config: Config, trained: TrainedModel) -> DataConfig:
+    """Return the options of the data for --check-utterances."""
+    return replace(
+        trained.data_config,
+        languages=normalize_languages(_languages(config, trained)),
+        manifest_dir=config.manifest_dir or trained.data_config.manifest_dir,
+    )
 
 
 def _export_package(config: Config, trained: TrainedModel) -> None:
@@ -152,4 +175,5 @@ _EXPORTS = {
     "package": _export_package,
     "icefall": _export_for_icefall,
     "onnx": _export_for_onnx_runtime,
+    "sherpa-onnx-multilingual": _export_multilingual_for_sherpa,
 }

@@ -76,7 +76,8 @@ def compare_with_sherpa(
         expected = decode_as_sherpa(trained, search, language, samples)
         own_wer = _wer(trained, cuts, ["".join(tokens) for tokens in expected])
         for precision, files in exported[language].items():
-            results = decode_with_sherpa(files, [sample.numpy() for sample in samples], decoding_method=method)
+            arrays = [sample.numpy() for sample in samples]
+            results = decode_with_sherpa(files, arrays, [language] * len(arrays), decoding_method=method)
             wer = _wer(trained, cuts, [result.text for result in results])
             equal = count_equal(results, expected)
             comparisons.append(Comparison(language, method, precision, len(cuts), equal, wer, own_wer))

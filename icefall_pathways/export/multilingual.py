@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -46,7 +47,9 @@ class Step(NamedTuple):
 
 
 @torch.no_grad()
-def multilingual_graph(step: Step, masks: PathwayMasks, precision: Precision = "float32") -> bytes:
+def multilingual_graph(
+    step: Step, masks: PathwayMasks, precision: Precision = "float32", language: str = LANGUAGE
+) -> bytes:
     """Return the serialized ONNX graph of a step for streams of any languages.
 
     Its inputs are those of the step and `language` (N,) int64: the index of each stream's language in
@@ -56,6 +59,7 @@ def multilingual_graph(step: Step, masks: PathwayMasks, precision: Precision = "
       step: The step; its parameters have the values of the model, without masks.
       masks: Masks of parameters of `step.owner`, on a CPU; empty if no mask covers the step.
       precision: float32 or float16, in which weights are stored; the computation is in float32.
+      language: Name of the input with the languages, which may be an input of the step.
 
     Raises:
       ValueError: A weight is not finite in this precision: the product with a mask would not be zero.
@@ -67,12 +71,13 @@ def multilingual_graph(step: Step, masks: PathwayMasks, precision: Precision = "
     if precision == "float16":
         _store_as_float16(model.graph)
     inputs = [_stream_value(name, tensor, step.axes[name]) for name, tensor in step.inputs.items()]
-    inputs.append(helper.make_tensor_value_info(LANGUAGE, TensorProto.INT64, ["N"]))
+    if language not in step.inputs:
+        inputs.append(helper.make_tensor_value_info(language, TensorProto.INT64, ["N"]))
     if weights:
         examples = module(*step.inputs.values(), *weights.values())
         outputs = dict(zip(step.outputs, examples if isinstance(examples, tuple) else (examples,), strict=True))
         nodes, constants = _expanded_weights(weights, masks, precision)
-        loop_nodes, loop_constants = _loop(model, step.axes, inputs, outputs, masks)
+        loop_nodes, loop_constants = _loop(model, step.axes, inputs, outputs, masks, language)
         graph = helper.make_graph(
             [*nodes, *loop_nodes],
             "multilingual",
@@ -102,16 +107,14 @@ def _expanded_weights(
     sizes.append(-sum(sizes) % 8)  # bits that complete the last byte
     constants = {
         "packed_used": _pack_bits(used),
-        "packed_masks": _pack_bits(flat[:, used]),
-        "packed_weights": values.numpy(),
+        "packed_masks": _pack_bits(F.pad(flat[:, used], (1, 0))),  # position 0 is in no mask
+        "packed_weights": F.pad(values, (1, 0)).numpy(),
         "bit_positions": np.arange(8, dtype=np.uint8),
         "highest_bit": np.array(7, np.uint8),
         "flat_shape": np.array([-1]),
         "masks_shape": np.array([len(masks.languages), -1]),
         "axis_0": np.array([0]),
         "first": np.array(0),
-        "int32_0": np.array(0, np.int32),
-        "int32_1": np.array(1, np.int32),
         "sizes": np.array(sizes),
         **{f"shape/{name}": np.array(weight.shape) for name, weight in weights.items()},
         **{f"mask_shape/{name}": np.array([len(masks.languages), *weight.shape]) for name, weight in weights.items()},
@@ -122,12 +125,10 @@ def _expanded_weights(
         *_unpack_bits("masks", "masks_shape"),
         node("Cast", ["used"], ["is_used"], to=TensorProto.INT32),
         node("CumSum", ["is_used", "first"], ["num_used"]),
-        node("Sub", ["num_used", "int32_1"], ["position_or_less"]),
-        node("Max", ["position_or_less", "int32_0"], ["position"]),  # of another entry, if no language uses this one
+        node("Mul", ["num_used", "is_used"], ["position"]),  # 0 if no language uses the weight
         node("Cast", ["packed_weights"], ["used_weights"], to=TensorProto.FLOAT),
         node("Gather", ["used_weights", "position"], ["flat_weights"]),
-        node("Gather", ["masks", "position"], ["masks_of_positions"], axis=1),
-        node("And", ["masks_of_positions", "used"], ["flat_masks"]),
+        node("Gather", ["masks", "position"], ["flat_masks"], axis=1),
         node("Split", ["flat_weights", "sizes"], [*(f"flat_weight/{name}" for name in weights), "unused_weights"]),
         node("Split", ["flat_masks", "sizes"], [*(f"flat_mask/{name}" for name in weights), "unused_masks"], axis=1),
     ]
@@ -159,6 +160,7 @@ def _loop(
     inputs: Iterable[ValueInfoProto],
     outputs: Mapping[str, Tensor],
     masks: PathwayMasks,
+    language: str,
 ) -> tuple[list[NodeProto], list[TensorProto]]:
     """Return nodes that run `model`, the graph of a single language, once per language in the batch, and constants."""
     node, grouped = helper.make_node, ["row", *outputs]
@@ -174,8 +176,8 @@ def _loop(
     body = _body(model, axes, [value.name for value in inputs], outputs, masks)
     nodes = [
         # Gather fails for an index that is too large, with the name of the node; a negative one is made too large.
-        node("Less", [LANGUAGE, "index_0"], ["is_negative"]),
-        node("Where", ["is_negative", "num_languages", LANGUAGE], ["language_or_too_large"]),
+        node("Less", [language, "index_0"], ["is_negative"]),
+        node("Where", ["is_negative", "num_languages", language], ["language_or_too_large"]),
         node("Gather", ["languages", "language_or_too_large"], ["checked_language"], name=_CHECK),
         node("Unique", ["checked_language"], ["present"]),
         node("Size", ["present"], ["num_present"]),
@@ -186,7 +188,7 @@ def _loop(
             body=body,
         ),
         # The inverse permutation restores the order of the streams.
-        node("Size", [LANGUAGE], ["num_streams"]),
+        node("Size", [language], ["num_streams"]),
         node("Range", ["index_0", "num_streams", "index_1"], ["positions"]),
         node("ScatterElements", ["grouped/row", "grouped/row", "positions"], ["order"]),
         *(node("Gather", [f"grouped/{name}", "order"], [name], axis=axes[name]) for name in outputs),

@@ -63,13 +63,12 @@ def export_multilingual(
     Raises:
       ValueError: A weight is not finite in this precision, or the precision is int8.
     """
-    if precision == "int8":
-        raise ValueError("--precisions int8: a model for all languages has float32 or float16 weights")
+    check_precision(precision)
     model, masks = copy.deepcopy(model).cpu(), masks.to("cpu")
     encoder = encoder_step(model, masks, features)
     graphs = {
-        "encoder": multilingual_graph(encoder, _part(masks, "encoder"), precision),
-        "decoder": multilingual_graph(predictor_step(model), _part(masks, "decoder."), precision),
+        "encoder": multilingual_graph(encoder, masks_below(masks, "encoder"), precision),
+        "decoder": multilingual_graph(predictor_step(model), masks_below(masks, "decoder."), precision),
         "joiner": joiner_graph(model),
     }
     for name, graph in graphs.items():
@@ -113,7 +112,18 @@ def predictor_step(model: Transducer) -> Step:
     return Step(module, module, {"y": y}, ["decoder_out"], {"y": 0, "decoder_out": 0})
 
 
-def _part(masks: PathwayMasks, prefix: str) -> PathwayMasks:
+def check_precision(precision: Precision) -> None:
+    """Check that a graph of all languages can have the precision.
+
+    Raises:
+      ValueError: It is int8.
+    """
+    if precision == "int8":
+        raise ValueError("--precisions int8: a model for all languages has float32 or float16 weights")
+
+
+def masks_below(masks: PathwayMasks, prefix: str) -> PathwayMasks:
+    """Return the masks of the parameters whose names start with `prefix`."""
     return masks.subset(*(name for name in masks.names if name.startswith(prefix)))
 
 

@@ -37,7 +37,7 @@ class SherpaResult:
 
 
 def decode_with_sherpa(
-    files: SherpaFiles, utterances: Sequence[NDArray[np.float32]], **options: Any
+    files: SherpaFiles, utterances: Sequence[NDArray[np.float32]], languages: Sequence[str] = (), **options: Any
 ) -> list[SherpaResult]:
     """Decode utterances with sherpa-onnx in a subprocess, all of them in one batch.
 
@@ -46,6 +46,7 @@ def decode_with_sherpa(
     Args:
       files: The exported model.
       utterances: Samples (n,) at 16 kHz in [-1, 1] of each utterance.
+      languages: Language of each utterance, for models of several languages.
       **options: Further arguments of `OnlineRecognizer.from_transducer`, such as `decoding_method`.
 
     Raises:
@@ -55,7 +56,8 @@ def decode_with_sherpa(
         folder = Path(name)
         np.savez(folder / "samples.npz", *utterances)
         recognizer = {key: str(path) for key, path in asdict(files).items()} | options
-        job = {"recognizer": recognizer, "samples": str(folder / "samples.npz"), "result": str(folder / "result.json")}
+        paths = {name: str(folder / file) for name, file in (("samples", "samples.npz"), ("result", "result.json"))}
+        job = {"recognizer": recognizer, "languages": list(languages), **paths}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "icefall_pathways.export.sherpa_worker", str(folder / "job.json")]
         process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

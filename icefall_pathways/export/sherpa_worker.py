@@ -19,7 +19,7 @@ def run(job: Mapping[str, Any]) -> None:
 
     Args:
       job: `recognizer`: arguments of `OnlineRecognizer.from_transducer`; `samples`: NumPy archive with the samples of
-        each utterance; `result`: JSON file for the results.
+        each utterance; `languages`: language of each utterance, or nothing; `result`: JSON file for the results.
     """
     try:
         import sherpa_onnx
@@ -32,6 +32,8 @@ def run(job: Mapping[str, Any]) -> None:
         streams = []
         for index in range(len(archive.files)):
             streams.append(recognizer.create_stream())
+            if job["languages"]:
+                streams[-1].set_option("language", job["languages"][index])
             streams[-1].accept_waveform(SAMPLE_RATE, archive[f"arr_{index}"])
             streams[-1].input_finished()
     while ready := [stream for stream in streams if recognizer.is_ready(stream)]:

@@ -24,7 +24,12 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.streaming import Source, StreamEncoder, StreamingDecoder
 from icefall_pathways.export.code_coding import entropy_bytes
 from icefall_pathways.export.multilingual import LANGUAGE, multilingual_graph
-from icefall_pathways.export.multilingual_folder import encoder_step, export_multilingual, predictor_step
+from icefall_pathways.export.multilingual_folder import (
+    encoder_step,
+    export_multilingual,
+    masks_below,
+    predictor_step,
+)
 from icefall_pathways.export.packed_weights import pack_weights
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
@@ -50,16 +55,12 @@ def run_session(session, inputs):
     return [torch.from_numpy(output) for output in session.run(None, {k: v.numpy() for k, v in inputs.items()})]
 
 
-def part(masks, prefix):
-    return masks.subset(*(name for name in masks.names if name.startswith(prefix)))
-
-
 @cache
 def exported_encoder(kind, precision="float32", level_norm="running-max"):
     """Return model, masks of three languages, step and graph of the encoder."""
     torch.manual_seed(1)
     model = make_model(kind)
-    masks = part(random_masks(model, LANGUAGES, ROOTS), "encoder")
+    masks = masks_below(random_masks(model, LANGUAGES, ROOTS), "encoder")
     step = encoder_step(model, masks, replace(FEATURES, level_norm=level_norm))
     return model, masks, step, multilingual_graph(step, masks, precision)
 
@@ -139,7 +140,7 @@ def test_predictor_equals_every_pathway(context_size):
     model = build_model(config, VOCAB_SIZE).eval()
     model.decoder.embedding.weight.normal_()
     masks = random_masks(model, LANGUAGES, ROOTS)
-    graph = multilingual_graph(predictor_step(model), part(masks, "decoder."))
+    graph = multilingual_graph(predictor_step(model), masks_below(masks, "decoder."))
     y = torch.tensor([[-1, 0], [0, 3], [7, 19], [19, 1], [7, 19]])[:, -context_size:]
     languages = torch.tensor([2, 0, 1, 2, 2])
     (actual,) = run_session(make_session(graph), {"y": y, LANGUAGE: languages})
@@ -157,7 +158,7 @@ def test_unknown_language_is_an_error(graph, index):
     model, _, step, encoder = exported_encoder("emformer-memory")
     if graph == "decoder":
         step = predictor_step(model)
-        encoder = multilingual_graph(step, part(random_masks(model, LANGUAGES, ROOTS), "decoder."))
+        encoder = multilingual_graph(step, masks_below(random_masks(model, LANGUAGES, ROOTS), "decoder."))
     with pytest.raises(Exception, match="language_has_to_be_an_index_of_the_languages"):
         run_session(make_session(encoder), {**step.inputs, LANGUAGE: torch.tensor([0, index, 0])})
 
@@ -183,7 +184,7 @@ def wide():
         common = torch.rand(code.shape)
         for language in masks.languages:
             masks.set_mask(name, language, common + 0.3 * torch.rand(code.shape) > 0.8)
-    return model, part(masks, "encoder")
+    return model, masks_below(masks, "encoder")
 
 
 def test_size_is_near_the_union(wide):
@@ -214,7 +215,7 @@ def test_float16_stores_rounded_weights():
 
 def test_weights_that_are_not_finite_are_rejected():
     model = make_model("emformer")
-    masks = part(random_masks(model, LANGUAGES, ROOTS), "encoder")
+    masks = masks_below(random_masks(model, LANGUAGES, ROOTS), "encoder")
     masks.set_mask("encoder.emformer_layers.0.pos_ff.1.weight", "en", torch.ones(16, 16, dtype=torch.bool))
     with torch.no_grad():
         model.encoder.emformer_layers[0].pos_ff[1].weight[3, 3] = float("nan")
