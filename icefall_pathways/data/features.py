@@ -148,6 +148,11 @@ class StreamingFbank:
         num_final = (self._num_samples - self._start_of(0) - self.config.frame_length) // self.config.frame_shift + 1
         return self._frames_up_to(num_final)
 
+    def missing_samples(self, num_frames: int) -> int:
+        """Return the number of further samples that complete `num_frames` further frames."""
+        last = self._num_frames + num_frames - 1
+        return self._start_of(last) + self.config.frame_length - self._num_samples
+
     def flush(self) -> Tensor:
         """Finish the stream and return its last frames (T, num_bins)."""
         return self._frames_up_to((self._num_samples + self.config.frame_shift // 2) // self.config.frame_shift)

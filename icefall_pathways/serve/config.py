@@ -3,7 +3,7 @@
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -23,9 +23,6 @@ class ServeConfig(RecognizerConfig):
 
     lang: str = AUTO
     """Language of streams that request none, such as fr; auto: identify it."""
-
-    vad: Literal["none"] = "none"
-    """Voice activity detection; the server decodes all audio."""
 
     host: str = "127.0.0.1"
     """Address to listen on. 0.0.0.0: all addresses of this machine; use --token-file and TLS then."""

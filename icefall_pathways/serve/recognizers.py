@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
 from icefall_pathways.decoding.language_id.model import (
@@ -12,7 +13,7 @@ from icefall_pathways.decoding.language_id.model import (
     with_scoring,
 )
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
-from icefall_pathways.decoding.streaming import Recognizer, Stream, StreamingDecoder
+from icefall_pathways.decoding.streaming import Recognizer, Stream, StreamingDecoder, make_gate
 from icefall_pathways.experiment import layout
 from icefall_pathways.languages import get_language
 from icefall_pathways.searches import Search
@@ -111,8 +112,13 @@ class SpeechModel:
         decoder.encoder.start_onnx(list(decoder.searches))  # the export takes seconds: not while streams are open
         symbols = trained.tokenizer.symbols
         recognizer = Recognizer(
-            decoder, config.endpoint, identifier, lambda token: symbols[token].startswith(WORD_BOUNDARY)
+            decoder,
+            config.endpoint,
+            identifier,
+            is_word_start=lambda token: symbols[token].startswith(WORD_BOUNDARY),
+            make_gate=partial(make_gate, config.vad),
         )
+        recognizer.make_gate()  # reports missing packages, and reads the weights, before the first stream
         name = config.exp_dir.resolve().name
         return cls(name, languages, trained.tokenizer, recognizer, identifier, one_pathway, hint)
 
@@ -186,7 +192,8 @@ class SpeechModel:
         if self.identifier is not None:
             decoder = with_scoring(decoder)
             identifier = ConfidentIdentifier(LanguageIdentifier(self.identifier.model, decoder))
-        return Recognizer(decoder, self.recognizer.endpoints, identifier, self.recognizer.is_word_start)
+        common = self.recognizer
+        return Recognizer(decoder, common.endpoints, identifier, common.is_word_start, common.make_gate)
 
     def _phrase(self, text: str, score: float) -> Phrase:
         tokens = self.tokenizer.encode([text])[0]

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
-from icefall_pathways.decoding.streaming import FRAME_SECONDS, Recognizer, Result, Session
+from icefall_pathways.decoding.streaming import FRAME_SECONDS, Recognizer, Result
 from icefall_pathways.serve.recognizers import ConfidentIdentifier, SpeechModel
 from icefall_pathways.transcription.transcript import Segment, to_segment
 
@@ -55,9 +54,9 @@ SpeechEvent = LanguageEvent | SegmentEvent
 
 
 class SpeechSession:
-    """One stream of audio: a `Session` of the recognizer that is replaced where the language may change.
+    """One stream of audio: a `Session` of the recognizer whose streams are replaced where the language may change.
 
-    Audio that was received but not decoded moves to the next session, so that no frame is lost or decoded twice.
+    Audio that was received but not decoded moves to the new streams, so that no frame is lost or decoded twice.
 
     Args:
       model: The model.
@@ -71,12 +70,9 @@ class SpeechSession:
     ) -> None:
         self.recognizer = recognizer
         self.inner = recognizer.open(model.pathway(language))
-        self.num_samples = 0
         self._model = model
         self._all_words = all_words
         self._language = self._requested = language
-        self._offset = 0.0  # start of `inner` in seconds
-        self._segment = 0
         self._probabilities: dict[str, float] | None = None
 
     @property
@@ -96,21 +92,17 @@ class SpeechSession:
 
     @property
     def decoded_seconds(self) -> float:
-        """Seconds of audio that have been decoded."""
-        return self._offset + min(
-            self.inner.candidates[0].num_frames * FRAME_SECONDS, self.inner.num_samples / SAMPLE_RATE
-        )
+        """Seconds of audio that were decoded, or dropped by voice activity detection."""
+        return self.inner.decoded_seconds
 
     def missing_samples(self) -> int:
-        """Return the number of samples that complete the next chunk; 0 if it is complete."""
-        decoder = self.recognizer.decoder
-        missing = decoder.model.chunk_window - self.inner.candidates[0].features.size(0)
-        if missing <= 0:
+        """Return the number of samples to collect for `accept`: those that complete a chunk; 0 if it is complete."""
+        stream, gate = self.inner.candidates[0], self.inner.gate
+        num_frames = self.recognizer.decoder.model.chunk_window - stream.features.size(0)
+        if num_frames <= 0:
             return 0
-        # A frame is complete half a window after its center; the first frames need fewer samples than others.
-        lead = (decoder.fbank.frame_length - FRAME_SHIFT) // 2
-        num_frames = max(0, (self.num_samples + lead - decoder.fbank.frame_length) // FRAME_SHIFT + 1)
-        return (num_frames + missing - 1) * FRAME_SHIFT + decoder.fbank.frame_length - lead - self.num_samples
+        num_samples = stream.fbank.missing_samples(num_frames)
+        return num_samples if gate is None else gate.missing_samples(num_samples)
 
     def accept(self, samples: Tensor) -> None:
         """Append samples (n,) at 16 kHz.
@@ -119,7 +111,6 @@ class SpeechSession:
           AudioError: They are not finite or out of range; the session is unchanged.
         """
         self.inner.accept_samples(samples)
-        self.num_samples += samples.numel()
 
     def finish(self) -> None:
         """Mark the end of the audio."""
@@ -153,25 +144,21 @@ class SpeechSession:
         identifier = self.recognizer.select_language
         if self._language is None and self._probabilities is None and isinstance(identifier, ConfidentIdentifier):
             self._probabilities = identifier.take_probabilities(self.inner.candidates[0])
-            yield LanguageEvent(self._segment, self.decoded_seconds, result.language, self._probabilities)
+            yield LanguageEvent(self.inner.segment, self.decoded_seconds, result.language, self._probabilities)
         if result.changed or result.is_final:
             yield self._segment_event(result)
-        if result.is_final:
-            self._segment += 1
-            if not result.is_last:
-                self._change_language(bool(result.tokens))
+        if result.is_final and not result.is_last:
+            self._change_language()
 
     def _segment_event(self, result: Result) -> SegmentEvent:
-        times = [self._offset + time for time in result.times]
-        shifted = replace(result, start=self._offset + result.start, end=self._offset + result.end, times=times)
         language = self._language if self._model.one_pathway else result.language
-        segment = to_segment(shifted, self._model.tokenizer, language, self._all_words or result.is_final)
+        segment = to_segment(result, self._model.tokenizer, language, self._all_words or result.is_final)
         confidence = None if self._probabilities is None else self._probabilities[result.language]
-        return SegmentEvent(self._segment, segment, confidence, result.tokens, times)
+        return SegmentEvent(result.segment, segment, confidence, result.tokens, result.times)
 
-    def _change_language(self, has_text: bool) -> None:
-        """Start the session of the next segment if its language may differ; not in the middle of speech."""
-        identifies = self._requested is None and self.recognizer.select_language is not None and has_text
+    def _change_language(self) -> None:
+        """Restart for the next segment if its language may differ; not in the middle of speech."""
+        identifies = self._requested is None and self.recognizer.select_language is not None
         if not self.inner.carried_over and (identifies or self._requested != self._language):
             self._restart()
 
@@ -182,22 +169,6 @@ class SpeechSession:
             self._restart()
 
     def _restart(self) -> None:
-        """Replace the session by one in the requested language, which decodes the remaining frames."""
-        old, stream = self.inner, self.inner.candidates[0]
+        """Decode the remaining frames in the requested language."""
         self._language, self._probabilities = self._requested, None
-        self.inner = self.recognizer.open(self._model.pathway(self._language))
-        for candidate in self.inner.candidates:
-            candidate.fbank, candidate.features = stream.fbank, stream.features
-            candidate.input_finished = stream.input_finished
-        self.inner.input_finished = old.input_finished
-        num_decoded = round(stream.num_frames * FRAME_SECONDS * SAMPLE_RATE)
-        _move_level(old, self.inner, num_decoded)
-        self._offset += num_decoded / SAMPLE_RATE
-
-
-def _move_level(old: Session, new: Session, num_decoded: int) -> None:
-    """Copy the positions of loud samples, relative to the end of the first `num_decoded` samples."""
-    new.num_samples = max(0, old.num_samples - num_decoded)
-    new.last_loud = max(-1, old.last_loud - num_decoded)
-    if new.last_loud >= 0:
-        new.first_loud = max(0, old.first_loud - num_decoded)
+        self.inner.replace_streams(self.recognizer.open_streams(self._model.pathway(self._language)))

@@ -30,7 +30,7 @@ ANY_LOAD = Limits(max_load=1e9)  # tests run on busy machines
 def load_model(exp_dir: Path, **options) -> SpeechModel:
     """Load a model whose segments end at short pauses."""
     endpoint = EndpointConfig(rule2_min_trailing_silence=0.2)
-    config = ServeConfig(exp_dir=exp_dir, endpoint=endpoint, **{"engine": "eager"} | options)
+    config = ServeConfig(exp_dir=exp_dir, endpoint=endpoint, **{"engine": "eager", "vad": "none"} | options)
     return SpeechModel.build(load_trained_model(config), config)
 
 
@@ -71,7 +71,7 @@ class RunningServer:
 @contextmanager
 def run_server(model: SpeechModel, limits: Limits = ANY_LOAD, **options) -> Iterator[RunningServer]:
     """Run a server until the end of the block; then no stream may be left."""
-    config = ServeConfig(limits=limits, **{"engine": "eager"} | options)
+    config = ServeConfig(limits=limits, **{"engine": "eager", "vad": "none"} | options)
     started = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     running = []
@@ -101,7 +101,7 @@ def run_server(model: SpeechModel, limits: Limits = ANY_LOAD, **options) -> Iter
 def server_process(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen]:
     """Run `icefall-pathways serve`, which is killed at the end of the block if it still runs."""
     words = ["serve", "--model", str(folder), "--port", str(port), "--engine", "eager", "--max-load", "1e9"]
-    words += ["--idle-timeout", "1000"]
+    words += ["--idle-timeout", "1000", "--vad", "none"]
     process = subprocess.Popen(
         [sys.executable, "-m", "icefall_pathways", *words, *options],
         stdout=subprocess.PIPE,

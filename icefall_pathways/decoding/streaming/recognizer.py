@@ -1,7 +1,6 @@
 """Recognition sessions: partial and final results, segments, and language identification."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.decoding.streaming.decoder import (
     ANY_LANGUAGE,
     FRAME_SECONDS,
@@ -98,7 +98,7 @@ class Session:
     offset: int = 0
     input_finished: bool = False
     finished: bool = False
-    _waiting: deque[SpeechBlock] = field(default_factory=deque)  # audio after the end of the streams
+    _waiting: list[SpeechBlock] = field(default_factory=list)  # audio after the end of the streams
 
     def __post_init__(self) -> None:
         for stream in self.candidates:
@@ -130,17 +130,26 @@ class Session:
         if self.gate is None:
             self._extend_streams(samples)
         else:
-            self._waiting += self.gate.accept(samples)
+            self._waiting = self._waiting + self.gate.accept(samples)
             self._pass_on()
 
     def finish(self) -> None:
         """Mark the end of the input."""
         self.input_finished = True
         if self.gate is not None:
-            self._waiting += self.gate.flush()
+            self._waiting = self._waiting + self.gate.flush()
             self._pass_on()
         if not self.candidates[0].input_finished:
             self._finish_streams()
+
+    @property
+    def decoded_seconds(self) -> float:
+        """Seconds of audio that were decoded, or dropped by voice activity detection."""
+        stream = self.candidates[0]
+        decodes = self.gate is None or self.gate.is_open or bool(self._waiting) or stream.input_finished
+        if self.finished or not decodes:
+            return self.num_samples / SAMPLE_RATE
+        return min(self.num_samples, self.offset + _num_samples(stream)) / SAMPLE_RATE
 
     @property
     def has_next_region(self) -> bool:
@@ -154,10 +163,20 @@ class Session:
         self.__post_init__()
         self._pass_on()
 
+    def replace_streams(self, candidates: list[Stream]) -> None:
+        """Decode the remaining audio with new streams, whose languages may differ; previous results do not change."""
+        old = self.candidates[0]
+        for stream in candidates:
+            stream.fbank, stream.features, stream.input_finished = old.fbank, old.features, old.input_finished
+        self.candidates, self.first_frame = candidates, 0
+        self.offset += _num_samples(old)
+        self.previous_tokens = []
+        self.first_loud = max(self.first_loud, self.offset) if self.last_loud >= self.offset else math.inf
+
     def _pass_on(self) -> None:
         """Pass the audio of the current region to the streams."""
         while self._waiting and not self.candidates[0].input_finished:
-            block = self._waiting.popleft()
+            block, *self._waiting = self._waiting  # a new list: a copy of the session keeps its own
             self.offset = block.start if block.is_first else self.offset
             self._extend_streams(block.samples)
             if block.is_last:
@@ -172,6 +191,11 @@ class Session:
         features = self.candidates[0].fbank.flush()
         for stream in self.candidates:
             stream.finish_features(features)
+
+
+def _num_samples(stream: Stream) -> int:
+    """Return the number of samples that a stream has decoded."""
+    return round(stream.num_frames * FRAME_SECONDS * SAMPLE_RATE)
 
 
 class LanguageSelector(Protocol):
@@ -220,11 +244,15 @@ class Recognizer:
         Raises:
           ValueError: The language is unknown, or cannot be identified.
         """
+        return Session(self.open_streams(language), self.make_gate())
+
+    def open_streams(self, language: str | None) -> list[Stream]:
+        """Open a stream, or, if the language is None, one per language; raises as `open`."""
         if language is not None:
-            return Session([self.decoder.open(language)], self.make_gate())
+            return [self.decoder.open(language)]
         if self.select_language is None:
             raise ValueError("no language given, and this recognizer cannot identify languages: specify the language")
-        return Session([self.decoder.open(candidate) for candidate in self.decoder.searches], self.make_gate())
+        return [self.decoder.open(candidate) for candidate in self.decoder.searches]
 
     def is_ready(self, session: Session) -> bool:
         """Return whether `advance` can return a result or process a chunk of this session."""

@@ -23,7 +23,8 @@ _WINDOW = 512  # samples that Silero scores at once
 _CONTEXT = 64  # samples before a window that it reads again
 _START, _CONTINUE = 0.4, 0.2  # probabilities from which speech starts and continues
 _PRE_ROLL = 0.5  # seconds before the detection that belong to a region: Silero may need 0.45 s in noise
-_HANGOVER = 0.8  # seconds without speech after which a region ends
+_HANGOVER_WINDOWS = 25  # without speech after which a region ends: 0.8 s
+_IDLE_WINDOWS = 4  # scored at once outside of a region
 _TARGET_RMS = 0.1  # of the loudest window: at lower levels Silero detects speech late or not at all
 _MAX_GAIN = 10**1.5  # 30 dB
 _LEVEL_DECAY = 0.995  # per window: 1.4 dB per second
@@ -121,6 +122,21 @@ class SpeechGate:
         self._silent_windows: int | None = None  # in a region: windows since speech
         self.num_samples = 0
 
+    @property
+    def is_open(self) -> bool:
+        """The last window belongs to a region of speech."""
+        return self._silent_windows is not None
+
+    def missing_samples(self, num_samples: int) -> int:
+        """Return the number of samples to collect for `accept` until it passes on `num_samples`, or ends a region.
+
+        Outside of a region, it is small, so that the start of speech is detected soon.
+        """
+        num_windows = _IDLE_WINDOWS
+        if self._silent_windows is not None:
+            num_windows = min(-(-num_samples // _WINDOW), _HANGOVER_WINDOWS - self._silent_windows)
+        return num_windows * _WINDOW - self._rest.numel()
+
     def accept(self, samples: Tensor) -> list[SpeechBlock]:
         """Append samples (n,), and return the blocks of speech that they complete."""
         samples = torch.cat([self._rest, samples.detach().float().cpu().flatten()])
@@ -153,7 +169,7 @@ class SpeechGate:
             yield SpeechBlock(samples, self._position - samples.numel(), is_first=True)
             return
         self._silent_windows = 0 if probability >= _CONTINUE else self._silent_windows + 1
-        is_last = self._silent_windows * _WINDOW >= _HANGOVER * SAMPLE_RATE
+        is_last = self._silent_windows >= _HANGOVER_WINDOWS
         if is_last:
             self._silent_windows = None
         yield SpeechBlock(window, start, is_last=is_last)

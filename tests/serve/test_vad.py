@@ -1,0 +1,117 @@
+"""Voice activity detection in the server: the results of the Python interface, and one decision per region."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from running_server import blocks, load_model, receive_all, run_server
+
+from icefall_pathways import Pathways
+from icefall_pathways.decoding.streaming import voice_activity
+from icefall_pathways.serve.sessions import SpeechSession
+
+
+class LoudWindows:
+    """Score windows by their level, since the audio of these tests is noise."""
+
+    def __call__(self, window):
+        return float(np.abs(window).max() > 0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scorer():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voice_activity, "Silero", LoudWindows)
+        yield
+
+
+@pytest.fixture(scope="module")
+def vad_model(served_dir, _scorer):
+    return load_model(served_dir, vad="silero")
+
+
+@pytest.fixture(scope="module")
+def vad_server(vad_model):
+    with run_server(vad_model) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pauses(speech):
+    """Return three regions of speech with quiet noise of several seconds between them, and at both ends."""
+    quiet = (np.random.default_rng(1).standard_normal(40000) * 30).astype("<i2")
+    return np.concatenate([quiet, speech[:20000], quiet, quiet, speech[20000:], quiet, speech[:9000], quiet[:9999]])
+
+
+@pytest.mark.parametrize("size", [3200, 64001])
+@pytest.mark.parametrize("language", ["en", "nl"])
+def test_results_equal_those_of_the_python_interface(vad_server, served_dir, pauses, language, size):
+    asr = Pathways.from_pretrained(served_dir, engine="eager", rule2_min_trailing_silence=0.2, vad="silero")
+    expected = asr.transcribe(pauses, language=language)
+    messages = vad_server.recognize(blocks(pauses, size), language=language)
+    finals = [message for message in messages if message["type"] == "final" and message["text"]]
+    assert len(finals) >= 3
+    assert [(m["text"], m["start"], m["end"]) for m in finals] == [(s.text, s.start, s.end) for s in expected.segments]
+    words = [(word["text"], word["start"]) for message in finals for word in message["words"]]
+    assert words == [(word.text, word.start) for word in expected.words]
+    assert messages[-1]["duration"] == pytest.approx(len(pauses) / 16000, abs=1e-3)
+
+
+def test_language_is_identified_in_each_region(vad_server, pauses):
+    messages = vad_server.recognize(blocks(pauses), language="auto")
+    decided = [message for message in messages if message["type"] == "language"]
+    finals = {message["segment"]: message for message in messages if message["type"] == "final" and message["text"]}
+    assert len(decided) >= 3 and {message["segment"] for message in decided} >= set(finals)
+    for decision in decided:
+        final = finals.get(decision["segment"])
+        assert final is None or final["start"] < decision["time"] <= final["end"] + 0.1
+
+
+def test_language_changes_in_silence(vad_server, pauses):
+    """From the next region on, with the results that it has in a stream of that language."""
+    audio = blocks(pauses)
+    with vad_server.connect() as client:
+        client.send(json.dumps({"type": "start", "language": "en"}))
+        for index, block in enumerate(audio):
+            client.send(block)
+            if index == 60:  # in the second pause
+                client.send('{"type": "language", "language": "nl"}')
+        client.send('{"type": "end"}')
+        changed = [message for message in receive_all(client) if message["type"] == "final" and message["text"]]
+    english, dutch = (
+        [m for m in vad_server.recognize(audio, language=code) if m["type"] == "final" and m["text"]]
+        for code in ("en", "nl")
+    )
+    change = (40000 + 20000 + 40000) / 16000
+    assert changed[0] == english[0] and changed[0]["end"] < change
+    later = [(m["text"], m["start"], m["end"], m["language"]) for m in changed if m["start"] > change]
+    assert later == [(m["text"], m["start"], m["end"], m["language"]) for m in dutch if m["start"] > change]
+    assert later
+
+
+def test_silence_is_not_decoded(vad_server, pauses):
+    messages = vad_server.recognize(blocks(pauses[:38000]), language="auto")
+    assert [message["type"] for message in messages] == ["ready", "language", "final", "ended"]
+    assert messages[-2]["text"] == "" and messages[-1]["duration"] == 38000 / 16000
+
+
+def test_repetition_of_a_chunk_after_a_failure_changes_nothing(vad_model, pauses):
+    """Also where a region ends: the batcher repeats the chunks of the others if one stream of a batch fails."""
+
+    def events(repeats):
+        session = SpeechSession(vad_model, vad_model.recognizer, "en")
+        new_events = []
+        for block in torch.from_numpy(pauses / np.float32(2**15)).split(30000):
+            session.accept(block)
+            while session.is_ready:
+                for _ in range(repeats):
+                    snapshot = session.save()
+                    vad_model.recognizer.advance([session.inner])
+                    SpeechSession.restore(snapshot)
+                ((_, result),) = vad_model.recognizer.advance([session.inner])
+                new_events += session.events(result)
+        return new_events
+
+    assert len(events(0)) > 3
+    assert events(1) == events(0)
