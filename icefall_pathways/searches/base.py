@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,12 +29,15 @@ class Hypothesis:
       timestamps: The encoder frame at which each token was emitted, counted from the start of the stream.
       log_prob: Log-probability (natural logarithm) of the transducer, with the probabilities of all merged paths added.
       bonus: Sum of the scores of hotwords and language models.
+      token_log_probs: Log-probability of each token given the tokens before it, in the frame that emits it; empty if
+        the search does not offer it.
     """
 
     tokens: list[int]
     timestamps: list[int]
     log_prob: float
     bonus: float = 0.0
+    token_log_probs: list[float] = field(default_factory=list)
 
     @property
     def score(self) -> float:

@@ -19,6 +19,7 @@ class BeamState(SearchState):
     Attributes:
       tokens: (N, beam, L) the start context, followed by the tokens; entries from `num_tokens` on are padding.
       timestamps: (N, beam, L) the encoder frame of each token.
+      token_log_probs: (N, beam, L) the log-probability of each token in that frame.
       num_tokens: (N, beam) number of valid entries of `tokens`, including the start context.
       hashes: (N, beam) hashes of the token sequences; equal for equal sequences.
       log_probs: (N, beam) log-probabilities of the transducer; -inf for empty slots of the beam.
@@ -30,6 +31,7 @@ class BeamState(SearchState):
 
     tokens: Tensor
     timestamps: Tensor
+    token_log_probs: Tensor
     num_tokens: Tensor
     hashes: Tensor
     log_probs: Tensor
@@ -46,7 +48,12 @@ class BeamState(SearchState):
     def padded(self, length: int) -> "BeamState":
         """Return the same hypotheses padded to `length` tokens, including the start context."""
         pad = (0, length - self.tokens.size(2))
-        return dataclasses.replace(self, tokens=F.pad(self.tokens, pad), timestamps=F.pad(self.timestamps, pad))
+        return dataclasses.replace(
+            self,
+            tokens=F.pad(self.tokens, pad),
+            timestamps=F.pad(self.timestamps, pad),
+            token_log_probs=F.pad(self.token_log_probs, pad),
+        )
 
     def _join(self, states: Sequence["BeamState"]) -> "BeamState":
         length = max(state.tokens.size(2) for state in states)
@@ -59,14 +66,16 @@ class BeamState(SearchState):
             self,
             tokens=take(self.tokens, order),
             timestamps=take(self.timestamps, order),
+            token_log_probs=take(self.token_log_probs, order),
             num_tokens=take(self.num_tokens, order),
         )
 
-    def extended(self, tokens: Tensor, lens: Tensor, blank_id: int) -> "BeamState":
+    def extended(self, tokens: Tensor, log_probs: Tensor, lens: Tensor, blank_id: int) -> "BeamState":
         """Return the state with newly emitted tokens appended to the token history.
 
         Args:
           tokens: (N, beam, T) the token emitted in each of the next T frames, or blank.
+          log_probs: (N, beam, T) log-probabilities of the tokens.
           lens: (N,) number of frames processed in each stream.
           blank_id: ID of the blank.
         """
@@ -81,6 +90,7 @@ class BeamState(SearchState):
             self,
             tokens=padded.tokens.scatter(2, column, tokens)[..., :length],
             timestamps=padded.timestamps.scatter(2, column, frame.expand_as(column))[..., :length],
+            token_log_probs=padded.token_log_probs.scatter(2, column, log_probs)[..., :length],
             num_tokens=num_tokens,
             num_frames=self.num_frames + lens,
         )
@@ -129,6 +139,7 @@ class FrameSearch(Search[BeamState]):
         return BeamState(
             tokens=tokens,
             timestamps=torch.zeros_like(tokens),
+            token_log_probs=torch.zeros(tokens.shape, device=device),
             num_tokens=torch.full(shape, self.context_size, device=device),
             hashes=torch.zeros(shape, dtype=torch.int64, device=device),
             log_probs=log_probs,
@@ -186,12 +197,13 @@ class FrameSearch(Search[BeamState]):
 
     def _hypotheses(self, state: BeamState, order: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses `order` (N, K) of each stream, without the empty slots of the beam."""
-        tensors = (state.tokens, state.timestamps, state.num_tokens, state.log_probs, self._final_bonus(state))
+        histories = (state.tokens, state.timestamps, state.token_log_probs)
+        tensors = (*histories, state.num_tokens, state.log_probs, self._final_bonus(state))
         start = self.context_size
         return [
             [
-                Hypothesis(tokens[start:end], times[start:end], log_prob, bonus)
-                for tokens, times, end, log_prob, bonus in zip(*stream, strict=True)
+                Hypothesis(tokens[start:end], times[start:end], log_prob, bonus, token_log_probs[start:end])
+                for tokens, times, token_log_probs, end, log_prob, bonus in zip(*stream, strict=True)
                 if log_prob > -torch.inf
             ]
             for stream in zip(*(take(tensor, order).tolist() for tensor in tensors), strict=True)

@@ -30,6 +30,7 @@ class GreedySearch(FrameSearch):
         lens = lens.to(encoder_out.device)
         frames = self.model.joiner.encoder_proj(encoder_out)
         tokens = torch.full((len(lens), num_frames), self.blank_id, device=lens.device)
+        token_log_probs = torch.zeros(tokens.shape, device=lens.device)
         context = self._context(state)[:, 0]
         predictor_out, log_probs = state.predictor_out.clone(), state.log_probs
         block = max(1, _FRAMES_PER_BLOCK // len(lens))
@@ -49,9 +50,10 @@ class GreedySearch(FrameSearch):
                 stream = emits[:, count - 1].nonzero()[:, 0]
                 emitted = best_tokens[stream, count - 1]
                 tokens[stream, start - 1] = emitted
+                token_log_probs[stream, start - 1] = best[stream, count - 1]
                 context[stream] = torch.cat([context[stream, 1:], emitted[:, None]], dim=1)
                 predictor_out[stream, 0] = self._predict(context[stream])
-        state = state.extended(tokens[:, None], lens, self.blank_id)
+        state = state.extended(tokens[:, None], token_log_probs[:, None], lens, self.blank_id)
         return dataclasses.replace(state, log_probs=log_probs, predictor_out=predictor_out)
 
 

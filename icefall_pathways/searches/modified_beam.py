@@ -42,6 +42,7 @@ class _Expansion:
     Attributes:
       parents: (N, beam) index of the hypothesis that is expanded.
       tokens: (N, beam) token that is appended; a blank leaves the hypothesis unchanged.
+      token_log_probs: (N, beam) its log-probability.
       log_probs: (N, beam) log-probabilities, including the token.
       bonus: (N, beam) scores of the token scorers, including the token.
       scorer_states: (N, beam, A) states after the token.
@@ -49,6 +50,7 @@ class _Expansion:
 
     parents: Tensor
     tokens: Tensor
+    token_log_probs: Tensor
     log_probs: Tensor
     bonus: Tensor
     scorer_states: Tensor
@@ -91,9 +93,9 @@ class ModifiedBeamSearch(FrameSearch):
                 expansion = self._keep_ended_streams(beam, expansion, lens.gt(t)[:, None])
             beam = self._merge(self._apply(beam, expansion))
             expansions.append(expansion)
-        tokens, ancestors = _trace_back(expansions)
+        tokens, token_log_probs, ancestors = _trace_back(expansions)
         return dataclasses.replace(
-            state.reordered(ancestors).extended(tokens, lens, self.blank_id),
+            state.reordered(ancestors).extended(tokens, token_log_probs, lens, self.blank_id),
             hashes=beam.history[..., 0],
             log_probs=beam.log_probs,
             bonus=beam.bonus,
@@ -113,15 +115,17 @@ class ModifiedBeamSearch(FrameSearch):
 
     def _expand(self, beam: _Beam, logits: Tensor) -> _Expansion:
         """Select the best expansions, given logits (N, beam, V)."""
-        scores = (logits.log_softmax(dim=-1) + beam.log_probs[..., None]).flatten(1)
+        token_log_probs = logits.log_softmax(dim=-1)
+        scores = (token_log_probs + beam.log_probs[..., None]).flatten(1)
+        token_log_probs = token_log_probs.flatten(1)
         if self.scorers:
-            return self._expand_with_scorers(beam, scores)
+            return self._expand_with_scorers(beam, scores, token_log_probs)
         log_probs, best = scores.topk(self.beam_size, dim=1)
         parents = best.div(self.vocab_size, rounding_mode="floor")
         tokens = best - parents * self.vocab_size
-        return _Expansion(parents, tokens, log_probs, beam.bonus, beam.scorer_states)
+        return _Expansion(parents, tokens, token_log_probs.gather(1, best), log_probs, beam.bonus, beam.scorer_states)
 
-    def _expand_with_scorers(self, beam: _Beam, scores: Tensor) -> _Expansion:
+    def _expand_with_scorers(self, beam: _Beam, scores: Tensor, token_log_probs: Tensor) -> _Expansion:
         """Select the best expansions by the sum of log-probabilities `scores` (N, beam * V) and token scores."""
         bonus = beam.bonus[..., None].expand(*beam.bonus.shape, self.vocab_size)
         for index, scorer in enumerate(self.scorers):
@@ -135,6 +139,7 @@ class ModifiedBeamSearch(FrameSearch):
         return _Expansion(
             parents,
             tokens,
+            token_log_probs=token_log_probs.gather(1, best),
             log_probs=scores.gather(1, best),
             bonus=bonus.gather(1, best),
             scorer_states=self._advance_scorers(take(beam.scorer_states, parents), tokens),
@@ -156,6 +161,7 @@ class ModifiedBeamSearch(FrameSearch):
         return _Expansion(
             parents=torch.where(valid, expansion.parents, identity),
             tokens=expansion.tokens.masked_fill(~valid, self.blank_id),
+            token_log_probs=expansion.token_log_probs,
             log_probs=torch.where(valid, expansion.log_probs, beam.log_probs),
             bonus=torch.where(valid, expansion.bonus, beam.bonus),
             scorer_states=torch.where(valid[..., None], expansion.scorer_states, beam.scorer_states),
@@ -189,13 +195,20 @@ class ModifiedBeamSearch(FrameSearch):
         return dataclasses.replace(beam, log_probs=(log_probs - shares).masked_fill(duplicates, -torch.inf))
 
 
-def _trace_back(expansions: list[_Expansion]) -> tuple[Tensor, Tensor]:
-    """Return the tokens (N, beam, T) of the final hypotheses and their ancestors (N, beam) before the first frame."""
-    tokens, ancestors = [expansions[-1].tokens], expansions[-1].parents
+def _trace_back(expansions: list[_Expansion]) -> tuple[Tensor, Tensor, Tensor]:
+    """Trace the final hypotheses back to the first frame.
+
+    Returns:
+      Their tokens (N, beam, T), the log-probabilities of these (N, beam, T), and their ancestors (N, beam) before the
+      first frame.
+    """
+    last = expansions[-1]
+    tokens, log_probs, ancestors = [last.tokens], [last.token_log_probs], last.parents
     for expansion in reversed(expansions[:-1]):
         tokens.append(expansion.tokens.gather(1, ancestors))
+        log_probs.append(expansion.token_log_probs.gather(1, ancestors))
         ancestors = expansion.parents.gather(1, ancestors)
-    return torch.stack(tokens[::-1], dim=2), ancestors
+    return torch.stack(tokens[::-1], dim=2), torch.stack(log_probs[::-1], dim=2), ancestors
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,10 @@ class LanguageDecision(BaseModel):
 
 
 class WordResult(BaseModel):
-    """A word with its times in seconds from the start of the stream; `confidence` where the search offers it."""
+    """A word with its times in seconds from the start of the stream.
+
+    `confidence` is the geometric mean of the probabilities of its tokens; None if the search does not offer it.
+    """
 
     text: str
     start: float

@@ -41,6 +41,7 @@ class SegmentEvent:
       language_confidence: Probability of an identified language.
       tokens: Token IDs.
       times: Time of each token in seconds from the start of the stream.
+      log_probs: Log-probability of each token; NaN if the search does not offer it.
     """
 
     index: int
@@ -48,6 +49,7 @@ class SegmentEvent:
     language_confidence: float | None
     tokens: list[int]
     times: list[float]
+    log_probs: list[float]
 
 
 SpeechEvent = LanguageEvent | SegmentEvent
@@ -154,7 +156,7 @@ class SpeechSession:
         language = self._language if self._model.one_pathway else result.language
         segment = to_segment(result, self._model.tokenizer, language, self._all_words or result.is_final)
         confidence = None if self._probabilities is None else self._probabilities[result.language]
-        return SegmentEvent(result.segment, segment, confidence, result.tokens, result.times)
+        return SegmentEvent(result.segment, segment, confidence, result.tokens, result.times, result.log_probs)
 
     def _change_language(self) -> None:
         """Restart for the next segment if its language may differ; not in the middle of speech."""

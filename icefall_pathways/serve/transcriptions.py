@@ -26,7 +26,7 @@ from icefall_pathways.serve.service import FILE_PROTOCOL, Service
 from icefall_pathways.serve.sessions import SegmentEvent
 from icefall_pathways.serve.streams import ClientStream
 from icefall_pathways.transcription.audio import read_file
-from icefall_pathways.transcription.transcript import Transcript
+from icefall_pathways.transcription.transcript import Transcript, Word, mean_log_prob
 from icefall_pathways.transcription.writers import WRITERS
 
 _FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -198,7 +198,7 @@ def _verbose(fields: TranscriptionRequest, results: list[SegmentEvent], transcri
         "usage": {"type": "duration", "seconds": transcript.duration},
     }
     if fields.words:
-        content["words"] = [{"word": word.text, "start": word.start, "end": word.end} for word in transcript.words]
+        content["words"] = [_verbose_word(word) for word in transcript.words]
     if fields.segments:
         content["segments"] = [_verbose_segment(event) for event in results if event.segment.text]
     return content
@@ -210,9 +210,15 @@ def _language_name(transcript: Transcript) -> str:
     return "unknown" if code is None else get_language(code).name
 
 
+def _verbose_word(word: Word) -> dict[str, Any]:
+    times = {"start": word.start, "end": word.end}
+    return {"word": word.text, **times, "confidence": word.confidence}
+
+
 def _verbose_segment(event: SegmentEvent) -> dict[str, Any]:
     """Return a segment with all fields of OpenAI's; those that this model does not have are 0."""
     segment, data = event.segment, event.segment.text.encode()
+    log_prob = mean_log_prob(event.log_probs)
     return {
         "id": event.index,
         "seek": 0,
@@ -223,7 +229,7 @@ def _verbose_segment(event: SegmentEvent) -> dict[str, Any]:
         "language": segment.language,
         "language_confidence": event.language_confidence,
         "temperature": 0.0,
-        "avg_logprob": 0.0,
+        "avg_logprob": 0.0 if log_prob is None else round(log_prob, 3),
         "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
         "no_speech_prob": 0.0,
     }

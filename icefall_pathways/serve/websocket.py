@@ -205,7 +205,7 @@ def to_message(event: SpeechEvent, start: Start) -> LanguageDecision | SegmentRe
 
 def to_word(word: Word) -> WordResult:
     """Return a word as it is sent to clients."""
-    return WordResult(text=word.text, start=word.start, end=word.end, confidence=getattr(word, "confidence", None))
+    return WordResult(text=word.text, start=word.start, end=word.end, confidence=word.confidence)
 
 
 async def _send(websocket: WebSocket, message: BaseModel) -> None:

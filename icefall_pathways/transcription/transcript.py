@@ -1,6 +1,7 @@
 """Transcripts: recognized tokens as words with times, in segments."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from icefall_pathways.data.tokenizer import WORD_BOUNDARY, Tokenizer
@@ -15,11 +16,14 @@ class Word:
       text: The word.
       start: Time at which its first token is emitted, in seconds from the start of the audio.
       end: End of the encoder frame that emits its last token, in seconds.
+      confidence: Geometric mean of the probabilities of its tokens, each given the tokens before it in the frame that
+        emits it; None if the search does not offer them. Its last digit may depend on the size of batches.
     """
 
     text: str
     start: float
     end: float
+    confidence: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,18 @@ def to_segment(result: Result, tokenizer: Tokenizer, language: str | None, with_
     )
 
 
+def mean_log_prob(log_probs: Sequence[float]) -> float | None:
+    """Return the mean of log-probabilities; None if there are none, or if they are unknown (NaN)."""
+    mean = sum(log_probs) / len(log_probs) if log_probs else math.nan
+    return None if math.isnan(mean) else mean
+
+
+def _confidence(log_probs: Sequence[float]) -> float | None:
+    """Return the geometric mean of probabilities, with digits that hardly depend on the size of batches."""
+    mean = mean_log_prob(log_probs)
+    return None if mean is None else round(math.exp(mean), 3)
+
+
 def _words(result: Result, tokenizer: Tokenizer) -> list[Word]:
     tokens, times = result.tokens, result.times
     groups: list[list[int]] = []
@@ -133,6 +149,7 @@ def _words(result: Result, tokenizer: Tokenizer) -> list[Word]:
             text=tokenizer.decode([[tokens[index] for index in group]])[0].strip(),
             start=round(times[group[0]], 3),
             end=round(max(times[group[-1]], min(times[group[-1]] + FRAME_SECONDS, result.end)), 3),
+            confidence=_confidence([result.log_probs[index] for index in group]),
         )
         for group in groups
     ]

@@ -84,7 +84,9 @@ class JsonWriter(Writer):
                 {
                     **_times(segment),
                     "text": segment.text,
-                    "words": [{"text": word.text, **_times(word)} for word in segment.words],
+                    "words": [
+                        {"text": word.text, **_times(word), "confidence": word.confidence} for word in segment.words
+                    ],
                 }
                 for segment in transcript.segments
             ],

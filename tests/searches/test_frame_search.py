@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 import torch
 from hypothesis import given, settings
-from search_cases import all_paths, all_sequences, cases, make_case_head, plain_beam_search, run
+from search_cases import all_paths, all_sequences, cases, make_case_head, plain_beam_search, run, token_log_probs
 
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch, SearchState
 from icefall_pathways.searches.fast_beam import FastBeamSearchOptions
@@ -73,6 +73,22 @@ _examples = settings(max_examples=40, deadline=None)
 
 
 class TestProperties:
+    @_examples
+    @given(cases())
+    def test_log_probs_of_tokens_equal_the_outputs_of_the_joiner(self, make_head, case):
+        """At the frame of each token, given the tokens before it; for all hypotheses, and in chunks of any sizes."""
+        head = make_case_head(make_head, case)
+        for search in _searches(make_head, case):
+            n_best = search.n_best(run(search, case["encoder_out"], case["lens"], case["sizes"]))
+            for out, hypotheses in zip(case["encoder_out"], n_best, strict=True):
+                for hypothesis in hypotheses:
+                    tokens, frames = hypothesis.tokens, hypothesis.timestamps
+                    expected = [
+                        token_log_probs(head, out[frame], tokens[:index], case["blank_penalty"])[token]
+                        for index, (token, frame) in enumerate(zip(tokens, frames, strict=True))
+                    ]
+                    assert hypothesis.token_log_probs == pytest.approx(expected, abs=1e-4)
+
     @_examples
     @given(cases())
     def test_chunked_decoding_equals_whole_utterances(self, make_head, case):

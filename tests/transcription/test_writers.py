@@ -8,7 +8,9 @@ from icefall_pathways.transcription.writers import JsonWriter, SrtWriter, TextWr
 
 
 def _segment(text, start=0.0, is_final=True, stable_text="", pace=0.5, language="en"):
-    words = [Word(word, start + pace * i, start + pace * i + 0.3) for i, word in enumerate(text.split())]
+    words = [
+        Word(word, start + pace * i, start + pace * i + 0.3, confidence=0.9) for i, word in enumerate(text.split())
+    ]
     end = start + pace * len(words)
     return Segment(language, start, end, text, stable_text or text * is_final, False, words, is_final, is_last=False)
 
@@ -65,7 +67,13 @@ def test_json_writer_writes_segments_words_and_error():
         "cut",
     )
     assert [segment["text"] for segment in content["segments"]] == ["un été", "puis"]
-    assert content["segments"][0]["words"][1] == {"text": "été", "start": 0.5, "begin": 0.5, "end": 0.8}
+    assert content["segments"][0]["words"][1] == {
+        "text": "été",
+        "start": 0.5,
+        "begin": 0.5,
+        "end": 0.8,
+        "confidence": 0.9,
+    }
     assert json.loads(_write(JsonWriter))["segments"] == []
 
 

@@ -40,6 +40,7 @@ class Result:
         stream.
       tokens: Token IDs.
       times: Time of each token, in seconds from the start of the stream.
+      log_probs: Log-probability of each token, see `Hypothesis.token_log_probs`; NaN if the search does not offer it.
       stable: Number of leading tokens that later results of the segment do not change; all tokens of a final result.
       unchanged: Number of leading tokens that are the same as in the previous result.
       revised: The previous result has different or additional tokens after the unchanged ones.
@@ -54,6 +55,7 @@ class Result:
     end: float
     tokens: list[int]
     times: list[float]
+    log_probs: list[float]
     stable: int
     unchanged: int
     revised: bool
@@ -76,7 +78,8 @@ class Session:
       segment: Index of the current segment, from 0.
       first_frame: First encoder frame of the segment.
       previous_tokens: Tokens of the previous result.
-      carried_over: Tokens and times moved from the previous segment to this one: a last word that may be incomplete.
+      carried_over: Tokens, times and log-probabilities moved from the previous segment to this one: a last word that
+        may be incomplete.
       gate: Voice activity detection; None: all audio is decoded.
       num_samples: Number of samples received.
       first_loud: Index of the first sample that is louder than silence; infinity if there is none.
@@ -91,7 +94,7 @@ class Session:
     segment: int = 0
     first_frame: int = 0
     previous_tokens: list[int] = field(default_factory=list)
-    carried_over: list[tuple[int, float]] = field(default_factory=list)
+    carried_over: list[tuple[int, float, float]] = field(default_factory=list)
     num_samples: int = 0
     first_loud: float = math.inf
     last_loud: int = -1
@@ -328,8 +331,10 @@ class Recognizer:
         is_region_end = self.decoder.is_done(stream)
         session.finished = is_region_end and not session.has_next_region
         is_final = is_pause or is_too_long or is_region_end
-        tokens = [token for token, _ in session.carried_over] + hypothesis.tokens
-        times = [time for _, time in session.carried_over]
+        tokens = [token for token, _, _ in session.carried_over] + hypothesis.tokens
+        log_probs = [log_prob for _, _, log_prob in session.carried_over]
+        log_probs += hypothesis.token_log_probs or [math.nan] * len(hypothesis.tokens)
+        times = [time for _, time, _ in session.carried_over]
         times += [self._time(session, session.first_frame + frame) for frame in hypothesis.timestamps]
         unchanged = common_prefix_length(session.previous_tokens, tokens)
         ends_in_speech = is_too_long and not (is_pause or is_region_end)
@@ -343,6 +348,7 @@ class Recognizer:
             end=min([end, *times[complete : complete + 1]]),
             tokens=tokens[:complete],
             times=times[:complete],
+            log_probs=log_probs[:complete],
             stable=complete if is_final else num_carried + stable,
             unchanged=min(unchanged, complete),
             revised=unchanged < len(session.previous_tokens),
@@ -353,7 +359,7 @@ class Recognizer:
         session.previous_tokens = tokens
         if is_final:
             session.segment, session.first_frame = session.segment + 1, stream.num_frames
-            session.carried_over = list(zip(tokens, times, strict=True))[complete:]
+            session.carried_over = list(zip(tokens, times, log_probs, strict=True))[complete:]
             session.previous_tokens = tokens[complete:]
             if is_region_end and not session.finished:
                 session.start_region([self.decoder.open(stream.language)])
