@@ -157,7 +157,7 @@ def test_hotword_makes_its_phrase_appear(served_dir, speech):
         plain, other = (server.recognize(audio, language="en") for _ in range(2))
         boosted = server.recognize(audio, language="en", hotwords=[{"text": "vier", "score": 30.0}])
         invalid = server.recognize([], language="en", hotwords=[{"text": "Ω"}])
-    assert plain == other
+    assert without_partial(plain) == without_partial(other)  # partial results depend on the speed of the client
     assert " ".join(texts(boosted)).count("vier") > " ".join(texts(plain)).count("vier")
     assert invalid[0]["code"] == "invalid_request" and "Ω" in invalid[0]["message"]
 
