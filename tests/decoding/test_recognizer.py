@@ -144,6 +144,19 @@ def test_segmentation_in_speech_does_not_change_the_tokens(model):
     assert [time for result in results for time in result.times] == pytest.approx(expected.times)
 
 
+def test_incomplete_words_move_to_the_next_segment_with_their_times_and_log_probs(emformer):
+    samples, decoder = _speech(1.8), _decoder(emformer)
+    whole = Recognizer(decoder)
+    segmenting = Recognizer(decoder, EndpointConfig(NEVER, NEVER, 0.6), is_word_start=lambda token: token % 3 == 0)
+    expected = _run(whole, whole.open("en"), samples)[-1]
+    finals = [result for result in _run(segmenting, segmenting.open("en"), samples) if result.is_final]
+    assert any(result.tokens and result.tokens[0] % 3 == 0 for result in finals[1:])
+    assert _tokens(finals) == expected.tokens
+    assert [time for result in finals for time in result.times] == pytest.approx(expected.times)
+    log_probs = [log_prob for result in finals for log_prob in result.log_probs]
+    assert log_probs == pytest.approx(expected.log_probs, abs=1e-4) and len(log_probs) == len(expected.tokens)
+
+
 def test_pauses_end_segments(emformer):
     def script(num_frames):
         """Return one token, in the tenth frame of the first segment."""
