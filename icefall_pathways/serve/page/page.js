@@ -92,7 +92,7 @@ function showLanguage(result) {
   const meter = document.createElement("meter");
   meter.value = result.confidence;
   meter.ariaHidden = "true";
-  row.insertCell().append(`${Math.round(100 * result.confidence)} % `, meter);
+  row.insertCell().append(meter, ` ${Math.round(100 * result.confidence)} %`);
   element("languages").append(row);
 }
 
