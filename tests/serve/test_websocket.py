@@ -1,7 +1,9 @@
 """The websocket protocol: results equal those of the Python interface, and errors say what was expected."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from running_server import blocks, load_model, receive_all, run_server, texts
 from websockets.exceptions import ConnectionClosed
 
 from icefall_pathways import Pathways
+from icefall_pathways.decoding.language_id.model import LanguageIdModel
+from icefall_pathways.experiment import layout
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,22 @@ def test_language_is_identified_again_in_each_segment(server, speech):
             assert message["segment"] in seen or not message["text"]
             assert message["language"] == latest["language"]
             assert message["language_confidence"] == latest["confidence"]
+
+
+def test_talk_changes_its_language(served_dir, speech, tmp_path):
+    """With a model that takes loud noise for Dutch, and quiet noise for English."""
+    folder = shutil.copytree(served_dir, tmp_path / "model")
+    unigrams = LanguageIdModel.load(layout.language_id_file(folder)).unigrams
+    identifier = LanguageIdModel({"search_per_frame": 5.0}, {"en": -1.36, "nl": 0.0}, unigrams, seconds=0.5)
+    identifier.save(layout.language_id_file(folder))
+    loud, pause = speech[:25600], np.zeros(16000, "<i2")
+    quiet = loud // 10
+    with run_server(load_model(folder)) as server:
+        messages = server.recognize(blocks(np.concatenate([quiet, pause, loud])), language="auto")
+    decided = [message["language"] for message in messages if message["type"] == "language"]
+    final = [message["language"] for message in messages if message["type"] == "final" and message["text"]]
+    for languages in (decided, final):
+        assert [language for language, _ in groupby(languages)] == ["en", "nl"]
 
 
 def test_no_audio_is_lost_where_the_language_changes(server, speech):
