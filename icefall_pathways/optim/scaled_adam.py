@@ -295,10 +295,15 @@ def _norms(group: _StatisticsGroup, flat: list[Tensor]) -> Tensor:
 
 
 def _scale_gradients(group: _StatisticsGroup) -> Tensor:
-    """Return the gradient of every parameter's scale: the dot product of the parameter and its gradient."""
-    parameters = [parameter.flatten() for bucket in group.buckets for parameter in bucket.parameters]
-    pairs = zip(parameters, group.split(group.gradients), strict=True)
-    return torch.stack([torch.dot(weight, gradient) for weight, gradient in pairs])
+    """Return the gradient of every parameter's scale: the dot product of its active entries and their gradient."""
+    products = []
+    for bucket, active, gradient in zip(group.buckets, group.active, group.gradients, strict=True):
+        weights = [parameter.flatten() for parameter in bucket.parameters]
+        if active is not None:  # zero times a weight outside the mask that is not finite is NaN
+            bits = active.split(bucket.sizes)
+            weights = [select_active(w, b, torch.empty_like(w)) for w, b in zip(weights, bits, strict=True)]
+        products += map(torch.dot, weights, gradient.split(bucket.sizes))
+    return torch.stack(products)
 
 
 def _correction_table(beta2: float) -> list[float]:

@@ -96,20 +96,25 @@ def masked(model, masks):
     return [(name, parameter) for name, parameter in model.named_parameters() if name in masks.codes]
 
 
-def test_negative_zero_and_nan_outside_the_mask_have_no_effect():
-    layer = nn.Linear(3, 1, bias=False)
-    masks = random_masks(layer, ("en",))
-    masks.set_mask("weight", "en", torch.tensor([[True, True, False]]))
-    with torch.no_grad():
-        layer.weight[0, 2] = -0.0
-    optimizer = ScaledAdam(layer.named_parameters())
-    before = layer.weight.detach().clone()
-    for _ in range(12):
-        take_step(optimizer, layer, masks, "en", [torch.tensor([[1.0, 0.5, float("nan")]])])
-    assert torch.signbit(layer.weight[0, 2]) and layer.weight[0, 2] == 0
-    assert (layer.weight < before)[0, :2].all()
-    for state in (optimizer.state[layer.weight], optimizer.state["en"]):
-        assert not any(value.isnan().any() for value in state.values())
+@pytest.mark.parametrize("outside", [-0.0, float("nan"), float("inf")])
+def test_negative_zero_and_values_that_are_not_finite_outside_the_mask_have_no_effect(outside):
+    """Neither as weight nor as gradient."""
+    results = []
+    for value, gradient in ((0.5, 2.0), (outside, float("nan"))):
+        layer = nn.Linear(3, 1, bias=False)
+        masks = random_masks(layer, ("en",))
+        masks.set_mask("weight", "en", torch.tensor([[True, True, False]]))
+        before = torch.tensor([[0.3, -0.2, value]])
+        layer.weight.data.copy_(before)
+        optimizer = ScaledAdam(layer.named_parameters())
+        for _ in range(12):
+            take_step(optimizer, layer, masks, "en", [torch.tensor([[1.0, 0.5, gradient]])])
+        weight = layer.weight.detach()
+        assert weight[0, 2].cpu().numpy().tobytes() == before[0, 2].cpu().numpy().tobytes()
+        assert (weight < before)[0, :2].all()
+        results.append([weight[0, :2], *(v for s in (layer.weight, "en") for v in optimizer.state[s].values())])
+    for expected, actual in zip(*results, strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_masked_tensor_trains_as_a_tensor_of_its_active_entries():
