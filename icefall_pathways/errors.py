@@ -1,4 +1,42 @@
-"""Messages about exceptions raised by other libraries."""
+"""Messages about exceptions raised by other libraries, and about damaged files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MAX_REASON = 200  # characters; some libraries quote the content of a file
+_MAX_QUOTE = 80  # characters
+
+
+def quote(text: str) -> str:
+    """Return the start of a text from a file, in quotation marks."""
+    return repr(text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}...")
+
+
+@contextmanager
+def as_damage(path: Path, error_type: type[ValueError], advice: str) -> Iterator[None]:
+    """Report the exceptions inside the context as damage of a file.
+
+    Damaged content causes exceptions of many types, and libraries do not name the file.
+
+    Args:
+      path: The file.
+      error_type: Type of the exceptions. Those of a subclass of ValueError are not changed, and neither are those of
+        ValueError that name the file.
+      advice: What to do, the end of the message.
+
+    Raises:
+      ValueError: One of `error_type`, for any exception except MemoryError.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, error_type) and (error_type is not ValueError or str(path) in str(error)):
+            raise
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise error_type(f"{path} is damaged ({reason[:_MAX_REASON]}): {advice}") from error
 
 
 def first_line(error: Exception) -> str:

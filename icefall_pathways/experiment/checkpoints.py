@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from icefall_pathways import torch_compat
-from icefall_pathways.errors import first_line
+from icefall_pathways.errors import as_damage, first_line
 from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.icefall_checkpoints import read_structure
 from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.size import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range
 from icefall_pathways.options import from_dict
@@ -79,18 +80,19 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-      CheckpointError: The file is missing, truncated, contains more than plain data, or is from another project.
+      CheckpointError: The file is missing, truncated or damaged, contains more than plain data, or is from another
+        project.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: {_describe_folder(path.parent)}")
     try:
-        _check_uncompressed(path)
+        _check_archive(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = {**stored, **json.loads(stored["plain"])}
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {first_line(error)}. "
-            "It is truncated or not a plain-data checkpoint: remove it, and an earlier one is used"
+            "It is truncated, damaged or not a plain-data checkpoint: remove it, and an earlier one is used"
         ) from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a training checkpoint of this project: it has no plain data") from error
@@ -130,7 +132,7 @@ def _num_updates(path: Path) -> float:
     """Return the number of updates of a checkpoint without reading its tensors; infinity if it is damaged."""
     try:
         return float(json.loads(read_structure(path)["plain"])["update"])
-    except (ValueError, OSError, EOFError, LookupError, TypeError, RecursionError, zipfile.BadZipFile):
+    except (ValueError, OSError, LookupError, TypeError, RecursionError):
         return float("inf")  # `read` explains the damage
 
 
@@ -182,17 +184,23 @@ def load_model(
         path, checkpoint = find(layout.batch_checkpoint(exp_dir, iteration))
     else:
         path, checkpoint = find(layout.epoch_checkpoint(exp_dir, epoch) if epoch > 0 else exp_dir)
-    model = build(checkpoint)
-    if use_averaged_model:
-        model.load_state_dict(running_average(path, checkpoint, avg))
-    elif avg > 1:
-        model.load_state_dict(_mean_of_checkpoints(path, checkpoint, avg))
-    return LoadedModel(model.eval(), checkpoint["config"], _masks_of(checkpoint), path)
+    with as_damage(path, CheckpointError, "use another checkpoint, or copy it again"):
+        model = build(checkpoint)
+        if use_averaged_model:
+            model.load_state_dict(running_average(path, checkpoint, avg))
+        elif avg > 1:
+            model.load_state_dict(_mean_of_checkpoints(path, checkpoint, avg))
+        return LoadedModel(model.eval(), checkpoint["config"], _masks_of(checkpoint), path)
 
 
 def build(checkpoint: Checkpoint) -> Transducer:
-    """Build the model of a checkpoint and load its weights."""
-    model = build_model(from_dict(ModelConfig, checkpoint["config"]["model"]), checkpoint["vocab_size"])
+    """Build the model of a checkpoint and load its weights.
+
+    Damaged options cause exceptions of many types.
+    """
+    config = from_dict(ModelConfig, checkpoint["config"]["model"])
+    check_size(config, checkpoint["vocab_size"], sum(weight.numel() for weight in checkpoint["model"].values()))
+    model = build_model(config, checkpoint["vocab_size"])
     model.load_state_dict(checkpoint["model"])
     return model
 
@@ -259,12 +267,18 @@ def _masks_of(checkpoint: Checkpoint) -> PathwayMasks | None:
     return PathwayMasks(MasksHeader(**header), checkpoint["masks"])
 
 
-def _check_uncompressed(path: Path) -> None:
-    """Check that the archive, as torch writes it, is not compressed: a small file cannot expand to any size."""
+def _check_archive(path: Path) -> None:
+    """Check that the archive is not compressed, and that its records have the checksums that it states.
+
+    torch writes uncompressed archives, so that a small file cannot expand to any size, and does not compare checksums.
+    """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} in it is compressed, and might expand to any size")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it is damaged: its checksum (CRC-32) is not the one that the archive states")
 
 
 def _describe_folder(folder: Path) -> str:

@@ -13,7 +13,6 @@ Reading executes nothing: the files are JSON, safetensors and a SentencePiece mo
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -32,6 +31,7 @@ from icefall_pathways.export.packed_weights import pack_weights, unpack_weights
 from icefall_pathways.export.precision import PRECISIONS, Precision
 from icefall_pathways.files import atomic_write, read_json, sha256, write_json
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.size import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks, code_type
@@ -41,9 +41,6 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "pathways.safetensors"
 
 _CODES = "codes."  # prefix of the tensors of the masks
-
-# Limit of the size of the architecture, as a multiple of the stored weights: a small file cannot take all memory.
-_MAX_EXPANSION = 100
 
 
 class PackageError(ValueError):
@@ -116,7 +113,7 @@ def read_package(folder: Path) -> Package:
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
         config = from_dict(ModelConfig, card["model"])
-        _check_size(config, card["vocab_size"], sum(tensor.numel() for tensor in tensors.values()))
+        check_size(config, card["vocab_size"], sum(tensor.numel() for tensor in tensors.values()))
         model = build_model(config, card["vocab_size"])
         masks = _read_masks(model, card["masks"], tensors)
         shapes = {name: weight.shape for name, weight in model.state_dict().items()}
@@ -154,27 +151,6 @@ def _read_card(folder: Path) -> dict[str, Any]:
                 f"{folder / name} is damaged or truncated (its SHA-256 is not the one in {CARD_FILE}): copy it again"
             )
     return card
-
-
-def _check_size(config: ModelConfig, vocab_size: Any, num_stored: int) -> None:
-    """Check that the architecture is not much larger than the stored weights, before it is built."""
-    architecture = config.architecture.encoder
-    numbers = [value for field in fields(architecture) for value in _integers(getattr(architecture, field.name))]
-    layers = sum(_integers(architecture.num_encoder_layers))
-    widest = max([*numbers, *config.decoder_and_joiner_dim])
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ValueError(f"vocab_size is {vocab_size!r}: expected a positive integer")
-    size = max(layers * widest**2, vocab_size * widest)
-    if size > _MAX_EXPANSION * num_stored:
-        raise ValueError(
-            f"the architecture has {layers} layers of width up to {widest} and {vocab_size} tokens, and the file only "
-            f"{num_stored} weights"
-        )
-
-
-def _integers(value: Any) -> list[int]:
-    values = value if isinstance(value, tuple) else (value,)
-    return [item for item in values if isinstance(item, int)]
 
 
 def _read_masks(model: Transducer, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PathwayMasks:

@@ -1,6 +1,7 @@
 """Checkpoints are found, averaged and loaded with as few reads as possible."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_newest_skips_damaged_checkpoints_with_a_warning(tmp_path, damage, capsy
     assert checkpoints.newest(tmp_path)[0].name == "epoch-1.pt"
     printed = capsys.readouterr().out
     assert printed.startswith("warning: ") and str(path) in printed
+
+
+def test_one_flipped_bit_in_any_record_is_an_error(tmp_path):
+    """torch does not compare the checksums."""
+    path = layout.batch_checkpoint(tmp_path, 20)
+    write(path, 20)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = {archive.read(entry) for entry in archive.infolist() if entry.file_size}
+    assert len(records) > 20
+    for record in records:
+        damaged = bytearray(content)
+        damaged[content.index(record) + len(record) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(checkpoints.CheckpointError, match=r"cannot read checkpoint .* in it is damaged"):
+            checkpoints.read(path)
 
 
 def test_newest_reports_if_no_checkpoint_is_readable(tmp_path):
