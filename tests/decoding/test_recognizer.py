@@ -184,6 +184,19 @@ def test_tokens_in_silence_are_dropped(emformer):
     assert 1.2 < min(spoken) <= max(spoken) < 4.1
 
 
+@pytest.mark.parametrize("seconds", [0.3, 1, 3])
+@pytest.mark.parametrize("amplitude", [0.0, 1e-4])
+def test_tokens_before_the_first_speech_are_discarded(emformer, amplitude, seconds):
+    """They are neither shown later, nor the predictor context of the speech."""
+    recognizer = Recognizer(_decoder(emformer), EndpointConfig())
+    silence = torch.randn(int(16000 * seconds)) * amplitude
+    results = _run(recognizer, recognizer.open("en"), torch.cat([silence, _speech(1.0)]))
+    assert results[-1].tokens
+    assert all(not result.tokens for result in results if result.end <= seconds)
+    chunk = 0.16  # tokens of the chunk in which the speech starts cannot be distinguished from those of the speech
+    assert min(results[-1].times) >= seconds - chunk
+
+
 def test_endpoint_rules_apply_at_their_thresholds():
     rules = EndpointConfig()
     assert not rules.is_pause(nonsilence=False, trailing_silence=2.3)

@@ -115,6 +115,29 @@ def test_silero_detects_speech_within_the_pre_roll_and_no_noise(
         assert 48000 - 16000 < start <= 48000 and start + content.numel() >= 48000 + samples.numel()
 
 
+@pytest.mark.parametrize("seconds", [0.3, 1, 3])
+@pytest.mark.parametrize("level", [None, -60, -45])
+def test_silero_passes_on_speech_between_silence_or_noise(
+    utterances: list[Tensor], level: float | None, seconds: float
+) -> None:
+    """Before, between and after utterances; at most one and a half seconds of what surrounds each."""
+    amplitude = 0.0 if level is None else 10 ** (level / 20)
+    silence = lambda: amplitude * torch.randn(round(16000 * seconds))  # noqa: E731
+    parts = [part for samples in utterances[:2] for part in (silence(), samples)]
+    starts = [sum(part.numel() for part in parts[:index]) for index in (1, 3)]
+    gate = make_gate("silero")
+    assert gate is not None
+    pieces = regions(gate.accept(torch.cat([*parts, silence()])) + gate.flush())
+    spans = [(start, start + samples.numel()) for start, samples in pieces]
+    for start, samples in zip(starts, utterances, strict=False):
+        # Synthesized utterances start and end with up to 0.1 s of silence.
+        assert any(first <= start + 1600 and start + samples.numel() - 1600 <= last for first, last in spans)
+    if seconds == 3:
+        assert len(spans) == 2
+        for (first, last), start, samples in zip(spans, starts, utterances, strict=False):
+            assert first > start - 24000 and last < start + samples.numel() + 24000
+
+
 def test_no_gate_without_voice_activity_detection() -> None:
     assert make_gate("none") is None
 
@@ -167,7 +190,7 @@ def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> 
         assert result.tokens == [token for r in expected for token in r.tokens]
         start = (silence.numel() * (index + 1) + burst.numel() * index - WINDOW * PRE_ROLL) / 16000
         assert result.times == pytest.approx([start + time for r in expected for time in r.times])
-        assert result.start == pytest.approx(start)
+        assert result.start == pytest.approx(start + expected[0].start)
         assert start < result.end <= (audio_end if result.is_last else start + region.numel() / 16000 + 0.04)
     assert results[-1].end == audio_end
     assert results[-1].speech_seconds == 3 * region.numel() / 16000

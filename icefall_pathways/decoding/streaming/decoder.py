@@ -200,10 +200,11 @@ class StreamingDecoder:
             answers.update(zip(map(id, group), query(self.searches[language], state), strict=True))
         return [answers[id(stream)] for stream in streams]
 
-    def reset_hypothesis(self, stream: Stream) -> None:
-        """Start a new hypothesis; encoder state and predictor context are kept."""
+    def reset_hypothesis(self, stream: Stream, keep_context: bool = True) -> None:
+        """Start a new hypothesis; encoder state and, unless `keep_context` is False, predictor context are kept."""
+        search = self.searches[stream.language]
         with self._pathway(stream.language):
-            search_state = self.searches[stream.language].reset_hypothesis(stream.search_state)
+            search_state = search.reset_hypothesis(stream.search_state) if keep_context else search.init(1)
         stream.state = StreamState(BatchState(self.model, stream.state.encoder_states, search_state, 1), 0)
 
     def _pathway(self, language: str) -> AbstractContextManager[None]:

@@ -85,6 +85,7 @@ class Session:
       first_loud: Index of the first sample that is louder than silence; infinity if there is none.
       last_loud: Index of the last such sample; -1 if there is none.
       offset: Position of the first sample of the streams.
+      speech_start: Index of the first such sample of the streams; infinity if there is none.
       input_finished: No more input follows.
       finished: The last result was returned.
     """
@@ -99,9 +100,11 @@ class Session:
     first_loud: float = math.inf
     last_loud: int = -1
     offset: int = 0
+    speech_start: float = math.inf
     input_finished: bool = False
     finished: bool = False
     _waiting: list[SpeechBlock] = field(default_factory=list)  # audio after the end of the streams
+    _num_passed: int = 0  # samples of the streams
 
     def __post_init__(self) -> None:
         for stream in self.candidates:
@@ -125,7 +128,7 @@ class Session:
           ValueError: The session is finished.
         """
         check_samples(samples)
-        loud = samples.abs().gt(_SILENCE_AMPLITUDE).nonzero()
+        loud = _loud_positions(samples)
         if loud.numel() > 0:
             self.first_loud = min(self.first_loud, self.num_samples + int(loud[0]))
             self.last_loud = self.num_samples + int(loud[-1])
@@ -162,7 +165,7 @@ class Session:
     def start_region(self, candidates: list[Stream]) -> None:
         """Continue with new streams, whose state does not depend on the audio so far."""
         self.candidates, self.first_frame = candidates, 0
-        self.offset = self.num_samples
+        self.offset, self.speech_start, self._num_passed = self.num_samples, math.inf, 0
         self.__post_init__()
         self._pass_on()
 
@@ -172,7 +175,8 @@ class Session:
         for stream in candidates:
             stream.fbank, stream.features, stream.input_finished = old.fbank, old.features, old.input_finished
         self.candidates, self.first_frame = candidates, 0
-        self.offset += _num_samples(old)
+        self.offset, self._num_passed = self.offset + _num_samples(old), self._num_passed - _num_samples(old)
+        self.speech_start = max(self.speech_start, self.offset) if self.last_loud >= self.offset else math.inf
         self.previous_tokens = []
         self.first_loud = max(self.first_loud, self.offset) if self.last_loud >= self.offset else math.inf
 
@@ -186,6 +190,9 @@ class Session:
                 self._finish_streams()
 
     def _extend_streams(self, samples: Tensor) -> None:
+        if math.isinf(self.speech_start) and (loud := _loud_positions(samples)).numel() > 0:
+            self.speech_start = self.offset + self._num_passed + int(loud[0])
+        self._num_passed += samples.numel()
         features = self.candidates[0].fbank.accept(samples)
         for stream in self.candidates:
             stream.accept_features(features)
@@ -199,6 +206,11 @@ class Session:
 def _num_samples(stream: Stream) -> int:
     """Return the number of samples that a stream has decoded."""
     return round(stream.num_frames * FRAME_SECONDS * SAMPLE_RATE)
+
+
+def _loud_positions(samples: Tensor) -> Tensor:
+    """Return the positions (m,) of the samples (n,) that are louder than silence."""
+    return samples.abs().gt(_SILENCE_AMPLITUDE).nonzero().flatten()
 
 
 class LanguageSelector(Protocol):
@@ -323,9 +335,14 @@ class Recognizer:
 
     def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
         stream, num_carried = session.candidates[0], len(session.carried_over)
-        # A model may emit words in silence, in particular if it was trained on speech only.
         segment_start = self._time(session, session.first_frame)
-        if session.last_loud < segment_start * self.decoder.fbank.sample_rate:
+        # A model may emit words in silence, in particular if it was trained on speech only. Those before the speech
+        # must neither appear later, nor be the context of its words.
+        rate = self.decoder.fbank.sample_rate
+        if hypothesis.tokens and session.speech_start >= self._time(session, stream.num_frames) * rate:
+            self.decoder.reset_hypothesis(stream, keep_context=False)
+            session.first_frame = stream.num_frames
+        if session.last_loud < segment_start * rate or session.first_frame == stream.num_frames:
             hypothesis, stable = Hypothesis([], [], 0.0), 0
         is_pause, is_too_long = self._endpoint(session, stream, hypothesis)
         is_region_end = self.decoder.is_done(stream)
