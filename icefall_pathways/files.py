@@ -11,7 +11,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,11 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Paths are written as strings."""
+    """Write `value` as indented JSON, atomically. Paths are written as strings, of any bytes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        # Surrogates, which stand for bytes of names that are not UTF-8, become escape sequences of JSON.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path | str) -> Any:
@@ -162,11 +165,11 @@ def read_lines(path: Path | str) -> Iterator[str]:
     A byte order mark is skipped, and every convention of line ends is accepted.
 
     Raises:
-      ValueError: The file is not in UTF-8; the message names it and the line, and how to convert it.
+      ValueError: The file is not in UTF-8, or damaged; the message names it and the line, and how to convert it.
     """
     opener = gzip.open if Path(path).suffix == ".gz" else open
     with opener(path, "rb") as file:
-        for index, line in enumerate(file):
+        for index, line in enumerate(_compressed_lines(Path(path), file)):
             try:
                 text = line.decode("utf-8-sig" if index == 0 else "utf-8")
                 if "\0" in text:
@@ -178,6 +181,13 @@ def read_lines(path: Path | str) -> Iterator[str]:
                     f"{encoding} -t utf-8"
                 ) from error
             yield from text.removesuffix("\n").removesuffix("\r").split("\r")
+
+
+def _compressed_lines(path: Path, file: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy or create it again") from error
 
 
 def read_text(path: Path | str) -> str:

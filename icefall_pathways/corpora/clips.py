@@ -44,8 +44,13 @@ class Clip(NamedTuple):
         return self._replace(problem=Rejection(reason, description))
 
 
-def divide_clips(language: Language, clips: Sequence[Clip]) -> list[Clip]:
+def divide_clips(language: Language, clips: Sequence[Clip], corpus_dir: Path) -> list[Clip]:
     """Return the clips of a language with their splits, see `divide`; dropped ones get a reason.
+
+    Args:
+      language: The language.
+      clips: All of its clips.
+      corpus_dir: Their folder, for errors.
 
     Raises:
       CorpusError: Too few clips are usable for three splits.
@@ -55,7 +60,8 @@ def divide_clips(language: Language, clips: Sequence[Clip]) -> list[Clip]:
     try:
         division = divide([Speech(sentence_key(clip.text, language), clip.speaker, clip.split) for clip in usable])
     except CorpusError as error:
-        raise CorpusError(f"{language.name}: {error}; dropped before: {_count_problems(clips)}") from error
+        dropped = _count_problems(clips)
+        raise CorpusError(f"{language.name} in {corpus_dir}: {error}; dropped before: {dropped}") from error
     divided = [_with_split(clip, split, division.method) for clip, split in zip(usable, division.splits, strict=True)]
     return divided + [clip for clip in clips if clip.problem]
 

@@ -66,7 +66,8 @@ def prepare_manifests(
                 f"{corpus_dir / language.name}; check --corpus-dir and --languages"
             )
         clips = _with_ids(language, [clip for folder in folders for clip in read_clips(folder)])
-        report.add(write_clips(CORPUS, output_dir, language, divide_clips(language, list(clips)), workers))
+        divided = divide_clips(language, list(clips), corpus_dir)
+        report.add(write_clips(CORPUS, output_dir, language, divided, workers))
     return report
 
 
@@ -170,7 +171,7 @@ def _with_ids(language: Language, clips: Sequence[Clip]) -> Iterator[Clip]:
         if clip.id in seen and not clip.problem:
             clip = clip.reject(Reason.DUPLICATE, f"{clip.path}: another file has this name and another suffix")
         seen.add(clip.id)
-        digest = hashlib.blake2b(clip.id.encode(), digest_size=4).hexdigest()
+        digest = hashlib.blake2b(clip.id.encode(errors="surrogateescape"), digest_size=4).hexdigest()
         suffix = f"-{digest}" if counts[_safe(clip.id)] > 1 else ""
         yield clip._replace(id=f"{language.code}-{_safe(clip.id)}{suffix}")
 

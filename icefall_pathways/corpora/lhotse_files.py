@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from icefall_pathways.corpora.splitting import split_of
 from icefall_pathways.corpora.validation import CorpusError, Reason, Rejection
-from icefall_pathways.errors import first_line
+from icefall_pathways.errors import as_damage, first_line, quote
 from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.sharding.jsonl import read_lines
 
@@ -121,7 +121,7 @@ def _split_in(text: str) -> str | None:
 
 def read_supervisions(file: ManifestFile) -> Iterator[dict[str, Any]]:
     """Yield the supervisions of a file, without their recordings; see `read_entries` for errors."""
-    for entry in _read_cuts(file) if file.recordings is None else _read_pairs(file, None):
+    for entry in _entries(file, None):
         yield entry.supervision
 
 
@@ -131,7 +131,27 @@ def read_entries(file: ManifestFile) -> Iterator[Entry]:
     Raises:
       CorpusError: A manifest is damaged.
     """
-    yield from _read_cuts(file) if file.recordings is None else _read_pairs(file, _Recordings(file.recordings))
+    yield from _entries(file, None if file.recordings is None else _Recordings(file.recordings))
+
+
+def _entries(file: ManifestFile, recordings: "_Recordings | None") -> Iterator[Entry]:
+    with as_damage(file.path, CorpusError, "write it again"):
+        for entry in _read_cuts(file) if file.recordings is None else _read_pairs(file, recordings):
+            _check_supervision(entry.supervision)
+            yield entry
+
+
+def _check_supervision(supervision: dict[str, Any]) -> None:
+    """Check the fields that decide the split and the language."""
+    for name in ("id", "text", "speaker", "language"):
+        value = supervision.get(name)
+        if not _is_text(value) and (name == "id" or value is not None):
+            raise ValueError(f"the {name} of supervision {supervision.get('id')!r} is {value!r}, expected a string")
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is a string without surrogates."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 class _Recordings:
@@ -189,15 +209,15 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
             num_lines += 1
             record = json.loads(line)
             if not isinstance(record, dict) or "id" not in record:
-                raise ValueError(f"{line[:80]!r} is not a record of Lhotse with an id")
+                raise ValueError(f"{quote(line.decode(errors='replace'))} is not a record of Lhotse with an id")
             yield record
-    except (EOFError, OSError, zlib.error, ValueError) as error:
+    except (EOFError, OSError, zlib.error, ValueError, RecursionError) as error:
         raise CorpusError(f"{path} is damaged at line {num_lines} ({first_line(error)}): write it again") from error
 
 
 def language_name(supervision: Mapping[str, Any]) -> str:
     """Return the language as a supervision names it; "none" if it names none."""
-    return str(supervision.get("language") or "none")
+    return supervision.get("language") or "none"
 
 
 def language_counts(file: ManifestFile) -> dict[str, int]:

@@ -101,7 +101,7 @@ def prepare_manifests(
                 f"no supervision of {language.name} in the manifests of {corpus_dir}, which have {', '.join(offered)}: "
                 "check --languages, or map names of languages with --language-map"
             )
-        division = _divide(language, selected)
+        division = _divide(language, selected, corpus_dir)
         for split in SPLITS:
             files = SplitFiles(output_dir, CORPUS, language, split)
             entries = _SplitEntries(language.code, selected, division, split)
@@ -141,7 +141,7 @@ def _code_of(name: str, mapped: Mapping[str, LanguageCode], file: ManifestFile) 
         ) from error
 
 
-def _divide(language: Language, contents: Sequence[_Content]) -> Division | None:
+def _divide(language: Language, contents: Sequence[_Content], corpus_dir: Path) -> Division | None:
     """Return the splits of all utterances, in the order of the files; None if the names of the files state them."""
     if {content.file.split for content in contents} >= set(SPLITS):
         return None
@@ -154,7 +154,7 @@ def _divide(language: Language, contents: Sequence[_Content]) -> Division | None
     try:
         return divide(speech)
     except CorpusError as error:
-        raise CorpusError(f"{language.name}: {error}") from error
+        raise CorpusError(f"{language.name} in {corpus_dir}: {error}") from error
 
 
 def _speech(supervision: Mapping[str, Any], split: str | None, language: Language) -> Speech:
@@ -234,11 +234,15 @@ def _read_utterances(
 def _convert(entry: Entry, language: Language) -> _Utterance | Rejection:
     """Return the utterance, or the reason to drop it."""
     try:
-        recording = Recording.from_dict(resolve_paths(entry.recording or {}, entry.file.recordings or entry.file.path))
-        supervision = SupervisionSegment.from_dict(entry.supervision)
-        start, end = float(supervision.start), float(supervision.end)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _convert_record(entry, language)
+    except Exception as error:  # the values of a damaged record cause exceptions of many types
         return Rejection(_DAMAGED, f"{_describe(entry)}: {first_line(error)}")
+
+
+def _convert_record(entry: Entry, language: Language) -> _Utterance | Rejection:
+    recording = Recording.from_dict(resolve_paths(entry.recording or {}, entry.file.recordings or entry.file.path))
+    supervision = SupervisionSegment.from_dict(entry.supervision)
+    start, end = float(supervision.start), float(supervision.end)
     if not -_TOLERANCE <= start < end <= recording.duration + _TOLERANCE:
         times = f"{start:g} to {end:g} of {recording.duration:g} s"
         return Rejection(_SPEECH_OUTSIDE, f"{_describe(entry)}, at {times}")

@@ -97,10 +97,15 @@ def assign(keys: Sequence[str], shares: Mapping[str, float]) -> list[str]:
     """Assign a share of the items, at least one, to each of some splits, and the others to train.
 
     Args:
-      keys: Key of each item; items of equal keys get the same split. There are more keys than splits.
+      keys: Key of each item; items of equal keys get the same split.
       shares: Share of the items by split.
+
+    Raises:
+      CorpusError: There are fewer keys than splits.
     """
     sizes = Counter(keys)
+    if len(sizes) <= len(shares):
+        raise CorpusError(f"{len(sizes)} groups of utterances: expected at least {len(shares) + 1}, one per split")
     remaining = sorted(sizes, key=_digest)
     assigned: dict[str, str] = {}
     for split, share in shares.items():
@@ -143,4 +148,4 @@ def _root(parents: list[int], item: int) -> int:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest()

@@ -97,7 +97,10 @@ def prepare_manifests(
     """
     folder = _unpacked(corpus_dir, output_dir.parent / CORPUS)
     phrases = list(_read_phrases(folder))
-    splits = _divide(phrases)
+    try:
+        splits = _divide(phrases)
+    except CorpusError as error:
+        raise CorpusError(f"{folder} has too few phrases ({error}): complete the folder") from error
     report = CorpusReport()
     for language in languages:
         selected = [phrase for phrase in phrases if phrase.language == language.code]

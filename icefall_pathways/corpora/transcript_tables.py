@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.errors import quote
 from icefall_pathways.files import read_text
 
 #: File names of tables.
@@ -24,6 +25,7 @@ _FILE_COLUMNS = ("file_name", "path", "file", "filename", "audio", "audio_file",
 _TEXT_COLUMNS = ("transcription", "text", "sentence", "normalized_text", "transcript")
 _SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
 _SPLIT_COLUMNS = ("split",)
+_MAX_LISTED = 200  # characters of a header in errors
 
 
 class Row(NamedTuple):
@@ -57,7 +59,8 @@ def read_table(path: Path) -> Iterator[Row]:
     file, text = _column(header, _FILE_COLUMNS), _column(header, _TEXT_COLUMNS)
     if text is None:
         raise CorpusError(
-            f"{path} has the columns {', '.join(header)}: expected the transcripts in one of {', '.join(_TEXT_COLUMNS)}"
+            f"{path} has the columns {', '.join(header)[:_MAX_LISTED]}: expected the transcripts in one of "
+            f"{', '.join(_TEXT_COLUMNS)}"
         )
     speaker, split = _column(header, _SPEAKER_COLUMNS), _column(header, _SPLIT_COLUMNS)
     for line in lines[1:]:
@@ -80,7 +83,7 @@ def _read_rows(path: Path) -> list[list[str]]:
 def _row_without_header(path: Path, cells: Sequence[str]) -> Row:
     if len(cells) < 2:
         raise CorpusError(
-            f"{path} has the line {cells[0][:80]!r} without a transcript: expected FILE and TEXT separated by a comma, "
+            f"{path} has the line {quote(cells[0])} without a transcript: expected FILE and TEXT separated by a comma, "
             "a tab or a bar, or a header with these columns"
         )
     return Row(cells[0].strip(), next((cell.strip() for cell in reversed(cells[1:]) if cell.strip()), ""))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from icefall_pathways.errors import as_damage
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import Language
 
@@ -100,7 +101,8 @@ class CorpusReport:
         self.dropped[key] += 1
         examples = self.examples.setdefault(key, [])
         if len(examples) < 3:
-            examples.append(example)
+            # Without surrogates, which stand for bytes of names that are not UTF-8, and cannot be printed.
+            examples.append(example.encode(errors="backslashreplace").decode())
 
     def add(self, other: "CorpusReport") -> None:
         """Add the counts of another part of the corpus."""
@@ -178,8 +180,17 @@ class CorpusReport:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CorpusReport":
-        """Return the report that `to_json` converted."""
+        """Return the report that `to_json` converted.
+
+        Raises:
+          ValueError: A key or a count has another type.
+        """
         values = {name: {tuple(row[:-1]): row[-1] for row in rows} for name, rows in value.items()}
+        for name, counts in values.items():
+            for key, count in counts.items():
+                has_count = isinstance(count, list if name == "examples" else int)
+                if not has_count or len(key) != (2 if name == "kept" else 3) or not all(map(_is_text, key)):
+                    raise ValueError(f"{name} has the entry {[*key, count]}")
         counters = {name: Counter(values.get(name, {})) for name in ("kept", "dropped", "notes", "characters")}
         return cls(examples=values["examples"], **counters)
 
@@ -189,8 +200,17 @@ class CorpusReport:
 
     @classmethod
     def load(cls, path: Path) -> "CorpusReport":
-        """Read counts written by `save`."""
-        return cls.from_json(read_json(path))
+        """Read counts written by `save`.
+
+        Raises:
+          CorpusError: The file is damaged.
+        """
+        with as_damage(path, CorpusError, "remove it and the manifests of its split, and prepare the corpus again"):
+            return cls.from_json(read_json(path))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _in_order(common: type[_Label], names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.batch import Batch
-from icefall_pathways.data.manifests import check_cut
+from icefall_pathways.data.manifests import read_cuts
 from icefall_pathways.data.perturbation import PerturbationConfig, perturb
 from icefall_pathways.ranges import Share
 
@@ -65,7 +65,7 @@ class Augmentation:
 
     Raises:
       ValueError: The cuts of MUSAN are missing.
-      DataError: The cuts of MUSAN refer to audio or features outside of files.
+      DataError: The cuts of MUSAN are damaged, or refer to audio or features outside of files.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
@@ -73,11 +73,8 @@ class Augmentation:
         if config.enable_musan:
             if not config.musan_cuts.is_file():
                 raise ValueError(f"no {config.musan_cuts}: run ./prepare.sh --musan-dir DIR, or use --enable-musan 0")
-            self._noise = CutSet.from_file(config.musan_cuts).to_eager()
             paths = PathResolver(config.musan_cuts.parent)
-            for cut in self._noise:
-                check_cut(cut, config.musan_cuts)
-                paths.resolve(cut)
+            self._noise = CutSet.from_cuts(map(paths.resolve, read_cuts(config.musan_cuts)))
         self._spec_augment = _spec_augment(config) if config.enable_spec_aug else None
         self._config = config
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lhotse import CutSet, MonoCut
+from lhotse.cut import Cut
 
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus, result_name
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.data_config import DataConfig
 from icefall_pathways.data.indexing import open_index
-from icefall_pathways.data.manifests import DataError, check_cut, check_sampling_rate
+from icefall_pathways.data.manifests import DataError, check_sampling_rate, read_cuts
 from icefall_pathways.data.shar import SharIndex, read_config
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.training_cuts import CutLimits, TrainingCuts
@@ -106,7 +106,7 @@ class CorpusCuts:
             )
         return files
 
-    def read(self, language: Language, split: str) -> Iterator[MonoCut]:
+    def read(self, language: Language, split: str) -> Iterator[Cut]:
         """Yield the cuts of a split of a language.
 
         Raises:
@@ -114,16 +114,9 @@ class CorpusCuts:
         """
         path = self.files(language, split).cuts
         paths = PathResolver(path.parent)
-        try:
-            for cut in CutSet.from_jsonl_lazy(path):
-                self._check(cut, path)
-                yield paths.resolve(cut)
-        except DataError:
-            raise
-        except (EOFError, OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}): remove it and run ./prepare.sh --stage 3 for {language.name} again"
-            ) from error
+        for cut in read_cuts(path):
+            self._check_audio(cut, path)
+            yield paths.resolve(cut)
 
     def usable(self, language: Language) -> TrainingCuts:
         """Return the training cuts of a language that can be used, from their index.
@@ -135,18 +128,17 @@ class CorpusCuts:
         if config.on_the_fly_feats:
             unsuitable = (index.flags & CutFlag.UNSUITABLE_AUDIO).nonzero()[0]
             for cut in index.read(unsuitable[:1]):
-                self._check(cut, self.files(language, "train").cuts)
+                self._check_audio(cut, self.files(language, "train").cuts)
         limits = CutLimits(config.min_cut_duration, config.max_cut_duration, config.on_the_fly_feats)
         cuts = TrainingCuts.select(index, limits)
         if not len(cuts.numbers):
             raise DataError(
-                f"no training cut of {language.name} is usable: fix the causes in this table, or check --bpe-model\n"
-                f"{drop_report({language.code: cuts})}"
+                f"no training cut of {language.name} is usable in {config.manifest_dir}: fix the causes in this table, "
+                f"or check --bpe-model\n{drop_report({language.code: cuts})}"
             )
         return cuts
 
-    def _check(self, cut: MonoCut, path: Path) -> None:
-        check_cut(cut, path)
+    def _check_audio(self, cut: Cut, path: Path) -> None:
         if self.config.on_the_fly_feats and cut.has_recording:
             check_sampling_rate(cut.recording, f"cut {cut.id} in {path}")
             if cut.recording.num_channels > 1:

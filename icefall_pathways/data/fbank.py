@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut, MultiCut
 from lhotse.serialization import deserialize_item
 from tabulate import tabulate
@@ -20,12 +20,17 @@ from icefall_pathways.corpora.layout import SPLITS, SplitFiles, describe_corpus,
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_shard
-from icefall_pathways.data.manifests import check_recording, check_sampling_rate
+from icefall_pathways.data.manifests import (
+    check_recording,
+    check_sampling_rate,
+    damaged_manifest,
+    manifest_lines,
+    read_cuts,
+)
 from icefall_pathways.files import sha256
 from icefall_pathways.languages import Language, parse_languages
 from icefall_pathways.ranges import PositiveFloat, Share
 from icefall_pathways.sharding.executors import ExecutionConfig, Workers, open_workers
-from icefall_pathways.sharding.jsonl import read_lines
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
 
 _MAX_MARGIN = 0.1  # seconds of a recording before and after its supervision, due to rounding
@@ -98,7 +103,7 @@ def compute_fbank_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> 
         raise CorpusError(
             f"no musan_recordings_*.jsonl.gz in {manifest_dir}: run prepare.sh --musan-dir DIR from stage 2"
         )
-    recordings = (recording for path in paths for recording in RecordingSet.from_jsonl_lazy(path))
+    recordings = (recording for path in paths for recording in _read_recordings(path))
     cuts = CutSet.from_cuts(recording.resample(SAMPLE_RATE).to_cut() for recording in recordings)
     windows = cuts.cut_into_windows(10.0).filter(lambda cut: cut.duration > 5).to_eager()
     items = [json.dumps(cut.to_dict()) for cut in windows]
@@ -117,6 +122,11 @@ def compute_fbank_musan(manifest_dir: Path, output_dir: Path, num_jobs: int) -> 
     shards.clean(keep=FEATURES)
 
 
+def _read_recordings(path: Path) -> Iterator[Recording]:
+    with damaged_manifest(path, stage=1):
+        yield from (Recording.from_dict(json.loads(line)) for line in manifest_lines(path, stage=1))
+
+
 def _compute_musan_shard(shard: Shard[str]) -> Any:
     cuts = (deserialize_item(json.loads(item)) for item in shard.items)
     return write_shard(shard, cuts, store_feats=True)[1]
@@ -128,7 +138,7 @@ def summarize_cuts(config: ComputeFbankConfig) -> str:
     for language in parse_languages(config.languages):
         for split in SPLITS:
             files = SplitFiles(config.output_dir, corpus, language, split)
-            durations = sorted(cut.duration for cut in CutSet.from_jsonl_lazy(files.cuts))
+            durations = sorted(cut.duration for cut in read_cuts(files.cuts))
             if durations:
                 median, longest = durations[len(durations) // 2], durations[-1]
                 rows.append(
@@ -194,7 +204,7 @@ def _compute_split(config: ComputeFbankConfig, language: Language, split: str, w
 def _utterances(manifests: SplitFiles, speeds: Sequence[float]) -> Iterator[_Utterance]:
     """Yield what is needed for each utterance, once per speed; the lines are parsed by the workers."""
     for speed in speeds:
-        lines = zip_longest(read_lines(manifests.recordings), read_lines(manifests.supervisions))
+        lines = zip_longest(*(manifest_lines(path, stage=1) for path in (manifests.recordings, manifests.supervisions)))
         for position, (recording, supervision) in enumerate(lines):
             yield _Utterance(speed, position, recording, supervision)
 
@@ -233,11 +243,13 @@ def _cut_of(manifests: SplitFiles, utterance: _Utterance) -> Cut:
     """Return the cut of the whole recording, equal to that of `CutSet.from_manifests`, or of the supervised part."""
     if utterance.recording is None or utterance.supervision is None:
         raise _mismatch(manifests, f"line {utterance.position + 1}")
-    recording = Recording.from_dict(json.loads(utterance.recording))
-    context = f"recording {recording.id} in {manifests.recordings}"
-    check_recording(recording, context)
-    check_sampling_rate(recording, context)
-    supervision = SupervisionSegment.from_dict(json.loads(utterance.supervision))
+    with damaged_manifest(manifests.recordings, stage=1):
+        recording = Recording.from_dict(json.loads(utterance.recording))
+        context = f"recording {recording.id} in {manifests.recordings}"
+        check_recording(recording, context)
+        check_sampling_rate(recording, context)
+    with damaged_manifest(manifests.supervisions, stage=1):
+        supervision = SupervisionSegment.from_dict(json.loads(utterance.supervision))
     if supervision.recording_id != recording.id:
         raise _mismatch(manifests, recording.id)
     channels = recording.channel_ids

@@ -17,13 +17,12 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from icefall_pathways.data.cut_index import METADATA_KEY, ROW, CutIndex, index_row, parse_cut, read_metadata
-from icefall_pathways.data.manifests import DataError
+from icefall_pathways.data.cut_index import METADATA_KEY, ROW, CutIndex, index_row, read_metadata
+from icefall_pathways.data.manifests import DataError, damaged_manifest, manifest_lines, parse_cut
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.errors import first_line
 from icefall_pathways.files import atomic_write, exclusive_lock, remembered_sha256
 from icefall_pathways.sharding.executors import ExecutionConfig, Workers, open_workers
-from icefall_pathways.sharding.jsonl import LargeMembersError, lines_of, read_lines, read_members, write_lines
+from icefall_pathways.sharding.jsonl import LargeMembersError, lines_of, read_members, write_lines
 
 logger = logging.getLogger("icefall_pathways")
 
@@ -120,15 +119,12 @@ def _copy_if_necessary(manifest: Path, folder: Path) -> str:
             return ""
     except LargeMembersError:
         pass
-    except (EOFError, zlib.error) as error:
-        raise _damaged(manifest, error) from error
+    except (EOFError, zlib.error):
+        pass  # not gzip, or other data follows its members, which readers of gzip skip: `manifest_lines` decides
     copy = folder / f"{manifest.name.removesuffix('.gz')}.gz"
-    lines = tqdm(read_lines(manifest), f"copying {manifest.name}", unit="cut", leave=False, delay=3)
-    try:
-        with atomic_write(copy) as temporary:
-            write_lines(temporary, lines)
-    except (EOFError, zlib.error) as error:
-        raise _damaged(manifest, error) from error
+    lines = tqdm(manifest_lines(manifest), f"copying {manifest.name}", unit="cut", leave=False, delay=3)
+    with atomic_write(copy) as temporary:
+        write_lines(temporary, lines)
     return copy.name
 
 
@@ -147,12 +143,8 @@ def _index_members(manifests: list[Path], model_path: Path, task: _Task) -> tupl
     for offset, member in members:
         start = 0
         for line in lines_of(member):
-            try:
+            with damaged_manifest(manifests[file]):
                 values = index_row(parse_cut(line, manifests[file]), tokenizer)
-            except DataError:
-                raise
-            except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(manifests[file], error) from error
             rows.append((file, offset, start, len(line), *values))
             start += len(line)
     return (file, members[0][0]), sum(len(member) for _, member in members), np.array(rows, ROW)
@@ -161,9 +153,3 @@ def _index_members(manifests: list[Path], model_path: Path, task: _Task) -> tupl
 @cache
 def _load_tokenizer(model_path: Path) -> Tokenizer:
     return Tokenizer(model_path)
-
-
-def _damaged(manifest: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{manifest} is damaged ({first_line(error)}): remove it and run ./prepare.sh --stage 3 for its language again"
-    )

@@ -4,15 +4,20 @@ Audio and features may be anywhere in the file system, as in Lhotse. They are re
 is run and no URL is opened for them, and the sizes that a manifest states have to be plausible.
 """
 
+import json
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lhotse import Features, MonoCut, Recording
 from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.errors import as_damage
+from icefall_pathways.sharding.jsonl import read_lines
 
 _MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
@@ -28,6 +33,48 @@ _ALLOWED_STORAGES = (
 
 class DataError(ValueError):
     """Manifests or features are missing, damaged, or inconsistent."""
+
+
+def damaged_manifest(path: Path, stage: int = 3) -> AbstractContextManager[None]:
+    """Report exceptions other than DataError inside the context as damage of a manifest, see `as_damage`.
+
+    Args:
+      path: The manifest.
+      stage: Stage of prepare.sh that writes it.
+
+    Raises:
+      DataError: The manifest is damaged.
+    """
+    return as_damage(path, DataError, f"remove it and run ./prepare.sh --stage {stage} for its language again")
+
+
+def manifest_lines(path: Path, stage: int = 3) -> Iterator[bytes]:
+    """Yield the lines of a manifest, without their ends; see `damaged_manifest`."""
+    with damaged_manifest(path, stage):
+        yield from read_lines(path)
+
+
+def read_cuts(path: Path) -> Iterator[Cut]:
+    """Yield the cuts of a manifest.
+
+    Raises:
+      DataError: It is damaged, or a cut is not trustworthy, see `check_cut`.
+    """
+    for line in manifest_lines(path):
+        with damaged_manifest(path):
+            cut = parse_cut(line, path)
+        yield cut
+
+
+def parse_cut(line: bytes, path: Path) -> Cut:
+    """Return the cut of a line of a manifest. Damaged lines cause exceptions of many types.
+
+    Raises:
+      DataError: The cut refers to anything but files, or has an impossible size.
+    """
+    cut = deserialize_item(json.loads(line))
+    check_cut(cut, path)
+    return cut
 
 
 def check_cut(cut: Cut, path: Path) -> None:

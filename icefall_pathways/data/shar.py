@@ -26,7 +26,7 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.data.permutation import permute, stable_hash
-from icefall_pathways.errors import first_line
+from icefall_pathways.errors import as_damage, first_line
 from icefall_pathways.files import TEMPORARY_PREFIX, read_json, sha256, write_json
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.jsonl import read_lines, write_lines
@@ -57,15 +57,16 @@ def read_config(files: SplitFiles) -> SharConfig:
     """Return how the shards of a split were written.
 
     Raises:
-      DataError: They are missing or not complete.
+      DataError: They are missing, not complete or damaged.
     """
     if not files.shar_description.is_file():
         raise DataError(
             f"no {files.shar_description}, which would complete the shards in {files.shar}: write them with "
             f"./prepare.sh --store shar --languages {files.language.code}"
         )
-    options = read_json(files.shar_description)
-    return SharConfig(options["field"], options["shard_size"], options["seed"])
+    with as_damage(files.shar_description, DataError, "remove it, and write the shards again"):
+        options = read_json(files.shar_description)
+        return SharConfig(options["field"], options["shard_size"], options["seed"])
 
 
 def export_shar(index: CutIndex, files: SplitFiles, config: SharConfig, workers: Workers) -> None:

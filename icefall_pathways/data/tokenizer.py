@@ -28,6 +28,7 @@ class Tokenizer:
 
     Attributes:
       model_path: As given.
+      symbols: All tokens as strings, in the order of their ids.
 
     Raises:
       ValueError: The file is missing or damaged, or its token 0 is not the blank.
@@ -43,7 +44,8 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.Load(str(model_path))
-        except RuntimeError as error:
+            self.symbols = [self._processor.IdToPiece(token) for token in range(self.vocab_size)]
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{model_path} is damaged or is not a SentencePiece model: run prepare.sh (stage 5) again"
             ) from error
@@ -69,11 +71,6 @@ class Tokenizer:
     def unknown_id(self) -> int:
         """Id of the token for characters that no other token covers."""
         return self._processor.unk_id()
-
-    @cached_property
-    def symbols(self) -> list[str]:
-        """All tokens as strings, in the order of their ids."""
-        return [self._processor.IdToPiece(token) for token in range(self.vocab_size)]
 
     @cached_property
     def _is_upper_case(self) -> bool:

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus
 from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.data.manifests import damaged_manifest, manifest_lines
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.languages import Language
-from icefall_pathways.sharding.jsonl import read_lines
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TokenizerTexts:
                 raise CorpusError(f"no {self._paths[language.code]}: run prepare.sh from stage 3 for {language.name}")
         self.counts = {code: _count(self._read(code, "counting")) for code in self._paths}
         dev = [SplitFiles(cuts_dir, corpus, language, "dev").cuts for language in languages]
-        texts = (text for path in dev if path.exists() for text in _read_texts(read_lines(path)))
+        texts = (text for path in dev if path.exists() for text in _read_texts(path, manifest_lines(path)))
         self._dev_characters = set(_count(texts).characters) - {" "}
         self.quotas = sample_sizes(self.counts, config)
 
@@ -113,7 +113,8 @@ class TokenizerTexts:
         return tabulate(rows, header, tablefmt="simple_outline", disable_numparse=True)
 
     def _read(self, code: str, purpose: str) -> Iterator[str]:
-        return _read_texts(tqdm(read_lines(self._paths[code]), f"{purpose} {code}", unit="cut", leave=False, delay=3))
+        path = self._paths[code]
+        return _read_texts(path, tqdm(manifest_lines(path), f"{purpose} {code}", unit="cut", leave=False, delay=3))
 
 
 def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict[str, int]:
@@ -132,12 +133,13 @@ def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict
     return {code: min(counts[code].num_texts, max(1, int(size * factor))) for code, size in sizes.items()}
 
 
-def _read_texts(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yield the transcripts of cuts in JSON, except empty ones."""
-    for line in lines:
-        for supervision in json.loads(line).get("supervisions", ()):
-            if (supervision.get("text") or "").strip():
-                yield supervision["text"]
+def _read_texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the transcripts of cuts in JSON, except empty ones; `path` is their manifest."""
+    with damaged_manifest(path):
+        for line in lines:
+            for supervision in json.loads(line).get("supervisions", ()):
+                if (supervision.get("text") or "").strip():
+                    yield supervision["text"]
 
 
 def _count(texts: Iterator[str]) -> TextCounts:

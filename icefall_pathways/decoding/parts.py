@@ -15,6 +15,7 @@ from typing import Any
 
 from icefall_pathways.data.datamodule import SplitLoader
 from icefall_pathways.decoding.scoring import Alternative, Utterance
+from icefall_pathways.errors import as_damage
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import Language
@@ -68,13 +69,18 @@ class Decoded:
 
     @classmethod
     def load(cls, path: Path) -> "Decoded":
-        """Read the result of `save`."""
-        values = read_json(path)
-        utterances = [
-            Utterance(**entry | {"alternatives": [Alternative(**values) for values in entry["alternatives"]]})
-            for entry in values["utterances"]
-        ]
-        return cls(utterances, values["errors"], Timing(**values["timing"]))
+        """Read the result of `save`.
+
+        Raises:
+          ValueError: The file is damaged.
+        """
+        with as_damage(path, ValueError, "remove it, and decode again"):
+            values = read_json(path)
+            utterances = [
+                Utterance(**entry | {"alternatives": [Alternative(**values) for values in entry["alternatives"]]})
+                for entry in values["utterances"]
+            ]
+            return cls(utterances, values["errors"], Timing(**values["timing"]))
 
     @classmethod
     def merge(cls, parts: Sequence["Decoded"]) -> "Decoded":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from icefall_pathways.decoding.significance import Counts, error_rates, interval, resample
+from icefall_pathways.errors import quote
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_lines, write_json
 from icefall_pathways.languages import get_language, scored_units
@@ -234,13 +235,20 @@ def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
         cut_id, _, entry = line.partition(":\t")
         side, _, words = entry.partition("=")
         try:
-            texts.setdefault(cut_id, {})[side] = ast.literal_eval(words)
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}, line {line_number} is damaged ({line[:60]!r}): decode again") from error
+            texts.setdefault(cut_id, {})[side] = _parse_words(words)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:  # of `ast.literal_eval`
+            raise ValueError(f"{path}, line {line_number} is damaged ({quote(line)}): decode again") from error
     incomplete = [cut_id for cut_id, sides in texts.items() if set(sides) != {"ref", "hyp"}]
     if incomplete:
         raise ValueError(f"{path} is damaged: {incomplete[0]} lacks its ref= or hyp= line; decode again")
     return [Utterance(cut_id, sides["ref"], sides["hyp"]) for cut_id, sides in texts.items()]
+
+
+def _parse_words(text: str) -> list[str]:
+    words = ast.literal_eval(text)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("not a list of words")
+    return words
 
 
 def summarize(

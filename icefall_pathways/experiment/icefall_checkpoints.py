@@ -7,10 +7,13 @@ arrays, paths) become empty placeholders, and any object that does not belong in
 requested weights become tensors, directly from the bytes of the file.
 """
 
+import io
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +121,8 @@ def read_weights(path: Path, key: str | None = None) -> StateDict:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ForeignCheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_tensors(path, archive, _select_weights(path, _unpickle(path, archive), key))
-    except (zipfile.BadZipFile, OSError, KeyError, EOFError) as error:
-        raise ForeignCheckpointError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}. It is damaged, or was written by a "
-            f"torch before 1.6; {_EXPECTED}"
-        ) from error
+    with _open_archive(path) as archive:
+        return _read_tensors(path, archive, _select_weights(path, _unpickle(path, archive), key))
 
 
 def is_foreign(path: Path) -> bool:
@@ -148,11 +145,25 @@ def read_structure(path: Path) -> Any:
     """Read the pickled object of a torch archive with placeholders for its tensors, without reading tensor data.
 
     Raises:
-      ForeignCheckpointError: The pickle is damaged, or contains objects that do not belong in a checkpoint.
-      zipfile.BadZipFile: The file is not a zip archive.
+      ForeignCheckpointError: The file is damaged, or contains objects that do not belong in a checkpoint.
     """
-    with zipfile.ZipFile(path) as archive:
+    with _open_archive(path) as archive:
         return _unpickle(path, archive)
+
+
+@contextmanager
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive; errors of reading it inside the context are reported as damage."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except ForeignCheckpointError:
+        raise
+    except Exception as error:  # damaged archives cause exceptions of many types
+        raise ForeignCheckpointError(
+            f"cannot read {path} ({path.stat().st_size} bytes): {error}. It is damaged, or was written by a "
+            f"torch before 1.6; {_EXPECTED}"
+        ) from error
 
 
 def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
@@ -167,13 +178,13 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> Any:
         raise ForeignCheckpointError(
             f"{path} was written on a big-endian machine: save it again on a little-endian machine"
         )
-    with archive.open(pickles[0]) as file:
-        try:
-            return _Unpickler(file, path, folder).load()
-        except ForeignCheckpointError:
-            raise
-        except Exception as error:  # a malformed pickle can raise anything
-            raise ForeignCheckpointError(f"{path} is damaged: its pickle cannot be read ({error!r})") from error
+    file = io.BytesIO(archive.read(pickles[0]))  # of the whole record, so that its checksum is compared
+    try:
+        return _Unpickler(file, path, folder).load()
+    except ForeignCheckpointError:
+        raise
+    except Exception as error:  # a malformed pickle can raise anything
+        raise ForeignCheckpointError(f"{path} is damaged: its pickle cannot be read ({error!r})") from error
 
 
 class _Unpickler(pickle.Unpickler):

@@ -296,7 +296,7 @@ def _norms(group: _StatisticsGroup, flat: list[Tensor]) -> Tensor:
 
 def _scale_gradients(group: _StatisticsGroup) -> Tensor:
     """Return the gradient of every parameter's scale: the dot product of its active entries and their gradient."""
-    products = []
+    products: list[Tensor] = []
     for bucket, active, gradient in zip(group.buckets, group.active, group.gradients, strict=True):
         weights = [parameter.flatten() for parameter in bucket.parameters]
         if active is not None:  # zero times a weight outside the mask that is not finite is NaN

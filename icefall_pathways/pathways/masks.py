@@ -310,9 +310,12 @@ class PathwayMasks:
                 f"{path} is damaged or not the file that {header_path.name} describes (its SHA-256 differs): "
                 "copy both again from the search's folder, or repeat the search"
             )
-        _check_codes(shapes, codes, header_path.name, path.name)
-        masks = cls(header, {name: codes[name] for name in shapes})
-        masks.check_granularity()
+        try:
+            _check_codes(shapes, codes, header_path.name, "it")
+            masks = cls(header, {name: codes[name] for name in shapes})
+            masks.check_granularity()
+        except MasksError as error:
+            raise MasksError(f"{path}: {error}") from error
         return masks
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import quote
 from icefall_pathways.files import read_lines
 from icefall_pathways.ranges import Range, SignedFloat, check_number
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
+
+_SCORES = Range(-1e4, 1e4)  # of phrases; sums of much larger ones would not be finite
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
       score: Score per token of phrases without a score of their own.
 
     Raises:
-      ValueError: The file is missing or has no phrases, the tokenizer does not cover a phrase, or a score is NaN or
-        infinite.
+      ValueError: The file is missing or has no phrases, the tokenizer does not cover a phrase, or a score is not
+        in the range of `_SCORES`.
     """
     if not path.is_file():
         raise ValueError(f"hotwords file {path} not found: pass a file with one phrase per line to --context-file")
@@ -113,12 +116,12 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
         if not text:
             continue
         if own_score is not None:
-            check_number(f"{path}, line {line_number}: the score of {text!r}", own_score, Range())
+            check_number(f"{path}, line {line_number}: the score of {quote(text)}", own_score, _SCORES)
         tokens = tokenizer.encode([text])[0]
         if tokenizer.unknown_id in tokens:
             raise ValueError(
-                f"{path}, line {line_number}: {text!r} has letters that no token of the model covers; write it as in "
-                "the training transcripts (lower case, numbers in words)"
+                f"{path}, line {line_number}: {quote(text)} has letters that no token of the model covers; write it as "
+                "in the training transcripts (lower case, numbers in words)"
             )
         phrases.append(Phrase(tuple(tokens), score if own_score is None else own_score))
     if not phrases:

@@ -1,13 +1,13 @@
 """Back-off n-gram language models over tokens, read from ARPA files (written by KenLM, SRILM and others)."""
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import quote
 from icefall_pathways.files import read_lines
 from icefall_pathways.ranges import SignedFloat
 from icefall_pathways.searches.automaton import FailureAutomaton
@@ -15,6 +15,7 @@ from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_langu
 
 _BOS, _EOS, _UNK = "<s>", "</s>", "<unk>"
 _LOG10_ZERO = -99.0  # log10 of probability 0 in ARPA files
+_MAX_LOG10 = 99.0  # sums of larger numbers would not be finite
 _LN10 = math.log(10.0)
 
 NGrams = list[dict[tuple[str, ...], tuple[float, float]]]
@@ -62,13 +63,13 @@ def read_ngram(path: Path, symbols: Sequence[str], scale: float = 1.0) -> Failur
     unknown = sorted(word for (word,) in ngrams[0] if word not in ids and word not in (_BOS, _EOS, _UNK))
     if unknown:
         raise ValueError(
-            f"{path}: {unknown[0]!r} and {len(unknown) - 1} other entries are not tokens of the model; train the "
+            f"{path}: {quote(unknown[0])} and {len(unknown) - 1} other entries are not tokens of the model; train the "
             "n-gram model on transcripts tokenized by the SentencePiece model of the recognizer"
         )
     for shorter, longer in pairwise(ngrams):
         for words in longer:
             if words[:-1] not in shorter:
-                raise ValueError(f"{path} is damaged: the context of {' '.join(words)!r} is not listed")
+                raise ValueError(f"{path} is damaged: the context of {quote(' '.join(words))} is not listed")
     return _build_automaton(ngrams, ids, len(symbols), scale)
 
 
@@ -84,7 +85,7 @@ def read_arpa(path: Path) -> NGrams:
     try:
         counts = _read_counts(lines)
         ngrams = [_read_order(order, lines) for order in range(1, len(counts) + 1)]
-    except (ValueError, EOFError, OSError, StopIteration, zlib.error) as error:
+    except (ValueError, OSError, StopIteration) as error:
         raise ValueError(f"{path} is damaged or not an ARPA file: {error or 'unexpected end of file'}") from error
     actual = [len(entries) for entries in ngrams]
     if actual != counts:
@@ -102,7 +103,7 @@ def _read_counts(lines: Iterator[tuple[int, str]]) -> list[int]:
         if line:
             order, _, count = line.removeprefix("ngram ").partition("=")
             if order.strip() != str(len(counts) + 1) or not count.strip().isdecimal():
-                raise ValueError(f'line {line_number} is {line!r}, expected "ngram {len(counts) + 1}=COUNT"')
+                raise ValueError(f'line {line_number} is {quote(line)}, expected "ngram {len(counts) + 1}=COUNT"')
             counts.append(int(count))
     raise ValueError("the section of 1-grams is missing")
 
@@ -118,11 +119,13 @@ def _read_order(order: int, lines: Iterator[tuple[int, str]]) -> dict[tuple[str,
             continue
         if not order + 1 <= len(fields) <= order + 2:
             raise ValueError(
-                f"line {line_number} is {line!r}, expected log10, {order} words and an optional back-off weight"
+                f"line {line_number} is {quote(line)}, expected log10, {order} words and an optional back-off weight"
             )
         log10, backoff = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
-        if not (log10 < math.inf and backoff < math.inf):
-            raise ValueError(f"line {line_number} is {line!r}: expected finite numbers")
+        if not (log10 < _MAX_LOG10 and backoff < _MAX_LOG10):
+            raise ValueError(
+                f"line {line_number} is {quote(line)}: expected finite numbers of less than {_MAX_LOG10:g}"
+            )
         entries[tuple(fields[1 : order + 1])] = (log10, backoff)
     raise ValueError("it ends without \\end\\")
 

@@ -29,7 +29,9 @@ class LargeMembersError(ValueError):
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, as Lhotse does."""
-    write_lines(path, (json.dumps(record, ensure_ascii=False).encode() for record in records))
+    # Surrogates, which stand for bytes of names that are not UTF-8, become escape sequences of JSON.
+    lines = (json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") for record in records)
+    write_lines(path, lines)
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:

@@ -1,5 +1,8 @@
 """A folder of clips per language: transcripts, speakers, splits, and the report of what is dropped."""
 
+import os
+from pathlib import Path
+
 import pytest
 from lhotse import RecordingSet, SupervisionSet
 from public_layouts import make_folder, sentence, write_clip
@@ -34,6 +37,19 @@ def test_clips_of_all_formats_are_divided_by_sentence(tmp_path):
     files = SplitFiles(tmp_path, "folder", get_language("fr"), "train")
     assert {recording.sampling_rate for recording in RecordingSet.from_file(files.recordings)} == {16000}
     assert all(supervision.id.startswith("fr-clip_") for supervision in supervisions(tmp_path, "train"))
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    corpus = make_folder(tmp_path / "corpus", {"fr": "fr"}, num_clips=12)
+    for name in ("clip 0.wav", "clip 0.txt", "clip 1.mp3"):
+        path = corpus / "fr" / name
+        path.rename(os.fsdecode(bytes(path.parent) + b"/caf\xe9" + path.name.encode()[5:]))
+    report = prepare(corpus, tmp_path)
+    assert sum(report.kept.values()) == 11 and report.dropped == {("fr", "train", "no transcript"): 1}
+    assert r"caf\udce91.mp3" in report.table().encode().decode()
+    files = SplitFiles(tmp_path, "folder", get_language("fr"), "train")
+    sources = [recording.sources[0].source for recording in RecordingSet.from_file(files.recordings)]
+    assert all(Path(source).is_file() for source in sources) and any("caf" in source for source in sources)
 
 
 def test_subfolders_are_speakers_and_are_divided_as_a_whole(tmp_path):
@@ -129,7 +145,9 @@ def test_a_folder_without_languages_is_an_error(tmp_path, prepare_corpus, messag
 def test_too_few_sentences_and_a_missing_language_are_errors(tmp_path):
     write_text(tmp_path / "corpus" / "fr" / "1.wav", "un")
     write_clip(tmp_path / "corpus" / "fr" / "2.wav")
-    with pytest.raises(CorpusError, match=r"french: 1 training utterances .*dropped before: 1 no transcript"):
+    with pytest.raises(
+        CorpusError, match=r"french in .*/corpus: 1 training utterances .*dropped before: 1 no transcript"
+    ):
         prepare(tmp_path / "corpus", tmp_path)
     with pytest.raises(CorpusError, match=r"no folder of german in .*: expected .*/de or .*/german"):
         prepare(tmp_path / "corpus", tmp_path, "de")

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import traceback
 from contextlib import suppress
@@ -14,10 +15,12 @@ class IsolatedFunction:
       function: A function of a module; its result is discarded.
       cpu_seconds: CPU time after which a call counts as hanging; it does not depend on the load of the machine.
       wait_seconds: Time after which a call that does not compute, such as in a deadlock, counts as hanging.
+      memory_bytes: Limit of the memory.
     """
 
-    def __init__(self, function, cpu_seconds=20.0, wait_seconds=600.0):
+    def __init__(self, function, cpu_seconds=20.0, wait_seconds=600.0, memory_bytes=4 << 30):
         self.function, self.cpu_seconds, self.wait_seconds = function, cpu_seconds, wait_seconds
+        self.memory_bytes = memory_bytes
         self.process = self.connection = None
 
     def __call__(self, argument):
@@ -39,7 +42,7 @@ class IsolatedFunction:
     def _start(self):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        arguments = self.function, other, self.cpu_seconds
+        arguments = self.function, other, self.cpu_seconds, self.memory_bytes
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         other.close()
@@ -52,7 +55,8 @@ class IsolatedFunction:
             self.process = None
 
 
-def _serve(function, connection, cpu_seconds):
+def _serve(function, connection, cpu_seconds, memory_bytes):
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             argument = connection.recv()
@@ -67,10 +71,12 @@ def _serve(function, connection, cpu_seconds):
 
 
 def misbehave(fault):
-    """Hang, crash, raise an exception or return, to test `IsolatedFunction`."""
+    """Hang, crash, take much memory, raise an exception or return, to test `IsolatedFunction`."""
     if fault == "crash":
         os.abort()
     while fault == "hang":
         pass
+    if fault == "memory":
+        bytearray(8 << 30)
     if fault == "raise":
         raise ValueError(fault)

@@ -1,5 +1,7 @@
 """Contextual biasing with hotwords, compared with a substring search."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -148,7 +150,8 @@ class TestContextFile:
         path.write_text("ab\nZürich\n")
         with pytest.raises(ValueError, match="line 2: 'Zürich'"):
             read_context_file(path, tokenizer, 2.0)
-        for score in ("nan", "inf", "-inf"):
+        for score in ("nan", "inf", "-inf", "1e+38"):
             path.write_text(f"ab\nba :{score}\n")
-            with pytest.raises(ValueError, match=f"line 2: the score of 'ba' is {score}: expected a finite number"):
+            message = f"line 2: the score of 'ba' is {re.escape(score)}: expected at least -10000 and at most 10000"
+            with pytest.raises(ValueError, match=message):
                 read_context_file(path, tokenizer, 2.0)

@@ -8,6 +8,7 @@ and offsets are fitted on the dev split (`calibration`) and stored in the experi
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, Stream, StreamingDecoder
+from icefall_pathways.errors import as_damage
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json, write_json
+from icefall_pathways.ranges import Range, check_number
 from icefall_pathways.searches import Hypothesis, Search, SearchState
 
 FEATURES = ("search_per_frame", "search_per_token", "ctc_per_frame", "ctc_per_token", "text_per_token")
@@ -220,10 +223,12 @@ class LanguageIdModel:
                 "calibrate-language-id, with the same option), or specify the language with --lang CODE, in Python "
                 'language="CODE"'
             )
-        try:
-            return cls(**read_json(path))
-        except TypeError as error:
-            raise ValueError(f"{path} is damaged ({error}): run calibrate_language_id.py again") from error
+        with as_damage(path, ValueError, "run calibrate_language_id.py again"):
+            model = cls(**read_json(path))
+            numbers = chain(model.weights.values(), model.offsets.values(), *model.unigrams.values(), [model.seconds])
+            for number in numbers:
+                check_number("a number", number, Range())
+            return model
 
 
 class LanguageIdentifier:
