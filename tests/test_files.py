@@ -1,6 +1,7 @@
 """Atomic file writes, lock files and JSON files."""
 
 import gzip
+import os
 import re
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def test_other_errors_are_not_changed(tmp_path):
         (tmp_path / "missing").read_text()
     with pytest.raises(RuntimeError, match=r"^other$"), write_errors(tmp_path / "a"):
         raise RuntimeError("other")
+
+
+def test_names_that_are_not_utf8_are_written_to_json(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {"name": name, "path": Path(name)})
+    assert read_json(tmp_path / "a.json") == {"name": name, "path": name}
 
 
 def test_error_for_invalid_json_names_the_file(tmp_path):
