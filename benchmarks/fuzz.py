@@ -76,14 +76,14 @@ def rounds(config: FuzzConfig) -> Iterator[tuple[str, int, int]]:
     """Yield the case, the number of inputs and the seed of each round; all cases progress together."""
     total = sum(CASES[case].weight for case in config.cases)
     missing = {case: round(config.inputs * CASES[case].weight / total) for case in config.cases}
-    number = config.seed
+    round_seed = config.seed
     while any(missing.values()):
         for case in config.cases:
             count = min(_ROUND, missing[case])
             missing[case] -= count
             if count:
-                yield case, count, number
-            number += 1
+                yield case, count, round_seed
+            round_seed += 1
 
 
 def fuzz(config: FuzzConfig) -> tuple[Counter[str], Counter[str]]:
@@ -91,8 +91,8 @@ def fuzz(config: FuzzConfig) -> tuple[Counter[str], Counter[str]]:
     num_inputs, num_findings, reported = Counter[str](), Counter[str](), set[tuple[str, str]]()
     check = IsolatedFunction(check_case)
     with suppress(KeyboardInterrupt), tqdm(total=config.inputs, unit="input") as bar:
-        for case, count, number in rounds(config):
-            for files in draw(case, count, number):
+        for case, count, round_seed in rounds(config):
+            for files in draw(case, count, round_seed):
                 bar.update()
                 num_inputs[case] += 1
                 failure = check((case, files))

@@ -47,7 +47,7 @@ def test_hangs_crashes_and_tracebacks_are_found():
 
 
 @pytest.mark.parametrize(
-    ("error", "found"),
+    ("error", "expected"),
     [
         (ValueError("no name"), AssertionError),
         (ValueError("{folder}: " + 5000 * "x"), AssertionError),
@@ -55,9 +55,9 @@ def test_hangs_crashes_and_tracebacks_are_found():
         (ValueError("{folder} is damaged"), None),
     ],
 )
-def test_undocumented_and_unhelpful_errors_are_found(error, found):
+def test_undocumented_and_unhelpful_errors_are_found(error, expected):
     def read(folder):
         raise type(error)(error.args[0].replace("{folder}", str(folder)))
 
-    with pytest.raises(found) if found else nullcontext():
+    with pytest.raises(expected) if expected else nullcontext():
         Case(lambda: [{}], (read,)).check({"a": b""})

@@ -9,8 +9,9 @@ def fuzz(load_benchmark):
 def test_rounds_share_the_inputs_by_weight_with_different_seeds(fuzz):
     rounds = list(fuzz.rounds(fuzz.FuzzConfig(inputs=9000, cases=("masks", "results"), seed=7)))
     totals = {case: sum(count for name, count, _ in rounds if name == case) for case in ("masks", "results")}
+    seeds = [round_seed for _, _, round_seed in rounds]
     assert totals == {"masks": 3000, "results": 6000}
-    assert len({number for _, _, number in rounds}) == len(rounds) and min(number for _, _, number in rounds) == 7
+    assert len(seeds) == len(set(seeds)) and min(seeds) == 7
 
 
 def test_findings_are_counted_and_saved(fuzz, monkeypatch, tmp_path):

@@ -225,9 +225,10 @@ class LanguageIdModel:
             )
         with as_damage(path, ValueError, "run calibrate_language_id.py again"):
             model = cls(**read_json(path))
-            numbers = chain(model.weights.values(), model.offsets.values(), *model.unigrams.values(), [model.seconds])
-            for number in numbers:
-                check_number("a number", number, Range())
+            for value in chain(
+                model.weights.values(), model.offsets.values(), *model.unigrams.values(), [model.seconds]
+            ):
+                check_number("a value", value, Range())
             return model
 
 
