@@ -7,6 +7,8 @@ import ssl
 
 import httpx2
 import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
 from running_server import blocks, receive_all, run_server, server_process, texts
 from websockets.sync.client import connect
 
@@ -47,8 +49,6 @@ def test_address_in_use_is_reported(served_dir, free_port, capsys):
 
 def test_tls_serves_https_and_wss(model, speech, tmp_path):
     """With a certificate that a client rejects unless it trusts its authority."""
-    import trustme
-
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
@@ -69,9 +69,6 @@ def test_tls_serves_https_and_wss(model, speech, tmp_path):
 
 def test_unusable_tls_files_are_reported(served_dir, tmp_path):
     """Before the model is loaded; a key with a password must not wait for it on the terminal."""
-    import trustme
-    from cryptography.hazmat.primitives import serialization
-
     certificate, other = (trustme.CA().issue_cert("127.0.0.1") for _ in range(2))
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate.pem"))
     other.private_key_pem.write_to_path(str(tmp_path / "other.pem"))
