@@ -162,10 +162,17 @@ def _speech(supervision: Mapping[str, Any], split: str | None, language: Languag
 
 
 class _Utterance(NamedTuple):
-    """A recording and a supervision of a part or all of it, both with the id of the utterance."""
+    """A recording at 16 kHz and a supervision of a part or all of it, both with the id of the utterance.
+
+    Attributes:
+      recording: The recording.
+      supervision: The supervision.
+      notes: Properties for the report.
+    """
 
     recording: Recording
     supervision: SupervisionSegment
+    notes: list[str]
 
 
 class _SplitEntries:
@@ -221,14 +228,8 @@ def _read_utterances(
         if isinstance(utterance, Rejection):
             report.drop(language.code, split, *utterance)
             continue
-        recording, supervision = utterance
-        notes = {
-            Note.RESAMPLED: recording.sampling_rate != SAMPLE_RATE,
-            Note.DOWNMIXED: recording.num_channels > 1,
-            entry.note: bool(entry.note),
-        }
-        report.add_notes(language.code, split, [note for note, applies in notes.items() if applies])
-        yield recording.resample(SAMPLE_RATE), supervision
+        report.add_notes(language.code, split, utterance.notes)
+        yield utterance.recording, utterance.supervision
 
 
 def _convert(entry: Entry, language: Language) -> _Utterance | Rejection:
@@ -262,4 +263,10 @@ def _convert_record(entry: Entry, language: Language) -> _Utterance | Rejection:
         custom=custom or None,
         alignment=None,
     )
-    return _Utterance(fastcopy(recording, id=name), converted)
+    notes = {
+        Note.RESAMPLED: recording.sampling_rate != SAMPLE_RATE,
+        Note.DOWNMIXED: recording.num_channels > 1,
+        entry.note: bool(entry.note),
+    }
+    resampled = fastcopy(recording, id=name).resample(SAMPLE_RATE)
+    return _Utterance(resampled, converted, [note for note, applies in notes.items() if applies])
