@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-r"""Benchmark streaming decoding: the searches of this project, and torchaudio's RNNTBeamSearch on the same model.
+r"""Benchmark streaming decoding: searches, torchaudio's RNNTBeamSearch on the same model, and engines.
 
 Usage:
 
-  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --model zipformer-5M --streams "1 16"
+  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE benchmarks/decoding.py --models "emformer-5M zipformer-5M" --write 1
 
-The model has the size of a published one and random weights; the bias of blank is set for the token rate of speech.
+The models have the sizes of published ones and random weights; the bias of blank is set for the token rate of speech.
 Features are precomputed. Streams are encoded by ONNX Runtime, and by eager torch. One round
-decodes with all systems in turn; the result is the median over the rounds. Run it on an otherwise idle machine.
+decodes with all systems in turn; the result is the median over the rounds. Then the encoder alone is measured with each
+engine, dense and with random masks. Times are CPU seconds of one thread.
 """
 
 import platform
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import engines
 import torch
+from streaming_models import MODELS, VOCAB_SIZE
 from tables import print_table
 from torch import Tensor, nn
 from torchaudio.models import RNNTBeamSearch
@@ -27,28 +29,12 @@ from tqdm import tqdm
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.streaming import Source, StreamEncoder, StreamingDecoder
 from icefall_pathways.files import write_json
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.searches import FastBeamSearch, GreedySearch, ModifiedBeamSearch, Search
 
-VOCAB_SIZE = 500
 BEAM_SIZE = 4
 TOKENS_PER_SECOND = 4.0
-
-_EMFORMER = {"segment_length": 32, "left_context_length": 128, "right_context_length": 8, "cnn_module_kernel": 15}
-_ZIPFORMER = {"encoder_type": "zipformer", "chunk_size": "16", "left_context_frames": "128"}
-_HEAD = {"decoder_dim": 256, "joiner_dim": 256}
-MODELS = {
-    "emformer-5M": ModelConfig(
-        num_encoder_layers=6, encoder_dim=224, nhead=4, dim_feedforward=896, **_EMFORMER, **_HEAD
-    ),
-    "emformer-20M": ModelConfig(
-        num_encoder_layers=12, encoder_dim=320, nhead=4, dim_feedforward=1280, **_EMFORMER, **_HEAD
-    ),
-    "zipformer-5M": ModelConfig(zipformer="small", **_ZIPFORMER),
-    "zipformer-20M": ModelConfig(zipformer="medium", **_ZIPFORMER),
-}
 GREEDY, BEAM = "greedy", f"modified beam {BEAM_SIZE}"
 # Real-time factors of icefall's streaming Zipformer of the same sizes, chunks and contexts, by model, search and number
 # of streams: encoder and search, precomputed features, two threads of a two-core machine without GPU, torch 1.13.1.
@@ -68,8 +54,11 @@ ICEFALL = {
 class BenchmarkConfig:
     """Options of the benchmark."""
 
-    model: Literal["emformer-5M", "emformer-20M", "zipformer-5M", "zipformer-20M"] = "zipformer-5M"
-    """Encoder and size of the model."""
+    models: str = "emformer-5M zipformer-5M zipformer-20M"
+    """Encoders and sizes of the models; see streaming_models.py."""
+
+    parts: str = "searches engines"
+    """Tables that are measured: those of the searches, one per model, and that of the engines."""
 
     streams: str = "1 16"
     """Numbers of streams that are decoded in parallel."""
@@ -80,14 +69,17 @@ class BenchmarkConfig:
     rounds: int = 5
     """Number of rounds; each measures all systems."""
 
+    engine_rounds: int = 15
+    """Number of rounds in which the engines alone are measured."""
+
     torchaudio: bool = True
     """Also measure torchaudio's search, which decodes one stream at a time."""
 
     output: Path | None = None
-    """JSON file for the results; None only prints the table."""
+    """JSON file for the results of the searches; None only prints the tables."""
 
     write: bool = False
-    """Write the model's table to benchmarks/decoding.md."""
+    """Write the tables to benchmarks/decoding.md."""
 
 
 class TorchaudioModel(nn.Module):
@@ -122,10 +114,10 @@ class TorchaudioModel(nn.Module):
         return logits.roll(-1, dims=-1), frame_lens, predicted_lens
 
 
-def prepare(config: BenchmarkConfig) -> tuple[Transducer, Tensor, Tensor]:
+def prepare(config: BenchmarkConfig, name: str) -> tuple[Transducer, Tensor, Tensor]:
     """Return a model with the token rate of speech, features (N, T, 80) and encoder outputs (N, T', D)."""
     torch.manual_seed(42)
-    model = build_model(MODELS[config.model], VOCAB_SIZE).eval()
+    model = build_model(MODELS[name], VOCAB_SIZE).eval()
     num_streams = max(map(int, config.streams.split()))
     features = 2 * torch.randn(num_streams, int(config.seconds * 100), 80) - 7
     with torch.inference_mode():
@@ -167,9 +159,9 @@ def _search_torchaudio(search: RNNTBeamSearch, encoder_out: Tensor) -> int:
         return sum(len(search(x, torch.tensor([len(x)]), BEAM_SIZE)[0][0]) - 1 for x in encoder_out)
 
 
-def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
-    """Return the results of all systems for all numbers of streams."""
-    model, features, encoder_out = prepare(config)
+def measure(config: BenchmarkConfig, name: str) -> list[dict[str, float | int | str]]:
+    """Return the results of all systems with a model, for all numbers of streams."""
+    model, features, encoder_out = prepare(config, name)
     searches = {
         GREEDY: GreedySearch(model),
         BEAM: ModifiedBeamSearch(model, BEAM_SIZE),
@@ -179,31 +171,33 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
     runs: dict[tuple[str, str, int], Callable[[], int]] = {}
     for num_streams in map(int, config.streams.split()):
         frames, inputs = encoder_out[:num_streams], features[:num_streams]
-        for name, search in searches.items():
-            runs["search", name, num_streams] = lambda search=search, frames=frames: _search_chunks(search, frames)
+        for system, search in searches.items():
+            runs["search", system, num_streams] = lambda search=search, frames=frames: _search_chunks(search, frames)
             for part, encoder in encoders.items():
                 decoder = StreamingDecoder(model, search, FbankConfig(), encoder=encoder)
-                runs[part, name, num_streams] = lambda decoder=decoder, inputs=inputs: _decode_streams(decoder, inputs)
+                runs[part, system, num_streams] = lambda decoder=decoder, inputs=inputs: _decode_streams(
+                    decoder, inputs
+                )
         if config.torchaudio:
             # At most one token per frame, as in the other searches.
             peer = RNNTBeamSearch(TorchaudioModel(model), VOCAB_SIZE - 1, step_max_tokens=1)
-            name = f"torchaudio beam {BEAM_SIZE}"
-            runs["search", name, num_streams] = lambda peer=peer, frames=frames: _search_torchaudio(peer, frames)
+            system = f"torchaudio beam {BEAM_SIZE}"
+            runs["search", system, num_streams] = lambda peer=peer, frames=frames: _search_torchaudio(peer, frames)
     seconds, tokens = {run: [] for run in runs}, {}
     for decode in runs.values():
         decode()  # warm-up: exports the model
-    for _ in tqdm(range(config.rounds), "measuring", unit="round"):
+    for _ in tqdm(range(config.rounds), name, unit="round"):
         for run, decode in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             tokens[run] = decode()
-            seconds[run].append(time.perf_counter() - start)
+            seconds[run].append(time.process_time() - start)
     return [
         {
             "part": part,
             "system": system,
             "streams": num_streams,
             "real_time_factor": statistics.median(seconds[run]) / (num_streams * config.seconds),
-            "icefall": ICEFALL.get((config.model, system, num_streams)) if part == "all" else None,
+            "icefall": ICEFALL.get((name, system, num_streams)) if part == "all" else None,
             "tokens_per_second": tokens[run] / statistics.median(seconds[run]),
             "tokens": tokens[run],
         }
@@ -213,14 +207,26 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float | int | str]]:
 
 
 def main() -> None:
-    """Run the benchmark and print the table."""
+    """Run the benchmark and print the tables."""
     config = parse(BenchmarkConfig, __doc__)
-    figures = measure(config)
+    report = Path(__file__).with_suffix(".md") if config.write else None
+    models, parts = config.models.split(), config.parts.split()
+    streams = list(map(int, config.streams.split()))
+    if "searches" in parts:
+        _report_searches(config, models, report)
+    if "engines" in parts:
+        rows = [row for name in models for row in engines.measure_times(name, streams, config.engine_rounds)]
+        print_table(engines.TIME_HEADER, rows, report, "engines")
+
+
+def _report_searches(config: BenchmarkConfig, models: list[str], report: Path | None) -> None:
+    figures = {}
+    for name in models:
+        figures[name] = measure(config, name)
+        print_table(*table(figures[name]), report, name)
     if config.output:
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
-        write_json(config.output, {"model": config.model, "machine": machine, "figures": figures})
-    header, rows = table(figures)
-    print_table(header, rows, Path(__file__).with_suffix(".md") if config.write else None, config.model)
+        write_json(config.output, {"machine": machine, "figures": figures})
 
 
 def table(figures: list[dict[str, float | int | str]]) -> tuple[list[str], list[list[str]]]:
