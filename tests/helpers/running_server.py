@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.uri import parse_uri
 
 from icefall_pathways.decoding.pretrained import load_trained_model
 from icefall_pathways.decoding.streaming import EndpointConfig
@@ -115,6 +117,37 @@ def server_process(folder: Path, port: int, *options: str) -> Iterator[subproces
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def raw_client(
+    address: str, path: str = "/v1/stream", **options: int
+) -> Iterator[tuple[socket.socket, ClientProtocol]]:
+    """Open a websocket without the library's thread: it reads nothing and answers nothing.
+
+    Args:
+      address: Host and port.
+      path: Path of the websocket.
+      **options: Options of the socket, such as SO_RCVBUF=2048.
+
+    Yields:
+      The connected socket, and a protocol that encodes messages: pass what `encoded` returns to `sendall`.
+    """
+    host, port = address.split(":")
+    with socket.socket() as connection:
+        for name, value in options.items():
+            connection.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        connection.connect((host, int(port)))
+        protocol = ClientProtocol(parse_uri(f"ws://{address}{path}"))
+        protocol.send_request(protocol.connect())
+        connection.sendall(encoded(protocol))
+        protocol.receive_data(connection.recv(2048))
+        yield connection, protocol
+
+
+def encoded(protocol: ClientProtocol) -> bytes:
+    """Return the bytes of the messages that were passed to a protocol since the last call."""
+    return b"".join(protocol.data_to_send())
 
 
 def blocks(samples: np.ndarray, size: int = 3200) -> list[bytes]:

@@ -5,13 +5,15 @@ import json
 import random
 import socket
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
-from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
-from websockets.client import ClientProtocol
-from websockets.uri import parse_uri
+from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, run_server, texts
+from websockets.frames import Frame, Opcode
 
+from icefall_pathways.serve import server as server_module
 from icefall_pathways.serve.limits import Limits
 
 START = json.dumps({"type": "start", "language": "en"})
@@ -38,6 +40,52 @@ def test_tiny_frames_have_the_result_of_large_ones(server, speech, expected):
         client.send('{"type": "end"}')
         messages = receive_all(client)
     assert texts(messages) == texts(server.recognize([data], language="en"))
+
+
+def test_flood_of_tiny_frames_does_not_change_other_streams(server, speech, expected):
+    """Its own result is that of the same bytes in one message, and its buffer stays small."""
+    data = speech[:10000].tobytes()
+    alone = server.recognize(blocks(speech), language="en", partial_results=False)
+    with raw_client(server.address) as (raw, protocol):
+        protocol.send_text(START.encode())
+        for index in range(len(data)):
+            protocol.send_binary(data[index : index + 1])
+        sending = threading.Thread(target=raw.sendall, args=[encoded(protocol)])
+        sending.start()
+        assert server.recognize(blocks(speech), language="en", partial_results=False) == alone
+        sending.join()
+        protocol.send_text(b'{"type": "end"}')
+        raw.sendall(encoded(protocol))
+        finals = []
+        while protocol.close_rcvd is None:
+            protocol.receive_data(raw.recv(65536))
+            messages = [
+                json.loads(frame.data)
+                for frame in protocol.events_received()
+                if isinstance(frame, Frame) and frame.opcode is Opcode.TEXT
+            ]
+            finals += texts(messages)
+    assert finals == texts(server.recognize([data], language="en"))
+
+
+def test_half_open_connection_is_closed(model, speech, monkeypatch):
+    """A client whose machine is gone answers no ping; its stream is freed before the idle timeout."""
+    monkeypatch.setattr(server_module, "_KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIMEOUT", 0.2)
+    limits = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1e6)
+    with run_server(model, limits) as server, raw_client(server.address) as (raw, protocol):
+        protocol.send_text(START.encode())
+        protocol.send_binary(speech.tobytes())
+        raw.sendall(encoded(protocol))
+        while not server.service.streams:
+            pass
+        for _ in range(300):
+            time.sleep(0.1 if server.service.streams else 0)
+        assert not server.service.streams
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(65536):  # until the server has closed the connection
+                pass
+        assert texts(server.recognize(blocks(speech), language="en"))
 
 
 def test_client_that_vanishes_frees_its_stream(server, speech, expected):
@@ -71,20 +119,13 @@ def test_bytes_that_are_no_http_request_are_rejected(server, expected):
 def test_client_that_does_not_read_is_dropped(model, speech):
     """Its results do not accumulate, and its stream is freed while its connection is still open."""
     limits = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1.0, max_buffer_seconds=0.5)
-    with run_server(model, limits) as server, socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        host, port = server.address.split(":")
-        raw.connect((host, int(port)))
+    with run_server(model, limits) as server, raw_client(server.address, SO_RCVBUF=2048) as (raw, protocol):
         raw.settimeout(0.5)
-        protocol = ClientProtocol(parse_uri(f"ws://{server.address}/v1/stream"))
-        protocol.send_request(protocol.connect())
-        raw.sendall(b"".join(protocol.data_to_send()))
-        protocol.receive_data(raw.recv(2048))
         protocol.send_text(json.dumps({"type": "start", "language": "nl", "words": "all"}).encode())
         with contextlib.suppress(OSError):  # the server stops reading, then resets the connection
             for block in blocks(np.tile(speech, 20)):
                 protocol.send_binary(block)
-                raw.sendall(b"".join(protocol.data_to_send()))
+                raw.sendall(encoded(protocol))
         while server.service.streams:
             pass
 
@@ -121,14 +162,14 @@ def test_failure_of_one_stream_in_a_batch_does_not_change_the_others(server, mod
     monkeypatch.setattr(model.recognizer.decoder.model, "stream", poison)
     quiet = (speech // 30).astype("<i2")
     loud = np.clip(speech.astype(np.int32) * 10, -32768, 32767).astype("<i2")
-    alone = texts(server.recognize(blocks(quiet), language="en"))
+    alone = server.recognize(blocks(quiet), language="en", partial_results=False)
     with server.connect() as good, server.connect() as bad:
         for client in (good, bad):
-            client.send(START)
+            client.send(json.dumps({"type": "start", "language": "en", "partial_results": False}))
         for good_block, bad_block in zip(blocks(quiet), blocks(loud), strict=True):
             good.send(good_block)
             bad.send(bad_block)
         good.send('{"type": "end"}')
         failed = receive_all(bad)
         assert failed[-2]["code"] == "internal"
-        assert texts(receive_all(good)) == alone
+        assert receive_all(good) == alone

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from running_server import blocks, receive_all, run_server, server_process, texts
+from running_server import blocks, encoded, raw_client, receive_all, run_server, server_process, texts
 from websockets.sync.client import connect
 
 from icefall_pathways import cli
@@ -35,6 +35,21 @@ def test_sigterm_ends_streams_with_their_final_results(served_dir, free_port, sp
         assert client.close_code == 1001
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_sigterm_does_not_wait_for_a_client_that_answers_nothing(served_dir, free_port, speech):
+    """It gets the final results and the end of the connection, and the process exits with status 0."""
+    with server_process(served_dir, free_port) as process, raw_client(f"127.0.0.1:{free_port}") as (raw, protocol):
+        protocol.send_text(b'{"type": "start", "language": "en"}')
+        protocol.send_binary(speech.tobytes())
+        raw.sendall(encoded(protocol))
+        raw.recv(1)  # the stream is open
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0
+        received = b""
+        while data := raw.recv(65536):
+            received += data
+    assert b'"type":"final"' in received and b'"reason":"shutdown"' in received
 
 
 def test_address_in_use_is_reported(served_dir, free_port, capsys):
