@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-r"""Load generator: streams of mixed languages at real time against a server on loopback, and the engine alone.
+r"""Load generator: streams of mixed languages against a server on loopback, and the recognizer alone.
 
-Usage, after `make demo` (and calibrate_language_id.py for --languages auto):
+Usage, after `make demo` (and calibrate_language_id.py for --language auto):
 
-  OMP_NUM_THREADS=1 benchmarks/serve.py --model exp/demo/pathways --cuts data/demo/fbank/mls-*_cuts_test.jsonl.gz
+  cd egs/mls/ASR
+  OMP_NUM_THREADS=1 ../../../benchmarks/serve.py --model exp/demo/pathways --cuts data/demo/fbank/*_cuts_test.jsonl.gz
 
-For each number of streams, the table has the 50th, 95th and 99th percentile of
+Streams at real time: for each number of streams, the 50th, 95th and 99th percentile of
 
   partial  from the arrival of the audio that a partial or final result covers to the result: the right context of a
            chunk, batching and computation
   final    from the end of the audio to the last message
 
-and, of the server process, CPU seconds per second of audio, the same of the recognizer alone in one batch per pathway,
-and the memory per stream. The load generator runs on the same machine; its CPU time is not counted.
+and the CPU seconds of the server process per second of audio.
+
+Streams as fast as possible, which the server slows down to its capacity: CPU seconds per second of audio of the server
+process, of the recognizer alone with a chunk of all streams per batch, and of the server if all audio is in one
+language, all in turn in every round; and the memory that the server adds per stream. The load generator runs on the
+same machine; its CPU time is not counted.
 """
 
 import asyncio
@@ -20,30 +25,31 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from lhotse import CutSet
-from tables import put_table
-from tabulate import tabulate
+from tables import print_table
 from websockets.asyncio.client import connect
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.decoding.cut_audio import load_samples
-from icefall_pathways.decoding.pretrained import load_trained_model
+from icefall_pathways.decoding.streaming import VadName
 from icefall_pathways.options import parse, run_script
-from icefall_pathways.ranges import Options, Port, PositiveFloat, Range, parse_numbers
+from icefall_pathways.ranges import Options, Port, PositiveFloat, PositiveInt, Range, parse_numbers
 from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.serve.recognizers import SpeechModel
 
 REPORT = Path(__file__).with_suffix(".md")
-HEADER = ("streams", "partial 50/95/99 %", "final 50/95/99 %", "refused", "CPU", "CPU, engine alone", "MB per stream")
+HEADER = ("streams", "partial 50/95/99 %", "final 50/95/99 %", "refused", "CPU")
+CAPACITY = ("streams", "server", "recognizer alone", "share", "one language", "mixed / one", "kB per stream")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,8 +63,17 @@ class LoadConfig(Options):
     cuts: tuple[Path, ...] = ()
     """Manifests of cuts whose audio is played; the language of a cut is that of its supervision."""
 
-    streams: str = "1 16 64"
-    """Numbers of simultaneous streams."""
+    streams: str = "1 16 64 256"
+    """Numbers of simultaneous streams at real time."""
+
+    capacity_streams: str = "16 64"
+    """Numbers of simultaneous streams as fast as possible."""
+
+    rounds: PositiveInt = 3
+    """Repetitions of the measurements as fast as possible, of which the median counts."""
+
+    vad: VadName = "silero"
+    """Voice activity detection of the server, and of the recognizer alone."""
 
     seconds: PositiveFloat = 20.0
     """Seconds of audio per stream."""
@@ -93,8 +108,8 @@ class Speech:
     language: str
 
 
-def load_speech(config: LoadConfig, count: int) -> list[Speech]:
-    """Return the audio of `count` streams: cuts of one language each, joined, with the languages in turn."""
+def load_speech(config: LoadConfig, count: int, num_languages: int | None = None) -> list[Speech]:
+    """Return the audio of `count` streams: joined cuts of one language each, with the first languages in turn."""
     by_language: dict[str, list[np.ndarray]] = {}
     for path in config.cuts:
         for cut in islice(CutSet.from_file(path), 50):
@@ -104,18 +119,20 @@ def load_speech(config: LoadConfig, count: int) -> list[Speech]:
         raise ValueError("no audio: pass manifests of cuts to --cuts")
     size = int(config.seconds * SAMPLE_RATE)
     speech = []
-    for index, language in enumerate(islice(cycle(by_language), count)):
+    for index, language in enumerate(islice(cycle(list(by_language)[:num_languages]), count)):
         parts = by_language[language]
-        shift = index // len(by_language) % len(parts)
+        shift = index % len(parts)
         joined = np.concatenate(parts[shift:] + parts[:shift])
         speech.append(Speech(np.resize(joined, size), language))
     return speech
 
 
-async def play(url: str, speech: Speech, config: LoadConfig, offset: float, measured: Measurement) -> None:
-    """Play one stream at real time, `offset` seconds later than others."""
+async def play(
+    url: str, speech: Speech, config: LoadConfig, offset: float, packet: float, measured: Measurement
+) -> None:
+    """Play one stream with a message every `packet` seconds, `offset` seconds later than others."""
     await asyncio.sleep(offset)
-    async with connect(url, compression=None, open_timeout=60) as client:
+    async with connect(url, compression=None, open_timeout=None, ping_interval=None) as client:
         language = config.language or speech.language
         await client.send(json.dumps({"type": "start", "language": language}))
         if json.loads(await client.recv())["type"] != "ready":
@@ -126,7 +143,7 @@ async def play(url: str, speech: Speech, config: LoadConfig, offset: float, meas
 
         async def send() -> None:
             for index, position in enumerate(range(0, len(data), size), 1):
-                await asyncio.sleep(start + index * config.packet - time.monotonic())
+                await asyncio.sleep(start + index * packet - time.monotonic())
                 await client.send(data[position : position + size])
             await client.send('{"type": "end"}')
 
@@ -140,19 +157,25 @@ async def play(url: str, speech: Speech, config: LoadConfig, offset: float, meas
         await sending
 
 
-async def play_all(url: str, speech: Sequence[Speech], config: LoadConfig) -> Measurement:
-    """Play all streams, which start at different times within a second."""
-    measured = Measurement()
-    await asyncio.gather(
-        *(play(url, audio, config, index / len(speech), measured) for index, audio in enumerate(speech))
-    )
+def play_all(speech: Sequence[Speech], config: LoadConfig, real_time: bool) -> Measurement:
+    """Play all streams, which start at different times within a second if they are played at real time."""
+    measured, url = Measurement(), f"ws://127.0.0.1:{config.port}/v1/stream"
+    delay, packet = (1 / len(speech), config.packet) if real_time else (0.0, 0.0)
+
+    async def play_streams() -> None:
+        await asyncio.gather(
+            *(play(url, audio, config, index * delay, packet, measured) for index, audio in enumerate(speech))
+        )
+
+    asyncio.run(play_streams())
     return measured
 
 
 @contextmanager
-def run_server(config: LoadConfig, max_streams: int) -> Iterator[int]:
-    """Run the server, and yield its process ID."""
+def run_server(config: LoadConfig, max_streams: int, *options: str) -> Iterator[int]:
+    """Run the server, and yield its process ID after one stream has been decoded."""
     words = ["serve", "--model", str(config.model), "--port", str(config.port), "--max-streams", str(max_streams)]
+    words += ["--vad", config.vad, *options]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "icefall_pathways", *words], stdout=subprocess.PIPE, text=True
     )
@@ -161,6 +184,7 @@ def run_server(config: LoadConfig, max_streams: int) -> Iterator[int]:
         if not line:
             raise ValueError("the server did not start")
     try:
+        play_all(load_speech(replace(config, seconds=3.0), 1), replace(config, seconds=3.0), real_time=False)
         yield process.pid
     finally:
         process.terminate()
@@ -173,16 +197,33 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def peak_bytes(pid: int) -> int:
-    """Return the peak memory of a process since the last reset."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+@contextmanager
+def peak_memory(pid: int) -> Iterator[list[int]]:
+    """Yield a list with the resident bytes of a process at the start, and at the end of the block their maximum too."""
+    values, ended = [resident_bytes(pid)], threading.Event()
+
+    def watch() -> None:
+        peak = values[0]
+        while not ended.wait(0.05):
+            peak = max(peak, resident_bytes(pid))
+        values.append(peak)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield values
+    finally:
+        ended.set()
+        thread.join()
 
 
-def engine_cost(config: LoadConfig, speech: Sequence[Speech]) -> float:
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def recognizer_cost(config: LoadConfig, model: SpeechModel, speech: Sequence[Speech]) -> float:
     """Return CPU seconds per second of audio of the recognizer alone, with a chunk of all streams per batch."""
-    serve_config = ServeConfig(exp_dir=config.model)
-    model = SpeechModel.build(load_trained_model(serve_config), serve_config)
     recognizer, chunk = model.recognizer, round(model.chunk_seconds * SAMPLE_RATE)
     sessions = [recognizer.open(model.resolve_language(config.language or audio.language)) for audio in speech]
     start = time.process_time()
@@ -190,7 +231,8 @@ def engine_cost(config: LoadConfig, speech: Sequence[Speech]) -> float:
         for session, audio in zip(sessions, speech, strict=True):
             block = audio.samples[position : position + chunk].astype(np.float32) / 2**15
             session.accept_samples(torch.from_numpy(block))
-        recognizer.advance(sessions)
+        while any(recognizer.is_ready(session) for session in sessions):
+            recognizer.advance(sessions)
     return (time.process_time() - start) / (len(speech) * config.seconds)
 
 
@@ -199,29 +241,47 @@ def percentiles(values: Sequence[float]) -> str:
     return " / ".join(f"{1000 * p:.0f}" for p in np.percentile(values, (50, 95, 99))) + " ms" if values else "–"
 
 
-def measure(config: LoadConfig) -> list[list[object]]:
-    """Return the rows of the table."""
-    rows: list[list[object]] = []
-    url = f"ws://127.0.0.1:{config.port}/v1/stream"
+def measure_delays(config: LoadConfig) -> Iterator[list[str]]:
+    """Yield the rows of the table of delays."""
     for count in parse_numbers("--streams", config.streams, int, Range(1)):
-        speech = load_speech(config, count)
-        with run_server(config, max_streams=count) as pid:
-            cpu, memory = cpu_seconds(pid), peak_bytes(pid)
-            measured = asyncio.run(play_all(url, speech, config))
+        with run_server(config, count) as pid:
+            cpu = cpu_seconds(pid)
+            measured = play_all(load_speech(config, count), config, real_time=True)
             cost = (cpu_seconds(pid) - cpu) / (max(1, count - measured.refused) * config.seconds)
-            per_stream = (peak_bytes(pid) - memory) / count / 1e6
-        alone = engine_cost(config, speech)
         delays = (percentiles(measured.partial), percentiles(measured.final))
-        rows.append([str(count), *delays, str(measured.refused), f"{cost:.4f}", f"{alone:.4f}", f"{per_stream:.2f}"])
-    return rows
+        yield [str(count), *delays, str(measured.refused), f"{cost:.4f}"]
+
+
+def measure_capacity(config: LoadConfig) -> Iterator[list[str]]:
+    """Yield the rows of the table of capacity."""
+    model = SpeechModel.load(ServeConfig(exp_dir=config.model, vad=config.vad))
+    for count in parse_numbers("--capacity-streams", config.capacity_streams, int, Range(1)):
+        mixed, one = load_speech(config, count), load_speech(config, count, 1)
+        costs: list[tuple[float, ...]] = []
+        with run_server(config, count, "--max-load", "1e9") as pid:
+            with peak_memory(pid) as memory:
+                server_cost(config, pid, mixed)
+            for _ in range(config.rounds):
+                alone = recognizer_cost(config, model, mixed)
+                costs.append((server_cost(config, pid, mixed), alone, server_cost(config, pid, one)))
+        server, alone, single = np.median(costs, axis=0)
+        per_stream = (memory[1] - memory[0]) / count / 1e3
+        ratios = (f"{alone / server:.2f}", f"{single:.4f}", f"{server / single:.2f}")
+        yield [str(count), f"{server:.4f}", f"{alone:.4f}", *ratios, f"{per_stream:.0f}"]
+
+
+def server_cost(config: LoadConfig, pid: int, speech: Sequence[Speech]) -> float:
+    """Return CPU seconds of the server per second of audio that arrives as fast as it is accepted."""
+    cpu = cpu_seconds(pid)
+    play_all(speech, config, real_time=False)
+    return (cpu_seconds(pid) - cpu) / (len(speech) * config.seconds)
 
 
 def main(config: LoadConfig) -> None:
-    """Measure, print and optionally store the table."""
-    rows = measure(config)
-    print(tabulate(rows, HEADER, tablefmt="pipe", disable_numparse=True))
-    if config.write:
-        put_table(REPORT, "load", HEADER, rows)
+    """Measure, print and optionally store the tables."""
+    path = REPORT if config.write else None
+    print_table(CAPACITY, list(measure_capacity(config)), path, "capacity")
+    print_table(HEADER, list(measure_delays(config)), path, "load")
 
 
 if __name__ == "__main__":
