@@ -256,14 +256,14 @@ def measure_capacity(config: LoadConfig) -> Iterator[list[str]]:
     """Yield the rows of the table of capacity."""
     model = SpeechModel.load(ServeConfig(exp_dir=config.model, vad=config.vad))
     for count in parse_numbers("--capacity-streams", config.capacity_streams, int, Range(1)):
-        mixed, one = load_speech(config, count), load_speech(config, count, 1)
+        mixed, monolingual = load_speech(config, count), load_speech(config, count, 1)
         costs: list[tuple[float, ...]] = []
         with run_server(config, count, "--max-load", "1e9") as pid:
             with peak_memory(pid) as memory:
                 server_cost(config, pid, mixed)
             for _ in range(config.rounds):
                 alone = recognizer_cost(config, model, mixed)
-                costs.append((server_cost(config, pid, mixed), alone, server_cost(config, pid, one)))
+                costs.append((server_cost(config, pid, mixed), alone, server_cost(config, pid, monolingual)))
         server, alone, single = np.median(costs, axis=0)
         per_stream = (memory[1] - memory[0]) / count / 1e3
         ratios = (f"{alone / server:.2f}", f"{single:.4f}", f"{server / single:.2f}")
