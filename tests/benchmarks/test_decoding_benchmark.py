@@ -11,8 +11,8 @@ def benchmark(load_benchmark):
 
 
 def test_all_systems_are_measured(benchmark):
-    config = benchmark.BenchmarkConfig(model="emformer-5M", streams="2", seconds=4.0, rounds=1)
-    figures = benchmark.measure(config)
+    config = benchmark.BenchmarkConfig(streams="2", seconds=4.0, rounds=1)
+    figures = benchmark.measure(config, "emformer-5M")
     assert len(figures) == 10
     assert all(row["real_time_factor"] > 0 for row in figures)
     tokens = {(row["part"], row["system"]): row["tokens"] for row in figures}
@@ -24,7 +24,7 @@ def test_all_systems_are_measured(benchmark):
 
 
 def test_torchaudio_search_gets_the_logits_of_the_joiner(benchmark):
-    model, _, encoder_out = benchmark.prepare(benchmark.BenchmarkConfig(model="emformer-5M", streams="1", seconds=1.0))
+    model, _, encoder_out = benchmark.prepare(benchmark.BenchmarkConfig(streams="1", seconds=1.0), "emformer-5M")
     adapter = benchmark.TorchaudioModel(model)
     lens = torch.tensor([1])
     blank = torch.tensor([[benchmark.VOCAB_SIZE - 1]])
