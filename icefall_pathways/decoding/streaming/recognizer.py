@@ -85,7 +85,7 @@ class Session:
       first_loud: Index of the first sample that is louder than silence; infinity if there is none.
       last_loud: Index of the last such sample; -1 if there is none.
       offset: Position of the first sample of the streams.
-      speech_start: Index of the first such sample of the streams; infinity if there is none.
+      speech_start: Index of the first sample of the streams that is louder than silence; infinity if there is none.
       input_finished: No more input follows.
       finished: The last result was returned.
     """
@@ -336,14 +336,7 @@ class Recognizer:
     def _next_result(self, session: Session, hypothesis: Hypothesis, stable: int) -> Result:
         stream, num_carried = session.candidates[0], len(session.carried_over)
         segment_start = self._time(session, session.first_frame)
-        # A model may emit words in silence, in particular if it was trained on speech only. Those before the speech
-        # must neither appear later, nor be the context of its words.
-        rate = self.decoder.fbank.sample_rate
-        if hypothesis.tokens and session.speech_start >= self._time(session, stream.num_frames) * rate:
-            self.decoder.reset_hypothesis(stream, keep_context=False)
-            session.first_frame = stream.num_frames
-        if session.last_loud < segment_start * rate or session.first_frame == stream.num_frames:
-            hypothesis, stable = Hypothesis([], [], 0.0), 0
+        hypothesis, stable = self._discard_silence(session, hypothesis, stable)
         is_pause, is_too_long = self._endpoint(session, stream, hypothesis)
         is_region_end = self.decoder.is_done(stream)
         session.finished = is_region_end and not session.has_next_region
@@ -375,14 +368,34 @@ class Recognizer:
         )
         session.previous_tokens = tokens
         if is_final:
-            session.segment, session.first_frame = session.segment + 1, stream.num_frames
-            session.carried_over = list(zip(tokens, times, log_probs, strict=True))[complete:]
-            session.previous_tokens = tokens[complete:]
-            if is_region_end and not session.finished:
-                session.start_region([self.decoder.open(stream.language)])
-            else:
-                self.decoder.reset_hypothesis(stream)
+            self._start_segment(session, list(zip(tokens, times, log_probs, strict=True))[complete:])
         return result
+
+    def _discard_silence(self, session: Session, hypothesis: Hypothesis, stable: int) -> tuple[Hypothesis, int]:
+        """Return the hypothesis and its number of stable tokens; empty if its tokens were emitted in silence.
+
+        A model may emit words in silence, in particular if it was trained on speech only. Those before the speech must
+        neither appear later, nor be the context of its words.
+        """
+        stream, rate = session.candidates[0], self.decoder.fbank.sample_rate
+        segment_start = self._time(session, session.first_frame)
+        if hypothesis.tokens and session.speech_start >= self._time(session, stream.num_frames) * rate:
+            self.decoder.reset_hypothesis(stream, keep_context=False)
+            session.first_frame = stream.num_frames
+        if session.last_loud < segment_start * rate or session.first_frame == stream.num_frames:
+            return Hypothesis([], [], 0.0), 0
+        return hypothesis, stable
+
+    def _start_segment(self, session: Session, carried_over: list[tuple[int, float, float]]) -> None:
+        """Start the next segment, in the next region of speech if the present one has ended."""
+        stream = session.candidates[0]
+        session.segment, session.first_frame = session.segment + 1, stream.num_frames
+        session.carried_over = carried_over
+        session.previous_tokens = [token for token, _, _ in carried_over]
+        if self.decoder.is_done(stream) and not session.finished:
+            session.start_region([self.decoder.open(stream.language)])
+        else:
+            self.decoder.reset_hypothesis(stream)
 
     def _time(self, session: Session, frame: int) -> float:
         """Return the time of an encoder frame of the streams, in seconds from the start of the session."""
