@@ -114,7 +114,7 @@ def test_encoder_equals_every_pathway_for_streams_of_any_age(kind, level_norm):
 
 @torch.inference_mode()
 def test_streams_do_not_depend_on_their_batch():
-    model, _, step, graph = exported_encoder("emformer-memory")
+    *_, step, graph = exported_encoder("emformer-memory")
     session = make_session(graph)
     inputs = {
         name: torch.randn(tensor.shape).to(tensor.dtype) if name == "x" else tensor
@@ -128,8 +128,6 @@ def test_streams_do_not_depend_on_their_batch():
             torch.testing.assert_close(a, b.narrow(step.axes[name], row, 1), atol=1e-5, rtol=1e-5)
     other = run_session(session, inputs | {LANGUAGE: torch.tensor([1, 2, 1])})[0]
     assert torch.equal(other[[0, 2]], together[0][[0, 2]]) and not torch.allclose(other[1], together[0][1], atol=1e-2)
-    assert not torch.equal(inputs["x"], torch.zeros(()))
-    assert model.chunk_window == inputs["x"].size(1)
 
 
 @pytest.mark.parametrize("context_size", [1, 2])

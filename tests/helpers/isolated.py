@@ -15,7 +15,7 @@ class IsolatedFunction:
       function: A function of a module; its result is discarded.
       cpu_seconds: CPU time after which a call counts as hanging; it does not depend on the load of the machine.
       wait_seconds: Time after which a call that does not compute, such as in a deadlock, counts as hanging.
-      memory_bytes: Limit of the memory.
+      memory_bytes: Limit of the memory of the process (RLIMIT_DATA).
     """
 
     def __init__(self, function, cpu_seconds=20.0, wait_seconds=600.0, memory_bytes=4 << 30):

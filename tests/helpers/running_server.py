@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -143,6 +144,14 @@ def raw_client(
         connection.sendall(encoded(protocol))
         protocol.receive_data(connection.recv(2048))
         yield connection, protocol
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until a condition holds; fail after some time."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert result, f"the condition did not hold within {seconds:g} s"
 
 
 def encoded(protocol: ClientProtocol) -> bytes:

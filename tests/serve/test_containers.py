@@ -4,7 +4,7 @@ import json
 
 import pytest
 from encoded_audio import encode
-from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
+from running_server import ANY_LOAD, blocks, receive_all, run_server, texts, wait_until
 
 from icefall_pathways import Pathways
 from icefall_pathways.serve.limits import Limits
@@ -54,6 +54,5 @@ def test_clients_that_leave_free_their_threads(model, speech):
                 client.send(encode(speech[:, None], "webm", seekable=False)[:2000])
                 error, *_ = server.recognize([], format="container", language="en")
                 assert error["code"] == "busy" and "--max-containers" in error["message"]
-            while server.service.streams:
-                pass
+            wait_until(lambda: not server.service.streams)
         assert texts(server.recognize(blocks(speech), language="en"))

@@ -6,11 +6,10 @@ import random
 import socket
 import struct
 import threading
-import time
 
 import numpy as np
 import pytest
-from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, run_server, texts
+from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, run_server, texts, wait_until
 from websockets.frames import Frame, Opcode
 
 from icefall_pathways.serve import server as server_module
@@ -26,8 +25,7 @@ def expected(server, speech):
     assert before
     yield before
     assert texts(server.recognize(blocks(speech), language="en")) == before
-    while server.service.streams:
-        pass
+    wait_until(lambda: not server.service.streams)
 
 
 def test_tiny_frames_have_the_result_of_large_ones(server, speech, expected):
@@ -77,11 +75,8 @@ def test_half_open_connection_is_closed(model, speech, monkeypatch):
         protocol.send_text(START.encode())
         protocol.send_binary(speech.tobytes())
         raw.sendall(encoded(protocol))
-        while not server.service.streams:
-            pass
-        for _ in range(300):
-            time.sleep(0.1 if server.service.streams else 0)
-        assert not server.service.streams
+        wait_until(lambda: server.service.streams)
+        wait_until(lambda: not server.service.streams)
         with contextlib.suppress(ConnectionResetError):
             while raw.recv(65536):  # until the server has closed the connection
                 pass
@@ -126,8 +121,7 @@ def test_client_that_does_not_read_is_dropped(model, speech):
             for block in blocks(np.tile(speech, 20)):
                 protocol.send_binary(block)
                 raw.sendall(encoded(protocol))
-        while server.service.streams:
-            pass
+        wait_until(lambda: not server.service.streams)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,14 +1,13 @@
 """OpenAI's transcription API, used with OpenAI's client."""
 
 import json
-import time
 from collections import Counter
 
 import httpx2
 import openai
 import pytest
 from encoded_audio import encode
-from running_server import ANY_LOAD, run_server
+from running_server import ANY_LOAD, run_server, wait_until
 
 from icefall_pathways import Pathways
 from icefall_pathways.serve.limits import Limits
@@ -148,10 +147,7 @@ def test_load_is_zero_when_nothing_is_decoded(server, speech):
         return next(float(line.split()[1]) for line in lines if line.startswith("pathways_load "))
 
     server.recognize([speech.tobytes()], language="en")
-    deadline = time.monotonic() + 30
-    while load() > 0 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert load() == 0
+    wait_until(lambda: load() == 0)
 
 
 def test_other_web_pages_cannot_read_answers(model):

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import socket
-import time
 from contextlib import contextmanager, suppress
 
 import httpx2
 import numpy as np
 import pytest
-from running_server import blocks, run_server, texts
+from running_server import blocks, run_server, texts, wait_until
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
@@ -148,19 +147,12 @@ def test_malformed_events_end_only_their_connection(exchange, wyoming, port, spe
     asyncio.run(send())
     (answer,) = exchange(audio(speech[:16000]), count=1)
     assert Transcript.from_event(answer).text
-    wait_for_end_of_streams(wyoming)
+    wait_until(lambda: not wyoming.service.streams)
 
 
 def test_client_that_vanishes_leaves_no_stream(wyoming, exchange, speech):
     exchange(audio(speech)[:-1], count=0)
-    wait_for_end_of_streams(wyoming)
-
-
-def wait_for_end_of_streams(server):
-    deadline = time.monotonic() + 60
-    while server.service.streams and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not server.service.streams
+    wait_until(lambda: not wyoming.service.streams)
 
 
 def test_open_audio_is_transcribed_when_the_server_stops(model, free_port, speech):
