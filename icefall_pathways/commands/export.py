@@ -83,7 +83,10 @@ def run(config: Config) -> None:
 
 def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
     from icefall_pathways.decoding.sherpa_check import check_equal, compare_with_sherpa, format_comparisons
-    from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa  # needs onnx
+    from icefall_pathways.export.sherpa import (
+        INDEX_FILE,
+        export_sherpa,
+    )  # imports onnx, which other formats do not need
 
     languages, level_norm = _languages(config, trained), trained.data_config.fbank.level_norm
     exported = export_sherpa(
@@ -103,7 +106,7 @@ def _export_for_sherpa(config: Config, trained: TrainedModel) -> None:
 
 def _export_multilingual_for_sherpa(config: Config, trained: TrainedModel) -> None:
     from icefall_pathways.decoding.sherpa_check import compare_with_sherpa, format_comparisons
-    from icefall_pathways.export.sherpa_multilingual import export_sherpa_multilingual  # needs onnx
+    from icefall_pathways.export.sherpa_multilingual import export_sherpa_multilingual
 
     masks, precision = _masks_and_precision(config, trained)
     features = trained.data_config.fbank
@@ -143,7 +146,7 @@ def _export_for_icefall(config: Config, trained: TrainedModel) -> None:
 
 
 def _export_for_onnx_runtime(config: Config, trained: TrainedModel) -> None:
-    from icefall_pathways.export.multilingual_folder import export_multilingual  # needs onnx
+    from icefall_pathways.export.multilingual_folder import export_multilingual
 
     masks, precision = _masks_and_precision(config, trained)
     features = trained.data_config.fbank

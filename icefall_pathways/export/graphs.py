@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.data.level import LevelNorm, normalize_frames
-from icefall_pathways.export.onnx import export_onnx
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, export_onnx
 from icefall_pathways.export.proto import with_metadata
 from icefall_pathways.export.sherpa_states import SherpaStates, sherpa_states
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.joiner import Joiner
 from icefall_pathways.models.transducer import Transducer
 
-_EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
 _AUTHOR = {"version": "1", "model_author": "icefall_pathways"}
 
 
@@ -32,8 +31,8 @@ def encoder_graph(model: Transducer, level_norm: LevelNorm = "none") -> bytes:
       ValueError: sherpa-onnx has no encoder for the model.
     """
     states = sherpa_states(model)
-    x, _, native = example_chunk(model, _EXAMPLE_STREAMS)
-    inputs = {"x": x, **dict(zip(states.names, states.pack(native, torch.zeros(_EXAMPLE_STREAMS)), strict=True))}
+    x, _, native = example_chunk(model, EXAMPLE_STREAMS)
+    inputs = {"x": x, **dict(zip(states.names, states.pack(native, torch.zeros(EXAMPLE_STREAMS)), strict=True))}
     outputs = ["encoder_out", *(f"new_{name}" for name in states.names)]
     axes = dict(zip([*inputs, *outputs], [0, *states.axes] * 2, strict=True))
     graph = export_onnx(_SherpaEncoder(fold(model, {}).model, states, level_norm).eval(), inputs, outputs, axes)
@@ -52,7 +51,7 @@ def predictor_graph(model: Transducer) -> bytes:
     context_size = model.decoder.context_size
     graph = export_onnx(
         Predictor(model).eval(),
-        {"y": torch.zeros(_EXAMPLE_STREAMS, context_size, dtype=torch.int64)},
+        {"y": torch.zeros(EXAMPLE_STREAMS, context_size, dtype=torch.int64)},
         ["decoder_out"],
         {"y": 0, "decoder_out": 0},
     )
@@ -64,7 +63,7 @@ def joiner_graph(model: Transducer) -> bytes:
 
     Inputs: `encoder_out` and `decoder_out` (N, joiner_dim); output: `logit` (N, vocab_size).
     """
-    projected = torch.zeros(_EXAMPLE_STREAMS, model.joiner.output_linear.in_features)
+    projected = torch.zeros(EXAMPLE_STREAMS, model.joiner.output_linear.in_features)
     graph = export_onnx(
         _Joiner(model.joiner).eval(),
         {"encoder_out": projected, "decoder_out": projected.clone()},

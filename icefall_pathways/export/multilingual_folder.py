@@ -25,6 +25,7 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import Predictor, joiner_graph
 from icefall_pathways.export.model_card import feature_options
 from icefall_pathways.export.multilingual import Step, multilingual_graph
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS
 from icefall_pathways.export.precision import Precision
 from icefall_pathways.files import atomic_write, write_json
 from icefall_pathways.models.folding import example_chunk, fold
@@ -35,7 +36,6 @@ from icefall_pathways.pathways.masks import PathwayMasks
 DESCRIPTION_FILE = "onnx.json"
 FORMAT, VERSION = "icefall_pathways onnx", 1
 
-_EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
 _LEVEL = "level"
 
 
@@ -88,11 +88,11 @@ def encoder_step(model: Transducer, masks: PathwayMasks, features: FbankConfig) 
     """
     parameters = dict(model.named_parameters())
     folded = fold(model, {name: parameters[name] for name in masks.names}, as_inputs=True).model
-    x, x_lens, states = example_chunk(model, _EXAMPLE_STREAMS)
+    x, x_lens, states = example_chunk(model, EXAMPLE_STREAMS)
     names, axes = [f"state_{index}" for index in range(len(states))], [*model.encoder.state_axes]
     normalizes = features.level_norm != "none"
     if normalizes:
-        level = torch.zeros(_EXAMPLE_STREAMS, dtype=torch.float64)
+        level = torch.zeros(EXAMPLE_STREAMS, dtype=torch.float64)
         names, axes, states = [*names, _LEVEL], [*axes, 0], [*states, level]
     assert not any(state.any() for state in states)  # clients start with zeros
     inputs = {"x": x, "x_lens": x_lens, **dict(zip(names, states, strict=True))}
@@ -107,7 +107,7 @@ def predictor_step(model: Transducer) -> Step:
     Input: `y` (N, context_size) int64, the last tokens, negative before the first; output: `decoder_out`
     (N, joiner_dim).
     """
-    y = torch.zeros(_EXAMPLE_STREAMS, model.decoder.context_size, dtype=torch.int64)
+    y = torch.zeros(EXAMPLE_STREAMS, model.decoder.context_size, dtype=torch.int64)
     module = Predictor(model).eval()
     return Step(module, module, {"y": y}, ["decoder_out"], {"y": 0, "decoder_out": 0})
 

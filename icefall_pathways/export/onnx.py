@@ -11,6 +11,8 @@ from icefall_pathways.torch_compat import export_by_tracing
 
 #: Version of the ONNX operators: the newest that torch 1.13.1 exports, with layer normalization as one operator.
 OPSET = 17
+#: Number of streams in example inputs: a size of 1 would become a constant of the graph.
+EXAMPLE_STREAMS = 3
 
 
 @torch.inference_mode(False)

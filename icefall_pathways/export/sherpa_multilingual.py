@@ -1,7 +1,7 @@
 """A folder with one model for all languages for sherpa-onnx, in the container of a multilingual NeMo transducer.
 
 sherpa-onnx passes the language of each stream to models of this type. The other differences to its icefall-type models
-are resolved inside of the graphs:
+are resolved inside the graphs:
 
 - Features: see `nemo_features`.
 - States: two tensors hold all states of the encoder.
@@ -27,7 +27,7 @@ from icefall_pathways.export.graphs import Predictor
 from icefall_pathways.export.multilingual import Step, multilingual_graph
 from icefall_pathways.export.multilingual_folder import check_precision, encoder_step, masks_below
 from icefall_pathways.export.nemo_features import conversion_matrix, convert_features
-from icefall_pathways.export.onnx import WeightsAsInputs, export_onnx
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx
 from icefall_pathways.export.precision import Precision
 from icefall_pathways.export.proto import with_metadata
 from icefall_pathways.export.sherpa import SherpaFiles
@@ -40,7 +40,6 @@ from icefall_pathways.pathways.masks import PathwayMasks
 
 _PROMPT = "prompt_index"  # the name by which sherpa-onnx finds the input
 _BLANK = "<blk>"
-_EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
 
 
 def export_sherpa_multilingual(
@@ -145,7 +144,10 @@ class _Packing:
 
 
 class _NemoEncoder(nn.Module):
-    """The encoder of `step` with the inputs and outputs of NeMo's encoders; the last state is the second one there."""
+    """The encoder of `step` with the inputs and outputs of NeMo's encoders.
+
+    `cache_last_time` holds the last state, and `cache_last_channel` all others.
+    """
 
     def __init__(self, step: Step, matrix: Tensor) -> None:
         super().__init__()
@@ -172,10 +174,10 @@ def _predictor_graph(model: Transducer, masks: PathwayMasks) -> bytes:
     pathways, context_size = FoldedPathways(model, masks), model.decoder.context_size
     weights = [[pathways.weights(language)[name] for name in masks.names] for language in masks.languages]
     inputs = {
-        "targets": torch.zeros(_EXAMPLE_STREAMS, 1, dtype=torch.int32),
-        "target_length": torch.ones(_EXAMPLE_STREAMS, dtype=torch.int32),
-        "context": torch.zeros(1, _EXAMPLE_STREAMS, context_size),
-        "unused": torch.zeros(1, _EXAMPLE_STREAMS, context_size),
+        "targets": torch.zeros(EXAMPLE_STREAMS, 1, dtype=torch.int32),
+        "target_length": torch.ones(EXAMPLE_STREAMS, dtype=torch.int32),
+        "context": torch.zeros(1, EXAMPLE_STREAMS, context_size),
+        "unused": torch.zeros(1, EXAMPLE_STREAMS, context_size),
     }
     outputs = ["outputs", "prednet_lengths", "new_context", "new_unused"]
     axes = dict(zip([*inputs, *outputs], [0, 0, 1, 1] * 2, strict=True))
@@ -208,8 +210,8 @@ class _NemoPredictor(nn.Module):
 def _joiner_graph(model: Transducer, num_outputs: int) -> bytes:
     width = model.joiner.output_linear.in_features
     inputs = {
-        "encoder_outputs": torch.zeros(_EXAMPLE_STREAMS, width + 1, 1),
-        "decoder_outputs": torch.zeros(_EXAMPLE_STREAMS, num_outputs * width, 1),
+        "encoder_outputs": torch.zeros(EXAMPLE_STREAMS, width + 1, 1),
+        "decoder_outputs": torch.zeros(EXAMPLE_STREAMS, num_outputs * width, 1),
     }
     axes = dict.fromkeys([*inputs, "outputs"], 0)
     return export_onnx(_NemoJoiner(model.joiner, num_outputs).eval(), inputs, ["outputs"], axes)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from icefall_pathways.export.onnx import export_onnx, without_values
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, export_onnx, without_values
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
 
-_EXAMPLE_STREAMS = 3  # a size of 1 would become a constant of the graph
 _PREFIX = "model."  # of parameters of `_StreamModule`
 
 
@@ -45,7 +44,7 @@ def export_stream(model: Transducer, masked: Collection[str]) -> StreamGraph:
     folded = fold(model, {name: parameters[name] for name in masked})
     for i, parameter in enumerate(folded.weights.values()):
         parameter.data = torch.full_like(parameter, i)  # the exporter merges constants that are equal
-    x, x_lens, states = example_chunk(model, _EXAMPLE_STREAMS)
+    x, x_lens, states = example_chunk(model, EXAMPLE_STREAMS)
     state_names = [f"state_{i}" for i in range(len(states))]
     inputs = {"x": x, "x_lens": x_lens, **dict(zip(state_names, states, strict=True))}
     outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in state_names)]
