@@ -54,7 +54,6 @@ def _encode(encoder: StreamEncoder, num_streams: int) -> Callable[[], None]:
     model = encoder.model
     x = 2 * torch.randn(num_streams, model.chunk_window, 80) - 7
     lens = torch.full((num_streams,), model.chunk_window)
-
     pathways = encoder.pathways
     assert pathways is not None
 

@@ -40,7 +40,7 @@ class FuzzConfig(Options):
     """Number of inputs of all readers together."""
 
     cases: tuple[str, ...] = tuple(CASES)
-    """Readers."""
+    """Cases of tests/helpers/fuzz_cases.py."""
 
     seed: Seed = 0
     """Seed of the first inputs; each round of inputs has the next one."""

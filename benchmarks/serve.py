@@ -88,7 +88,7 @@ class LoadConfig(Options):
     """Port of the server."""
 
     write: bool = False
-    """Write the table to benchmarks/serve.md."""
+    """Write the tables to benchmarks/serve.md."""
 
 
 @dataclass

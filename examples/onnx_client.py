@@ -32,7 +32,7 @@ class Recognizer:
         self.symbols = [line.rsplit(maxsplit=1)[0] for line in lines]
 
     def language_index(self, language):
-        """Return the number of a language in the models."""
+        """Return the index of a language in the models."""
         if language not in self.config["languages"]:
             raise ValueError(f"unknown language {language!r}: expected one of {', '.join(self.config['languages'])}")
         return self.config["languages"].index(language)

@@ -145,12 +145,12 @@ def _check_supervision(supervision: dict[str, Any]) -> None:
     """Check the fields that decide the split and the language."""
     for name in ("id", "text", "speaker", "language"):
         value = supervision.get(name)
-        if not _is_text(value) and (name == "id" or value is not None):
+        if not _is_encodable(value) and (name == "id" or value is not None):
             raise ValueError(f"the {name} of supervision {supervision.get('id')!r} is {value!r}, expected a string")
 
 
-def _is_text(value: object) -> bool:
-    """Return whether a value is a string without surrogates."""
+def _is_encodable(value: object) -> bool:
+    """Return whether a value is a string that can be encoded in UTF-8: without surrogates."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 

@@ -48,7 +48,7 @@ class TrainedModelConfig(ModelSelection, SearchConfig):
     """Options that select a trained model and a search."""
 
     engine: Engine = "auto"
-    """Engine that encodes streams. eager: torch; onnx: ONNX Runtime, on CPUs, in about half the time for few streams;
+    """Engine that encodes streams. eager: torch; onnx: ONNX Runtime, on CPUs, in half the time or less;
     auto: onnx on CPUs, for live streams after 300 batches, since the model is exported first; eager if that fails."""
 
     pathway_memory: PositiveFloat = 1000.0

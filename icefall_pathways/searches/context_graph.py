@@ -106,7 +106,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
 
     Raises:
       ValueError: The file is missing or has no phrases, the tokenizer does not cover a phrase, or a score is not
-        in the range of `_SCORES`.
+        from -10000 to 10000.
     """
     if not path.is_file():
         raise ValueError(f"hotwords file {path} not found: pass a file with one phrase per line to --context-file")

@@ -206,7 +206,7 @@ def test_streams_do_not_depend_on_each_other(server, speech):
 
 
 def without_partial(messages):
-    """Return the messages that do not depend on the speed of the client, with words whatever the size of batches."""
+    """Return the messages that do not depend on the speed of the client, without values that depend on batch sizes."""
     finals = [message for message in messages if message["type"] != "partial"]
     for word in (word for message in finals for word in message.get("words") or ()):
         del word["confidence"]

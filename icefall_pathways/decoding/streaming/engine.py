@@ -200,7 +200,7 @@ class StreamEncoder:
             if self.engine == "onnx":
                 raise
             self.engine = "eager"
-            warnings.warn(f"{error} (continuing with eager torch, which takes about twice the time)", stacklevel=2)
+            warnings.warn(f"{error} (continuing with eager torch, which takes at least twice the time)", stacklevel=2)
             return None
         if self.pathways is not None:
             self.pathways.exclude(encoder.masked)
