@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from random_masks import random_masks
+from random_masks import LANGUAGES, SPARSITY, random_masks
 from streaming_models import MODELS, VOCAB_SIZE
 from tqdm import tqdm
 
@@ -14,8 +14,6 @@ from icefall_pathways.decoding.streaming import StreamEncoder
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.pathways.activation import FoldedPathways
 
-LANGUAGES = ("en", "fr", "it", "nl")
-SPARSITY = 0.7
 CHUNKS = 4  # chunks of a stream in each measurement
 ENGINES = ("eager", "onnx")
 KINDS = ("dense", "pathways")

@@ -18,7 +18,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
-from random_masks import random_masks
+from random_masks import SPARSITY, random_masks
 from tables import print_table
 from torch import Tensor
 
@@ -31,7 +31,6 @@ from icefall_pathways.pathways.activation import PathwayModule
 from icefall_pathways.torch_compat import num_storage_bytes
 
 VOCAB_SIZE = 500
-SPARSITY = 0.7
 OBJECTS = ("weights", "gradients", "optimizer", "average", "masks")
 REPORT = Path(__file__).with_suffix(".md")
 

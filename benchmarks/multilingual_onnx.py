@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Compare the ONNX graph of all languages with one graph per language: size, time and memory.
+r"""Compare the ONNX graph of all languages with one graph per language: size and time.
 
 Usage:
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from random_masks import random_masks
+from random_masks import LANGUAGES, SPARSITY, random_masks
 from tabulate import tabulate
 
 from icefall_pathways.data.features import FbankConfig
@@ -44,8 +44,6 @@ from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import PositiveInt
 
-LANGUAGES = ("en", "fr", "it", "nl")
-SPARSITY = 0.7
 VOCAB_SIZE = 500
 MODELS = {
     "Emformer, 5 M": ModelConfig(num_encoder_layers=6, encoder_dim=256, nhead=4, dim_feedforward=1024),

@@ -8,6 +8,9 @@ from torch import nn
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.runs import PRUNE_SCOPES
 
+LANGUAGES = ("en", "fr", "it", "nl")
+SPARSITY = 0.7
+
 
 def random_masks(model: nn.Module, languages: Sequence[str], sparsity: float) -> PathwayMasks:
     """Return random masks for the encoder and the predictor of a transducer, from torch's random generator."""

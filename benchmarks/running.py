@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from random_masks import random_masks
+from random_masks import SPARSITY, random_masks
 from tables import print_table
 from torch.profiler import ProfilerActivity, profile
 
@@ -41,7 +41,6 @@ from icefall_pathways.training.trainer import Trainer
 
 REPORT = Path(__file__).with_suffix(".md")
 RECIPE = Path(__file__).resolve().parents[1] / "egs/mls/ASR"
-SPARSITY = 0.7
 PARTS = ("waiting for data", "forward", "backward", "optimizer", "other")
 NUM_OPERATORS = 14  # rows of a profile
 

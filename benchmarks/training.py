@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from random_masks import random_masks
+from random_masks import LANGUAGES, random_masks
 from tables import print_table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,7 +33,6 @@ from icefall_pathways.pathways.activation import PathwayModule
 VOCAB_SIZE = 500
 PREVIOUS_UPDATES = 250  # optimizer updates before the first step
 UTTERANCES, FRAMES, TOKENS = 12, 500, 20
-LANGUAGES = ("en", "fr", "it", "nl")
 PARTS = ("encoder forward", "loss", "loss backward", "encoder backward", "optimizer")
 SYSTEMS = ("dense", "pathways")
 # Seconds of icefall's Zipformer of the same sizes for such a batch, with ScaledAdam: two threads of a two-core machine
