@@ -4,7 +4,8 @@
 #   tools/install_browser.sh PYTHON    PYTHON has the package playwright
 #
 # Does nothing if there is one. As root, installs Debian's package; elsewhere, playwright downloads a build into
-# ~/.cache/ms-playwright. If both fail, says what to do and succeeds: the tests that need a browser are then skipped.
+# ~/.cache/ms-playwright. If both fail, says what to do and succeeds: the tests that need a browser are then skipped, or,
+# for root on the reference stack, fail.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
