@@ -25,7 +25,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import Predictor
 from icefall_pathways.export.multilingual import Step, multilingual_graph
-from icefall_pathways.export.multilingual_folder import check_precision, encoder_step, masks_below
+from icefall_pathways.export.multilingual_folder import DESCRIPTION_FILE, check_precision, encoder_step, masks_below
 from icefall_pathways.export.nemo_features import conversion_matrix, convert_features
 from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx
 from icefall_pathways.export.precision import Precision
@@ -56,6 +56,7 @@ def export_sherpa_multilingual(
       ValueError: A weight is not finite in this precision, or the precision is int8.
     """
     check_precision(precision)
+    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)  # of an earlier export, whose graphs are replaced
     model, masks = copy.deepcopy(model).cpu(), masks.to("cpu")
     files = SherpaFiles(
         encoder=folder / "encoder.onnx",

@@ -19,6 +19,7 @@ from icefall_pathways.languages import get_language
 from icefall_pathways.searches import Search
 from icefall_pathways.searches.context_graph import Phrase, build_context_graph
 from icefall_pathways.searches.modified_beam import ModifiedBeamSearch
+from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig
 
 
@@ -79,13 +80,18 @@ class SpeechModel:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def load(cls, config: RecognizerConfig) -> "SpeechModel":
+    def load(cls, config: ServeConfig) -> "SpeechModel":
         """Load the trained model that `config` selects, build its recognizers, and print what it cannot do.
 
         Raises:
           ValueError: An option does not fit the model, or a file is missing or damaged.
         """
         model = cls.build(load_trained_model(config), config)
+        if config.lang.lower() != AUTO:
+            try:
+                model.resolve_language(config.lang)
+            except RequestError as error:
+                raise ValueError(f"--lang: {error}") from error
         if model.calibration_hint:
             print(f"note: {model.calibration_hint}", flush=True)
         return model

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import FrameType
 
@@ -40,10 +40,12 @@ def serve(config: ServeConfig) -> None:
     """
     config.read_token()
     config.check_tls()
-    asyncio.run(_serve(SpeechModel.load(config), config))
+    early: list[int] = []  # signals before the model is loaded, whose default action would end the process
+    signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
+    asyncio.run(_serve(SpeechModel.load(config), config, early))
 
 
-async def _serve(model: SpeechModel, config: ServeConfig) -> None:
+async def _serve(model: SpeechModel, config: ServeConfig, early: Sequence[int]) -> None:
     with _listen(config) as listener:
         scheme = "http" if config.tls_key is None else "https"
         host, port = listener.getsockname()[:2]
@@ -51,6 +53,8 @@ async def _serve(model: SpeechModel, config: ServeConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         print(f"serving {model.description} on {scheme}://{host}:{port}/", flush=True)
         del model  # it is released when another one has been loaded
+        if early:  # files may have changed after they were read
+            service.reload()
         await Server(config, service).run(listener)
 
 

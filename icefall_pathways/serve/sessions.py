@@ -145,8 +145,9 @@ class SpeechSession:
             return
         identifier = self.recognizer.select_language
         if self._language is None and self._probabilities is None and isinstance(identifier, ConfidentIdentifier):
-            self._probabilities = identifier.take_probabilities(self.inner.candidates[0])
-            yield LanguageEvent(self.inner.segment, self.decoded_seconds, result.language, self._probabilities)
+            assert self.inner.identified is not None
+            self._probabilities = identifier.take_probabilities(self.inner.identified)
+            yield LanguageEvent(result.segment, self.decoded_seconds, result.language, self._probabilities)
         if result.changed or result.is_final:
             yield self._segment_event(result)
         if result.is_final and not result.is_last:

@@ -14,7 +14,7 @@ from icefall_pathways.commands import compute_fbank, prepare_manifests
 from icefall_pathways.corpora import layout
 from icefall_pathways.corpora.description import DESCRIPTION_FILE
 from icefall_pathways.data import fbank
-from icefall_pathways.sharding import executors
+from icefall_pathways.sharding import executors, shards
 
 pytest.importorskip("distributed", reason="the extra dask is not installed")
 
@@ -83,6 +83,32 @@ def test_an_array_job_gives_the_same_files(corpus, expected, tmp_path):
     assert contents(tmp_path) == expected
 
 
+def test_killed_manifests_continue_with_the_missing_shards(corpus, expected, tmp_path, monkeypatch):
+    """SIGKILL while the second shard is being written; the first is not computed again."""
+    written, compute = [], shards._compute_shard
+
+    def record(function, task):
+        if os.getpid() != parent and written:
+            task[0].path("supervisions").write_bytes(b"incomplete")
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(task[0].folder / f"part-{task[0].index}.json")
+        return compute(function, task)
+
+    monkeypatch.setattr(shards, "_compute_shard", record)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare(tmp_path, corpus, (1,))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    marks = list(tmp_path.rglob("part-*.json"))
+    prepare(tmp_path, corpus)
+    assert len(marks) == 1 and written and marks[0] not in written
+    assert contents(tmp_path) == expected
+
+
 def test_dask_gives_the_same_files_even_if_a_worker_is_killed(corpus, expected, tmp_path):
     from distributed import LocalCluster
 
@@ -100,7 +126,7 @@ def test_dask_gives_the_same_files_even_if_a_worker_is_killed(corpus, expected, 
         killer.start()
         prepare(tmp_path, corpus, executor="dask", dask_scheduler=cluster.scheduler_address)
         killer.join()
-        assert cluster.workers[2].pid not in killed
+        assert killed and not any(worker.pid in killed for worker in cluster.workers.values())
     assert contents(tmp_path) == expected
 
 

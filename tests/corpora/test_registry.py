@@ -49,7 +49,9 @@ def test_a_registered_corpus_yields_features_tokens_and_batches(prepared):
     texts = list(TokenizerTexts(prepared / "fbank", parse_languages("en"), SampleConfig()).sample())
     assert texts == list(toy_corpus.TEXTS)
     tokenizer = Tokenizer(train_tokenizer(texts, 12, prepared / "lang"))
-    data = SpeechDataModule(DataConfig(manifest_dir=prepared / "fbank", languages="en", num_workers=0), tokenizer)
+    unperturbed = {"shift_perturb": 0.0, "silence_perturb": 0.0, "join_perturb": 0.0}
+    config = DataConfig(manifest_dir=prepared / "fbank", languages="en", num_workers=0, **unperturbed)
+    data = SpeechDataModule(config, tokenizer)
     batch = next(data.train_batches(0, 1, seed=1))
     assert sorted(batch.texts) == sorted(toy_corpus.TEXTS) and batch.language == "en"
     assert batch.inputs.shape == (3, 200, 80) and bool(torch.isfinite(batch.inputs).all()) and batch.total_tokens > 0

@@ -1,6 +1,7 @@
 """Batch: tokens, transfer from worker processes, and moves between devices."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from icefall_pathways.data.tokenizer import Tokenizer
 TENSORS = ("inputs", "num_frames", "tokens", "num_tokens")
 
 
-def data_module(corpus: Path, tokenizer: Tokenizer | None, num_workers: int = 0) -> SpeechDataModule:
-    options = {"languages": "en fr it", "max_duration": 12.0, "num_buckets": 3}
+def data_module(corpus: Path, tokenizer: Tokenizer | None, num_workers: int = 0, **options: Any) -> SpeechDataModule:
+    options = {"languages": "en fr it", "max_duration": 12.0, "num_buckets": 3} | options
     return SpeechDataModule(DataConfig(manifest_dir=corpus, num_workers=num_workers, **options), tokenizer)
 
 
@@ -52,7 +53,9 @@ def test_without_a_tokenizer_batches_have_no_tokens(corpus: Path) -> None:
     assert batch.tokens.shape == (len(batch), 0) and batch.total_tokens == 0
 
 
-def test_a_batch_has_the_duration_and_ids_of_its_cuts(batch: Batch) -> None:
+def test_a_batch_has_the_duration_and_ids_of_its_cuts(corpus: Path, tokenizer: Tokenizer) -> None:
+    unperturbed = {"shift_perturb": 0.0, "silence_perturb": 0.0, "join_perturb": 0.0}
+    batch = next(data_module(corpus, tokenizer, **unperturbed).train_batches(0, 1, seed=1))
     assert batch.seconds == pytest.approx(sum(cut.duration for cut in batch.cuts))
     assert len(batch) == len(batch.cuts) == len(batch.texts) == len(set(batch.cut_ids))
 

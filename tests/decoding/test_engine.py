@@ -91,6 +91,14 @@ def test_sessions_are_kept_within_the_memory_of_pathways(monkeypatch, model, mas
             assert is_active == (f"{module}.{attribute}" not in names)
 
 
+def test_eager_torch_continues_if_the_sessions_of_all_languages_exceed_the_memory(model, masks):
+    encoder = StreamEncoder(model, FoldedPathways(model, masks, max_bytes=1e4), "auto", onnx_after=0)
+    with pytest.warns(UserWarning, match="3 languages take .* MB, more than --pathway-memory 0.01: continuing"):
+        encoder.start_onnx(LANGUAGES)
+    _decode(_decoder(model, encoder))
+    assert encoder.current_engine == "eager"
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [

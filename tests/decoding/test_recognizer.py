@@ -186,11 +186,16 @@ def test_tokens_in_silence_are_dropped(emformer):
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 3])
 @pytest.mark.parametrize("amplitude", [0.0, 1e-4])
-def test_tokens_before_the_first_speech_are_discarded(emformer, amplitude, seconds):
-    """They are neither shown later, nor the predictor context of the speech."""
-    recognizer = Recognizer(_decoder(emformer), EndpointConfig())
+@pytest.mark.parametrize("language", ["en", None])
+def test_tokens_before_the_first_speech_are_discarded(emformer, language, amplitude, seconds):
+    """They are neither shown later, nor the predictor context of the speech; also before a language is identified."""
+
+    def select(candidates, audio_seconds, ended):
+        return candidates[0] if audio_seconds > 0.5 or ended else None
+
+    recognizer = Recognizer(_decoder(emformer), EndpointConfig(), select)
     silence = torch.randn(int(16000 * seconds)) * amplitude
-    results = _run(recognizer, recognizer.open("en"), torch.cat([silence, _speech(1.0)]))
+    results = _run(recognizer, recognizer.open(language), torch.cat([silence, _speech(1.0)]))
     assert results[-1].tokens
     assert all(not result.tokens for result in results if result.end <= seconds)
     chunk = 0.16  # tokens of the chunk in which the speech starts cannot be distinguished from those of the speech

@@ -4,6 +4,8 @@ import gc
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import replace
@@ -14,6 +16,8 @@ from running_server import blocks, load_model, receive_all, run_server, server_p
 from tiny_experiment import write_complementary_masks
 
 from icefall_pathways.experiment import layout
+from icefall_pathways.serve.config import ServeConfig
+from icefall_pathways.serve.recognizers import SpeechModel
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,16 @@ def test_damaged_model_leaves_the_previous_one(served, other_dir, speech, caplog
         assert server.service.model is not model
 
 
+def test_model_without_the_default_language_is_not_loaded(served):
+    """Otherwise the requests without a language would fail."""
+    model = load_model(served)
+    with run_server(model, exp_dir=served, lang="de") as server:
+        server.reload()
+        assert server.service.model is model
+    with pytest.raises(ValueError, match="--lang: language 'de': this model supports en, nl and auto"):
+        SpeechModel.load(ServeConfig(exp_dir=served, engine="eager", vad="none", lang="de"))
+
+
 def test_signals_in_quick_succession_load_the_files_after_the_last_one(served, monkeypatch):
     model = load_model(served)
     with run_server(model, exp_dir=served) as server:
@@ -127,3 +141,28 @@ def test_sighup_reloads_the_model(served, free_port):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_sighup_while_the_model_is_loaded_loads_it_again(served, free_port):
+    """Its default action would end the process, which systemd does not restart then."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from icefall_pathways.serve.config import ServeConfig
+from icefall_pathways.serve.server import SpeechModel, serve
+
+load = SpeechModel.load
+def load_at_signal(config):
+    SpeechModel.load = load
+    os.kill(os.getpid(), signal.SIGHUP)
+    return load(config)
+
+SpeechModel.load = load_at_signal
+serve(ServeConfig(exp_dir=Path(sys.argv[1]), port=int(sys.argv[2]), engine="eager", vad="none"))
+"""
+    command = [sys.executable, "-c", code, str(served), str(free_port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("serving served")
+        assert process.stdout.readline() == "reloaded served (en nl)\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -68,6 +68,19 @@ def test_language_is_identified_in_each_region(vad_server, pauses):
         assert final is None or final["start"] < decision["time"] <= final["end"] + 0.1
 
 
+@pytest.mark.parametrize("num_regions", [0, 1, 2])
+def test_language_of_a_region_that_is_too_short_is_identified_at_its_end(vad_server, speech, num_regions):
+    """The recognizer has opened the streams of the next region by then."""
+    region, quiet = speech[2000:4000], np.zeros(40000, "<i2")
+    audio = np.concatenate([*[quiet, region] * num_regions, quiet])
+    ready, *results, ended = vad_server.recognize(blocks(audio), language="auto")
+    assert (ready["type"], ended["type"]) == ("ready", "ended")
+    finals = [message for message in results if message["type"] == "final"]
+    assert len(finals) > num_regions
+    expected = [(kind, index) for index in range(len(finals)) for kind in ("language", "final")]
+    assert [(message["type"], message["segment"]) for message in results if message["type"] != "partial"] == expected
+
+
 def test_language_changes_in_silence(vad_server, pauses):
     """From the next region on, with the results that it has in a stream of that language."""
     audio = blocks(pauses)

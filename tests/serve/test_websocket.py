@@ -79,6 +79,13 @@ def test_language_is_identified_again_in_each_segment(server, speech):
             assert message["language_confidence"] == latest["confidence"]
 
 
+@pytest.mark.parametrize("count", [0, 100, 4000])
+def test_language_of_short_audio_is_that_of_its_segment(server, speech, count):
+    messages = server.recognize([speech[:count].tobytes()], language="auto")
+    assert [message["type"] for message in messages] == ["ready", "language", "final", "ended"]
+    assert messages[1]["segment"] == messages[2]["segment"] == 0
+
+
 def test_talk_changes_its_language(served_dir, speech, tmp_path):
     """With a model that takes loud noise for Dutch, and quiet noise for English."""
     folder = shutil.copytree(served_dir, tmp_path / "model")

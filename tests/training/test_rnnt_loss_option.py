@@ -49,7 +49,7 @@ def test_training_with_either_loss_is_equal(corpus, tmp_path, model, options):
         for name in ("k2", "builtin")
     )
     assert len(expected) == 12 and expected[12]["simple_loss"] < 0.9 * expected[1]["simple_loss"]
-    tolerance = 1e-3 if options.get("use_bf16") else 1e-4  # of the outputs of the encoder
+    tolerance = 1e-3 if options.get("use_bf16") else 2e-4  # rounding grows over the updates
     for update, losses in expected.items():
         assert actual[update] == pytest.approx(losses, rel=tolerance), update
 

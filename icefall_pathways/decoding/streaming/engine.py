@@ -59,10 +59,7 @@ class OnnxEncoder:
     def __init__(self, model: Transducer, pathways: FoldedPathways | None, language: str) -> None:
         self._model = model
         self._pathways = FoldedPathways(model, None) if pathways is None else pathways
-        masks = self._pathways.masks
-        self.masked = [] if masks is None else [name for name in masks.names if name.startswith("encoder")]
-        parameters = dict(model.named_parameters())
-        num_bytes = sum(parameters[name].numel() * parameters[name].element_size() for name in self.masked)
+        self.masked, num_bytes = _masked_weights(model, self._pathways)
         self._sessions: LanguageCache[_Session] = LanguageCache(self._pathways.max_bytes, lambda _: num_bytes)
         with _engine_errors():
             self._graph = export_stream(model, self.masked)
@@ -88,6 +85,13 @@ class OnnxEncoder:
         if self.masked:
             weights = language_weights(self._model, self._pathways.weights(language), self._graph.weights)
         return _Session(self._graph, weights)
+
+
+def _masked_weights(model: Transducer, pathways: FoldedPathways) -> tuple[list[str], int]:
+    """Return the names of the masked parameters of the encoder, and their bytes."""
+    masks, parameters = pathways.masks, dict(model.named_parameters())
+    names = [] if masks is None else [name for name in masks.names if name.startswith("encoder")]
+    return names, sum(parameters[name].numel() * parameters[name].element_size() for name in names)
 
 
 class _Session:
@@ -183,11 +187,24 @@ class StreamEncoder:
     def start_onnx(self, languages: Sequence[str]) -> None:
         """Prepare ONNX Runtime for languages, unless the engine is "eager"; others follow at their first use.
 
+        If the memory of pathways is too small for their sessions, each would be created again and again, which takes
+        the time of many chunks: "auto" becomes "eager", with a warning.
+
         From then on, `pathways` activates the predictor's sub-networks only.
 
         Raises:
           EngineError: ONNX Runtime cannot run the model, and the engine is "onnx".
         """
+        if self.engine == "auto" and self.pathways is not None:
+            num_bytes = len(languages) * _masked_weights(self.model, self.pathways)[1]
+            if len(languages) > 1 and num_bytes > self.pathways.max_bytes:
+                self.engine = "eager"
+                warnings.warn(
+                    f"the masked weights of {len(languages)} languages take {num_bytes / 1e6:.0f} MB, more than "
+                    f"--pathway-memory {self.pathways.max_bytes / 1e6:g}: continuing with eager torch; a larger value "
+                    "makes ONNX Runtime possible",
+                    stacklevel=2,
+                )
         if self._onnx is None and self.engine != "eager":
             self._onnx = self._try_onnx(languages[0])
         if self._onnx is not None:

@@ -86,6 +86,7 @@ class Session:
       last_loud: Index of the last such sample; -1 if there is none.
       offset: Position of the first sample of the streams.
       speech_start: Index of the first sample of the streams that is louder than silence; infinity if there is none.
+      identified: Stream of the language that was identified last; it may be replaced in `candidates`.
       input_finished: No more input follows.
       finished: The last result was returned.
     """
@@ -101,6 +102,7 @@ class Session:
     last_loud: int = -1
     offset: int = 0
     speech_start: float = math.inf
+    identified: Stream | None = None
     input_finished: bool = False
     finished: bool = False
     _waiting: list[SpeechBlock] = field(default_factory=list)  # audio after the end of the streams
@@ -292,11 +294,15 @@ class Recognizer:
     def _identify_language(self, session: Session) -> None:
         if len(session.candidates) > 1 and self.select_language is not None:
             first = session.candidates[0]
+            if self._starts_later(session, first) and not self.decoder.is_done(first):
+                if any(hypothesis.tokens for hypothesis in self.decoder.results(session.candidates)):
+                    session.replace_streams(self.open_streams(None))  # words in silence, see `_discard_silence`
+                return
             start = session.first_loud / self.decoder.fbank.sample_rate
             audio_seconds = max(0.0, self._time(session, first.num_frames) - start)
             selected = self.select_language(session.candidates, audio_seconds, self.decoder.is_done(first))
             if selected is not None:
-                session.candidates = [selected]
+                session.candidates, session.identified = [selected], selected
 
     def recognize(
         self, sources: Iterable[Source[Key]], num_streams: int, on_error: Callable[[Key, AudioError], None]
@@ -379,7 +385,7 @@ class Recognizer:
         """
         stream, rate = session.candidates[0], self.decoder.fbank.sample_rate
         segment_start = self._time(session, session.first_frame)
-        if hypothesis.tokens and session.speech_start >= self._time(session, stream.num_frames) * rate:
+        if hypothesis.tokens and self._starts_later(session, stream):
             self.decoder.reset_hypothesis(stream, keep_context=False)
             session.first_frame = stream.num_frames
         if session.last_loud < segment_start * rate or session.first_frame == stream.num_frames:
@@ -396,6 +402,10 @@ class Recognizer:
             session.start_region([self.decoder.open(stream.language)])
         else:
             self.decoder.reset_hypothesis(stream)
+
+    def _starts_later(self, session: Session, stream: Stream) -> bool:
+        """Return whether the audio that a stream of the session has decoded is before the speech."""
+        return session.speech_start >= self._time(session, stream.num_frames) * self.decoder.fbank.sample_rate
 
     def _time(self, session: Session, frame: int) -> float:
         """Return the time of an encoder frame of the streams, in seconds from the start of the session."""
