@@ -11,7 +11,6 @@ file cannot execute code. (JSON, because `weights_only=True` of torch 1.13 does 
 """
 
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,13 +88,15 @@ def read(path: Path) -> Checkpoint:
         _check_archive(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = {**stored, **json.loads(stored["plain"])}
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a training checkpoint of this project: it has no plain data") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the restricted unpickler raises exceptions of many types for damaged data
         raise CheckpointError(
             f"cannot read checkpoint {path} ({path.stat().st_size} bytes): {first_line(error)}. "
             "It is truncated, damaged or not a plain-data checkpoint: remove it, and an earlier one is used"
         ) from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a training checkpoint of this project: it has no plain data") from error
     missing = [key for key in _REQUIRED if key not in checkpoint]
     if missing:
         raise CheckpointError(f"{path} is not a training checkpoint of this project: it lacks {', '.join(missing)}")

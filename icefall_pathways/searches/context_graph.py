@@ -118,7 +118,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
         if own_score is not None:
             check_number(f"{path}, line {line_number}: the score of {quote(text)}", own_score, _SCORES)
         tokens = tokenizer.encode([text])[0]
-        if tokenizer.unknown_id in tokens:
+        if not tokens or tokenizer.unknown_id in tokens:
             raise ValueError(
                 f"{path}, line {line_number}: {quote(text)} has letters that no token of the model covers; write it as "
                 "in the training transcripts (lower case, numbers in words)"

@@ -35,7 +35,8 @@ _EXPECTED = (
     "expected audio or video, such as WAV, FLAC, MP3, Ogg, MP4 or WebM; raw 16-bit mono samples can be read from "
     "standard input with --sample-rate"
 )
-_MIN_GAP, _MAX_FILLED_GAP = 0.1, 600.0  # seconds
+_MIN_GAP = 0.1  # seconds
+_MAX_FILLED = 600.0  # seconds by which the silence in gaps may exceed the audio: time stamps may be damaged
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of files that were joined
 
 
@@ -97,6 +98,7 @@ class _Decoder:
         self._rate = 0
         self._damages: list[str] = []
         self._last_packet_end = 0.0  # of all streams, in seconds
+        self._filled = 0.0  # seconds of silence in gaps
         self._frame_end: float | None = None  # time stamp of the end of the last frame
         self._converter, self._converter_input = av.AudioResampler(format="flt"), ("", "", 0)
 
@@ -166,7 +168,9 @@ class _Decoder:
             start = end
         elif end is not None and start > end:
             self._add_damage(f"no audio for {start - end:.2f} s")
-            missing = round((start - end) * frame.rate) if start - end <= _MAX_FILLED_GAP else 0
+            is_plausible = start - end + 2 * self._filled <= _MAX_FILLED + self.seconds
+            missing = round((start - end) * frame.rate) if is_plausible else 0
+            self._filled += missing / frame.rate
             for length in [frame.rate] * (missing // frame.rate) + [missing % frame.rate]:
                 self.seconds += length / frame.rate
                 yield Block(frame.rate, np.zeros((length, frame.layout.nb_channels), np.float32))

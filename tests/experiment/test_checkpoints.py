@@ -49,7 +49,7 @@ def test_newest_prefers_the_epoch_checkpoint_after_the_same_number_of_updates(tm
     assert checkpoints.newest(tmp_path)[0].name == "epoch-2.pt"
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", "truncated", "incomplete"])
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x86", "truncated", "incomplete"])
 def test_newest_skips_damaged_checkpoints_with_a_warning(tmp_path, damage, capsys):
     write(layout.epoch_checkpoint(tmp_path, 1), 10)
     write(layout.batch_checkpoint(tmp_path, 8), 8)

@@ -150,6 +150,9 @@ class TestContextFile:
         path.write_text("ab\nZürich\n")
         with pytest.raises(ValueError, match="line 2: 'Zürich'"):
             read_context_file(path, tokenizer, 2.0)
+        path.write_text("ab\n\x7f\n")  # normalization removes this character
+        with pytest.raises(ValueError, match=r"line 2: .* no token of the model covers"):
+            read_context_file(path, tokenizer, 2.0)
         for score in ("nan", "inf", "-inf", "1e+38"):
             path.write_text(f"ab\nba :{score}\n")
             message = f"line 2: the score of 'ba' is {re.escape(score)}: expected at least -10000 and at most 10000"

@@ -1,6 +1,7 @@
 """Damaged and incomplete audio: the readable part, and one clear error."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def test_flac_with_a_flipped_bit_is_damaged(tmp_path):
         flipped[position] ^= 1
         undetected += _read(tmp_path, bytes(flipped))[1] is None
     assert undetected == 0
+
+
+def test_damaged_time_stamps_are_not_filled_with_hours_of_silence(tmp_path):
+    data = bytearray(encode(speech_like(0.3), "avi"))
+    time_base = data.index(b"auds") + 20
+    data[time_base : time_base + 8] = struct.pack("<II", 65539, 125)  # 524 s between frames
+    samples, error = _read(tmp_path, bytes(data))
+    assert 3000 < len(samples) < 1200 * 16000 and "damaged" in error
 
 
 def test_many_damages_do_not_block(tmp_path):
