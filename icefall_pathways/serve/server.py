@@ -41,7 +41,7 @@ def serve(config: ServeConfig) -> None:
     config.read_token()
     config.check_tls()
     early: list[int] = []  # signals before the model is loaded, whose default action would end the process
-    signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
+    signal.signal(signal.SIGHUP, lambda signum, _frame: early.append(signum))
     asyncio.run(_serve(SpeechModel.load(config), config, early))
 
 
