@@ -136,7 +136,7 @@ def _damage(draw: st.DrawFn, data: bytes, others: Sequence[bytes]) -> bytes:
     token = _TOKENS.search(data, position) or _TOKENS.search(data)
     if token is None:
         return data
-    same = _TOKENS.findall(data[:2000])
+    same = _TOKENS.findall(data[:2000]) or [token.group()]
     return data[: token.start()] + draw(st.sampled_from(_OTHER_TOKENS) | st.sampled_from(same)) + data[token.end() :]
 
 
