@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_MAX_REASON = 200  # characters; some libraries quote the content of a file
+MAX_REASON = 200  # characters; some libraries quote the content of a file
 _MAX_QUOTE = 80  # characters
 
 
@@ -36,7 +36,7 @@ def as_damage(path: Path, error_type: type[ValueError], advice: str) -> Iterator
         if isinstance(error, error_type) and (error_type is not ValueError or str(path) in str(error)):
             raise
         reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
-        raise error_type(f"{path} is damaged ({reason[:_MAX_REASON]}): {advice}") from error
+        raise error_type(f"{path} is damaged ({reason[:MAX_REASON]}): {advice}") from error
 
 
 def first_line(error: Exception) -> str:

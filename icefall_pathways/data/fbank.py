@@ -250,13 +250,15 @@ def _cut_of(manifests: SplitFiles, utterance: _Utterance) -> Cut:
         check_sampling_rate(recording, context)
     with damaged_manifest(manifests.supervisions, stage=1):
         supervision = SupervisionSegment.from_dict(json.loads(utterance.supervision))
+        start, end = float(supervision.start), float(supervision.end)
     if supervision.recording_id != recording.id:
         raise _mismatch(manifests, recording.id)
     channels = recording.channel_ids
     cut_type, channel = (MonoCut, channels[0]) if len(channels) == 1 else (MultiCut, channels)
-    start, duration = 0.0, recording.duration
-    if supervision.start > _MAX_MARGIN or supervision.end < recording.duration - _MAX_MARGIN:
-        start, duration = supervision.start, min(supervision.duration, recording.duration - supervision.start)
+    if start > _MAX_MARGIN or end < recording.duration - _MAX_MARGIN:
+        duration = min(supervision.duration, recording.duration - start)
+    else:
+        start, duration = 0.0, recording.duration
     return cut_type(
         id=f"{recording.id}-{utterance.position}",
         start=start,

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from icefall_pathways.errors import MAX_REASON, first_line
+
 StateDict = dict[str, Tensor]
 
 #: Keys of the weights in an icefall checkpoint, and of their running average.
@@ -161,8 +163,8 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except Exception as error:  # damaged archives cause exceptions of many types
         raise ForeignCheckpointError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}. It is damaged, or was written by a "
-            f"torch before 1.6; {_EXPECTED}"
+            f"cannot read {path} ({path.stat().st_size} bytes): {first_line(error)[:MAX_REASON]}. It is damaged, or "
+            f"was written by a torch before 1.6; {_EXPECTED}"
         ) from error
 
 

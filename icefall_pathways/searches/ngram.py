@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.errors import quote
+from icefall_pathways.errors import MAX_REASON, quote
 from icefall_pathways.files import read_lines
 from icefall_pathways.ranges import SignedFloat
 from icefall_pathways.searches.automaton import FailureAutomaton
@@ -86,7 +86,8 @@ def read_arpa(path: Path) -> NGrams:
         counts = _read_counts(lines)
         ngrams = [_read_order(order, lines) for order in range(1, len(counts) + 1)]
     except (ValueError, OSError, StopIteration) as error:
-        raise ValueError(f"{path} is damaged or not an ARPA file: {error or 'unexpected end of file'}") from error
+        reason = str(error)[:MAX_REASON] or "unexpected end of file"
+        raise ValueError(f"{path} is damaged or not an ARPA file: {reason}") from error
     actual = [len(entries) for entries in ngrams]
     if actual != counts:
         raise ValueError(f"{path} is damaged: its header lists {counts} n-grams per order, but it has {actual}")
