@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,14 @@ class RunningServer:
         """Load the model again."""
         self.run_in_loop(self.service.reload)
 
-    def recognize(self, blocks: Iterable[bytes], **start) -> list[dict]:
-        """Send audio in blocks and return all messages."""
+    def recognize(self, blocks: Iterable[bytes], changes: Mapping[int, str] | None = None, **start) -> list[dict]:
+        """Send audio in blocks and return all messages; `changes` has languages that are requested after a block."""
         with self.connect() as client:
             client.send(json.dumps({"type": "start", **start}))
-            for block in blocks:
+            for index, block in enumerate(blocks):
                 client.send(block)
+                if changes and index in changes:
+                    client.send(json.dumps({"type": "language", "language": changes[index]}))
             client.send('{"type": "end"}')
             return receive_all(client)
 

@@ -1,11 +1,9 @@
 """Voice activity detection in the server: the results of the Python interface, and one decision per region."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from running_server import blocks, load_model, receive_all, run_server
+from running_server import blocks, load_model, run_server
 
 from icefall_pathways import Pathways
 from icefall_pathways.decoding.streaming import voice_activity
@@ -84,17 +82,9 @@ def test_language_of_a_region_that_is_too_short_is_identified_at_its_end(vad_ser
 def test_language_changes_in_silence(vad_server, pauses):
     """From the next region on, with the results that it has in a stream of that language."""
     audio = blocks(pauses)
-    with vad_server.connect() as client:
-        client.send(json.dumps({"type": "start", "language": "en"}))
-        for index, block in enumerate(audio):
-            client.send(block)
-            if index == 60:  # in the second pause
-                client.send('{"type": "language", "language": "nl"}')
-        client.send('{"type": "end"}')
-        changed = [message for message in receive_all(client) if message["type"] == "final" and message["text"]]
-    english, dutch = (
-        [m for m in vad_server.recognize(audio, language=code) if m["type"] == "final" and m["text"]]
-        for code in ("en", "nl")
+    changed, english, dutch = (
+        [m for m in vad_server.recognize(audio, changes, language=code) if m["type"] == "final" and m["text"]]
+        for code, changes in (("en", {60: "nl"}), ("en", {}), ("nl", {}))  # 60: in the second pause
     )
     change = (40000 + 20000 + 40000) / 16000
     assert changed[0] == english[0] and changed[0]["end"] < change

@@ -104,14 +104,7 @@ def test_talk_changes_its_language(served_dir, speech, tmp_path):
 
 def test_no_audio_is_lost_where_the_language_changes(server, speech):
     audio = blocks(speech)
-    with server.connect() as client:
-        client.send(json.dumps({"type": "start", "language": "en"}))
-        for index, block in enumerate(audio):
-            client.send(block)
-            if index == 2:  # in the first segment
-                client.send('{"type": "language", "language": "dutch"}')
-        client.send('{"type": "end"}')
-        messages = receive_all(client)
+    messages = server.recognize(audio, {2: "dutch"}, language="en")  # 2: in the first segment
     finals = [message for message in messages if message["type"] == "final" and message["text"]]
     assert [message["language"] for message in finals] == ["en", "nl"]
     reference = server.recognize(audio, language="en")
