@@ -167,6 +167,14 @@ def blocks(samples: np.ndarray, size: int = 3200) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
+def receive_result(client) -> list[dict]:
+    """Return the messages through the first result; a busy server may send the final one without partial ones."""
+    messages = [json.loads(client.recv())]
+    while messages[-1]["type"] not in ("partial", "final"):
+        messages.append(json.loads(client.recv()))
+    return messages
+
+
 def receive_all(client) -> list[dict]:
     """Return the messages until the server closes the connection, for whatever reason."""
     messages = []

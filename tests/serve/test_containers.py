@@ -4,7 +4,7 @@ import json
 
 import pytest
 from encoded_audio import encode
-from running_server import ANY_LOAD, blocks, receive_all, run_server, texts, wait_until
+from running_server import ANY_LOAD, blocks, receive_all, receive_result, run_server, texts, wait_until
 
 from icefall_pathways import Pathways
 from icefall_pathways.serve.limits import Limits
@@ -32,8 +32,7 @@ def test_results_arrive_before_the_end_of_the_container(server, speech):
         client.send(json.dumps({"type": "start", "format": "container", "language": "nl"}))
         for block in split(data)[:-2]:
             client.send(block)
-        while json.loads(client.recv())["type"] != "partial":
-            pass
+        assert receive_result(client)
         client.send('{"type": "end"}')
         assert receive_all(client)[-1]["type"] == "ended"
 

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from running_server import blocks, encoded, raw_client, receive_all, run_server, server_process, texts
+from running_server import blocks, encoded, raw_client, receive_all, receive_result, run_server, server_process, texts
 from websockets.sync.client import connect
 
 from icefall_pathways import cli
@@ -24,12 +24,10 @@ def test_sigterm_ends_streams_with_their_final_results(served_dir, free_port, sp
             client.send(json.dumps({"type": "start", "language": "en"}))
             for block in blocks(speech):
                 client.send(block)
-            first = json.loads(client.recv())
-            while json.loads(client.recv())["type"] != "partial":
-                pass
+            messages = receive_result(client)
             process.send_signal(signal.SIGTERM)
-            messages = receive_all(client)
-        assert first["type"] == "ready"
+            messages += receive_all(client)
+        assert messages[0]["type"] == "ready"
         assert messages[-1]["type"] == "ended" and messages[-1]["reason"] == "shutdown"
         assert messages[-2]["type"] == "final" and texts(messages)
         assert client.close_code == 1001
