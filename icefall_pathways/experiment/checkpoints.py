@@ -25,7 +25,7 @@ from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.size import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
-from icefall_pathways.optim.averaging import average_range
+from icefall_pathways.optim.averaging import average_range, last_sample
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 
@@ -209,14 +209,21 @@ def build(checkpoint: Checkpoint) -> Transducer:
 def running_average(path: Path, checkpoint: Checkpoint, avg: int, option: str = "--avg") -> dict[str, torch.Tensor]:
     """Return the weights averaged over all updates since the checkpoint that `start_of_average` returns.
 
+    If none of these updates is a multiple of --average-period, return the weights of `checkpoint`.
+
     Raises:
       CheckpointError: The checkpoint of `start_of_average` is missing or damaged.
     """
     start_path = start_of_average(path, avg, option)
-    if start_path is None:
+    start = None if start_path is None else read(start_path)
+    period = checkpoint["config"]["training"]["average_period"]
+    first = 0 if start is None else last_sample(start["update"], period)
+    last = last_sample(checkpoint["update"], period)
+    if first == last:
+        return checkpoint["model"]
+    if start is None:
         return checkpoint["model_avg"]
-    start = read(start_path)
-    return average_range(start["model_avg"], checkpoint["model_avg"], start["update"], checkpoint["update"])
+    return average_range(start["model_avg"], checkpoint["model_avg"], first, last)
 
 
 def start_of_average(path: Path, avg: int, option: str = "--avg") -> Path | None:

@@ -24,7 +24,7 @@ class ModelAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, update: int) -> None:
         """Add the weights after `update` updates to the average, if `update` is a multiple of the period."""
-        if update % self._period:
+        if last_sample(update, self._period) != update:
             return
         share = self._period / update
         for name, value in model.state_dict().items():
@@ -43,14 +43,19 @@ class ModelAverage:
             self._state[name].copy_(value)
 
 
+def last_sample(update: int, period: int) -> int:
+    """Return the last update up to `update` whose weights are in the average; 0: none, it has the initial weights."""
+    return update - update % period
+
+
 def average_range(start: StateDict, end: StateDict, num_start: int, num_end: int) -> StateDict:
     """Return the mean of the weights over the updates from `num_start` (exclusive) to `num_end`.
 
     Args:
       start: The running mean at `num_start`.
       end: The running mean at `num_end`.
-      num_start: Number of updates before the range.
-      num_end: Number of updates at the end of the range.
+      num_start: Number of updates before the range; the last sample of `start`.
+      num_end: Number of updates at the end of the range; the last sample of `end`.
 
     Raises:
       ValueError: `num_end` is not after `num_start`.

@@ -9,6 +9,7 @@ from tiny_experiment import MODEL, VOCAB_SIZE
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.models.transducer import build_model
+from icefall_pathways.optim.averaging import ModelAverage
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
 
@@ -30,7 +31,8 @@ def reads(monkeypatch):
 def write(path, update, masks=None):
     model = build_model(MODEL, VOCAB_SIZE)
     tensors = {"model": model.state_dict(), "model_avg": model.state_dict(), "optimizer": {}, "masks": {}}
-    plain = {"update": update, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": {"model": to_dict(MODEL)}}
+    config = {"model": to_dict(MODEL), "training": {"average_period": 1}}
+    plain = {"update": update, "epoch": 1, "vocab_size": VOCAB_SIZE, "config": config}
     checkpoints.save(tensors | plain, path)
 
 
@@ -125,6 +127,25 @@ def test_average_over_the_first_checkpoints_starts_with_the_training(tmp_path):
         assert checkpoints.start_of_average(layout.epoch_checkpoint(tmp_path, epoch), avg=epoch) is None
     first, second = layout.epoch_checkpoints(tmp_path)
     assert checkpoints.start_of_average(second, avg=1) == first
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "samples"),
+    [(0, 20, [10, 20]), (0, 9, [9]), (19, 20, [20]), (20, 21, [21]), (15, 36, [20, 30]), (9, 15, [10])],
+)
+def test_average_is_the_mean_of_the_samples_between_checkpoints_of_any_distance(tmp_path, start, end, samples):
+    model = torch.nn.Linear(1, 1)
+    average = ModelAverage(model, 10)
+    for update in range(1, end + 1):
+        torch.nn.init.constant_(model.weight, update)
+        average.update(model, update)
+        tensors = {"model": model.state_dict(), "model_avg": average.state_dict(), "optimizer": {}, "masks": {}}
+        plain = {"update": update, "epoch": 1, "vocab_size": 2, "config": {"training": {"average_period": 10}}}
+        if update in (start, end):
+            checkpoints.save(tensors | plain, layout.epoch_checkpoint(tmp_path, update))
+    path = layout.epoch_checkpoint(tmp_path, end)
+    weight = checkpoints.running_average(path, checkpoints.read(path), avg=1)["weight"]
+    assert weight.item() == pytest.approx(sum(samples) / len(samples))
 
 
 def test_load_model_returns_the_masks_of_the_checkpoint(tmp_path):

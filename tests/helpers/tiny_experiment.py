@@ -58,7 +58,7 @@ def make_experiment(folder: Path, model_config: ModelConfig = MODEL) -> None:
         cuts.to_file(SplitFiles(folder, "mls", get_language(code), "test").cuts)
     train_tokenizer(TEXTS, VOCAB_SIZE, folder)
     config = ExperimentConfig(
-        training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model"),
+        training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model", average_period=5),
         data=DataConfig(manifest_dir=folder, languages="en nl"),
         model=model_config,
     )
