@@ -93,10 +93,11 @@ class CheckpointCallback(Callback):
     def on_update_end(self, state: TrainState, result: UpdateResult) -> None:
         """Write the checkpoints that are due."""
         if state.update % self._options.save_every_n == 0 or state.is_last_update:
-            self.save_update(state)
-            self._remove_old()
+            self._remove_old(self.save_update(state), self._options.keep_last_k)
         if state.is_end_of_epoch:
-            self.save(state, layout.epoch_checkpoint(self._options.exp_dir, state.epoch))
+            path = layout.epoch_checkpoint(self._options.exp_dir, state.epoch)
+            self.save(state, path)
+            self._remove_old(path, self._options.keep_last_epochs)
 
     def on_validation_end(self, state: TrainState, metrics: ValidationMetrics) -> None:
         """Write a checkpoint if the mean loss of the languages is the lowest so far."""
@@ -143,10 +144,11 @@ class CheckpointCallback(Callback):
                 "updates remain"
             )
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, newest: Path, keep: int) -> None:
+        """Remove all but the last `keep` checkpoints of the kind of `newest`, up to it."""
         if self._rank.is_main:
             initial = layout.batch_checkpoint(self._options.exp_dir, 0)  # rewinding needs it
-            for path in layout.batch_checkpoints(self._options.exp_dir)[: -self._options.keep_last_k]:
+            for path in layout.checkpoints_up_to(newest)[:-keep]:
                 if path != initial:
                     path.unlink()
 

@@ -178,6 +178,9 @@ class TrainingConfig(Options):
     keep_last_k: PositiveInt = 10
     """Number of checkpoints checkpoint-UPDATE.pt to keep."""
 
+    keep_last_epochs: Annotated[int, Range(2)] = 30
+    """Number of checkpoints epoch-N.pt to keep. --epoch N --avg A of decoding needs those of epochs N - A to N."""
+
     average_period: PositiveInt = 100
     """Updates between two updates of the running average of the weights."""
 

@@ -57,7 +57,8 @@ _IGNORED_OPTIONS = (
     *("accum_grad", "index_dir", "allow_new_batch_size"),
     *("exp_dir", "bpe_model", "manifest_dir", "masks", "languages", "world_size", "master_port", "num_workers"),
     *("freeze_languages", "start_epoch", "start_batch", "init_key", "reinit_vocab", "init_partial", "init_avg"),
-    *("valid_interval", "valid_wer_cuts", "log_interval", "save_every_n", "keep_last_k", "tensorboard"),
+    *("valid_interval", "valid_wer_cuts", "log_interval", "tensorboard"),
+    *("save_every_n", "keep_last_k", "keep_last_epochs"),
     *("max_bad_batches", "scan_batch_sizes", "inf_check", "print_diagnostics"),
 )
 

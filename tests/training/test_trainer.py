@@ -10,7 +10,7 @@ from torch import nn
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
-from icefall_pathways.experiment import checkpoints
+from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.regularizers import Scheduled
@@ -321,6 +321,20 @@ def test_averaged_weights_are_the_mean_over_the_updates(dense):
     expected = (averages[1] * 8 - averages[0] * 6) / 2
     torch.testing.assert_close(model.joiner.output_linear.weight.double(), expected, rtol=1e-4, atol=1e-6)
     assert options["data"]["languages"] == ["en", "fr", "it"] and not model.training
+
+
+def test_the_last_checkpoints_of_epochs_are_kept(corpus, tmp_path):
+    config = tiny_run.config(corpus, tmp_path, "en", num_updates=0, num_epochs=4, keep_last_epochs=3)
+    runs.train(config)
+    assert [path.name for path in layout.epoch_checkpoints(tmp_path)] == ["epoch-2.pt", "epoch-3.pt", "epoch-4.pt"]
+    start = checkpoints.start_of_average(layout.epoch_checkpoint(tmp_path, 4), avg=2)
+    assert start == layout.epoch_checkpoint(tmp_path, 2)
+
+
+def test_a_training_that_returns_to_an_earlier_checkpoint_keeps_what_it_writes(corpus, tmp_path):
+    runs.train(tiny_run.config(corpus, tmp_path))
+    runs.train(tiny_run.config(corpus, tmp_path, start_batch=2, num_updates=4, keep_last_k=2))
+    assert checkpoints.read(tmp_path / "checkpoint-4.pt")["config"]["training"]["num_updates"] == 4
 
 
 def test_the_error_for_a_missing_checkpoint_lists_existing_ones(dense, tmp_path):
