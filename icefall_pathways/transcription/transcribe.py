@@ -18,7 +18,7 @@ from icefall_pathways.ranges import PositiveInt, Range, check_number
 from icefall_pathways.transcription.audio import MICROPHONE, STDIN, AudioOptions, read_audio
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
 from icefall_pathways.transcription.transcript import Segment, no_speech_note
-from icefall_pathways.transcription.writers import WRITERS
+from icefall_pathways.transcription.writers import WRITERS, NamedTextWriter, Writer
 
 _MAX_SAMPLE_RATE = 768_000
 
@@ -37,7 +37,8 @@ class TranscribeConfig(RecognizerConfig):
     """Format of the transcripts."""
 
     output_dir: Path | None = None
-    """Write one file per source into this folder; None: write to standard output."""
+    """Write one file per source into this folder; None: write to standard output, where each line of text has the name
+    of its file if there are several."""
 
     num_decode_streams: PositiveInt = 16
     """Number of files to transcribe in parallel with --output-dir; without it, files are transcribed one at a time."""
@@ -55,6 +56,10 @@ class TranscribeConfig(RecognizerConfig):
         live = [source for source in self.audio if source in (STDIN, MICROPHONE)]
         if live and len(self.audio) > 1:
             raise ValueError(f"{live[0]} with {len(self.audio) - 1} other sources: it must be the only source")
+        if len(self.audio) > 1 and self.output_dir is None and self.output_format in ("srt", "vtt"):
+            raise ValueError(
+                f"subtitles of {len(self.audio)} files on standard output: write a file for each with --output-dir"
+            )
         if self.sample_rate is not None:
             check_number("--sample-rate", self.sample_rate, Range(1, _MAX_SAMPLE_RATE))
         if self.channel is not None:
@@ -64,6 +69,13 @@ class TranscribeConfig(RecognizerConfig):
             duplicates = sorted({name for name in names if names.count(name) > 1})
             if duplicates:
                 raise ValueError(f"several sources would be written to {duplicates[0]}: use a different --output-dir")
+
+    @property
+    def writer(self) -> type[Writer]:
+        """Class of the writers; text of several files on standard output has their names."""
+        if self.output_format == "text" and self.output_dir is None and len(self.audio) > 1:
+            return NamedTextWriter
+        return WRITERS[self.output_format]
 
     def output_path(self, source: str) -> Path:
         """Return the transcript file of a source in `output_dir`."""
@@ -117,7 +129,7 @@ class _Output:
         if config.output_dir is not None:
             path = self._files.enter_context(atomic_write(config.output_path(source)))
             out = self._files.enter_context(path.open("w", encoding="utf-8"))
-        self._writer = WRITERS[config.output_format](out, source)
+        self._writer = config.writer(out, source)
 
     def add(self, segment: Segment) -> None:
         self._writer.add(segment)

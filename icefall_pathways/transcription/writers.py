@@ -41,6 +41,8 @@ class Writer(ABC):
 class TextWriter(Writer):
     """Write one line per segment. On a terminal, also show partial results, with text that may still change dimmed."""
 
+    prefix = ""
+
     def __init__(self, out: TextIO, source: str) -> None:
         super().__init__(out, source)
         self.live = out.isatty()
@@ -50,13 +52,21 @@ class TextWriter(Writer):
         if self.live:
             self.out.write(_ERASE + ("" if segment.is_final else self._partial_line(segment)))
         if segment.is_final and segment.text:
-            self.out.write(f"{segment.text}\n")
+            self.out.write(f"{self.prefix}{segment.text}\n")
         self.out.flush()
 
     def _partial_line(self, segment: Segment) -> str:
-        stable, text = segment.stable_text, segment.text
+        stable, text = self.prefix + segment.stable_text, self.prefix + segment.text
         hidden = max(0, len(text) - shutil.get_terminal_size().columns + 1)  # only a single line can be erased
         return stable[hidden:] + _DIM + text[max(len(stable), hidden) :] + _NORMAL
+
+
+class NamedTextWriter(TextWriter):
+    """Write text with the name of the audio before each line, as grep does with several files."""
+
+    def __init__(self, out: TextIO, source: str) -> None:
+        super().__init__(out, source)
+        self.prefix = f"{_printable(source)}: "
 
 
 class JsonWriter(Writer):
@@ -75,8 +85,7 @@ class JsonWriter(Writer):
         """Write the object, with `error` in it."""
         transcript = Transcript.from_results(self.results)
         content = {
-            # A file name may have bytes that are not UTF-8.
-            "source": os.fsencode(self.source).decode(errors="backslashreplace"),
+            "source": _printable(self.source),
             "language": transcript.language,
             "seconds": transcript.duration,
             "text": transcript.text,
@@ -94,6 +103,11 @@ class JsonWriter(Writer):
         }
         self.out.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
         super().close(error)
+
+
+def _printable(name: str) -> str:
+    """Return a file name with escapes for bytes that are not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _times(item: Segment | Word) -> dict[str, float]:

@@ -58,6 +58,19 @@ def test_all_output_formats_contain_the_same_words(exp_dir, speech):
     assert " ".join(lines).split() == text
 
 
+def test_text_of_several_files_on_standard_output_has_their_names(exp_dir, speech, tmp_path):
+    other = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    other.write_bytes(speech.read_bytes())
+    plain = _transcribe(exp_dir, speech)[0].getvalue()
+    named = _transcribe(exp_dir, speech, other)[0].getvalue().splitlines()
+    assert [line.split(": ", 1)[0] for line in named] == [str(speech), f"{tmp_path}/caf\\xe9.wav"]
+    assert [line.split(": ", 1)[1] + "\n" for line in named] == [plain, plain]
+    _transcribe(exp_dir, speech, other, output_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "speech.txt").read_text() == plain
+    with pytest.raises(ValueError, match=r"subtitles of 2 files on standard output.*--output-dir"):
+        TranscribeConfig(audio=("a.wav", "b.wav"), output_format="srt")
+
+
 def test_segment_boundaries_do_not_split_words(exp_dir, speech):
     whole, _ = _json(exp_dir, speech)
     endpoint = EndpointConfig(rule3_min_utterance_length=0.5)

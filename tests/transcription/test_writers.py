@@ -4,7 +4,14 @@ import io
 import json
 
 from icefall_pathways.transcription.transcript import Segment, Transcript, Word
-from icefall_pathways.transcription.writers import JsonWriter, SrtWriter, TextWriter, VttWriter, format_time
+from icefall_pathways.transcription.writers import (
+    JsonWriter,
+    NamedTextWriter,
+    SrtWriter,
+    TextWriter,
+    VttWriter,
+    format_time,
+)
 
 
 def _segment(text, start=0.0, is_final=True, stable_text="", pace=0.5, language="en"):
@@ -29,14 +36,22 @@ def test_text_writer_writes_one_line_per_final_segment():
     assert _write(TextWriter, *results) == "hello world\nand more\n"
 
 
+def test_names_stand_before_final_and_partial_lines_of_several_files(monkeypatch):
+    assert _write(NamedTextWriter, _segment("hello"), _segment("more", 5)) == "speech.wav: hello\nspeech.wav: more\n"
+    monkeypatch.setenv("COLUMNS", "12")
+    assert _terminal_output(
+        _segment("hello wor", is_final=False, stable_text="hello"), writer_class=NamedTextWriter
+    ) == ("\r\x1b[K: hello\x1b[2m wor\x1b[0m")
+
+
 class _Terminal(io.StringIO):
     def isatty(self):
         return True
 
 
-def _terminal_output(*segments):
+def _terminal_output(*segments, writer_class=TextWriter):
     terminal = _Terminal()
-    writer = TextWriter(terminal, "mic")
+    writer = writer_class(terminal, "mic")
     for segment in segments:
         writer.add(segment)
     return terminal.getvalue()
