@@ -58,7 +58,10 @@ def check_search_options(config: MaskSearchConfig, search: ExperimentConfig, ini
         config.training, ("masks", "freeze_languages"), "in a mask search, which starts with all entries", advice
     )
     _reject_given(config.training, ("num_epochs", "num_updates"), "in a mask search", "use --updates-per-round")
-    if config.pruning.prune_method == "one-shot":
+    if config.pruning.prune_method == "random":
+        names = ("prune_by", "prune_rounds", "prune_drop", "updates_per_round")
+        _reject_given(config.pruning, names, "with --prune-method random")
+    elif config.pruning.prune_method == "one-shot":
         _reject_given(config.pruning, ("prune_rounds", "prune_drop"), "with --prune-method one-shot")
     elif config.pruning.prune_rounds:
         _reject_given(config.pruning, ("prune_drop",), "with --prune-rounds")

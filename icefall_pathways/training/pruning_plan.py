@@ -21,21 +21,21 @@ _DEFAULT_END = 0.75
 _ROUNDING = 0.005
 
 
-def search_schedule(config: PruningConfig) -> PruningSchedule:
-    """Return the schedule of a mask search.
+def search_schedule(config: PruningConfig, seed: int) -> PruningSchedule:
+    """Return the schedule of a mask search; `seed` is that of random masks.
 
     Raises:
       ValueError: An option is out of range.
     """
     settings = SearchSettings(
-        config.sparsity, config.updates_per_round, config.prune_rounds or None, config.prune_drop, config.prune_by
+        config.sparsity, config.updates_per_round, config.prune_rounds or None, config.prune_drop, config.prune_by, seed
     )
     return SEARCH_METHODS[config.prune_method](settings)
 
 
-def search_plan(config: PruningConfig, languages: Sequence[LanguageCode]) -> PruningPlan:
-    """Return the plan of a mask search, in which `languages` share one mask."""
-    return PruningPlan(search_schedule(config), [languages], config.rewind_to)
+def search_plan(config: PruningConfig, languages: Sequence[LanguageCode], seed: int) -> PruningPlan:
+    """Return the plan of a mask search, in which `languages` share one mask; `seed` is that of random masks."""
+    return PruningPlan(search_schedule(config, seed), [languages], config.rewind_to)
 
 
 def joint_plan(config: JointPruningConfig, masks: PathwayMasks, num_updates: int) -> PruningPlan | None:

@@ -133,7 +133,7 @@ def find_masks(config: MaskSearchConfig) -> None:
         _check_vocabulary(_search_config(config, languages, initial))
     _check_rewinding(config, model)
     _dense_masks(model, languages, config.pruning)  # checks the mask options
-    fingerprint = search_fingerprint(config.pruning, initial)
+    fingerprint = search_fingerprint(config.pruning, config.training.seed, initial)
     for search in searches:
         _check_fingerprint(search.training.exp_dir, fingerprint)
     _write_run_files(replace(config, model=searches[0].model), comparison)
@@ -209,15 +209,17 @@ def _search_config(
     training = replace(
         config.training,
         exp_dir=config.training.exp_dir / "-".join(languages),
-        num_updates=search_schedule(config.pruning).num_updates,
+        num_updates=search_schedule(config.pruning, config.training.seed).num_updates,
     )
     data = replace(config.data, languages=tuple(languages))
     return with_optimizer(with_architecture(ExperimentConfig(training, data, config.model), initial))
 
 
-def search_fingerprint(pruning: PruningConfig, initial: InitialCheckpoint) -> dict[str, Any]:
+def search_fingerprint(pruning: PruningConfig, seed: int, initial: InitialCheckpoint) -> dict[str, Any]:
     """Return, as plain data, what determines the masks of a search except its data and training options."""
     options = {name: value for name, value in to_dict(pruning).items() if name not in _NOT_IN_FINGERPRINT}
+    if pruning.prune_method == "random":
+        options["seed"] = seed
     return options | {"hash of --init-from": initial.file_hash}
 
 
@@ -303,7 +305,8 @@ def _train_rank(
     languages = [language.code for language in data.languages]
     if pruning is not None:
         masks = _dense_masks(model, languages, pruning)
-        trainer = Trainer(config, model, data, tokenizer, rank, masks, search_plan(pruning, languages), callbacks)
+        search = search_plan(pruning, languages, config.training.seed)
+        trainer = Trainer(config, model, data, tokenizer, rank, masks, search, callbacks)
     elif config.training.masks is not None or config.pruning.prune_method != "none":
         masks = _initial_masks(config, model, languages)
         num_updates = config.training.num_updates or config.training.num_epochs * data.updates_per_epoch(

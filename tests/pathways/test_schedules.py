@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from icefall_pathways.pathways.granularity import num_kept
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneShot
+from icefall_pathways.pathways.schedules import IterativeMagnitudePruning, OneShot, RandomPruning
 
 
 def run(schedule, model, languages, start=None):
@@ -84,6 +84,41 @@ def test_one_shot_prunes_once():
     schedule = OneShot(0.7, 3)
     assert [schedule.sparsity_after(update) for update in range(1, 7)] == [None, None, 0.7, None, None, None]
     assert (schedule.method, IterativeMagnitudePruning(0.7, 1).method) == ("one-shot", "imp")
+
+
+def random_masks(model, seed, *groups):
+    """Return the masks of the languages after a random mask for each group of them."""
+    masks = PathwayMasks.dense(model, LANGUAGES)
+    for languages in groups:
+        assert RandomPruning(0.7, seed).prune_after(1, model, masks, languages)
+    return masks
+
+
+def test_random_masks_have_the_exact_sparsity_in_every_parameter(model):
+    masks = random_masks(model, 1, ["en"], ["fr", "it"])
+    assert masks.share_mask(["fr", "it"]) and not masks.share_mask(["en", "fr"])
+    for name, code in masks.codes.items():
+        for language in LANGUAGES:
+            assert int(masks.mask(name, language).sum()) == num_kept(code.numel(), 0.7)
+
+
+def test_random_masks_depend_on_the_seed_and_the_languages_alone(model):
+    expected = random_masks(model, 1, *([code] for code in LANGUAGES))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    assert random_masks(model, 1, ["it"], ["fr"], ["en"]).equals(expected)
+    assert not random_masks(model, 2, *([code] for code in LANGUAGES)).equals(expected)
+
+
+def test_random_masks_of_different_languages_and_parameters_are_independent():
+    layers = torch.nn.ModuleList(torch.nn.Linear(200, 100) for _ in range(2))
+    masks = random_masks(layers, 1, *([code] for code in LANGUAGES))
+    first, second = masks.names
+    pairs = [(masks.mask(first, a), masks.mask(first, b)) for a, b in itertools.combinations(LANGUAGES, 2)]
+    pairs += [(masks.mask(first, language), masks.mask(second, language)) for language in LANGUAGES]
+    for a, b in pairs:
+        assert (a & b).double().mean() == pytest.approx(0.3 * 0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 1), (1.0, 1), (0.5, 0), (0.5, 1, -1), (0.5, 1, 0), (0.5, 1, None, 0.0)])

@@ -97,6 +97,11 @@ def test_options_that_agree_with_the_initial_checkpoint_are_accepted(corpus, den
             {"prune_method": "one-shot", "prune_rounds": 3},
             "--prune-rounds has no effect with --prune-method one-shot",
         ),
+        (
+            {},
+            {"prune_method": "random", "updates_per_round": 3},
+            "--updates-per-round has no effect with --prune-method random",
+        ),
         ({}, {"prune_rounds": 3, "prune_drop": 0.5}, "--prune-drop has no effect with --prune-rounds"),
     ],
 )

@@ -273,6 +273,25 @@ def test_a_gradual_search_reaches_the_sparsity(corpus, dense, tmp_path):
     assert masks.header.method == "gradual"
 
 
+@pytest.mark.parametrize("prune_for", ["each-language", "all-languages"])
+def test_a_random_search_depends_on_the_seed_and_not_on_the_model(corpus, dense, tmp_path, prune_for):
+    pruning = PruningConfig(prune_method="random", sparsity=0.7, prune_for=prune_for)
+
+    def masks_of(name, update, seed):
+        options = {"init_from": dense / f"checkpoint-{update}.pt", "seed": seed}
+        runs.find_masks(tiny_run.search(corpus, tmp_path / name, pruning, **options))
+        return PathwayMasks.load(tmp_path / name / "masks.safetensors")
+
+    masks = masks_of("first", 4, seed=1)
+    assert_target(masks)
+    assert masks.header.method == "random"
+    assert masks.share_mask(["en", "fr"]) == (prune_for == "all-languages")
+    assert masks_of("second", 2, seed=1).equals(masks)
+    assert not masks_of("third", 4, seed=2).equals(masks)
+    with pytest.raises(ValueError, match="holds a search with seed=1, this one has seed=2"):
+        masks_of("first", 4, seed=2)
+
+
 @pytest.mark.parametrize("method, message", [("imp", "--rewind-to is for"), ("lth", "no checkpoint")])
 def test_an_invalid_rewind_checkpoint_raises_before_the_search(corpus, dense, tmp_path, method, message):
     config = search(corpus, dense, tmp_path / "exp", prune_method=method, rewind_to=dense / "checkpoint-7.pt")

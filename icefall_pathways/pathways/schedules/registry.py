@@ -8,6 +8,7 @@ from icefall_pathways.pathways.schedules.adaptive import AdaptivePruning
 from icefall_pathways.pathways.schedules.base import PruningSchedule
 from icefall_pathways.pathways.schedules.gradual import GradualPruning
 from icefall_pathways.pathways.schedules.iterative import IterativeMagnitudePruning, OneShot
+from icefall_pathways.pathways.schedules.random_pruning import RandomPruning
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SearchSettings:
       rounds: Number of rounds; None: as many as `drop` needs to reach the target.
       drop: Share of the remaining entries that a round removes.
       prune_by: A criterion of `pathways.criteria`.
+      seed: Seed of random masks.
     """
 
     target_sparsity: float
@@ -27,6 +29,7 @@ class SearchSettings:
     rounds: int | None
     drop: float
     prune_by: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ def _one_shot(settings: SearchSettings) -> OneShot:
     return OneShot(settings.target_sparsity, settings.updates_per_round, settings.prune_by)
 
 
+def _random(settings: SearchSettings) -> RandomPruning:
+    return RandomPruning(settings.target_sparsity, settings.seed)
+
+
 def _gradual(settings: JointSettings) -> GradualPruning:
     return GradualPruning(
         settings.target_sparsity, settings.every, settings.end, settings.start, settings.initial, settings.prune_by
@@ -110,6 +117,7 @@ SEARCH_METHODS: dict[str, Callable[[SearchSettings], PruningSchedule]] = {
     "lth": _lottery_ticket,
     "gradual": _gradual_search,
     "one-shot": _one_shot,
+    "random": _random,
 }
 
 #: Methods of pruning during joint training (train.py --prune-method), which also accepts "none".

@@ -1,0 +1,50 @@
+"""Random masks: the baseline for masks that a search finds."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from icefall_pathways.pathways.gradients import LanguageGradients
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.pruning import prune_by_scores
+from icefall_pathways.pathways.schedules.iterative import OneShot
+
+
+class RandomPruning(OneShot):
+    """Keep random entries, as many in each parameter as the other methods keep, after a single update.
+
+    The masks depend on the seed, the languages that share a mask and the names of the parameters, not on weights,
+    data, device or rank.
+
+    Args:
+      target_sparsity: Sparsity of the masks.
+      seed: Random seed.
+
+    Raises:
+      ValueError: The sparsity is out of range.
+    """
+
+    def __init__(self, target_sparsity: float, seed: int) -> None:
+        super().__init__(target_sparsity)
+        self.method = "random"
+        self._seed = seed
+
+    def _prune(
+        self,
+        update: int,
+        model: nn.Module,
+        masks: PathwayMasks,
+        languages: Sequence[str],
+        sparsity: float,
+        gradients: LanguageGradients | None,
+    ) -> None:
+        scores = {name: self._scores(name, code, languages) for name, code in masks.codes.items()}
+        prune_by_scores(scores, masks, languages, sparsity)
+
+    def _scores(self, name: str, code: Tensor, languages: Sequence[str]) -> Tensor:
+        key = f"{self._seed} {' '.join(languages)} {name}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        return torch.rand(code.shape, generator=generator, device="cpu").to(code.device)
