@@ -8,6 +8,8 @@ Usage:
   ./run.sh --world-size 8 --languages "en fr it nl" --corpus mls --corpus-dir /data/mls
   # your own clips and transcripts, one subfolder per language
   ./run.sh --corpus-dir /data/clips
+  # further baselines
+  ./run.sh --demo 1 --systems "dense-continued small-dense lap-random lap pathways-random pathways"
   # print the jobs and their commands
   ./run.sh --demo 1 --dry-run 1
 
@@ -16,7 +18,8 @@ Stages:
   0  prepare the data (prepare.sh)
   1  train the dense model
   2  search masks: one for all languages (LAP), and one per language (pathways)
-  3  fine-tune the dense model with the same number of updates: without masks, with LAP's mask, with pathways
+  3  train the systems of --systems, by default from the dense model with the same number of updates: without masks,
+     with LAP's mask, with pathways
   4  decode offline
   5  decode chunk by chunk
   6  compare: a table, and EXP_ROOT/report.html

@@ -5,21 +5,28 @@ Usage:
   # the embedded corpus and a model for two cores without GPU
   ./run_study.sh
   ./run_study.sh --seeds 1 --sparsities "0.5 0.8 0.9" --at-once 2
+  ./run_study.sh --systems "lap-random pathways-random small-dense"
   ./run_study.sh --corpus mls --corpus-dir /data/mls --world-size 8 --languages "en fr it nl"
 
-Systems, all trained from the dense model of their seed:
+Systems, all but small-dense trained from the dense model of their seed:
 
   dense-continued   the dense model, trained further
+  small-dense       a dense model with as many parameters as a pathway uses at 70 % sparsity, trained from scratch
+  lap-random        one random mask for all languages
   lap               one mask for all languages, searched on all of them by IMP
   lsp               one model per language, each with its own weights and a mask searched by IMP
+  pathways-random   one random mask per language, weights shared
   pathways-imp      one mask per language searched by IMP, weights shared
   pathways-lth      as pathways-imp, but the search rewinds to the dense model after every round
   dynamic           masks and weights learned together, starting without masks
 
-Budget: after the dense model every system takes N x M + F updates, where N is the number of languages, M is
---mask-updates and F is --finetune-updates.
+Budget: after the dense model every system, except random masks, takes N x M + F updates, where N is the number of
+languages, M is --mask-updates and F is --finetune-updates.
 
   dense-continued   N x M + F updates of training
+  small-dense       N x M + F updates more than the dense model
+  lap-random, pathways-random
+                    F of training on all languages together (drawing a mask takes one update, which is discarded)
   lap               N x M of search on all languages, F of training
   lsp               M of each language's search (the one of pathways-imp), F / N of training for each language's model
   pathways-imp, pathways-lth

@@ -1,5 +1,7 @@
 """Options and commands that the run and the study share."""
 
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,10 @@ class ExperimentsConfig(CorpusOptions):
     train_args: str = ""
     """Additional options for train.py, for the dense model."""
 
+    small_dense_args: str = ""
+    """Additional options for train.py, after --train-args, for the system small-dense: a dense model with as many
+    parameters as a pathway uses."""
+
     search_args: str = ""
     """Additional options for prune.py."""
 
@@ -65,6 +71,19 @@ class ExperimentsConfig(CorpusOptions):
     def single_thread(self) -> bool:
         """True if every process has one thread unless OMP_NUM_THREADS is set."""
         return False
+
+
+def check_systems(selected: str, known: Collection[str]) -> None:
+    """Check the value of --systems: names of systems, separated by spaces.
+
+    Raises:
+      ValueError: A system is not known, or none is selected.
+    """
+    if not selected.split():
+        raise ValueError(f"--systems is empty: expected some of {' '.join(known)}")
+    for system in selected.split():
+        if system not in known:
+            raise ValueError(f"--systems: unknown system {system!r}; expected some of {' '.join(known)}")
 
 
 def environment(config: ExperimentsConfig) -> dict[str, str]:
@@ -125,6 +144,33 @@ def train_dense_command(config: ExperimentsConfig, exp_dir: Path, *options: str)
     )
 
 
+def small_dense_command(config: ExperimentsConfig, exp_dir: Path, more_updates: int, *options: str) -> tuple[str, ...]:
+    """Return the command that trains the small dense model, `more_updates` longer than the dense model.
+
+    Raises:
+      ValueError: The size of the small model, or the number of updates of the dense model, is not given.
+    """
+    if not config.small_dense_args:
+        raise ValueError(
+            "the system small-dense has no preset here: pass the options of a model with as many parameters as a "
+            'pathway uses, such as --small-dense-args "--encoder-dim 256"'
+        )
+    num_updates = option_words(num_updates=_dense_updates(config) + more_updates)
+    return (*train_dense_command(config, exp_dir), *config.small_dense_args.split(), *num_updates, *options)
+
+
+def _dense_updates(config: ExperimentsConfig) -> int:
+    """Return the number of updates of the dense model."""
+    words = config.train_args.replace("=", " ").split()
+    values = [value for name, value in itertools.pairwise(words) if name == "--num-updates"]
+    if not values or not values[-1].isdecimal():
+        raise ValueError(
+            "the system small-dense trains for as many updates as the dense model and its fine-tuning together, and "
+            f'--train-args "{config.train_args}" has no number of updates: add --num-updates to it'
+        )
+    return int(values[-1])
+
+
 def finetune_command(
     config: ExperimentsConfig, dense: Path, exp_dir: Path, num_updates: int, *options: str
 ) -> tuple[str, ...]:
@@ -153,15 +199,23 @@ def search_command(
       sparsity: Share of pruned entries, as typed.
       options: Additional options.
     """
-    search = option_words(
-        init_from=dense,
-        exp_dir=exp_dir,
-        prune_for=prune_for,
-        sparsity=sparsity,
-        prune_rounds=config.rounds,
-        updates_per_round=num_updates // config.rounds,
-    )
-    return (*program(_SCRIPTS, "prune"), *data_options(config), *search, *config.search_args.split(), *options)
+    rounds = option_words(prune_rounds=config.rounds, updates_per_round=num_updates // config.rounds)
+    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *config.search_args.split(), *options)
+
+
+def random_masks_command(
+    config: ExperimentsConfig, dense: Path, exp_dir: Path, prune_for: str, sparsity: str, *options: str
+) -> tuple[str, ...]:
+    """Return the command that draws random masks; the arguments are those of `search_command`."""
+    method = (*config.search_args.split(), *option_words(prune_method="random"), *options)
+    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *method)
+
+
+def _prune_command(
+    config: ExperimentsConfig, dense: Path, exp_dir: Path, prune_for: str, sparsity: str, *options: str
+) -> tuple[str, ...]:
+    masks = option_words(init_from=dense, exp_dir=exp_dir, prune_for=prune_for, sparsity=sparsity)
+    return (*program(_SCRIPTS, "prune"), *data_options(config), *masks, *options)
 
 
 def decode_command(config: ExperimentsConfig, script: str, exp_dir: Path, split: str) -> tuple[str, ...]:

@@ -10,14 +10,29 @@ from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.recipe.programs import as_typed
 
-#: Experiment folder of each system of the comparison, and the name in its table.
-SYSTEMS = {"dense-continued": "dense", "lap": "LAP", "pathways": "pathways"}
+#: Experiment folder of each system that can be compared, and the name in the table.
+SYSTEMS = {
+    "dense-continued": "dense",
+    "small-dense": "small dense",
+    "lap-random": "LAP, random mask",
+    "lap": "LAP",
+    "pathways-random": "pathways, random masks",
+    "pathways": "pathways",
+}
+
+# Systems with masks, and the languages that share a mask.
+_PRUNE_FOR = {
+    "lap-random": "all-languages",
+    "lap": "all-languages",
+    "pathways-random": "each-language",
+    "pathways": "each-language",
+}
 
 _TITLES = (
     "prepare the data",
     "train the dense model",
     "search masks",
-    "fine-tune the dense model: without masks, with LAP's mask, with pathways",
+    "train the compared systems",
     "decode offline",
     "decode chunk by chunk",
     "compare",
@@ -43,10 +58,23 @@ class RunConfig(ExperimentsConfig):
     sparsity: ShareBelowOne = 0.7
     """Share of pruned entries."""
 
+    systems: str = "dense-continued lap pathways"
+    """Systems to compare, separated by spaces, of dense-continued small-dense lap-random lap pathways-random pathways.
+    small-dense trains from scratch, for as many updates as the dense model and its fine-tuning together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        experiments.check_systems(self.systems, SYSTEMS)
+
     @property
     def single_thread(self) -> bool:
         """True if every process has one thread unless OMP_NUM_THREADS is set."""
         return self.demo
+
+    @property
+    def selected_systems(self) -> list[str]:
+        """Folders of the selected systems, in the order of the table."""
+        return [name for name in SYSTEMS if name in self.systems.split()]
 
 
 def run(config: RunConfig) -> None:
@@ -68,7 +96,7 @@ def run_graph(config: RunConfig) -> list[Job]:
         experiments.data_jobs,
         _dense_jobs,
         _search_jobs,
-        _finetune_jobs,
+        _system_jobs,
         _offline_decoding_jobs,
         _streaming_decoding_jobs,
         _comparison_jobs,
@@ -80,7 +108,7 @@ def run_graph(config: RunConfig) -> list[Job]:
             heading = f"\n=== Stage {index}: {title}"
             stage_jobs = [replace(job, after=(*job.after, *previous), heading=heading) for job in make_jobs(config)]
             jobs += stage_jobs
-            previous = tuple(job.name for job in stage_jobs)
+            previous = tuple(job.name for job in stage_jobs) or previous
     return jobs
 
 
@@ -96,30 +124,30 @@ def _dense_jobs(config: RunConfig) -> list[Job]:
 
 
 def _search_jobs(config: RunConfig) -> list[Job]:
-    return [
-        _search_job(config, "masks-lap", "all-languages", config.num_languages * config.mask_updates),
-        _search_job(config, "masks-pathways", "each-language", config.mask_updates),
-    ]
+    return [_search_job(config, name) for name in config.selected_systems if name in _PRUNE_FOR]
 
 
-def _search_job(config: RunConfig, name: str, prune_for: str, num_updates: int) -> Job:
-    dense, exp_dir = config.exp_root / "dense", config.exp_root / name
-    command = experiments.search_command(config, dense, exp_dir, prune_for, num_updates, as_typed(config.sparsity))
-    return _training_job(name, exp_dir, command)
+def _search_job(config: RunConfig, system: str) -> Job:
+    dense, exp_dir = config.exp_root / "dense", config.exp_root / f"masks-{system}"
+    prune_for, sparsity = _PRUNE_FOR[system], as_typed(config.sparsity)
+    if system.endswith("-random"):
+        command = experiments.random_masks_command(config, dense, exp_dir, prune_for, sparsity)
+    else:
+        num_updates = config.mask_updates * (config.num_languages if prune_for == "all-languages" else 1)
+        command = experiments.search_command(config, dense, exp_dir, prune_for, num_updates, sparsity)
+    return _training_job(exp_dir.name, exp_dir, command)
 
 
-def _finetune_jobs(config: RunConfig) -> list[Job]:
-    return [
-        _finetune_job(config, "dense-continued"),
-        _finetune_job(config, "lap", "--masks", str(config.exp_root / "masks-lap" / layout.MASKS_FILE)),
-        _finetune_job(config, "pathways", "--masks", str(config.exp_root / "masks-pathways" / layout.MASKS_FILE)),
-    ]
+def _system_jobs(config: RunConfig) -> list[Job]:
+    return [_system_job(config, name) for name in config.selected_systems]
 
 
-def _finetune_job(config: RunConfig, name: str, *options: str) -> Job:
-    dense, exp_dir = config.exp_root / "dense", config.exp_root / name
-    command = experiments.finetune_command(config, dense, exp_dir, config.finetune_updates, *options)
-    return _training_job(name, exp_dir, command)
+def _system_job(config: RunConfig, system: str) -> Job:
+    dense, exp_dir, num_updates = config.exp_root / "dense", config.exp_root / system, config.finetune_updates
+    if system == "small-dense":
+        return _training_job(system, exp_dir, experiments.small_dense_command(config, exp_dir, num_updates))
+    masks = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE)) if system in _PRUNE_FOR else ()
+    return _training_job(system, exp_dir, experiments.finetune_command(config, dense, exp_dir, num_updates, *masks))
 
 
 def _offline_decoding_jobs(config: RunConfig) -> list[Job]:
@@ -132,12 +160,13 @@ def _streaming_decoding_jobs(config: RunConfig) -> list[Job]:
 
 def _decoding_jobs(config: RunConfig, script: str) -> list[Job]:
     """Return the decoding jobs, which are not parallel because they measure real-time factors."""
-    commands = {name: experiments.decode_command(config, script, config.exp_root / name, "test") for name in SYSTEMS}
+    names = config.selected_systems
+    commands = {name: experiments.decode_command(config, script, config.exp_root / name, "test") for name in names}
     prefix = script.replace("_", "-")
     return [Job(f"{prefix}-{name}", (Step(command),)) for name, command in commands.items()]
 
 
 def _comparison_jobs(config: RunConfig) -> list[Job]:
-    systems = " ".join(f"'{label}={config.exp_root / name}'" for name, label in SYSTEMS.items())
+    systems = " ".join(f"'{SYSTEMS[name]}={config.exp_root / name}'" for name in config.selected_systems)
     step = experiments.report_step("report", systems=systems, output=config.exp_root / "report.html")
     return [Job("report", (step,))]

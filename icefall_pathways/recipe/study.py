@@ -14,13 +14,16 @@ from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 
-#: The systems that can be compared, all trained from the dense model of their seed.
-SYSTEMS = ("dense-continued", "lap", "lsp", "pathways-imp", "pathways-lth", "dynamic")
+#: The systems that can be compared, all but small-dense trained from the dense model of their seed.
+SYSTEMS = (
+    *("dense-continued", "small-dense", "lap-random", "lap", "lsp", "pathways-random", "pathways-imp", "pathways-lth"),
+    "dynamic",
+)
 
 #: Options that must not change within a study, because its results would not be comparable.
 _SETTINGS = (
     *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
-    *("hours", "prepare_args", "train_args", "search_args", "finetune_args", "dynamic_args"),
+    *("hours", "prepare_args", "train_args", "small_dense_args", "search_args", "finetune_args", "dynamic_args"),
 )
 
 
@@ -37,8 +40,9 @@ class StudyConfig(ExperimentsConfig):
     sparsities: str = "0.7"
     """Shares of pruned entries, separated by spaces."""
 
-    systems: str = " ".join(SYSTEMS)
-    """Systems, separated by spaces, of dense-continued lap lsp pathways-imp pathways-lth dynamic."""
+    systems: str = "dense-continued lap lsp pathways-imp pathways-lth dynamic"
+    """Systems, separated by spaces, of dense-continued small-dense lap-random lap lsp pathways-random pathways-imp
+    pathways-lth dynamic."""
 
     splits: str = "dev test"
     """Splits to decode, chunk by chunk with modified beam search."""
@@ -53,9 +57,7 @@ class StudyConfig(ExperimentsConfig):
         super().__post_init__()
         parse_numbers("--seeds", self.seeds, int)
         parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True))
-        for system in self.systems.split():
-            if system not in SYSTEMS:
-                raise ValueError(f"--systems: unknown system {system!r}; expected some of {' '.join(SYSTEMS)}")
+        experiments.check_systems(self.systems, SYSTEMS)
         parse_languages(self.languages)
 
     @property
@@ -91,7 +93,7 @@ def study_graph(config: StudyConfig) -> list[Job]:
     for seed in config.seeds.split():
         jobs.append(replace(_Seed(config, seed).dense_job(), after=prepared))
     for seed in config.seeds.split():
-        jobs += _Seed(config, seed).continued_jobs()
+        jobs += _Seed(config, seed).dense_system_jobs()
     for sparsity in config.sparsities.split():
         for seed in config.seeds.split():
             jobs += _Seed(config, seed).system_jobs(sparsity)
@@ -107,21 +109,21 @@ def keep_settings(config: StudyConfig) -> None:
     """
     file = config.study_dir / "settings.txt"
     settings = {name: " ".join(str(getattr(config, name)).split()) for name in _SETTINGS}
-    if not file.exists():
-        with atomic_write(file) as temporary:
-            temporary.write_text("".join(f'{name}="{value}"\n' for name, value in settings.items()), encoding="utf-8")
-        return
-    stored = _read_settings(file)
+    stored = _read_settings(file) if file.exists() else {}
+    # Earlier versions had fewer settings, whose systems they did not have either.
     changed = [
-        f"{name}: now {value!r}, stored {stored.get(name)!r}"
+        f"{name}: now {value!r}, stored {stored[name]!r}"
         for name, value in settings.items()
-        if value != stored.get(name)
+        if value != stored.get(name, value)
     ]
     if changed:
         raise ValueError(
             f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same settings, or "
             "another --study-dir"
         )
+    if stored != settings:
+        with atomic_write(file) as temporary:
+            temporary.write_text("".join(f'{name}="{value}"\n' for name, value in settings.items()), encoding="utf-8")
 
 
 def _read_settings(file: Path) -> dict[str, str]:
@@ -146,11 +148,15 @@ class _Seed:
         heading = f"Dense models, seeds {self._config.seeds}"
         return self._job("dense", [Step(command, self._dense / DONE_MARK)], heading)
 
-    def continued_jobs(self) -> list[Job]:
-        """Return the job that continues the training of the dense model, if it is selected."""
-        if "dense-continued" not in self._config.systems.split():
-            return []
-        return [self._system_job("dense-continued", self._train(self._folder / "dense-continued", self._config.budget))]
+    def dense_system_jobs(self) -> list[Job]:
+        """Return the jobs of the selected systems without masks."""
+        systems, jobs = self._config.systems.split(), []
+        if "dense-continued" in systems:
+            steps = self._train(self._folder / "dense-continued", self._config.budget)
+            jobs.append(self._system_job("dense-continued", steps))
+        if "small-dense" in systems:
+            jobs.append(self._system_job("small-dense", self._small_dense_steps()))
+        return jobs
 
     def system_jobs(self, sparsity: str) -> list[Job]:
         """Return the jobs of the selected systems at a sparsity."""
@@ -159,6 +165,9 @@ class _Seed:
         # LSP uses the masks of pathways-imp, so one job trains both.
         if "pathways-imp" in systems or "lsp" in systems:
             jobs.append(self._system_job(f"{name}-imp", self._imp_steps(sparsity)))
+        for system, prune_for in (("lap-random", "all-languages"), ("pathways-random", "each-language")):
+            if system in systems:
+                jobs.append(self._system_job(f"{name}-{system}", self._random_steps(sparsity, system, prune_for)))
         for system, make_steps in (("lap", self._lap_steps), ("pathways-lth", self._lth_steps)):
             if system in systems:
                 jobs.append(self._system_job(f"{name}-{system}", make_steps(sparsity)))
@@ -175,6 +184,20 @@ class _Seed:
         name = f"{self._name}-{name}"
         log = self._config.study_dir / "log" / f"{name}.log"
         return Job(name, tuple(steps), parallel=True, heading=heading, log=log)
+
+    def _small_dense_steps(self) -> Iterator[Step]:
+        folder, budget = self._folder / "small-dense", self._config.budget
+        options = self._seed_and_checkpoints(budget)
+        command = experiments.small_dense_command(self._config, folder, budget, *options)
+        yield from self._train_and_decode(command, folder)
+
+    def _random_steps(self, sparsity: str, system: str, prune_for: str) -> Iterator[Step]:
+        exp_dir = self._folder / f"sparsity-{sparsity}" / "masks" / system
+        seed = ("--seed", self._seed)
+        command = experiments.random_masks_command(self._config, self._dense, exp_dir, prune_for, sparsity, *seed)
+        yield Step(command, exp_dir / DONE_MARK)
+        folder, masks = self._folder / f"sparsity-{sparsity}" / system, self._masks(sparsity, system)
+        yield from self._train(folder, self._config.finetune_updates, "--masks", masks)
 
     def _lap_steps(self, sparsity: str) -> Iterator[Step]:
         config = self._config
@@ -216,14 +239,18 @@ class _Seed:
 
     def _train(self, exp_dir: Path, num_updates: int, *options: str) -> Iterator[Step]:
         """Yield the steps that train from the dense model and decode."""
+        options = (*self._seed_and_checkpoints(num_updates), *options)
+        command = experiments.finetune_command(self._config, self._dense, exp_dir, num_updates, *options)
+        yield from self._train_and_decode(command, exp_dir)
+
+    def _seed_and_checkpoints(self, num_updates: int) -> tuple[str, ...]:
         # Two checkpoints, a quarter of the training apart: decoding averages the weights between them.
         period = 1 if num_updates < 80 else 10
         save_every = max(num_updates // 4 // period * period, 1)
-        checkpoints = ("--average-period", str(period), "--save-every-n", str(save_every), "--keep-last-k", "2")
         seed = ("--seed", self._seed)
-        command = experiments.finetune_command(
-            self._config, self._dense, exp_dir, num_updates, *seed, *checkpoints, *options
-        )
+        return (*seed, "--average-period", str(period), "--save-every-n", str(save_every), "--keep-last-k", "2")
+
+    def _train_and_decode(self, command: tuple[str, ...], exp_dir: Path) -> Iterator[Step]:
         yield Step(command, exp_dir / DONE_MARK)
         for split in self._config.splits.split():
             decode = experiments.decode_command(self._config, "streaming_decode", exp_dir, split)

@@ -1,6 +1,7 @@
 """Plots of training curves and error rates."""
 
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 
 from icefall_pathways.pathways.plots import COLORS, new_figure
@@ -31,7 +32,7 @@ def plot_wer(results: list[SystemResult], path: Path) -> None:
     axis = figure.subplots()
     groups = [*results[0].wer, "average"]
     width = 0.8 / len(results)
-    for i, (result, color) in enumerate(zip(results, COLORS, strict=False)):
+    for i, (result, color) in enumerate(zip(results, cycle(COLORS), strict=False)):
         heights = [*result.wer.values(), result.average_wer]
         positions = [group + (i - (len(results) - 1) / 2) * width for group in range(len(groups))]
         bars = axis.bar(positions, heights, width, label=result.name, color=color)
@@ -56,7 +57,7 @@ def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> 
     figure = new_figure(8, 5)
     axis = figure.subplots()
     common = common_seeds(curves)
-    for (name, points), color in zip(curves.items(), COLORS, strict=False):
+    for (name, points), color in zip(curves.items(), cycle(COLORS), strict=False):
         shared = {sparsity: [wer for seed, wer in runs.items() if seed in common] for sparsity, runs in points.items()}
         means = {sparsity: sum(values) / len(values) for sparsity, values in sorted(shared.items()) if values}
         if points.keys() == {0.0}:

@@ -2,6 +2,7 @@
 
 STUDY/seed-1/dense                               the dense model that all systems with this seed start from
 STUDY/seed-1/dense-continued                     the dense model, trained for as many updates as every other system
+STUDY/seed-1/small-dense                         a dense model with as many parameters as a pathway uses
 STUDY/seed-1/sparsity-0.7/<system>               a system with masks
 STUDY/seed-1/sparsity-0.7/lsp/<language code>    language-specific pruning: one model per language
 """
@@ -21,12 +22,16 @@ from icefall_pathways.reporting.results import newest_summary, rate_title
 #: Folder and name of each row of the tables, in order.
 SYSTEMS = {
     "dense-continued": "dense",
+    "small-dense": "small dense",
+    "lap-random": "LAP (random mask)",
     "lap": "LAP",
     "lsp": "LSP",
+    "pathways-random": "pathways (random masks)",
     "pathways-imp": "pathways (IMP)",
     "pathways-lth": "pathways (LTH)",
     "dynamic": "dynamic pathways",
 }
+_WITHOUT_MASKS = ("dense-continued", "small-dense")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class StudyResult:
 
     Attributes:
       system: A key of `SYSTEMS`.
-      sparsity: 0 for the dense system.
+      sparsity: 0 for a system without masks.
       seed: Seed of the dense model, the masks and the training.
       wer: Word error rate in percent, by language code.
     """
@@ -76,9 +81,10 @@ def gather(config: StudyConfig) -> list[StudyResult]:
     """
     results = []
     for seed, folder in _numbered(config.study_dir, "seed"):
-        results += list(_read(config, "dense-continued", 0.0, int(seed), folder / "dense-continued"))
+        for system in _WITHOUT_MASKS:
+            results += list(_read(config, system, 0.0, int(seed), folder / system))
         for sparsity, systems in _numbered(folder, "sparsity"):
-            for system in list(SYSTEMS)[1:]:
+            for system in (name for name in SYSTEMS if name not in _WITHOUT_MASKS):
                 results += list(_read(config, system, sparsity, int(seed), systems / system))
     if not results:
         raise ValueError(f"nothing in {config.study_dir} has been decoded on {config.split}: run ./run_study.sh first")
@@ -111,12 +117,12 @@ def tables(results: list[StudyResult]) -> str:
     for sparsity in sorted({result.sparsity for result in results} - {0.0}):
         sparse = [result for result in results if result.sparsity == sparsity]
         seeds = {result.seed for result in sparse}
-        dense = [result for result in results if result.system == "dense-continued" and result.seed in seeds]
+        without_masks = [result for result in results if result.sparsity == 0 and result.seed in seeds]
         by_system: dict[str, list[StudyResult]] = defaultdict(list)
-        for result in (*dense, *sparse):
+        for result in (*without_masks, *sparse):
             by_system[result.system].append(result)
         rows = [
-            _row(name, by_system[system], by_system["lap"], dense, languages)
+            _row(name, by_system[system], by_system["lap"], by_system["dense-continued"], languages)
             for system, name in SYSTEMS.items()
             if by_system[system]
         ]

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 
 from icefall_pathways import cli
+from icefall_pathways.models.transducer import build_model
+from icefall_pathways.pathways.analysis import active_parameters
+from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.pathways.schedules import RandomPruning
 from icefall_pathways.recipe import presets
 from icefall_pathways.recipe.environment import SINGLE_THREAD
 from icefall_pathways.recipe.experiments import environment
 from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.programs import read_options
 from icefall_pathways.recipe.run import run_graph
 from icefall_pathways.recipe.study import keep_settings, study_graph
+from icefall_pathways.training.config import ExperimentConfig
+from icefall_pathways.training.initialization import with_architecture
+from icefall_pathways.training.runs import PRUNE_SCOPES
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "mls" / "ASR"
 
@@ -255,7 +263,11 @@ def test_short_study_saves_two_checkpoints():
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("--systems 'lap dens'", "unknown system 'dens'"), ("--languages elvish", "unknown language 'elvish'")],
+    [
+        ("--systems 'lap dens'", "unknown system 'dens'"),
+        ("--systems ''", "--systems is empty"),
+        ("--languages elvish", "unknown language 'elvish'"),
+    ],
 )
 def test_invalid_study_option_is_reported(line, message, capsys):
     with pytest.raises(SystemExit):
@@ -427,3 +439,96 @@ def test_dry_run_writes_no_files(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "=== Stage 6: compare\nreport: to run, after " in printed
     assert "seed-1-dense: to run, after " in printed
+
+
+def test_demo_trains_and_compares_the_selected_systems():
+    line = "--demo 1 --systems 'pathways-random small-dense lap-random' --stage 2"
+    jobs = {job.name: job for job in run_graph(read("run", line))}
+    lines = commands(jobs.values())
+    names = ("small-dense", "lap-random", "pathways-random")
+    assert list(jobs) == [
+        *("masks-lap-random", "masks-pathways-random", *names),
+        *(f"decode-{name}" for name in names),
+        *(f"streaming-decode-{name}" for name in names),
+        "report",
+    ]
+    for name, prune_for in (("lap-random", "all-languages"), ("pathways-random", "each-language")):
+        assert lines[f"masks-{name}"] == normalized(
+            f"pruned_transducer_pathways/prune.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/masks-{name} "
+            f"--prune-for {prune_for} --sparsity 0.7 {COMMON} {SPEECH_ONLY} --base-lr 0.002 {SEARCH} "
+            "--prune-method random"
+        )
+        masks = f"--masks exp/demo/masks-{name}/masks.safetensors"
+        assert lines[name] == normalized(DEMO["lap"].replace("/lap ", f"/{name} ").split("--masks")[0] + masks)
+    from_scratch = DEMO["dense"].replace("exp/demo/dense", "exp/demo/small-dense")
+    assert lines["small-dense"] == normalized(
+        f"{from_scratch} --encoder-dim 24 --dim-feedforward 128 --num-updates 4500"
+    )
+    assert "'LAP, random mask=exp/demo/lap-random'" in lines["report"]
+
+
+def test_a_stage_without_jobs_keeps_the_order_of_the_others():
+    jobs = {job.name: job for job in run_graph(read("run", "--demo 1 --systems dense-continued"))}
+    assert jobs["dense-continued"].after == ("dense",)
+
+
+def test_study_trains_random_masks_and_the_small_dense_model():
+    line = "--seeds 3 --sparsities '0.5 0.7' --systems 'small-dense lap-random pathways-random'"
+    jobs = {job.name: job for job in study_graph(read("run-study", line))}
+    assert [name for name in jobs if name.startswith("seed")] == [
+        *("seed-3-dense", "seed-3-small-dense"),
+        *(f"seed-3-sparsity-{share}-{kind}-random" for share in (0.5, 0.7) for kind in ("lap", "pathways")),
+    ]
+    decoded = [("streaming_decode", "", "", "")] * 2
+    names = ("num-updates", "prune-for", "sparsity")
+    assert options_of(jobs["seed-3-sparsity-0.5-lap-random"], *names) == [
+        ("prune", "", "all-languages", "0.5"),
+        ("train", "1500", "", ""),
+        *decoded,
+    ]
+    (search, train, *_) = options_of(jobs["seed-3-sparsity-0.7-pathways-random"], "prune-method", "exp-dir", "seed")
+    system = "exp/study/seed-3/sparsity-0.7"
+    assert search == ("prune", "random", f"{system}/masks/pathways-random", "3")
+    assert train == ("train", "", f"{system}/pathways-random", "3")
+    (train, *_) = options_of(jobs["seed-3-small-dense"], "num-updates", "encoder-dim", "save-every-n", "init-from")
+    assert train == ("train", str(3000 + 3100), "24", str(3100 // 4 // 10 * 10), "")
+
+
+def build(config, extra: str = ""):
+    """Return the dense model that a configuration trains, with the number of tokens of its vocabulary."""
+    words = f"--encoder-type {config.encoder_type} {config.train_args} {extra}"
+    options = with_architecture(read_options(ExperimentConfig, "", words.split()), None)
+    return build_model(options.model, config.vocab_size)
+
+
+@pytest.mark.parametrize("config", [presets.STUDY, presets.STUDY_ZIPFORMER], ids=lambda config: config.encoder_type)
+def test_small_dense_model_has_as_many_parameters_as_a_pathway_uses(config):
+    model, small = build(config), build(config, config.small_dense_args)
+    masks = PathwayMasks.dense(model, ["en"], PRUNE_SCOPES["encoder-predictor"])
+    RandomPruning(0.7, seed=1).prune_after(1, model, masks, ["en"])
+    expected = active_parameters(model, masks, "en")
+    assert active_parameters(small, None, "en") == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--train-args '--num-updates 9'", "the system small-dense has no preset here"),
+        ("--small-dense-args '--encoder-dim 256'", '--train-args "" has no number of updates'),
+    ],
+)
+def test_small_dense_model_without_size_or_updates_is_rejected(line, message):
+    with pytest.raises(ValueError, match=message):
+        run_graph(read("run", f"--systems small-dense {line}"))
+
+
+def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
+    config = read("run-study", f"--study-dir {tmp_path}")
+    keep_settings(config)
+    file = tmp_path / "settings.txt"
+    complete = file.read_text()
+    file.write_text("".join(line for line in complete.splitlines(True) if "small_dense_args" not in line))
+    keep_settings(config)
+    assert file.read_text() == complete
+    with pytest.raises(ValueError, match=r"other settings \(small_dense_args: now '--encoder-dim 8', stored"):
+        keep_settings(replace(config, small_dense_args="--encoder-dim 8"))

@@ -22,6 +22,8 @@ def config(tmp_path: Path) -> StudyConfig:
     for seed, dense, lap, path in ((1, 10, 20, 8), (2, 20, 10, 9)):
         root = tmp_path / f"seed-{seed}"
         write_wer_summary(root / "dense-continued", en=dense, fr=dense + 2)
+        write_wer_summary(root / "small-dense", en=2 * dense, fr=2 * dense)
+        write_wer_summary(root / "sparsity-0.7/lap-random", en=30, fr=30)
         write_wer_summary(root / "sparsity-0.7/lap", en=lap, fr=lap)
         write_wer_summary(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
     (tmp_path / "seed-1/sparsity-0.7/dynamic").mkdir()  # trained, not decoded
@@ -34,7 +36,7 @@ def config(tmp_path: Path) -> StudyConfig:
 
 def test_gather_reads_all_decoded_systems(config: StudyConfig) -> None:
     results = {(result.seed, result.sparsity, result.system): result for result in gather(config)}
-    assert len(results) == 7
+    assert len(results) == 11
     assert results[1, 0.8, "lsp"].wer == {"en": 30, "fr": 40}
     assert results[1, 0.8, "lsp"].average == 35
     assert (1, 0.9, "lsp") not in results, "a language is missing"
@@ -47,9 +49,11 @@ def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> 
     block = text.split("Sparsity ")[1].splitlines()
     assert block[0] == "70 %"
     assert block[2] == "| system | en | fr | average | against LAP | against dense | seeds |"
-    dense, lap, imp = block[4:7]
+    dense, small_dense, lap_random, lap, imp = block[4:9]
     # against LAP, dense: 11/20, 21/10; LAP against dense: 20/11, 10/21; pathways: 8/20, 9/10 and 8/11, 9/21
     assert dense == "| dense | 15.0 ± 7.1 | 17.0 ± 7.1 | 16.0 ± 7.1 | +32.5 ± 109.6 % |  | 2 |"
+    assert small_dense.split(" | ")[-4:-1] == ["30.0 ± 14.1", "+150.0 ± 212.1 %", "+86.1 ± 6.1 %"]
+    assert lap_random.startswith("| LAP (random mask) | 30.0 ± 0.0 |")
     assert lap.split(" | ")[-3:-1] == ["", "+14.7 ± 94.9 %"]
     assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
     assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in text
