@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Decode audio files of any languages in one batch, with a folder written by `icefall-pathways export --format onnx`.
 
-Usage:
-
-  python examples/onnx_client.py FOLDER fr=speech.flac it=discorso.wav
+Usage: python examples/onnx_client.py FOLDER fr=speech.flac it=discorso.wav
 
 It needs numpy, onnxruntime, kaldi-native-fbank and soundfile only. Files are decoded chunk by chunk, as live audio is;
 `docs/guide/export.md` describes the interface of the models.
@@ -31,12 +29,6 @@ class Recognizer:
         lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()  # in the order of the ids
         self.symbols = [line.rsplit(maxsplit=1)[0] for line in lines]
 
-    def language_index(self, language):
-        """Return the index of a language in the models."""
-        if language not in self.config["languages"]:
-            raise ValueError(f"unknown language {language!r}: expected one of {', '.join(self.config['languages'])}")
-        return self.config["languages"].index(language)
-
     def features(self, samples, sample_rate):
         """Return the features (T, num_bins) of samples (n,) in [-1, 1]."""
         config = self.config["features"]
@@ -57,7 +49,10 @@ class Recognizer:
         """Return the tokens of utterances, all in one batch: features (T, num_bins) and language of each."""
         shift, window, blank = (self.config[name] for name in ("chunk_shift", "chunk_window", "blank_id"))
         tokens, streams = [[] for _ in features], np.arange(len(features))
-        languages = np.array([self.language_index(language) for language in languages])
+        indices = {language: index for index, language in enumerate(self.config["languages"])}
+        if unknown := [language for language in languages if language not in indices]:
+            raise ValueError(f"unknown language {unknown[0]!r}: expected one of {', '.join(indices)}")
+        languages = np.array([indices[language] for language in languages])
         states = {
             state["name"]: np.zeros([len(streams) if n == "N" else n for n in state["shape"]], state["dtype"])
             for state in self.config["states"]
@@ -92,9 +87,14 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("files", nargs="+", metavar="LANGUAGE=FILE", type=lambda text: text.split("=", 1))
     arguments = parser.parse_args()
-    recognizer = Recognizer(arguments.folder)
-    audio = [soundfile.read(path, dtype="float32", always_2d=True) for _, path in arguments.files]
-    inputs = [recognizer.features(samples.mean(axis=1), rate) for samples, rate in audio]
-    results = recognizer.decode(inputs, [language for language, _ in arguments.files])
+    if wrong := [words[0] for words in arguments.files if len(words) == 1]:
+        parser.error(f"{wrong[0]}: expected LANGUAGE=FILE, such as fr={wrong[0]}")
+    try:
+        recognizer = Recognizer(arguments.folder)
+        audio = [soundfile.read(path, dtype="float32", always_2d=True) for _, path in arguments.files]
+        inputs = [recognizer.features(samples.mean(axis=1), rate) for samples, rate in audio]
+        results = recognizer.decode(inputs, [language for language, _ in arguments.files])
+    except (ValueError, OSError, soundfile.LibsndfileError) as error:
+        parser.error(str(error))
     for (_, path), tokens in zip(arguments.files, results, strict=True):
         print(f"{path}:", "".join(recognizer.symbols[token] for token in tokens).replace("▁", " ").strip())

@@ -288,8 +288,15 @@ def test_command_writes_a_folder(tmp_path, capsys):
     assert {state["name"]: state["shape"] for state in description["states"]}.items() <= shapes.items()
     assert shapes["x"] == ["N", description["chunk_window"], 80]
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
-    failed = run_client(tmp_path / "out", f"fr={tmp_path / 'a.wav'}")
-    assert "unknown language 'fr': expected one of nl, en" in failed.stderr
+    for folder, file, message in (
+        ("out", f"fr={tmp_path / 'a.wav'}", "unknown language 'fr': expected one of nl, en"),
+        ("out", "a.wav", "a.wav: expected LANGUAGE=FILE, such as fr=a.wav"),
+        ("out", "nl=b.wav", "Error opening 'b.wav'"),
+        ("in", "nl=a.wav", "No such file or directory"),
+    ):
+        failed = run_client(tmp_path / folder, file)
+        assert failed.returncode == 2 and "Traceback" not in failed.stderr
+        assert message in failed.stderr.splitlines()[-1]
     with pytest.raises(ValueError, match="one precision with --format onnx"):
         run(replace(config, precisions=("float32", "float16")))
     with pytest.raises(ValueError, match="float32 or float16"):
