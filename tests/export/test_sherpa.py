@@ -1,14 +1,19 @@
 """Models exported for sherpa-onnx: the graphs equal the model, and sherpa-onnx decodes the same tokens."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import soundfile
 import torch
 from stream_models import make_model, random_masks, spread_tokens
 from tiny_experiment import make_experiment, write_complementary_masks
@@ -38,6 +43,7 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 
+README = Path(__file__).parents[2] / "README.md"
 KINDS = ("emformer", "emformer-memory", "zipformer")
 TEXTS = ["one two three", "four five", "een twee drie", "vier vijf zes"]
 VOCAB_SIZE = 24
@@ -182,6 +188,19 @@ def test_sherpa_decodes_the_same_tokens(kind, tokenizer, tmp_path):
     options = {"hotwords_file": str(tmp_path / "hotwords.txt"), "hotwords_score": 50.0}
     results = decode_with_sherpa(exported["fr"]["float32"], samples, decoding_method="modified_beam_search", **options)
     assert [result.tokens for result in results] != tokens["fr", "modified_beam_search"]
+
+
+def test_program_in_the_readme_decodes_a_file(tokenizer, tmp_path):
+    (program,) = re.findall(r"```python\n(import numpy.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    trained = make_trained("emformer", tokenizer)
+    exported = export_sherpa(trained.pathways, tokenizer, ["en", "fr"], tmp_path / "sherpa-onnx")
+    soundfile.write(tmp_path / "speech.flac", noise(1)[0].numpy(), 16000)
+    samples, _ = soundfile.read(tmp_path / "speech.flac", dtype="float32")
+    padded = np.concatenate([samples, np.zeros(16000, np.float32)])
+    (expected,) = decode_with_sherpa(exported["fr"]["float32"], [padded])
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert process.stdout == f"{expected.text}\n" and expected.text
 
 
 @pytest.mark.parametrize("kind", ["emformer-memory", "zipformer"])
