@@ -137,12 +137,15 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     words = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
+        token = options.command_line.set((_PROGRAM, name, *words))
         try:
             load_command(name).run(read_config(name, words, prog))
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL_PACKAGES:
                 raise
             raise ValueError(f"{error.name} is not installed: {_OPTIONAL_PACKAGES[error.name]}") from error
+        finally:
+            options.command_line.reset(token)
 
     options.run_script(run)
 

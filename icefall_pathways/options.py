@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import select
+import shlex
 import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,9 @@ from typing import Any, TypeVar
 import tyro
 
 Config = TypeVar("Config")
+
+#: Program and arguments of the command that runs; empty in Python programs that call the library.
+command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
 
 _TRUE = ("1", "true", "yes")
 _FALSE = ("0", "false", "no")
@@ -132,6 +137,15 @@ def _stdout_is_closed() -> bool:
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def quoted_command_line() -> str | None:
+    """Return the command that runs, quoted for a shell, with paths below the working directory relative to it.
+
+    Return None if no command runs.
+    """
+    folder = f"{Path.cwd()}{os.sep}"
+    return shlex.join(word.replace(folder, "") for word in command_line.get()) or None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 ```
 EXP_DIR/
-  config.json                    options of the training or mask search
+  config.json                    options and command of the training or mask search
   init-from.json                 comparison of the weights of --init-from with the model
   bpe.model, tokens.txt          tokenizer of the model
   features.json                  options of the features that the model was trained on

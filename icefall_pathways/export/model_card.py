@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json
 from icefall_pathways.pathways.masks import PathwayMasks
 
@@ -46,13 +47,20 @@ def make_card(
         "vocab_size": vocab_size,
         "masks": asdict(masks.header) | {"languages": list(masks.languages), "roots": list(masks.header.roots)},
         "features": feature_options(features),
-        "training_options": dict(options),
+        "training_options": dict(options) | _command(exp_dir),
     }
 
 
 def feature_options(features: FbankConfig) -> dict[str, Any]:
     """Return the options that define features; the device is not one of them."""
     return {name: value for name, value in asdict(features).items() if name != "device"}
+
+
+def _command(exp_dir: Path) -> dict[str, str]:
+    """Return the command of the training, under `command`; nothing for packages, whose options have it already."""
+    path = exp_dir / layout.CONFIG_FILE
+    command = read_json(path).get("command") if path.is_file() else None
+    return {} if command is None else {"command": command}
 
 
 def _results(exp_dir: Path, language: str) -> dict[str, float]:

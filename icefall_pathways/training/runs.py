@@ -22,7 +22,7 @@ from icefall_pathways.launch.jobs import run_in_parallel
 from icefall_pathways.launch.ranks import Rank, launch
 from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import Transducer
-from icefall_pathways.options import to_dict
+from icefall_pathways.options import quoted_command_line, to_dict
 from icefall_pathways.pathways.allocation import budget_groups
 from icefall_pathways.pathways.granularity import parse_granularity
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -150,9 +150,10 @@ def find_masks(config: MaskSearchConfig) -> None:
 
 
 def _write_run_files(config: ExperimentConfig | MaskSearchConfig, comparison: WeightComparison | None) -> None:
-    """Write the tokenizer, the options and the comparison with --init-from to the experiment folder."""
+    """Write the tokenizer, the options, the command and the comparison with --init-from to the experiment folder."""
     store_model_files(config.training.exp_dir, config.training.tokenizer_path, config.data.fbank)
-    write_json(config.training.exp_dir / layout.CONFIG_FILE, to_dict(config))
+    options = to_dict(config) | {"command": quoted_command_line()}
+    write_json(config.training.exp_dir / layout.CONFIG_FILE, options)
     if comparison is not None:
         print(f"Starting from {comparison}")
         write_json(config.training.exp_dir / layout.INIT_FROM_FILE, asdict(comparison))

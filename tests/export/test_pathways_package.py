@@ -24,6 +24,7 @@ from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.masks import PathwayMasks
 
 PRECISIONS = ("float32", "float16", "int8")
+COMMAND = "icefall-pathways train --exp-dir exp --languages 'en nl'"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packages(experiment):
+    write_json(experiment / "exp" / "config.json", {"command": COMMAND})
     for precision in PRECISIONS:
         folder = experiment / precision
         run(Config(exp_dir=experiment / "exp", output_dir=folder, format="package", precisions=(precision,)))
@@ -116,6 +118,7 @@ def test_card(packages):
     assert card["languages"]["en"]["sparsity"] == pytest.approx(0.5, abs=0.05)
     assert card["union_density"] == 1.0 and card["license"] == "unspecified"
     assert card["training_options"]["model"]["encoder_dim"] == "16" or card["model"]["encoder_dim"] == 16
+    assert card["training_options"]["command"] == COMMAND
 
 
 def test_cut_down_to_one_language(packages):
@@ -128,6 +131,7 @@ def test_cut_down_to_one_language(packages):
     run(replace(config, exp_dir=packages / "float32", output_dir=packages / "again"))  # a package of a package
     assert load_file(packages / "again" / WEIGHTS_FILE).keys() == load_file(packages / "nl" / WEIGHTS_FILE).keys()
     assert sha256(packages / "again" / WEIGHTS_FILE) == sha256(packages / "nl" / WEIGHTS_FILE)
+    assert read_json(packages / "again" / CARD_FILE)["training_options"]["command"] == COMMAND
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 import json
 import os
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
 from torch import nn
 
+from icefall_pathways import cli
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, layout
@@ -321,6 +324,19 @@ def test_averaged_weights_are_the_mean_over_the_updates(dense):
     expected = (averages[1] * 8 - averages[0] * 6) / 2
     torch.testing.assert_close(model.joiner.output_linear.weight.double(), expected, rtol=1e-4, atol=1e-6)
     assert options["data"]["languages"] == ["en", "fr", "it"] and not model.training
+
+
+def test_the_command_of_a_training_is_recorded(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = "--num-updates 1 --num-encoder-layers 1 --encoder-dim 16 --nhead 2 --dim-feedforward 32 --joiner-dim 16"
+    data = ["--manifest-dir", str(corpus / "fbank"), "--bpe-model", str(corpus / "bpe.model"), "--num-workers", "0"]
+    words = [*data, *options.split(), "--languages", "en fr", f"--exp-dir={tmp_path}/exp/my run"]
+    cli.run_command("train", words)
+    command = json.loads(Path("exp/my run/config.json").read_text())["command"]
+    quoted = shlex.join([*data, *options.split()])
+    assert command == f"icefall-pathways train {quoted} --languages 'en fr' '--exp-dir=exp/my run'"
+    runs.train(tiny_run.config(corpus, tmp_path / "library", num_updates=1))
+    assert json.loads(Path("library/config.json").read_text())["command"] is None
 
 
 def test_the_last_checkpoints_of_epochs_are_kept(corpus, tmp_path):
