@@ -135,7 +135,7 @@ def read_pipe(stream: IO[bytes], options: AudioOptions = AudioOptions()) -> Iter
     """
     raw = None if options.sample_rate is None else PcmFormat("s16le", options.sample_rate, channels=1)
     source = ByteSource(stream, raw)
-    if source.is_mp4:
+    if source.needs_seeking:
         with tempfile.TemporaryFile() as file:
             file.write(source.prefix)
             shutil.copyfileobj(stream, file)
@@ -193,13 +193,15 @@ class _Converter:
 def _join_blocks(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
     """Join short blocks, which codecs have, to reduce the number of steps; not for live audio."""
     joined: list[Tensor] = []
+    num_samples = 0
     error = None
     try:
         for block in blocks:
             joined.append(block)
-            if sum(map(len, joined)) >= _BLOCK_SECONDS * SAMPLE_RATE:
+            num_samples += len(block)
+            if num_samples >= _BLOCK_SECONDS * SAMPLE_RATE:
                 yield torch.cat(joined)
-                joined = []
+                joined, num_samples = [], 0
     except AudioError as caught:
         error = caught
     if joined:

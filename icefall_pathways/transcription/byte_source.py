@@ -6,7 +6,11 @@ from icefall_pathways.transcription.headers import (
     HEAD_BYTES,
     TAIL_BYTES,
     PcmFormat,
+    are_chunks,
+    declared_range,
     is_wav,
+    mp4_boxes,
+    starts_again,
     wav_pcm_format,
     wav_samples,
 )
@@ -16,9 +20,10 @@ _CONTAINERS = (
     *(b"RIFF", b"RF64", b"BW64", b"riff\x2e\x91\xcf\x11", b"FORM", b"caff", b".snd"),
     *(b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"#!AMR"),
 )
+_SECOND_FILE = "another file follows"
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 # Read from start to end, even from files: all bytes are counted, and a file gives the same samples as a pipe.
-_SEQUENTIAL = (b"RIFF", b"RF64", b"BW64", b"riff", b"caff", b"OggS", b"ID3", b"\xff")
+_SEQUENTIAL = (b"RIFF", b"RF64", b"BW64", b"OggS", b"ID3", b"\xff")
 
 
 class ByteSource:
@@ -50,7 +55,9 @@ class ByteSource:
         self.pcm = None
         if pcm is not None and not self.is_known_container:
             self.pcm = pcm
-        elif is_wav(self.prefix):
+        else:
+            samples = declared_range(self.prefix)
+            self._stop = samples.stop if samples is not None else None
             self._skip_wav_header()
 
     def _skip_wav_header(self) -> None:
@@ -59,12 +66,11 @@ class ByteSource:
         FFmpeg would examine 64 KiB of them for S/PDIF first, two seconds of speech, and would take a format chunk
         without the number of bits for 8 bits.
         """
-        samples = wav_samples(self.prefix)
-        self.pcm = wav_pcm_format(self.prefix)
-        if samples is not None and self.pcm is not None:
+        samples = wav_samples(self.prefix) if is_wav(self.prefix) else None
+        if samples is not None and (pcm := wav_pcm_format(self.prefix)) is not None:
+            self.pcm = pcm
             self._count(self.prefix[: samples.start])
             self._pending = self.prefix[samples.start :]
-            self._stop = samples.stop if samples.stop > samples.start else None
 
     @property
     def is_known_container(self) -> bool:
@@ -75,6 +81,11 @@ class ByteSource:
     def is_mp4(self) -> bool:
         """The stream is MP4, M4A, MOV or 3GP, whose index may be at the end."""
         return self.prefix[4:8] in _MP4_BOXES
+
+    @property
+    def needs_seeking(self) -> bool:
+        """The format cannot be read from a pipe: FFmpeg does not skip chunks of CAF and W64 without seeking."""
+        return self.is_mp4 or self.prefix.startswith((b"caff", b"riff"))
 
     @property
     def is_sequential(self) -> bool:
@@ -101,9 +112,21 @@ class ByteSource:
         self.tail = (self.tail + data)[-TAIL_BYTES:]
         self.size += len(data)
 
-    def has_second_wav(self) -> bool:
-        """Return whether another WAV file follows the samples, after the end of `read`."""
-        return self._stop is not None and b"WAVEfmt " in (self._pending + self._stream.read(_MAX_WAV_HEADER))
+    def describe_rest(self) -> str | None:
+        """Describe what follows the samples, after the end of `read`, if it is more audio."""
+        samples = declared_range(bytes(self.head))
+        if samples is None or self.size < samples.stop:
+            return None
+        following = self._read_from(samples.stop)
+        if starts_again(self.prefix, following):
+            return _SECOND_FILE
+        if is_wav(self.prefix) and not are_chunks(following):
+            return "more samples follow than its header states"
+        return None
+
+    def _read_from(self, _position: int) -> bytes:
+        """Return the next bytes from the end of the samples, which is also the end of `read`."""
+        return self._pending + self._stream.read(_MAX_WAV_HEADER)
 
     def raise_interrupt(self) -> None:
         """Raise the KeyboardInterrupt that `read` received, if any."""
@@ -112,12 +135,25 @@ class ByteSource:
 
 
 class SeekableByteSource(ByteSource):
-    """A file whose format requires seeking; `head`, `tail` and `size` are not available."""
+    """A file whose format requires seeking; `head` and `size` are those of the file, and `tail` is empty."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         stream.seek(0)
         super().__init__(stream)
         self.seek(0)
+        self.head = bytearray(stream.read(HEAD_BYTES))
+        self.size = stream.seek(0, 2)
+        self.seek(0)
+
+    def describe_rest(self) -> str | None:
+        """Describe what follows the samples, if it is more audio."""
+        if self.is_mp4:
+            return _SECOND_FILE if list(mp4_boxes(self._stream, self.size)).count(b"ftyp") > 1 else None
+        return super().describe_rest()
+
+    def _read_from(self, position: int) -> bytes:
+        self.seek(position)
+        return self._stream.read(_MAX_WAV_HEADER)
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes; none at the end, and after an interrupt."""
@@ -128,8 +164,8 @@ class SeekableByteSource(ByteSource):
             return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Change the position."""
-        return self._stream.seek(offset, whence)
+        """Change the position, at most to the end; damaged files state positions that a file cannot have."""
+        return self._stream.seek(max(0, min(offset, self.size)) if whence == 0 else offset, whence)
 
     def tell(self) -> int:
         """Return the position."""

@@ -27,10 +27,11 @@ _LIVE_OPTIONS = {"analyzeduration": "1"}
 # Formats whose headers state the duration, and by how many seconds the decoded audio may be shorter: codecs pad, and
 # containers count the padding differently. What FFmpeg reports for other formats is an estimate.
 _DURATION_TOLERANCE = {
-    **dict.fromkeys(("aiff", "ape", "au", "flac", "tta", "wv"), 0.0),
+    **dict.fromkeys(("ape", "au", "flac", "nistsphere", "tta", "wv"), 0.0),
     **dict.fromkeys(("mov,mp4,m4a,3gp,3g2,mj2", "mp3"), 0.15),
     **dict.fromkeys(("avi", "matroska,webm"), 0.5),
 }
+_UNKNOWN_DURATION = 1 << 30  # in AVI files that FFmpeg writes to a pipe
 _EXPECTED = (
     "expected audio or video, such as WAV, FLAC, MP3, Ogg, MP4 or WebM; raw 16-bit mono samples can be read from "
     "standard input with --sample-rate"
@@ -63,6 +64,8 @@ def decode(source: ByteSource) -> Iterator[Block]:
     """
     try:
         container = _open(source)
+    except AudioError:
+        raise
     except (av.FFmpegError, OSError, ValueError) as error:
         source.raise_interrupt()
         hint = "a truncated MP4 file, whose index at the end is missing?" if source.is_mp4 else _EXPECTED
@@ -191,8 +194,8 @@ class _Decoder:
             raise AudioError(
                 f"truncated or damaged after {self.seconds:.2f} of {expected:.2f} s (shorter than its header states)"
             )
-        if self._source.has_second_wav():
-            raise AudioError(f"another WAV file follows after {self.seconds:.2f} s: split the file")
+        if (rest := self._source.describe_rest()) is not None:
+            raise AudioError(f"{rest}, after {self.seconds:.2f} s: split or convert the file")
         if self._damages:
             others = f"; and {len(self._damages) - 1} more damages" if len(self._damages) > 1 else ""
             raise AudioError(self._damages[0] + others)
@@ -213,6 +216,8 @@ class _Decoder:
         if name not in _DURATION_TOLERANCE:
             return None
         if self._audio.duration is not None:
+            if self._audio.duration == _UNKNOWN_DURATION:
+                return None
             return float(self._audio.duration * (self._audio.time_base or 0))
         return None if self._container.duration is None else self._container.duration / av.time_base
 
@@ -222,12 +227,16 @@ def _select_audio(container: InputContainer) -> AudioStream:
     audio = container.streams.best("audio")
     if not isinstance(audio, AudioStream):
         kinds = sorted({stream.type for stream in container.streams})
-        raise AudioError(f"it contains no audio ({', '.join(kinds) or 'no streams'})")
+        reason = "its header is damaged" if "audio" in kinds else ", ".join(kinds) or "no streams"
+        raise AudioError(f"it contains no audio that can be decoded ({reason})")
     if audio.codec_context is None:
         raise AudioError("its audio codec is not supported: convert it to WAV or FLAC")
     audio.codec_context.thread_count = 1
     if audio.codec_context.name == "flac":
         audio.codec_context.options = {"err_detect": "crccheck+explode"}
+    if audio.codec_context.name == "alac" and container.format.name == "caf":
+        # FFmpeg would drop the end: it takes the missing part of the last packet from its samples.
+        audio.codec_context.options = {"flags2": "+skip_manual"}
     return audio
 
 

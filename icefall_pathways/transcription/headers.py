@@ -1,20 +1,26 @@
 """Facts that the headers of containers state, and that FFmpeg does not report.
 
-FFmpeg reads truncated files of these formats without an error: WAV, RF64, W64 and CAF state the size of the samples,
-Ogg marks its last page, and MP3 files may start with the number of frames.
+FFmpeg reads truncated files of these formats without an error: WAV, RF64, W64, AIFF and CAF state the size of the
+samples, Ogg marks its last page, and MP3 files may start with the number of frames.
 """
 
+import re
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import IO, NamedTuple
 
 _MAX_OGG_PAGE = 65307  # bytes
 TAIL_BYTES = 2 * _MAX_OGG_PAGE
 HEAD_BYTES = 1 << 20  # headers with pictures or long comments
 
+_SIZE_IN_DS64, _MAX_SIZE = 0xFFFFFFFF, 1 << 62
 _OGG_HEADER, _OGG_END_OF_STREAM = 27, 4
 _XING_HAS_FRAMES = 1
-_WAV_PCM, _WAV_EXTENSIBLE = 1, 0xFFFE
-_PCM_NAMES = {1: "u8", 2: "s16le", 3: "s24le", 4: "s32le"}  # by bytes per sample
+_WAV_EXTENSIBLE = 0xFFFE
+_PCM_NAMES = {  # by format tag and bytes per sample
+    **{(1, 1): "u8", (1, 2): "s16le", (1, 3): "s24le", (1, 4): "s32le"},
+    **{(3, 4): "f32le", (3, 8): "f64le", (6, 1): "alaw", (7, 1): "mulaw"},
+}
 
 
 class ByteRange(NamedTuple):
@@ -56,20 +62,27 @@ class _ChunkLayout(NamedTuple):
 
 _RIFF = _ChunkLayout(struct.Struct("<4sI"), first=12, alignment=2)
 _W64 = _ChunkLayout(struct.Struct("<4s12xq"), first=40, alignment=8, counts_header=True)
+_AIFF = _ChunkLayout(struct.Struct(">4sI"), first=12, alignment=2)
 _CAF = _ChunkLayout(struct.Struct(">4sq"), first=8, alignment=1)
 
 
 def is_wav(head: bytes) -> bool:
-    """Return whether a file is WAV."""
-    return head[:4] == b"RIFF" and head[8:12] == b"WAVE"
+    """Return whether a file is WAV, or RF64: WAV with sizes of 64 bits."""
+    return head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE"
 
 
 def wav_samples(head: bytes) -> ByteRange | None:
     """Return the range of the samples of a WAV file, empty if the length is unknown; None if the head is too short."""
     samples = _find_chunk(head, _RIFF, b"data")
-    if samples is not None and _is_placeholder(samples.stop - samples.start):
-        return ByteRange(samples.start, samples.start)
-    return samples
+    if samples is None:
+        return None
+    size = samples.stop - samples.start
+    sizes = _find_chunk(head, _RIFF, b"ds64")
+    if sizes is not None and size == _SIZE_IN_DS64:
+        size = int.from_bytes(head[sizes.start + 8 : sizes.start + 16], "little")
+    elif _is_placeholder(size):
+        size = 0
+    return ByteRange(samples.start, samples.start + size)
 
 
 def wav_pcm_format(head: bytes) -> PcmFormat | None:
@@ -81,13 +94,13 @@ def wav_pcm_format(head: bytes) -> PcmFormat | None:
     if tag == _WAV_EXTENSIBLE and chunk.stop - chunk.start >= 40:
         (tag,) = struct.unpack_from("<H", head, chunk.start + 24)
     # The number of bits, after these fields, may be missing, or smaller than the bytes that hold them.
-    if tag != _WAV_PCM or channels == 0 or frame_bytes % channels or frame_bytes // channels not in _PCM_NAMES:
+    if channels == 0 or frame_bytes % channels or (name := _PCM_NAMES.get((tag, frame_bytes // channels))) is None:
         return None
-    return PcmFormat(_PCM_NAMES[frame_bytes // channels], rate, channels)
+    return PcmFormat(name, rate, channels)
 
 
 def declared_range(head: bytes) -> ByteRange | None:
-    """Return the range of the samples that the header of a WAV, RF64, W64 or CAF file states.
+    """Return the range of the samples that the header of a WAV, RF64, W64, AIFF or CAF file states.
 
     Returns:
       The range; None for other formats, and if programs that write to a pipe have left the length open.
@@ -95,14 +108,40 @@ def declared_range(head: bytes) -> ByteRange | None:
     samples = None
     if is_wav(head):
         samples = wav_samples(head)
-    elif head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64" and len(head) >= 36:
-        if (samples := _find_chunk(head, _RIFF, b"data")) is not None:
-            samples = ByteRange(samples.start, samples.start + int.from_bytes(head[28:36], "little"))
     elif head[:4] == b"riff":
         samples = _find_chunk(head, _W64, b"data")
+    elif head[:4] == b"FORM":
+        samples = _find_chunk(head, _AIFF, b"SSND")
+        if samples is not None and _is_placeholder(samples.stop - samples.start):
+            return None
     elif head[:4] == b"caff":
         samples = _find_chunk(head, _CAF, b"data")
-    return samples if samples is not None and samples.start < samples.stop < 1 << 62 else None
+    return samples if samples is not None and samples.start < samples.stop < _MAX_SIZE else None
+
+
+def starts_again(head: bytes, following: bytes) -> bool:
+    """Return whether the start of a file occurs once more in the bytes that follow its samples."""
+    size_field = b".{4}"
+    return re.search(re.escape(head[:4]) + size_field + re.escape(head[8:12]), following, re.DOTALL) is not None
+
+
+def are_chunks(following: bytes) -> bool:
+    """Return whether the bytes that follow the samples of WAV are padding or chunks, not more samples."""
+    name = following.lstrip(b"\0")[:4]
+    return all(32 <= byte < 127 for byte in name)
+
+
+def mp4_boxes(file: IO[bytes], file_size: int) -> Iterator[bytes]:
+    """Yield the names of the boxes of MP4, without those inside other boxes."""
+    position = 0
+    while position + 16 <= file_size:
+        file.seek(position)
+        size, name, long_size = struct.unpack(">I4sQ", file.read(16))
+        yield name
+        size = long_size if size == 1 else size
+        if size < 8:  # up to the end of the file
+            return
+        position += size
 
 
 def _find_chunk(head: bytes, layout: _ChunkLayout, name: bytes) -> ByteRange | None:
@@ -122,7 +161,7 @@ def _find_chunk(head: bytes, layout: _ChunkLayout, name: bytes) -> ByteRange | N
 
 def _is_placeholder(size: int) -> bool:
     """Return whether a size is 0 or close to the largest integers, as arecord, FFmpeg and sox write to pipes."""
-    return size == 0 or 0x7FF00000 <= size <= 0x80010000 or size >= 0xFFF00000
+    return size == 0 or 0x7F000000 <= size <= 0x80010000 or size >= 0xFFF00000
 
 
 def is_complete_ogg(tail: bytes) -> bool:

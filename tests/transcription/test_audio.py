@@ -14,7 +14,7 @@ import torch
 from encoded_audio import FORMATS, LOSSLESS, SlowPipe, encode, read_all, speech_like
 
 from icefall_pathways.decoding.streaming import AudioError
-from icefall_pathways.transcription.audio import AudioOptions, as_mono, read_audio, read_file, read_pipe
+from icefall_pathways.transcription.audio import AudioOptions, _join_blocks, as_mono, read_audio, read_file, read_pipe
 
 RAW_16K = AudioOptions(sample_rate=16000)
 
@@ -60,6 +60,20 @@ def test_all_encodings_of_wav(tmp_path, subtype, form):
     expected = soundfile.read(io.BytesIO(encoded.getvalue()), dtype="float32")[0][:, 0]
     for actual in (_read_file(tmp_path, encoded.getvalue()), _read_pipe(encoded.getvalue())):
         torch.testing.assert_close(actual, torch.from_numpy(expected), atol=1e-6, rtol=0)
+
+
+def test_short_blocks_are_joined_in_linear_time(monkeypatch):
+    calls = 0
+    length = torch.Tensor.__len__
+
+    def counted(tensor):
+        nonlocal calls
+        calls += 1
+        return length(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__len__", counted)
+    assert list(map(length, _join_blocks(torch.zeros(1) for _ in range(3000)))) == [2560, 440]
+    assert calls <= 3 * 3000
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100])
@@ -111,6 +125,30 @@ def test_wav_of_unknown_length_is_read_to_its_end(tmp_path, size):
     position = data.index(b"data") + 4
     data[position : position + 4] = struct.pack("<I", size)
     assert len(_read_file(tmp_path, bytes(data))) == len(_read_pipe(bytes(data))) == 16000
+
+
+def test_other_files_of_unknown_length_are_read_to_their_end(tmp_path):
+    signal = speech_like(2.0)
+    aiff = bytearray(encode(signal, "aiff"))
+    sizes = aiff.index(b"COMM") + 10, aiff.index(b"SSND") + 4  # those that sox writes to a pipe
+    struct.pack_into(">I", aiff, sizes[0], 0x7F000000 // 2)
+    struct.pack_into(">I", aiff, sizes[1], 0x7F000008)
+    files = {name: encode(signal, name, seekable=False) for name in ("rf64", "avi", "au", "caf")} | {"aiff": aiff}
+    for name, data in files.items():
+        assert len(_read_file(tmp_path, bytes(data))) == pytest.approx(32000, abs=400), name
+        assert len(_read_pipe(bytes(data))) == pytest.approx(32000, abs=400), name
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "ALAC_16"])
+def test_caf_with_chunks_that_are_free(tmp_path, subtype):
+    """libsndfile leaves space for further chunks; the last packet of ALAC is not full."""
+    signal = speech_like(2.0, 16000)
+    file = io.BytesIO()
+    soundfile.write(file, signal / 32768, 16000, format="CAF", subtype=subtype)
+    samples = _read_file(tmp_path, file.getvalue())
+    assert len(samples) == 32000
+    assert np.abs(samples.numpy() - signal[:, 0] / 32768).max() < 1e-4
+    assert torch.equal(_read_pipe(file.getvalue()), samples)
 
 
 def test_wav_format_without_the_number_of_bits(tmp_path):

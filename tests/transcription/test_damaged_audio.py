@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import soundfile
 from encoded_audio import FORMATS, SlowPipe, encode, read_all, speech_like
 
 from icefall_pathways.transcription.audio import AudioOptions, read_audio, read_file, read_pipe
@@ -35,6 +36,15 @@ def test_truncated_files_are_read_up_to_their_end(tmp_path, name, rate):
             # Ogg pages last about a second.
             assert (part - 0.25) * 96000 < len(samples) <= part * 96000 + 3000
             assert "after" in error and (error.endswith("is missing)") or " of 6.0" in error)
+
+
+def test_truncated_nist_file(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, speech_like(2.0, 16000), 16000, format="NIST")
+    samples, error = _read(tmp_path, file.getvalue()[: 1024 + 32000])
+    assert (
+        len(samples) == 16000 and error == "truncated or damaged after 1.00 of 2.00 s (shorter than its header states)"
+    )
 
 
 def test_truncated_mp4_with_its_index_at_the_start(tmp_path):
@@ -92,10 +102,36 @@ def test_many_damages_do_not_block(tmp_path):
     assert len(samples) > 50 * 16000 and "more damages" in error
 
 
-def test_second_wav_file_is_not_lost_silently(tmp_path):
-    data = encode(speech_like(1.0), "wav")
+@pytest.mark.parametrize("name", ["wav", "rf64", "w64", "aiff", "caf", "m4a", "alac"])
+def test_second_file_is_not_lost_silently(tmp_path, name):
+    data = encode(speech_like(4.0), name)
     samples, error = _read(tmp_path, data + data)
-    assert len(samples) == 16000 and error == "another WAV file follows after 1.00 s: split the file"
+    assert len(samples) == pytest.approx(64000, abs=400)
+    assert error == f"another file follows, after {len(samples) / 16000:.2f} s: split or convert the file"
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "ULAW", "IMA_ADPCM"])
+def test_second_wav_file_of_other_encodings_is_not_lost_silently(tmp_path, subtype):
+    file = io.BytesIO()
+    soundfile.write(file, speech_like(20.0, 16000), 16000, format="WAV", subtype=subtype)
+    samples, error = _read(tmp_path, file.getvalue() * 2)
+    assert len(samples) == pytest.approx(320_000, abs=1000) and error.startswith("another file follows")
+
+
+def test_samples_after_the_stated_length_are_not_lost_silently(tmp_path):
+    """WAV states sizes in 32 bits; those of longer recordings are wrong."""
+    data = bytearray(encode(speech_like(2.0, 16000), "wav", 16000))
+    position = data.index(b"data") + 4
+    data[position : position + 4] = struct.pack("<I", 32000)
+    samples, error = _read(tmp_path, bytes(data))
+    assert len(samples) == 16000 and error.startswith("more samples follow than its header states, after 1.00 s")
+
+
+def test_positions_that_no_file_can_have_are_reported_without_a_traceback(tmp_path, capfd):
+    data = encode(speech_like(1.0), "caf")
+    samples, error = _read(tmp_path, data + b"peak" + struct.pack(">q", 1 << 62) + bytes(20))
+    assert len(samples) == 16000 and error is None
+    assert capfd.readouterr().err == ""
 
 
 def test_joined_ogg_files_with_different_channels_are_not_lost_silently(tmp_path):
@@ -124,7 +160,10 @@ def test_input_that_is_not_audio_is_reported(tmp_path):
         samples, error = read_all(read_audio(str(tmp_path / source)))
         assert samples.numel() == 0
         assert message in error
-    assert "it is empty" in read_all(read_pipe(io.BytesIO(b"")))[1]
+    assert read_all(read_pipe(io.BytesIO(b"")))[1] == "it is empty"
+    no_channels = bytearray(encode(speech_like(0.1, 16000), "wav", 16000))
+    no_channels[22] = 0
+    assert _read(tmp_path, no_channels)[1] == "it contains no audio that can be decoded (its header is damaged)"
 
 
 def test_failing_device_is_reported():
