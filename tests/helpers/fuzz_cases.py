@@ -250,7 +250,7 @@ def _archive(records: Files) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for name, data in records.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data)  # without the time, so that inputs can be repeated
     return target.getvalue()
 
 

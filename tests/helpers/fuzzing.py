@@ -29,7 +29,7 @@ _ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "latin1")
 
 def compress(contents: Files) -> Files:
     """Compress the files whose names end in .gz."""
-    return {name: gzip.compress(data, 1) if name.endswith(".gz") else data for name, data in contents.items()}
+    return {name: gzip.compress(data, 1, mtime=0) if name.endswith(".gz") else data for name, data in contents.items()}
 
 
 @dataclass(frozen=True)
