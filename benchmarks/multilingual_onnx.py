@@ -15,9 +15,13 @@ megabytes (1,000,000 bytes):
 
 Time: one run of the graph of all languages for a batch with the same number of streams of every language, divided by
 one run per language of the separate graphs: processor time of one thread, the median over interleaved runs.
+
+Expansion: peak memory of the creation of a session, in bytes per masked weight, in a process of its own.
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +49,17 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import PositiveInt
 
 VOCAB_SIZE = 500
+# Prints the bytes by which the creation of a session raises the peak memory of its process.
+_EXPAND = """
+import re, sys, onnxruntime
+def peak():
+    with open("/proc/self/status") as status:
+        return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1])
+graph = sys.stdin.buffer.read()
+before = peak()
+session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+print(peak() - before)
+"""
 MODELS = {
     "Emformer, 5 M": ModelConfig(num_encoder_layers=6, encoder_dim=256, nhead=4, dim_feedforward=1024),
     "Zipformer, 5 M": ModelConfig(encoder_type="zipformer", zipformer="small", chunk_size="32"),
@@ -71,7 +86,7 @@ def main(config: BenchmarkConfig) -> None:
         for name, model, masks, features in _models(config.exp_dir)
     ]
     header = ["encoder", "graph", "bound", "to the bound", "separate", "to separate"]
-    header += [f"time, {count} per language" for count in (1, 4, 16)]
+    header += [*(f"time, {count} per language" for count in (1, 4, 16)), "expansion"]
     print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True))
 
 
@@ -104,7 +119,19 @@ def measure(model: Transducer, masks: PathwayMasks, features: FbankConfig, repet
     total = sum(map(len, separate))
     ratios = _ratios(_session(graph), list(map(_session, separate)), model, features, repetitions)
     sizes = [f"{len(graph) / 1e6:.2f}", f"{bound / 1e6:.2f}", f"{len(graph) / bound:.3f}"]
-    return [*sizes, f"{total / 1e6:.2f}", f"{len(graph) / total:.3f}", *(f"{ratio:.2f}" for ratio in ratios)]
+    return [
+        *sizes,
+        f"{total / 1e6:.2f}",
+        f"{len(graph) / total:.3f}",
+        *(f"{ratio:.2f}" for ratio in ratios),
+        _expansion(graph, masks),
+    ]
+
+
+def _expansion(graph: bytes, masks: PathwayMasks) -> str:
+    """Return the peak memory of the creation of a session, in bytes per masked weight."""
+    process = subprocess.run([sys.executable, "-c", _EXPAND], input=graph, capture_output=True, check=True)
+    return f"{int(process.stdout) / sum(code.numel() for code in masks.codes.values()):.0f}"
 
 
 def _ratios(

@@ -119,7 +119,9 @@ def check_precision(precision: Precision) -> None:
       ValueError: It is int8.
     """
     if precision == "int8":
-        raise ValueError("--precisions int8: a model for all languages has float32 or float16 weights")
+        raise ValueError(
+            "--precisions int8: a model for all languages has float32 or float16 weights; --format sherpa-onnx has int8"
+        )
 
 
 def masks_below(masks: PathwayMasks, prefix: str) -> PathwayMasks:
