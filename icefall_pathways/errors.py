@@ -39,12 +39,19 @@ def as_damage(path: Path, error_type: type[ValueError], advice: str) -> Iterator
         raise error_type(f"{path} is damaged ({reason[:MAX_REASON]}): {advice}") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the name of its class if it has no message.
 
     torch states the cause in the first line.
     """
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the first exception in a chain: libraries that raise another one may drop its reason."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return first_line(error)
 
 
 def last_line(error: Exception) -> str:

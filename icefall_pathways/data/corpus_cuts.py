@@ -9,9 +9,9 @@ from icefall_pathways.corpora.layout import SplitFiles, find_corpus, result_name
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.data_config import DataConfig
-from icefall_pathways.data.indexing import open_index
+from icefall_pathways.data.indexing import hash_memory, open_index
 from icefall_pathways.data.manifests import DataError, check_sampling_rate, read_cuts
-from icefall_pathways.data.shar import SharIndex, read_config
+from icefall_pathways.data.shar import SharIndex, read_config, shar_location
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.training_cuts import CutLimits, TrainingCuts
 from icefall_pathways.data.usable_cuts import CutFlag, drop_report
@@ -58,9 +58,9 @@ class CorpusCuts:
         folder = self.config.index_dir or self.config.manifest_dir / "index"
         if not self.config.from_shar:
             return open_index([files.cuts], self._tokenizer, folder, f"{files.corpus}-{language.name}_{files.split}")
-        shar = read_config(files)
-        location = f"{self.config.shar_dir.rstrip('/')}/{files.shar.name}" if self.config.shar_dir else str(files.shar)
-        return SharIndex(open_index([files.shar_cuts], self._tokenizer, folder, files.shar.name), location, shar)
+        shar = read_config(files, hash_memory(files.cuts, folder))
+        index = open_index([files.shar_cuts], self._tokenizer, folder, files.shar.name)
+        return SharIndex(index, shar_location(files, self.config.shar_dir), shar)
 
     def training_files(self, language: Language) -> SplitFiles:
         """Return the paths of the training cuts of a language.

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from lhotse import CutSet
 from lhotse.cut import Cut
+from safetensors import safe_open
 
 from icefall_pathways.corpora.paths import PathResolver
 from icefall_pathways.data.manifests import DataError, parse_cut
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.usable_cuts import describe_cut
-from icefall_pathways.errors import first_line
+from icefall_pathways.errors import as_damage, first_line
 from icefall_pathways.sharding.jsonl import LineReader
 
 #: A row of the index. `file` is the number of the manifest; `member`, `start` and `size` are the position of the cut's
@@ -40,7 +41,6 @@ ROW = np.dtype(
 METADATA_KEY = "index"  # a single key, since safetensors writes several in random order
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F32": np.float32, "F64": np.float64}
-_MAX_HEADER_BYTES = 1 << 20
 
 
 class CutIndex:
@@ -101,8 +101,9 @@ class CutIndex:
 
     def _read(self, index: int) -> Cut:
         row = {name: int(self._columns[name][index]) for name in ("file", "member", "start", "size")}
-        path = self.manifests[row["file"]]
+        path = self.path
         try:
+            path = self.manifests[row["file"]]
             line = self._readers[row["file"]].read(row["member"], row["start"], row["size"])
             return self._paths.resolve(parse_cut(line, path))
         except DataError:
@@ -110,8 +111,8 @@ class CutIndex:
         except Exception as error:  # damaged records cause exceptions of many types
             raise DataError(
                 f"cannot read cut {index} of {path}, at byte {row['member']} ({first_line(error)}): the "
-                "manifest has been changed or damaged since its index was written; run the same command again, which "
-                "updates the index"
+                f"manifest has been changed or damaged since {self.path} was written; remove this index, and run the "
+                "same command again, which writes it again"
             ) from error
 
     @cached_property
@@ -132,22 +133,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of an index.
 
     Raises:
-      ValueError: The file is not an index.
+      DataError: The file is damaged, truncated or not an index.
     """
-    metadata = _read_header(path, with_metadata=True)[0].get("__metadata__", {})
-    values: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
-    return values
+    with as_damage(path, DataError, "remove it, and run the same command again"):
+        with safe_open(path, "np") as file:  # checks the header, and that the data are complete
+            values = json.loads(file.metadata()[METADATA_KEY])
+            if set(file.keys()) != set(ROW.names or ()) or not isinstance(values, dict):
+                raise ValueError("it does not have the columns of an index")
+        return values
 
 
-def _read_header(path: Path, with_metadata: bool = False) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file and the offset of its data."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file that `read_metadata` has checked, and the offset of its data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"{path} is not an index: its header has {length} bytes")
         header = json.loads(file.read(length))
-    if not with_metadata:
-        header.pop("__metadata__", None)
+    del header["__metadata__"]
     return header, 8 + length
 
 

@@ -126,7 +126,10 @@ def check_monolingual(plan: BatchPlan) -> None:
     """
     others = [cut.id for cut in plan.cuts if any(s.language != plan.language for s in cut.supervisions)]
     if others:
-        raise DataError(f"a batch of {plan.language} contains cuts of another language: {', '.join(others)}")
+        raise DataError(
+            f"a batch of {plan.language} contains cuts of another language: {', '.join(others)}; expected manifests "
+            "with the cuts of one language each, prepare them again"
+        )
 
 
 def _explain(plan: BatchPlan, on_the_fly: bool, error: Exception) -> str:

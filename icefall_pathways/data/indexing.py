@@ -69,8 +69,13 @@ def open_index(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path, na
 
 def _identity(manifests: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Return what the content of an index is a function of."""
-    hashes = [[path.name, remembered_sha256(path, folder / f"{path.name}.sha256.json")] for path in manifests]
+    hashes = [[path.name, remembered_sha256(path, hash_memory(path, folder))] for path in manifests]
     return {"version": _VERSION, "tokenizer": tokenizer.model_hash, "manifests": hashes}
+
+
+def hash_memory(manifest: Path, folder: Path) -> Path:
+    """Return the file in a folder of indexes that keeps the hash of a manifest, see `remembered_sha256`."""
+    return folder / f"{manifest.name}.sha256.json"
 
 
 def _is_current(path: Path, identity: dict[str, Any]) -> bool:

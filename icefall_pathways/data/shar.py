@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from lhotse import CutSet
@@ -26,8 +27,8 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.data.permutation import permute, stable_hash
-from icefall_pathways.errors import as_damage, first_line
-from icefall_pathways.files import TEMPORARY_PREFIX, read_json, sha256, write_json
+from icefall_pathways.errors import as_damage, root_cause
+from icefall_pathways.files import TEMPORARY_PREFIX, read_json, remembered_sha256, sha256, write_errors, write_json
 from icefall_pathways.sharding.executors import Workers
 from icefall_pathways.sharding.jsonl import read_lines, write_lines
 from icefall_pathways.sharding.shards import Shard, ShardedOutput
@@ -35,6 +36,7 @@ from icefall_pathways.sharding.shards import Shard, ShardedOutput
 SharField = Literal["features", "recording"]
 
 _FORMATS = {"features": "lilcom", "recording": "flac"}
+_FILE_URL = "file://"
 _BLOCK = 1 << 16  # cuts whose order is computed at once
 
 
@@ -53,20 +55,46 @@ class SharConfig:
     seed: int = 42
 
 
-def read_config(files: SplitFiles) -> SharConfig:
+def read_config(files: SplitFiles, memory: Path) -> SharConfig:
     """Return how the shards of a split were written.
 
+    Args:
+      files: Paths of the split.
+      memory: File that keeps the hash of the cuts, see `remembered_sha256`.
+
     Raises:
-      DataError: They are missing, not complete or damaged.
+      DataError: They are missing, not complete, damaged, or of other cuts than those of the split.
     """
-    if not files.shar_description.is_file():
-        raise DataError(
-            f"no {files.shar_description}, which would complete the shards in {files.shar}: write them with "
-            f"./prepare.sh --store shar --languages {files.language.code}"
-        )
-    with as_damage(files.shar_description, DataError, "remove it, and write the shards again"):
+    again = f"write them with ./prepare.sh --store shar --languages {files.language.code}"
+    for path in (files.shar_description, files.shar_cuts):
+        if not path.is_file():
+            raise DataError(f"no {path}, which would complete the shards in {files.shar}: {again}")
+    with as_damage(files.shar_description, DataError, f"remove it, and {again}"):
         options = read_json(files.shar_description)
-        return SharConfig(options["field"], options["shard_size"], options["seed"])
+        config = SharConfig(options["field"], int(options["shard_size"]), options["seed"])
+        if config.field not in _FORMATS or config.shard_size < 1:
+            raise ValueError(f"it has the field {config.field!r} and {config.shard_size} cuts per shard")
+        stored = str(options["cuts"])
+    if stored != remembered_sha256(files.cuts, memory):
+        raise DataError(
+            f"{files.cuts} has been changed since the shards in {files.shar} were written: remove "
+            f"{files.shar_description}, and {again}"
+        )
+    return config
+
+
+def shar_location(files: SplitFiles, folder: str) -> str:
+    """Return the folder or URL of the shards of a split; `folder` is where they have been moved to, "" if nowhere.
+
+    A URL of a file becomes its path, since Lhotse takes a URL without a host for the name of a file.
+    """
+    if not folder:
+        return str(files.shar)
+    if folder.startswith(_FILE_URL):
+        folder = unquote(folder.removeprefix(_FILE_URL).removeprefix("localhost"))
+    if folder.startswith("~"):
+        folder = str(Path(folder).expanduser())
+    return f"{folder.rstrip('/')}/{files.shar.name}"
 
 
 def export_shar(index: CutIndex, files: SplitFiles, config: SharConfig, workers: Workers) -> None:
@@ -111,8 +139,10 @@ def _random_order(size: int, seed: int) -> Iterator[int]:
 
 
 def _write_shard(index: CutIndex, folder: Path, field: SharField, shard: Shard[int]) -> None:
-    with TemporaryDirectory(dir=shard.folder, prefix=TEMPORARY_PREFIX) as name:
-        temporary, suffix = Path(name), f".{shard.index:06d}"
+    suffix = f".{shard.index:06d}"
+    tar = folder / f"{field}{suffix}.tar"
+    with TemporaryDirectory(dir=shard.folder, prefix=TEMPORARY_PREFIX) as name, write_errors(tar):
+        temporary = Path(name)
         with SharWriter(temporary, {field: _FORMATS[field]}, shard_size=None, shard_suffix=suffix) as writer:
             for cut in index.load(shard.items):
                 writer.write(_keep_only(cut, field))
@@ -120,7 +150,7 @@ def _write_shard(index: CutIndex, folder: Path, field: SharField, shard: Shard[i
         lines = list(read_lines(manifest))
         write_lines(manifest, lines)  # the same bytes in every run
         shard.write("cuts", (_trusted(json.loads(line), field) for line in lines))
-        for path in (manifest, temporary / f"{field}{suffix}.tar"):
+        for path in (manifest, temporary / tar.name):
             path.replace(folder / path.name)
 
 
@@ -182,13 +212,20 @@ class SharIndex(CutIndex):
             cuts = list(LazySharIterator(paths))
         except Exception as error:  # object stores raise exceptions of many types
             raise DataError(
-                f"cannot read {paths[field][0]} ({first_line(error)}): check --shar-dir, or write the shards again"
+                f"cannot read {paths[field][0]} ({root_cause(error)}): check --shar-dir, or write the shards again"
             ) from error
         expected = min(self.config.shard_size, len(self) - shard * self.config.shard_size)
         if len(cuts) != expected:
             raise DataError(f"{paths[field][0]} has {len(cuts)} cuts, expected {expected}: write the shards again")
-        for cut in cuts:
+        durations = self.durations[shard * self.config.shard_size :]
+        for cut, duration in zip(cuts, durations, strict=False):
             check_cut(cut, Path(paths["cuts"][0]))
+            if cut.duration != duration:
+                raise DataError(
+                    f"cut {cut.id} in {paths['cuts'][0]} has a duration of {cut.duration:g} s, expected {duration:g} "
+                    f"as in {self.manifests[0]}: the shard is of another export; check --shar-dir, or write the shards "
+                    "again"
+                )
         return cuts
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -77,6 +77,7 @@ def launch(worker: Callable[..., None], world_size: int, master_port: int, *args
     Raises:
       ValueError: There are more ranks than CUDA devices, the port is in use, or a rank raised a user-actionable error.
       RankError: A spawned rank failed for another reason; the message contains its traceback.
+      ChildProcessError: A spawned rank was killed.
       Stopped: The ranks saved their state and stopped because of a signal.
     """
     if "RANK" in os.environ:
@@ -146,7 +147,7 @@ def _raise_first_failure(codes: Sequence[int | None], store: dist.Store) -> None
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             hint = ", as the kernel does when memory runs out: check dmesg" if name == "SIGKILL" else ""
-            raise RankError(f"rank {rank} was killed by {name}{hint}. Run the same command again to resume")
+            raise ChildProcessError(f"rank {rank} was killed by {name}{hint}. Run the same command again to resume")
     failure = read_failure(dist.PrefixStore(_FAILURES_PREFIX, store))
     if failure is not None:
         raise_failure(failure)

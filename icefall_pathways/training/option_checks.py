@@ -89,6 +89,8 @@ def _check_common_options(config: ExperimentConfig, initial: InitialCheckpoint |
     for share, seconds in _PERTURBATIONS:
         if not getattr(config.data, share):
             _reject_given(config.data, (seconds,), f"with --{share.replace('_', '-')} 0")
+    if not config.data.from_shar:
+        _reject_given(config.data, ("shar_dir",), "with --from-shar 0")
     if not config.data.enable_musan:
         _reject_given(config.data, ("musan_cuts",), "with --enable-musan 0")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lhotse import CutSet
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
 from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways import files
@@ -138,6 +140,38 @@ def test_damaged_index_is_built_again(manifest, tokenizer, monkeypatch):
     (copy,) = (manifest.parent / "index").glob("*.jsonl.gz")
     copy.unlink()
     assert_equal_cuts(index_of(manifest, tokenizer=tokenizer), cuts)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: data.replace(b'"flags"', b'"other"'),
+        lambda data: b"\2" + bytes(7) + b"[]",
+        lambda data: save({}, {"index": "null"}),
+        lambda data: save({}),
+    ],
+    ids=["empty", "truncated", "extended", "another column", "no header", "another value", "no metadata"],
+)
+def test_index_of_any_damage_is_built_again(manifest, tokenizer, damage):
+    path = index_of(manifest, tokenizer=tokenizer).path
+    expected = path.read_bytes()
+    path.write_bytes(damage(expected))
+    index_of(manifest, tokenizer=tokenizer)
+    assert path.read_bytes() == expected
+
+
+def test_row_of_a_damaged_index_is_reported_with_the_file_to_remove(manifest, tokenizer):
+    index = index_of(manifest, tokenizer=tokenizer)
+    with safe_open(index.path, "np") as file:
+        columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(columns | {"file": columns["file"] + 1}, index.path, metadata)
+    with pytest.raises(DataError, match=r"cannot read cut 0 .*remove this index") as error:
+        index_of(manifest, tokenizer=tokenizer).read([0])
+    assert str(index.path) in str(error.value)
 
 
 def test_one_process_builds_and_the_others_wait(manifest, tokenizer, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from icefall_pathways.data import indexing
+from icefall_pathways.data import indexing, manifests
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.dataset import SpeechDataset
@@ -32,11 +32,23 @@ def data(corpus, tokenizer):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_start_and_restart_read_the_cuts_of_the_first_batch_of_the_rank_only(monkeypatch, data, start, rank):
     monkeypatch.setattr(indexing, "_write_index", lambda *_: pytest.fail("the index is current"))
+    monkeypatch.setattr(manifests, "read_lines", lambda _: pytest.fail("a manifest is read from its start"))
     read = record(monkeypatch, CutIndex, "_read")
     batches = data.train_batches(start, 10, 1, rank, 4)
     batch = next(batches)
     batches.close()
     assert len(read) == len(batch.cuts) > 0
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_rank_reads_the_cuts_of_its_own_batches_only_in_all_updates(monkeypatch, data, rank):
+    updates, world_size, accum_grad = 3, 4, 2
+    whole = [batch.cut_ids for batch in data.train_batches(0, updates, 1, accum_grad=world_size * accum_grad)]
+    monkeypatch.setattr(manifests, "read_lines", lambda _: pytest.fail("a manifest is read from its start"))
+    read = record(monkeypatch, CutIndex, "_read")
+    batches = [batch.cut_ids for batch in data.train_batches(0, updates, 1, rank, world_size, accum_grad)]
+    assert batches == whole[rank::world_size]
+    assert len(read) == sum(map(len, batches))
 
 
 def test_ranks_load_disjoint_parts_of_the_dev_set(monkeypatch, data):

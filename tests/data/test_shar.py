@@ -1,5 +1,6 @@
 """Training cuts in Lhotse Shar: shuffled shards, sequential reading, and batches that depend on the update alone."""
 
+import errno
 import pickle
 import shutil
 from collections import Counter
@@ -16,6 +17,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.shar import SharWriter
 from speech_cuts import lengths, make_cuts, write_cuts
 
 from icefall_pathways.corpora.layout import SplitFiles
@@ -24,7 +26,8 @@ from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.manifests import DataError, check_cut
 from icefall_pathways.data.sampling import SamplingConfig, ShardedBatchStream, SortedCuts
-from icefall_pathways.data.shar import SharConfig, SharIndex, export_shar
+from icefall_pathways.data.shar import SharConfig, SharIndex, export_shar, shar_location
+from icefall_pathways.files import read_json, write_json
 from icefall_pathways.languages import get_language
 from icefall_pathways.sharding.executors import Workers
 
@@ -102,7 +105,7 @@ def test_interrupted_writing_resumes_with_the_finished_shards(index, files, monk
     with pytest.raises(KeyboardInterrupt):
         write(index, files)
     with pytest.raises(DataError, match=r"no .*mls-english_shar_train.json.*--store shar --languages en"):
-        shar.read_config(files)
+        shar.read_config(files, files.folder / "hash.json")
     monkeypatch.setattr(shar, "_write_shard", lambda *args: (written.append(args[-1].index), write_shard(*args)))
     write(index, files)
     assert written == list(range(7))
@@ -197,6 +200,59 @@ def test_moved_tar_files_are_read_from_their_new_location(index, files, tokenize
         batches(data_module(files.folder, tokenizer))
 
 
+def test_location_of_moved_tar_files_is_a_folder_or_any_url(files, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    name = files.shar.name
+    for location, folder in {
+        "/a b/": "/a b",
+        "~/a b": "/home/me/a b",
+        "file:///a%20b": "/a b",
+        "file:///a b/": "/a b",
+        "file://localhost/a%20b": "/a b",
+        "file://~/a": "/home/me/a",
+        "s3://bucket/a%20b": "s3://bucket/a%20b",
+    }.items():
+        assert shar_location(files, location) == f"{folder}/{name}"
+    assert shar_location(files, "") == str(files.shar)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_error_of_an_object_store_is_reported_with_its_cause(index, files, tokenizer, status, monkeypatch):
+    write(index, files)
+    with serve(files.folder) as url:
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", lambda self: self.send_error(status))
+        with pytest.raises(DataError, match=rf"cannot read http://.*features\.00000\d\.tar \(.*{status}.*--shar-dir"):
+            batches(data_module(files.folder, tokenizer, shar_dir=url))
+
+
+def test_shards_of_other_cuts_are_rejected(index, files, tokenizer, tmp_path_factory):
+    write(index, files)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move(files.shar, elsewhere / files.shar.name)
+    files.shar_description.unlink()
+    write(index, files, seed=2)
+    with pytest.raises(DataError, match=r"has a duration of .*, expected .*: the shard is of another export"):
+        batches(data_module(files.folder, tokenizer, shar_dir=str(elsewhere)))
+    write_cuts(files.folder, "en", "train", make_cuts(files.folder, "en", "en", lengths(NUM_CUTS - 1)))
+    with pytest.raises(DataError, match=r"has been changed since the shards in .* were written: remove .*\.json"):
+        batches(data_module(files.folder, tokenizer))
+
+
+@pytest.mark.parametrize("change", [{"shard_size": 0}, {"shard_size": "x"}, {"field": "text"}, {"cuts": None}])
+def test_damaged_description_of_shards_is_rejected(index, files, tokenizer, change):
+    write(index, files)
+    write_json(files.shar_description, read_json(files.shar_description) | change)
+    with pytest.raises(DataError, match=r"en.*_shar_train.*: remove .*write them with"):
+        batches(data_module(files.folder, tokenizer))
+
+
+def test_missing_manifest_of_shards_is_reported(index, files, tokenizer):
+    write(index, files)
+    files.shar_cuts.unlink()
+    with pytest.raises(DataError, match=r"no .*_shar_train\.jsonl\.gz, .*write them with"):
+        batches(data_module(files.folder, tokenizer))
+
+
 def test_incomplete_and_untrusted_shards_are_rejected(index, files, tokenizer):
     write(index, files)
     manifest = files.shar / "cuts.000000.jsonl.gz"
@@ -281,3 +337,12 @@ def test_any_batch_can_be_computed_on_its_own(case, positions, seed):
     stream, _, _ = case
     together = stream.cuts(positions, seed)
     assert together == [pickle.loads(pickle.dumps(stream)).cuts([position], seed)[0] for position in positions]
+
+
+def test_full_disk_is_reported_with_the_tar_file(index, files, monkeypatch):
+    def fail(_self, _cut):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SharWriter, "write", fail)
+    with pytest.raises(OSError, match=r"cannot write .*features\.000000\.tar \(No space left on device\): .* are free"):
+        write(index, files)

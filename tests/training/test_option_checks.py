@@ -54,6 +54,7 @@ def train(corpus, exp_dir, data=None, pruning=None, model=tiny_run.MODEL, **trai
         ),
         ({"data": {"enable_spec_aug": False, "spec_aug_num_frame_masks": 2}}, "no effect with --enable-spec-aug 0"),
         ({"data": {"volume_perturb": False, "volume_perturb_min": -6.0}}, "no effect with --volume-perturb 0"),
+        ({"data": {"shar_dir": "/elsewhere"}}, "--shar-dir has no effect with --from-shar 0"),
         ({"data": {"silence_perturb": 0.0, "silence_perturb_seconds": 1.0}}, "no effect with --silence-perturb 0"),
         ({"data": {"join_perturb": 0.0, "join_perturb_seconds": 9.0}}, "no effect with --join-perturb 0"),
     ],
