@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing.util  # before atexit.register: its own function at exit has to run later
 import signal
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -104,8 +105,13 @@ class _Flag:
 
 
 def _context() -> BaseContext:
-    """Return the default context of `multiprocessing`, with events without locks."""
-    context: Any = copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+    """Return a context of `multiprocessing`, with events without locks.
+
+    Workers are forked on Linux in ranks, too, which are spawned and would spawn their workers: that takes seconds at
+    every validation, and a worker that a signal to the whole job ends meanwhile leaves its rank blocked, writing to it.
+    """
+    method = "fork" if sys.platform == "linux" else multiprocessing.get_start_method()
+    context: Any = copy(multiprocessing.get_context(method))
     context.Event = _Flag
     return context
 

@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
+from multiprocessing.connection import Connection
 from types import FrameType
 
 import pytest
@@ -18,6 +19,20 @@ from icefall_pathways.data.manifests import DataError
 class Numbers(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
+
+
+class ParentState(Dataset[bool]):
+    """Return whether a worker has the state of the process that loads; a spawned one imports this module again."""
+
+    started = False
+
+    def __getitem__(self, _index: int) -> bool:
+        return self.started
+
+
+def load_in_rank(results: Connection) -> None:
+    ParentState.started = True
+    results.send(list(load_batches(ParentState(), [0], 1)))
 
 
 class KilledWithLocks(Dataset[int]):
@@ -78,3 +93,17 @@ def test_workers_stop_after_the_last_batch(num_workers: int) -> None:
     batches = load_batches(Numbers(), range(5), num_workers)
     assert list(batches) == list(range(5))
     assert not active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems spawn workers")
+def test_workers_of_spawned_ranks_are_forked():
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    rank = context.Process(target=load_in_rank, args=(sender,))
+    rank.start()
+    try:
+        assert receiver.poll(100)
+        assert receiver.recv() == [True]
+    finally:
+        rank.kill()
+        rank.join()
