@@ -115,9 +115,9 @@ def run_script(main: Callable[[], None]) -> None:
         try:
             main()
         except SystemExit:  # for example of --help
-            sys.stdout.flush()
+            _flush_stdout()
             raise
-        sys.stdout.flush()
+        _flush_stdout()
     except BrokenPipeError as error:
         if not _stdout_is_closed():
             print(f"error: {error}", file=sys.stderr)
@@ -130,6 +130,11 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as interrupt:
         print("interrupted; finished work is kept, run the same command again to resume", file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # it was closed when Python started
+        sys.stdout.flush()
 
 
 def _stdout_is_closed() -> bool:

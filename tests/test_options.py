@@ -1,5 +1,6 @@
 """Command-line options from dataclasses."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,3 +79,10 @@ def test_user_actionable_error_is_reported_in_one_line(capsys):
         options.run_script(main)
     assert stop.value.code == 1
     assert capsys.readouterr().err == "error: no such file: run prepare.sh first\n"
+
+
+def test_scripts_run_without_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python does if it is closed
+    options.run_script(lambda: None)
+    with pytest.raises(SystemExit):
+        options.run_script(lambda: sys.exit(0))

@@ -57,10 +57,19 @@ def read_audio(source: str, options: AudioOptions = AudioOptions()) -> Iterator[
       AudioError: The source cannot be read completely; the readable part is yielded first.
     """
     if source == STDIN:
-        return read_pipe(sys.stdin.buffer, options)
+        return _read_standard_input(options)
     if source == MICROPHONE:
         return _convert(_read_microphone(), options)
     return read_file(Path(source), options)
+
+
+def _read_standard_input(options: AudioOptions) -> Iterator[Tensor]:
+    if sys.stdin is None:
+        raise AudioError("standard input is closed: connect it to a pipe or a file")
+    try:
+        yield from read_pipe(sys.stdin.buffer, options)
+    except OSError as error:
+        raise AudioError(f"cannot read it ({error.strerror or error})") from error
 
 
 def as_mono(samples: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Transcription of audio files, standard input and microphones, as run by `transcribe.py`."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,10 @@ class TranscribeConfig(RecognizerConfig):
             duplicates = sorted({name for name in names if names.count(name) > 1})
             if duplicates:
                 raise ValueError(f"several sources would be written to {duplicates[0]}: use a different --output-dir")
+            sources = {path for source in self.audio for path in (_entry(source), os.path.realpath(source))}
+            replaced = next((path for path in map(self.output_path, self.audio) if _entry(path) in sources), None)
+            if replaced is not None:
+                raise ValueError(f"the transcript would replace the audio in {replaced}: use a different --output-dir")
 
     @property
     def writer(self) -> type[Writer]:
@@ -97,6 +102,8 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
     Raises:
       ValueError: A file of the model is missing or damaged, or an option does not fit the model.
     """
+    if config.output_dir is None and out is None and sys.stdout is None:
+        raise ValueError("standard output is closed: open it, or use --output-dir")
     transcriber = Transcriber(load_trained_model(config), config, config.lang)
     out = out or sys.stdout
     errors: dict[str, str] = {}
@@ -119,6 +126,12 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
         for output in outputs.values():  # of an interrupted or failed run
             output.close("the transcription was interrupted")
     return errors
+
+
+def _entry(path: Path | str) -> str:
+    """Return the path without symbolic links, except that of the file itself."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 class _Output:

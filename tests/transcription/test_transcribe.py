@@ -234,6 +234,27 @@ def test_invalid_options_are_rejected(speech):
     assert parsed.endpoint.rule2_min_trailing_silence == 0.5
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_transcript_does_not_replace_audio(exp_dir, speech, tmp_path, is_link):
+    (tmp_path / "talk.txt").write_bytes(speech.read_bytes())
+    source = tmp_path / "audio" / "talk.wav" if is_link else tmp_path / "talk.txt"
+    if is_link:
+        source.parent.mkdir()
+        source.symlink_to("../talk.txt")
+    (tmp_path / "same").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"would replace the audio in .*same/talk\.txt"):
+        TranscribeConfig(exp_dir=exp_dir, audio=(str(speech), str(source)), output_dir=tmp_path / "same")
+    TranscribeConfig(exp_dir=exp_dir, audio=(str(source),), output_dir=tmp_path / "other")
+
+
+def test_closed_standard_streams_are_reported(exp_dir, speech, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert _transcribe(exp_dir, "-")[1] == {"-": "standard input is closed: connect it to a pipe or a file"}
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ValueError, match="standard output is closed"):
+        transcribe(TranscribeConfig(exp_dir=exp_dir, audio=(str(speech),), lang="en"))
+
+
 def test_interrupt_ends_live_audio():
     def endless():
         while True:
