@@ -132,11 +132,13 @@ class StreamingFbank:
 
     Args:
       config: Options of the features.
+      extractor: Result of `config.extractor(snip_edges=True)`, which streams may share: its filters take 85 kB. None:
+        an own one.
     """
 
-    def __init__(self, config: FbankConfig | None = None) -> None:
+    def __init__(self, config: FbankConfig | None = None, extractor: KaldifeatFbank | None = None) -> None:
         self.config = config or FbankConfig()
-        self._extractor = self.config.extractor(snip_edges=True)
+        self._extractor = self.config.extractor(snip_edges=True) if extractor is None else extractor
         self._samples = torch.zeros(0)  # the tail of the stream, which later frames cover
         self._offset = 0  # position of _samples[0] in the stream
         self._num_frames = 0
@@ -174,7 +176,7 @@ class StreamingFbank:
         self._num_frames = num_frames
         num_consumed = max(0, self._start_of(num_frames)) - self._offset
         if num_consumed > 0:
-            self._samples = self._samples[num_consumed:]
+            self._samples = self._samples[num_consumed:].clone()  # a view would keep all samples in memory
             self._offset += num_consumed
         features: Tensor = self._extractor.extract(signal, self.config.sample_rate).cpu()
         return features if self._normalizer is None else self._normalizer.accept(features)

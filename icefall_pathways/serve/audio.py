@@ -22,7 +22,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": 
 class PcmDecoder:
     """Convert PCM in messages of any size, which may split samples.
 
-    Short messages are joined to blocks, since each block has a cost.
+    Short messages are joined to blocks, since each block has a cost. Unless their rate changes, 16-bit samples stay as
+    they are, since they take half of the memory of floats; see `as_float`.
 
     Args:
       audio_format: Encoding of the samples.
@@ -35,11 +36,12 @@ class PcmDecoder:
     def __init__(self, audio_format: AudioFormat, sample_rate: int) -> None:
         self._dtype = _DTYPES[audio_format]
         self._resampler = StreamingResampler(sample_rate, SAMPLE_RATE)
+        self._keeps_integers = sample_rate == SAMPLE_RATE and self._dtype.kind == "i"
         self._min_bytes = max(1, int(_MIN_BLOCK_SECONDS * sample_rate)) * self._dtype.itemsize
         self._pending = bytearray()
 
     def accept(self, data: bytes) -> Tensor:
-        """Append bytes, and return samples (n,) at 16 kHz; none if the block is still too short.
+        """Append bytes, and return samples (n,) at 16 kHz, int16 or float32; none if the block is still too short.
 
         Raises:
           AudioError: The samples are not finite or out of range.
@@ -47,23 +49,32 @@ class PcmDecoder:
         self._pending += data
         if len(self._pending) < self._min_bytes:
             return torch.zeros(0)
-        return self._resampler.accept(self._take())
+        return self._take()
 
     def flush(self) -> Tensor:
-        """Return the last samples (n,); an incomplete one is dropped.
+        """Return the last samples (n,), as `accept`; an incomplete one is dropped.
 
         Raises:
           AudioError: The samples are not finite or out of range.
         """
-        return torch.cat([self._resampler.accept(self._take()), self._resampler.flush()])
+        samples, last = self._take(), self._resampler.flush()
+        return torch.cat([samples, last]) if last.numel() > 0 else samples
 
     def _take(self) -> Tensor:
         count = len(self._pending) // self._dtype.itemsize
-        values = np.frombuffer(bytes(self._pending), self._dtype, count).astype(np.float32)
+        values = np.frombuffer(bytes(self._pending), self._dtype, count)
+        samples = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
         del self._pending[: count * self._dtype.itemsize]
-        samples = torch.from_numpy(values / 2**15 if self._dtype.kind == "i" else values)
+        if self._keeps_integers:
+            return samples
+        samples = as_float(samples)
         check_samples(samples)  # before the resampler, whose buffer would keep a NaN
-        return samples
+        return self._resampler.accept(samples)
+
+
+def as_float(samples: Tensor) -> Tensor:
+    """Return samples (n,) as float32 in [-1, 1]."""
+    return samples if samples.is_floating_point() else samples.to(torch.float32) / 2**15
 
 
 class Pipe(io.RawIOBase):

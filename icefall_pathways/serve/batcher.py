@@ -5,14 +5,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from icefall_pathways.decoding.streaming import AudioError, Recognizer, Result
+from icefall_pathways.decoding.streaming import AudioError, Recognizer, Result, Scores, score_speech
+from icefall_pathways.serve.audio import as_float
 from icefall_pathways.serve.metrics import Metrics
 from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
 
@@ -120,14 +122,11 @@ class Batcher:
         start = time.monotonic()
         while self._woken:
             self._active[self._woken.popleft()] = None
-        updates: dict[BatchedStream, Update] = {}
-        for stream in list(self._active):
-            if stream.closed:
-                del self._active[stream]
-                continue
-            updates[stream] = Update()
-            _fill(stream, updates[stream])
-            if updates[stream].failure is not None or not stream.session.is_ready:
+        self._active = {stream: None for stream in self._active if not stream.closed}
+        updates = {stream: Update() for stream in self._active}
+        _fill(list(self._active), updates)
+        for stream, update in updates.items():
+            if update.failure is not None or not stream.session.is_ready:
                 del self._active[stream]
         ready = list(self._active)
         self._decode(ready, updates)
@@ -189,35 +188,69 @@ class Batcher:
 
 
 def _add_events(stream: BatchedStream, result: Result | None, update: Update) -> None:
-    try:
+    with _failures_of(update):
         update.events += stream.session.events(result)
         update.finished, update.decoded_seconds = stream.session.finished, stream.session.decoded_seconds
-    except Exception as error:
-        _log.exception("a stream failed")
-        update.failure = error
 
 
-def _fill(stream: BatchedStream, update: Update) -> None:
-    """Move audio from the inbox of a stream to its session until it is ready, and run the commands between."""
-    session, inbox = stream.session, stream.inbox
+def _fill(streams: Sequence[BatchedStream], updates: dict[BatchedStream, Update]) -> None:
+    """Move audio from the inboxes of streams to their sessions until these are ready, and run the commands between."""
+    filling = list(streams)
+    while filling:
+        taken: dict[BatchedStream, Tensor] = {}
+        for stream in filling:
+            with _failures_of(updates[stream]):
+                if (samples := _take(stream)) is not None:
+                    taken[stream] = samples
+        scores = _score(taken, updates)
+        for stream, score in scores.items():
+            with _failures_of(updates[stream]):
+                updates[stream].num_samples += taken[stream].numel()
+                stream.session.accept(taken[stream], score)
+        filling = [stream for stream in scores if updates[stream].failure is None]
+
+
+@contextmanager
+def _failures_of(update: Update) -> Iterator[None]:
+    """Let exceptions end a stream."""
     try:
-        while inbox and not session.is_ready:
-            blocks = _take_blocks(inbox, session.missing_samples())
-            if blocks:
-                samples = torch.cat(blocks)
-                update.num_samples += samples.numel()
-                session.accept(samples)
-                continue
-            command = inbox[0]
-            if isinstance(command, Tensor):
-                return  # the chunk is not complete yet
-            inbox.popleft()
-            command(session)
+        yield
     except AudioError as error:
         update.failure = error
     except Exception as error:
         _log.exception("a stream failed")
         update.failure = error
+
+
+def _score(
+    taken: Mapping[BatchedStream, Tensor], updates: dict[BatchedStream, Update]
+) -> dict[BatchedStream, Scores | None]:
+    """Detect speech in the next audio of streams in batches; an exception ends only the stream that causes it."""
+    try:
+        scores = score_speech([stream.session.inner for stream in taken], list(taken.values()))
+        return dict(zip(taken, scores, strict=True))
+    except Exception as error:
+        if len(taken) == 1:
+            _log.exception("a stream failed")
+            updates[next(iter(taken))].failure = error
+            return {}
+    parts = [_score({stream: samples}, updates) for stream, samples in taken.items()]
+    return {stream: score for part in parts for stream, score in part.items()}
+
+
+def _take(stream: BatchedStream) -> Tensor | None:
+    """Run the next commands in the inbox of a stream, and return the audio after them; None if it is not complete."""
+    session, inbox = stream.session, stream.inbox
+    while inbox and not session.is_ready:
+        blocks = _take_blocks(inbox, session.missing_samples())
+        if blocks:
+            return as_float(torch.cat(blocks))
+        command = inbox[0]
+        if isinstance(command, Tensor):
+            return None  # the chunk is not complete yet
+        inbox.popleft()
+        command(session)
+    return None
 
 
 def _take_blocks(inbox: "deque[Tensor | Command]", num_samples: int) -> list[Tensor]:

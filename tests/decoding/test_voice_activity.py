@@ -3,12 +3,14 @@
 import importlib.util
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_models import make_model
 from torch import Tensor
+from window_scorer import WindowScorer
 
 from icefall_pathways.corpora.mini_speech import Synthesizer, draw_speakers, synthesize_utterance
 from icefall_pathways.data.features import FbankConfig
@@ -20,7 +22,7 @@ from icefall_pathways.decoding.streaming import (
     make_gate,
     voice_activity,
 )
-from icefall_pathways.decoding.streaming.voice_activity import SpeechBlock, SpeechGate
+from icefall_pathways.decoding.streaming.voice_activity import Silero, SpeechBlock, SpeechGate
 from icefall_pathways.languages import get_language
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.searches import GreedySearch
@@ -56,7 +58,7 @@ def regions(blocks: list[SpeechBlock]) -> list[tuple[int, Tensor]]:
 
 
 def gated(samples: Tensor, sizes: list[int]) -> list[tuple[int, Tensor]]:
-    gate, blocks = SpeechGate(is_loud), []
+    gate, blocks = SpeechGate(WindowScorer(is_loud)), []
     for block in samples.split(sizes):
         blocks += gate.accept(block)
     pieces = regions(blocks + gate.flush())
@@ -138,6 +140,39 @@ def test_silero_passes_on_speech_between_silence_or_noise(
             assert first > start - 24000 and last < start + samples.numel() + 24000
 
 
+def reference_scores(windows: np.ndarray) -> list[float]:
+    """Score the windows (n, 512) of one stream one by one."""
+    session, scores, level = voice_activity._load_session(), [], 0.0
+    state, context = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32)
+    for window in windows:
+        level = max(0.995 * level, float(np.sqrt((window**2).mean())))
+        scaled = np.float32(min(10**1.5, max(1.0, 0.1 / level))) * window
+        inputs = {"input": np.concatenate([context, scaled])[None], "state": state, "sr": np.array(16000)}
+        (((score,),), state), context = session.run(None, inputs), scaled[-64:]
+        scores.append(score)
+    return scores
+
+
+def test_scores_of_silero_do_not_depend_on_the_batch(utterances: list[Tensor]) -> None:
+    """The streams have different levels and numbers of windows."""
+    silero, gains = Silero(), (0.01, 1.0, 0.5, 0.1)
+    parts = [gain * samples[: WINDOW * 19] for gain, samples in zip(gains, utterances, strict=True)]
+    windows = [samples.view(-1, WINDOW).numpy() for samples in parts]
+    windows[2] = windows[2][:0]
+    states, scored = [silero.new_state() for _ in windows], [[] for _ in windows]  # type: ignore[var-annotated]
+    for sizes in ((3, 5, 0, 4), (10, 9, 0, 13), (6, 5, 0, 2)):
+        starts = map(len, scored)
+        blocks = [stream[start : start + size] for stream, start, size in zip(windows, starts, sizes, strict=True)]
+        scores = silero.score(blocks, states)
+        states = [score.state for score in scores]
+        for stream, score in zip(scored, scores, strict=True):
+            stream.extend(score.probabilities)
+    for stream, scores_of_stream in zip(windows, scored, strict=True):
+        assert scores_of_stream == pytest.approx(reference_scores(stream), abs=1e-6)
+    assert [len(stream) for stream in scored] == [19, 19, 0, 19]
+    assert min(max(stream) for stream in scored if stream) > 0.5
+
+
 def test_no_gate_without_voice_activity_detection() -> None:
     assert make_gate("none") is None
 
@@ -179,7 +214,7 @@ def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> 
     silence = torch.zeros(WINDOW * 100)
     loud = lambda window: float(abs(window).max() > 1e-4)  # noqa: E731
     decoder = StreamingDecoder(emformer, GreedySearch(emformer), FbankConfig())
-    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(loud))
+    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(WindowScorer(loud)))
     samples = torch.cat([part for burst in bursts for part in (silence, burst)] + [silence])
     results = [result for result in run(recognizer, samples, size) if result.is_final]
     texts, audio_end = [result for result in results if result.tokens], samples.numel() / 16000
@@ -198,6 +233,6 @@ def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> 
 
 def test_audio_without_speech_has_one_empty_result(emformer: Transducer) -> None:
     decoder = StreamingDecoder(emformer, GreedySearch(emformer), FbankConfig())
-    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(lambda window: 0.0))
+    recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(WindowScorer(lambda window: 0.0)))
     (result,) = run(recognizer, torch.randn(50000) * 0.1, 1000)
     assert (result.tokens, result.is_last, result.speech_seconds, result.end) == ([], True, 0.0, 3.125)

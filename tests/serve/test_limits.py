@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
 from websockets.exceptions import InvalidStatus
 
+from icefall_pathways.serve.audio import PcmDecoder, as_float
 from icefall_pathways.serve.limits import Limits
 
 
@@ -114,3 +116,25 @@ def test_stream_without_results_in_the_buffer_is_bounded(model, speech):
             messages = receive_all(client)
     assert peak < 20
     assert messages[-1]["duration"] == 24.0
+
+
+@pytest.mark.parametrize(
+    ("audio_format", "rate", "dtype"),
+    [
+        ("pcm_s16le", 16000, torch.int16),
+        ("pcm_s16le", 8000, torch.float32),
+        ("pcm_f32le", 16000, torch.float32),
+    ],
+)
+def test_16_bit_samples_are_buffered_in_16_bits(speech, audio_format, rate, dtype):
+    decoder = PcmDecoder(audio_format, rate)
+    scaled = (speech / np.float32(2**15)).astype("<f4")
+    data = (speech if audio_format == "pcm_s16le" else scaled).tobytes()
+    parts = [decoder.accept(data[:10001]), decoder.accept(data[10001:]), decoder.flush()]
+    parts = [part for part in parts if part.numel() > 0]
+    assert all(part.dtype is dtype for part in parts)
+    samples = as_float(torch.cat(parts))
+    if rate == 16000:
+        np.testing.assert_array_equal(samples.numpy(), scaled)
+    else:
+        assert samples.numel() == pytest.approx(2 * len(speech), abs=10) and samples.abs().max() <= 1

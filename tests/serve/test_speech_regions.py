@@ -1,26 +1,27 @@
 """Voice activity detection in the server: the results of the Python interface, and one decision per region."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from running_server import blocks, load_model, run_server
+from running_server import blocks, load_model, receive_all, run_server
+from window_scorer import WindowScorer
 
 from icefall_pathways import Pathways
 from icefall_pathways.decoding.streaming import voice_activity
 from icefall_pathways.serve.sessions import SpeechSession
 
 
-class LoudWindows:
-    """Score windows by their level, since the audio of these tests is noise."""
-
-    def __call__(self, window):
-        return float(np.abs(window).max() > 0.05)
+def is_loud(window):
+    """Score a window by its level, since the audio of these tests is noise."""
+    return float(np.abs(window).max() > 0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _scorer():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(voice_activity, "Silero", LoudWindows)
+        patch.setattr(voice_activity, "Silero", lambda: WindowScorer(is_loud))
         yield
 
 
@@ -91,6 +92,29 @@ def test_language_changes_in_silence(vad_server, pauses):
     later = [(m["text"], m["start"], m["end"], m["language"]) for m in changed if m["start"] > change]
     assert later == [(m["text"], m["start"], m["end"], m["language"]) for m in dutch if m["start"] > change]
     assert later
+
+
+def test_failure_of_voice_activity_detection_ends_only_its_stream(served_dir, pauses, monkeypatch):
+    """Windows of several streams are scored together."""
+
+    def fail_if_loud(window):
+        if np.abs(window).max() > 0.9:
+            raise RuntimeError("broken")
+        return is_loud(window)
+
+    monkeypatch.setattr(voice_activity, "Silero", lambda: WindowScorer(fail_if_loud))
+    loud = np.clip(pauses.astype(np.int32) * 10, -32768, 32767).astype("<i2")
+    with run_server(load_model(served_dir, vad="silero")) as server:
+        alone = server.recognize(blocks(pauses), language="en", partial_results=False)
+        with server.connect() as good, server.connect() as bad:
+            for client in (good, bad):
+                client.send(json.dumps({"type": "start", "language": "en", "partial_results": False}))
+            for good_block, bad_block in zip(blocks(pauses, 2000), blocks(loud, 2000), strict=True):
+                bad.send(bad_block)
+                good.send(good_block)
+            good.send('{"type": "end"}')
+            assert receive_all(bad)[-2]["code"] == "internal"
+            assert receive_all(good) == alone
 
 
 def test_silence_is_not_decoded(vad_server, pauses):

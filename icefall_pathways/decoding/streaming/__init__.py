@@ -15,8 +15,8 @@ from icefall_pathways.decoding.streaming.decoder import (
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.decoding.streaming.engine import Engine, EngineError, StreamEncoder
-from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session
-from icefall_pathways.decoding.streaming.voice_activity import VadError, VadName, make_gate
+from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session, score_speech
+from icefall_pathways.decoding.streaming.voice_activity import Scores, VadError, VadName, make_gate
 
 __all__ = [
     "ANY_LANGUAGE",
@@ -28,6 +28,7 @@ __all__ = [
     "LanguageSelector",
     "Recognizer",
     "Result",
+    "Scores",
     "Session",
     "Source",
     "Stream",
@@ -37,4 +38,5 @@ __all__ = [
     "VadName",
     "check_samples",
     "make_gate",
+    "score_speech",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE, SUBSAMPLING_FACTOR
 from icefall_pathways.data.features import FbankConfig, StreamingFbank
 from icefall_pathways.decoding.streaming.engine import StreamEncoder
-from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_encoder_states, join_search_states
+from icefall_pathways.decoding.streaming.state import BatchState, StreamState, join_search_states, join_states
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.searches import Hypothesis, Search, SearchState
@@ -129,6 +129,7 @@ class StreamingDecoder:
         self.model = model
         self.searches = {ANY_LANGUAGE: searches} if isinstance(searches, Search) else dict(searches)
         self.fbank = fbank
+        self._extractor = fbank.extractor(snip_edges=True)
         self.pathways = pathways
         self.device = next(model.parameters()).device
         self.encoder = StreamEncoder(model, pathways) if encoder is None else encoder
@@ -145,7 +146,7 @@ class StreamingDecoder:
             search_state = self.searches[language].init(1)
         return Stream(
             language=language,
-            fbank=StreamingFbank(self.fbank),
+            fbank=StreamingFbank(self.fbank, self._extractor),
             features=torch.empty(0, self.fbank.num_bins, device=self.device),
             state=StreamState(BatchState(self.model, self.model.init_states(1, self.device), search_state, 1), 0),
         )
@@ -175,14 +176,16 @@ class StreamingDecoder:
         chunks = [stream.features[:window] for stream in streams]
         x = torch.stack([F.pad(chunk, (0, 0, 0, window - chunk.size(0))) for chunk in chunks])
         x_lens = torch.tensor([chunk.size(0) for chunk in chunks], device=self.device)
-        states = [stream.state for stream in streams]
-        encoder_out, lens, encoder_states = self.encoder.stream(language, x, x_lens, join_encoder_states(states))
-        search_state = self.searches[language].advance(join_search_states(states), encoder_out, lens)
+        encoder_states, search_state = join_states([stream.state for stream in streams])
+        encoder_out, lens, encoder_states = self.encoder.stream(language, x, x_lens, encoder_states)
+        search_state = self.searches[language].advance(search_state, encoder_out, lens)
         batch = BatchState(self.model, encoder_states, search_state, len(streams))
         for row, (stream, num_frames) in enumerate(zip(streams, lens.tolist(), strict=True)):
             stream.state = StreamState(batch, row)
             stream.num_frames += num_frames
-            stream.features = stream.features[shift:]
+            rest = stream.features[shift:]
+            # A view would keep all features in memory until more audio arrives.
+            stream.features = rest if rest.size(0) >= window else rest.clone()
 
     def results(self, streams: Sequence[Stream]) -> list[Hypothesis]:
         """Return the current best hypothesis of each stream."""
@@ -205,7 +208,8 @@ class StreamingDecoder:
         search = self.searches[stream.language]
         with self._pathway(stream.language):
             search_state = search.reset_hypothesis(stream.search_state) if keep_context else search.init(1)
-        stream.state = StreamState(BatchState(self.model, stream.state.encoder_states, search_state, 1), 0)
+        encoder_states = self.model.stack_states([stream.state.encoder_states])  # a copy, as in `leave_batch`
+        stream.state = StreamState(BatchState(self.model, encoder_states, search_state, 1), 0)
 
     def _pathway(self, language: str) -> AbstractContextManager[None]:
         return nullcontext() if self.pathways is None else self.pathways.activate(language)

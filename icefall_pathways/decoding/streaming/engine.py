@@ -103,6 +103,7 @@ class _Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = _LOG_ERRORS
+        options.enable_cpu_mem_arena = False  # each session would keep the memory of its largest batch
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight.numpy()) for weight in weights.values()]
         options.add_external_initializers(list(weights), values)
         with TemporaryDirectory() as folder:  # a session of serialized bytes would keep them in memory

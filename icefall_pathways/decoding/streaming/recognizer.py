@@ -21,7 +21,7 @@ from icefall_pathways.decoding.streaming.decoder import (
     push_next,
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
-from icefall_pathways.decoding.streaming.voice_activity import SpeechBlock, SpeechGate
+from icefall_pathways.decoding.streaming.voice_activity import Scores, SpeechBlock, SpeechGate, score_samples
 from icefall_pathways.searches import Hypothesis
 from icefall_pathways.searches.base import common_prefix_length
 
@@ -122,8 +122,12 @@ class Session:
         """Language of the session; None while it is unknown."""
         return self.candidates[0].language if len(self.candidates) == 1 else None
 
-    def accept_samples(self, samples: Tensor) -> None:
+    def accept_samples(self, samples: Tensor, scores: Scores | None = None) -> None:
         """Append samples (n,), 16 kHz, in [-1, 1].
+
+        Args:
+          samples: The samples.
+          scores: Their scores from `score_speech`; None: the voice activity detection computes them.
 
         Raises:
           AudioError: The samples are not finite or out of range; the session is unchanged.
@@ -138,7 +142,7 @@ class Session:
         if self.gate is None:
             self._extend_streams(samples)
         else:
-            self._waiting = self._waiting + self.gate.accept(samples)
+            self._waiting = self._waiting + self.gate.accept(samples, scores)
             self._pass_on()
 
     def finish(self) -> None:
@@ -203,6 +207,18 @@ class Session:
         features = self.candidates[0].fbank.flush()
         for stream in self.candidates:
             stream.finish_features(features)
+
+
+def score_speech(sessions: Sequence[Session], samples: Sequence[Tensor]) -> list[Scores | None]:
+    """Score the next samples (n,) of each session in batches, for `Session.accept_samples`; sessions are unchanged.
+
+    Returns:
+      Scores of each session; None without voice activity detection.
+    """
+    gates = [session.gate for session in sessions if session.gate is not None]
+    blocks = [block for session, block in zip(sessions, samples, strict=True) if session.gate is not None]
+    scores = iter(score_samples(gates, blocks))
+    return [None if session.gate is None else next(scores) for session in sessions]
 
 
 def _num_samples(stream: Stream) -> int:

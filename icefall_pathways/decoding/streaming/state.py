@@ -1,8 +1,9 @@
 """States of the encoder and the search for streams that share batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import WeakSet
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.searches import SearchState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchState:
     """State of the streams of one batch, in their order.
 
@@ -21,12 +22,14 @@ class BatchState:
       encoder_states: Encoder state of the batch.
       search_state: Search state of the batch.
       size: Number of streams.
+      streams: States of the streams that are not processed further yet.
     """
 
     model: Transducer
     encoder_states: list[Tensor]
     search_state: SearchState
     size: int
+    streams: "WeakSet[StreamState]" = field(default_factory=WeakSet)
 
     @cached_property
     def encoder_states_by_stream(self) -> list[list[Tensor]]:
@@ -39,7 +42,7 @@ class BatchState:
         return [self.search_state] if self.size == 1 else self.search_state.split()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StreamState:
     """State of one stream: a row of a batch.
 
@@ -51,6 +54,9 @@ class StreamState:
     batch: BatchState
     row: int
 
+    def __post_init__(self) -> None:
+        self.batch.streams.add(self)
+
     @property
     def encoder_states(self) -> list[Tensor]:
         """Encoder state, as a batch of one."""
@@ -61,13 +67,23 @@ class StreamState:
         """Search state, as a batch of one."""
         return self.batch.search_states_by_stream[self.row]
 
+    def leave_batch(self) -> None:
+        """Copy the state of this stream, so that it does not keep the states of the others in memory."""
+        model = self.batch.model
+        encoder_states, search_state = model.stack_states([self.encoder_states]), SearchState.join([self.search_state])
+        self.batch, self.row = BatchState(model, encoder_states, search_state, 1), 0
 
-def join_encoder_states(states: Sequence[StreamState]) -> list[Tensor]:
-    """Return the encoder states of the streams as one batch, in the given order."""
+
+def join_states(states: Sequence[StreamState]) -> tuple[list[Tensor], SearchState]:
+    """Return the encoder states and the search states of the streams as one batch, in the given order."""
     batch = _common_batch(states)
     if batch is not None:
-        return batch.encoder_states
-    return states[0].batch.model.stack_states([state.encoder_states for state in states])
+        return batch.encoder_states, batch.search_state
+    joined = set(states)
+    for batch in {state.batch for state in states}:
+        for state in set(batch.streams) - joined:
+            state.leave_batch()
+    return states[0].batch.model.stack_states([state.encoder_states for state in states]), join_search_states(states)
 
 
 def join_search_states(states: Sequence[StreamState]) -> SearchState:

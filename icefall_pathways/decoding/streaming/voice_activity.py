@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -35,15 +35,44 @@ class VadError(ValueError):
     """Voice activity detection cannot run on this machine."""
 
 
-class SpeechScorer(Protocol):
-    """A function that returns the probability of speech of consecutive windows of `_WINDOW` samples."""
+Windows = npt.NDArray[np.float32]
+"""Consecutive windows (n, 512) of one stream."""
 
-    def __call__(self, window: npt.NDArray[np.float32]) -> float:
-        """Return the probability that the next window (n,) contains speech."""
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of consecutive windows of one stream.
+
+    Attributes:
+      probabilities: Probability of speech in each window (n,).
+      state: State of the scorer after the windows.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    state: Any
+
+
+class SpeechScorer(Protocol):
+    """Score windows of many streams, whose states it does not modify."""
+
+    def new_state(self) -> Any:
+        """Return the state of a new stream."""
+
+    def score(self, windows: Sequence[Windows], states: Sequence[Any]) -> list[Scores]:
+        """Score the next windows of each stream; their numbers may differ."""
+
+
+@dataclass(frozen=True)
+class _SileroState:
+    """State of one stream: recurrent state (2, 128), samples (64,) before the next window, level of the input."""
+
+    recurrent: npt.NDArray[np.float32]
+    context: npt.NDArray[np.float32]
+    level: float
 
 
 class Silero:
-    """Silero VAD in ONNX Runtime, for one stream. The level of its input follows the loudest window so far.
+    """Silero VAD in ONNX Runtime, in batches. The level of a stream follows its loudest window so far.
 
     Raises:
       VadError: The package silero-vad or onnxruntime is not installed.
@@ -51,19 +80,34 @@ class Silero:
 
     def __init__(self) -> None:
         self._session = _load_session()
-        self._state = np.zeros((2, 1, 128), np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
-        self._level = 0.0
 
-    def __call__(self, window: npt.NDArray[np.float32]) -> float:
-        """Return the probability that the next window (n,) contains speech."""
-        self._level = max(_LEVEL_DECAY * self._level, float(np.sqrt(np.mean(np.square(window)))))
-        gain = min(_MAX_GAIN, max(1.0, _TARGET_RMS / max(self._level, 1e-9)))
-        scaled = (gain * window).astype(np.float32)
-        inputs = {"input": np.concatenate([self._context, scaled])[None], "state": self._state, "sr": _RATE}
-        probability, self._state = self._session.run(None, inputs)
-        self._context = scaled[-_CONTEXT:]
-        return float(probability[0, 0])
+    def new_state(self) -> _SileroState:
+        """Return the state of a new stream."""
+        return _SileroState(np.zeros((2, 128), np.float32), np.zeros(_CONTEXT, np.float32), 0.0)
+
+    def score(self, windows: Sequence[Windows], states: Sequence[_SileroState]) -> list[Scores]:
+        """Score the next windows of each stream, see `SpeechScorer`; a batch has one window of each."""
+        counts = np.array([len(stream) for stream in windows])
+        order = np.argsort(-counts, kind="stable")  # streams without further windows leave the batch at its end
+        recurrent = np.stack([states[i].recurrent for i in order], axis=1)
+        context = np.stack([states[i].context for i in order])
+        level = np.array([states[i].level for i in order])
+        probabilities = np.zeros((len(windows), counts.max()), np.float32)
+        for index in range(counts.max()):
+            size = int((counts > index).sum())
+            batch = np.stack([windows[i][index] for i in order[:size]])
+            level[:size] = np.maximum(_LEVEL_DECAY * level[:size], np.sqrt(np.mean(np.square(batch), axis=1)))
+            gain = np.clip(_TARGET_RMS / np.maximum(level[:size], 1e-9), 1.0, _MAX_GAIN).astype(np.float32)
+            batch *= gain[:, None]
+            inputs = {"input": np.hstack([context[:size], batch]), "state": recurrent[:, :size], "sr": _RATE}
+            scores, recurrent[:, :size] = self._session.run(None, inputs)
+            probabilities[:size, index], context[:size] = scores[:, 0], batch[:, -_CONTEXT:]
+        rows = np.argsort(order)
+        return [
+            # Copies: a view would keep the states of all streams in memory.
+            Scores(probabilities[row, :count], _SileroState(recurrent[:, row].copy(), context[row].copy(), level[row]))
+            for row, count in zip(rows, counts, strict=True)
+        ]
 
 
 _RATE = np.array(SAMPLE_RATE)
@@ -84,6 +128,7 @@ def _load_session() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # more are slower: a window takes a fraction of a millisecond
     options.log_severity_level = _LOG_ERRORS
+    options.enable_cpu_mem_arena = False  # it keeps the memory of the largest batch
     return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
 
 
@@ -115,7 +160,8 @@ class SpeechGate:
     """
 
     def __init__(self, scorer: SpeechScorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
+        self._scorer_state = scorer.new_state()
         self._rest = torch.zeros(0)
         self._position = 0  # of the next window
         self._recent: deque[Tensor] = deque(maxlen=round(_PRE_ROLL * SAMPLE_RATE / _WINDOW))
@@ -137,15 +183,27 @@ class SpeechGate:
             num_windows = min(-(-num_samples // _WINDOW), _HANGOVER_WINDOWS - self._silent_windows)
         return num_windows * _WINDOW - self._rest.numel()
 
-    def accept(self, samples: Tensor) -> list[SpeechBlock]:
-        """Append samples (n,), and return the blocks of speech that they complete."""
-        samples = torch.cat([self._rest, samples.detach().float().cpu().flatten()])
-        num_whole = samples.numel() // _WINDOW * _WINDOW
-        self._rest = samples[num_whole:]
-        windows = samples[:num_whole].view(-1, _WINDOW)
-        blocks = _join_blocks([block for window in windows for block in self._accept_window(window)])
+    def accept(self, samples: Tensor, scores: Scores | None = None) -> list[SpeechBlock]:
+        """Append samples (n,), and return the blocks of speech that they complete.
+
+        Args:
+          samples: The samples.
+          scores: Their scores from `score_samples`; None: compute them.
+        """
+        if scores is None:
+            (scores,) = score_samples([self], [samples])
+        windows, rest = self._split(samples)
+        self._rest, self._scorer_state = rest.clone(), scores.state  # a view would keep all samples in memory
+        pairs = zip(windows, scores.probabilities.tolist(), strict=True)
+        blocks = _join_blocks([block for window, score in pairs for block in self._accept_window(window, score)])
         self.num_samples += sum(block.samples.numel() for block in blocks)
         return blocks
+
+    def _split(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the windows (n, 512) that samples complete, and the remaining samples."""
+        samples = torch.cat([self._rest, samples.detach().float().cpu().flatten()])
+        num_whole = samples.numel() // _WINDOW * _WINDOW
+        return samples[:num_whole].view(-1, _WINDOW), samples[num_whole:]
 
     def flush(self) -> list[SpeechBlock]:
         """Finish the stream: end the current region, and return its last block."""
@@ -155,8 +213,7 @@ class SpeechGate:
         self.num_samples += self._rest.numel()
         return [SpeechBlock(self._rest, self._position, is_last=True)]
 
-    def _accept_window(self, window: Tensor) -> Iterator[SpeechBlock]:
-        probability = self._scorer(window.numpy())
+    def _accept_window(self, window: Tensor, probability: float) -> Iterator[SpeechBlock]:
         start = self._position
         self._position += _WINDOW
         if self._silent_windows is None:
@@ -173,6 +230,15 @@ class SpeechGate:
         if is_last:
             self._silent_windows = None
         yield SpeechBlock(window, start, is_last=is_last)
+
+
+def score_samples(gates: Sequence[SpeechGate], samples: Sequence[Tensor]) -> list[Scores]:
+    """Score the next samples (n,) of each gate in batches, for `SpeechGate.accept`; the gates are unchanged.
+
+    All gates must have the same kind of scorer.
+    """
+    windows = [gate._split(block)[0].numpy() for gate, block in zip(gates, samples, strict=True)]
+    return gates[0].scorer.score(windows, [gate._scorer_state for gate in gates]) if gates else []
 
 
 def _join_blocks(blocks: list[SpeechBlock]) -> list[SpeechBlock]:
