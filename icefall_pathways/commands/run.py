@@ -4,6 +4,8 @@ Usage:
 
   # the embedded corpus and a model for two cores without GPU
   ./run.sh --demo 1
+  # real speech: spoken phrases in nine languages, on two cores without GPU
+  ./run.sh --preset stamps
   # Multilingual LibriSpeech on eight GPUs
   ./run.sh --world-size 8 --languages "en fr it nl" --corpus mls --corpus-dir /data/mls
   # your own clips and transcripts, one subfolder per language
@@ -31,7 +33,7 @@ other values replace as a whole.
 
 from collections.abc import Sequence
 
-from icefall_pathways.recipe.presets import corpus_preset, demo_preset, implied_corpus
+from icefall_pathways.recipe.presets import corpus_preset, demo_preset, implied_corpus, named_preset
 from icefall_pathways.recipe.programs import read_with_defaults
 from icefall_pathways.recipe.run import RunConfig as Config
 from icefall_pathways.recipe.run import run
@@ -41,4 +43,5 @@ __all__ = ["Config", "read", "run"]
 
 def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
     """Read the options: what is typed takes precedence over the presets and the languages that it selects."""
-    return read_with_defaults(config_class, description, argv, (demo_preset, implied_corpus, corpus_preset), prog)
+    select = (named_preset, demo_preset, implied_corpus, corpus_preset)
+    return read_with_defaults(config_class, description, argv, select, prog)

@@ -68,6 +68,27 @@ def _small(config: Config, encoder_type: str) -> Config:
     )
 
 
+def _stamps(config: RunConfig) -> RunConfig:
+    """Return `config` with the settings for real speech; RESULTS.md compares them with others on dev."""
+    training = f"{_TRAINING} {_SPEECH_ONLY} --valid-interval 1000"
+    return replace(
+        _small(config, "emformer"),
+        data_dir=Path("data/stamps"),
+        exp_root=Path("exp/stamps"),
+        vocab_size=200,
+        prepare_args="--perturb-speed 1",
+        at_once=2,
+        mask_updates=160,
+        finetune_updates=2800,
+        train_args=(
+            f"{_EMFORMER} {training} --num-updates 4500 --short-first 1 --base-lr 0.004 --lr-warmup 150 "
+            "--warm-updates 500"
+        ),
+        finetune_args=f"{training} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
+        search_args=f"{training} --base-lr 0.002 {_SEARCH}",
+    )
+
+
 def _mini(config: Config, encoder_type: str) -> Config:
     """Return `config` with the embedded corpus, number words in four languages, and the settings for small corpora."""
     return replace(
@@ -98,6 +119,13 @@ _DEMOS = {preset.encoder_type: preset for preset in (DEMO, DEMO_ZIPFORMER)}
 _STUDIES = {preset.encoder_type: preset for preset in (STUDY, STUDY_ZIPFORMER)}
 
 
+def named_preset(config: RunConfig, default: RunConfig) -> RunConfig:
+    """Return the defaults that --preset selects."""
+    if config.preset == "stamps":
+        return replace(default, corpus="stamps")
+    return replace(default, demo=config.preset == "demo")
+
+
 def demo_preset(config: RunConfig, default: RunConfig) -> RunConfig:
     """Return the defaults of the demo, if --demo selects it.
 
@@ -114,13 +142,15 @@ def implied_corpus(config: RunConfig, default: RunConfig) -> RunConfig:
 
 
 def corpus_preset(config: RunConfig, default: RunConfig) -> RunConfig:
-    """Return the defaults for the corpus: its languages, and the demo's model and training if it is a small one.
+    """Return the defaults for the corpus: its languages, and model and trainings if it is a small one.
 
     Raises:
       ValueError: The languages of the corpus cannot be determined, or the options of the preparation are not valid.
     """
     if config.corpus in _SMALL_CORPORA:
         presets = {name: _small(default, name) for name in _SMALL_MODELS}
+        if config.corpus == "stamps":
+            presets["emformer"] = _stamps(default)
         default = _preset_for_encoder(config, presets)
     if config.languages != default.languages:
         return default

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from icefall_pathways.experiment import layout
 from icefall_pathways.ranges import ShareBelowOne, Stage
@@ -52,6 +53,9 @@ class RunConfig(ExperimentsConfig):
     demo: bool = False
     """Use the settings of `make demo` as defaults: the embedded corpus and a model for two cores without GPU."""
 
+    preset: Literal["", "demo", "stamps"] = ""
+    """demo: the same as --demo 1; stamps: the same as --corpus stamps, real speech. Empty: the corpus decides."""
+
     exp_root: Path = Path("exp")
     """Folder for all experiments."""
 
@@ -69,7 +73,7 @@ class RunConfig(ExperimentsConfig):
     @property
     def single_thread(self) -> bool:
         """True if every process has one thread unless OMP_NUM_THREADS is set."""
-        return self.demo
+        return self.demo or self.corpus == "stamps"
 
     @property
     def selected_systems(self) -> list[str]:

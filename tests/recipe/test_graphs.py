@@ -138,6 +138,26 @@ def test_zipformer_demo_differs_only_in_model_optimizer_and_learning_rates():
         assert lines[name] == normalized(expected)
 
 
+@pytest.mark.parametrize("line", ["--preset stamps", "--corpus stamps"])
+def test_stamps_have_a_preset_of_their_own(line):
+    config = read("run", line)
+    lines = commands(run_graph(config))
+    languages = "be bg ca da el es fr ro ru"
+    assert config.languages == languages and "--perturb-speed 1" in lines["features"]
+    assert f"--languages '{languages}' --vocab-size 200 --output-dir data/stamps/lang_bpe_200" in lines["tokens"]
+    updates = {job.name: options_of(job, "num-updates", "updates-per-round")[0][1:] for job in run_graph(config)}
+    assert len({updates[name] for name in ("dense-continued", "lap", "pathways")}) == 1
+    assert int(updates["masks-lap"][1]) == len(languages.split()) * int(updates["masks-pathways"][1])
+    assert environment(config).items() >= SINGLE_THREAD.items()
+    assert lines["dense"] != commands(run_graph(read("run", "--corpus stamps --encoder-type zipformer")))["dense"]
+
+
+def test_preset_is_another_name_of_the_option_that_selects_it():
+    for line, same in (("--preset demo", "--demo 1"), ("--preset stamps", "--corpus stamps")):
+        assert replace(read("run", line), preset="") == read("run", same)
+    assert read("run", "--preset stamps --vocab-size 90").vocab_size == 90
+
+
 def test_mls_run_does_not_use_demo_settings(tmp_path):
     (tmp_path / "mls_english").mkdir()
     config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
