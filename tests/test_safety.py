@@ -173,7 +173,7 @@ def test_manifest_changed_after_indexing_is_checked_again(tmp_path):
     (cut,) = make_cuts(tmp_path, "en", "en", [400])
     cuts = read_manifest(tmp_path, cut)["en"]
     write_cuts(tmp_path, "en", "train", [replace(cut, recording=recording("touch executed", "command"))])
-    with pytest.raises(DataError, match=r"from a command|cannot read cut 0 of .* changed or damaged since its index"):
+    with pytest.raises(DataError, match=r"from a command|cannot read cut 0 of .* changed or damaged since"):
         cuts.index.read([0])
 
 

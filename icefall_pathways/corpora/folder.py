@@ -10,6 +10,7 @@ DIR/french/, DIR/de/, ...            a folder per language, named by its English
 """
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -97,8 +98,14 @@ def read_clips(folder: Path) -> list[Clip]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return all files but hidden ones, such as those that macOS adds."""
-    return sorted(path for path in folder.rglob("[!._]*") if path.is_file())
+    """Return all files but hidden ones, such as those that macOS adds, also those in linked folders."""
+    files, visited = [], {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        targets = {os.path.realpath(Path(parent, name)): name for name in sorted(folders, reverse=True)}
+        folders[:] = [name for target, name in targets.items() if target not in visited]
+        visited.update(targets)
+        files += [path for name in names if name[0] not in "._" and (path := Path(parent, name)).is_file()]
+    return sorted(files)
 
 
 def _rows_by_audio(folder: Path, audio: Collection[str]) -> dict[str, list[Row]]:

@@ -48,7 +48,8 @@ def read_table(path: Path) -> Iterator[Row]:
     """Yield the rows of a table.
 
     Raises:
-      CorpusError: It has a header without a column for the transcripts, or rows without one.
+      CorpusError: It has a header without a column for the transcripts, or rows without one, or quotation marks that
+        are not closed.
       ValueError: It is not in UTF-8.
     """
     lines = [line for line in _read_rows(path) if any(cell.strip() for cell in line)]
@@ -67,6 +68,10 @@ def read_table(path: Path) -> Iterator[Row]:
         yield Row(*(_cell(line, column) for column in (file, text, speaker, split)))
 
 
+class _Quoted(csv.excel):
+    strict = True  # else a quotation mark that is not closed joins rows to one transcript
+
+
 class _Unquoted(csv.excel):
     quoting = csv.QUOTE_NONE
 
@@ -76,8 +81,15 @@ def _read_rows(path: Path) -> list[list[str]]:
     header = text.partition("\n")[0]
     delimiter = "\t" if "\t" in header else "|" if "|" in header else ","
     # Tables with tabs or bars contain single quotation marks.
-    dialect = csv.excel if delimiter == "," else _Unquoted
-    return list(csv.reader(io.StringIO(text, newline=""), dialect, delimiter=delimiter))
+    dialect = _Quoted if delimiter == "," else _Unquoted
+    reader = csv.reader(io.StringIO(text, newline=""), dialect, delimiter=delimiter)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise CorpusError(
+            f"{path} is damaged at or before line {reader.line_num} ({error}): close quotation marks, and double those "
+            "inside of transcripts in quotation marks"
+        ) from error
 
 
 def _row_without_header(path: Path, cells: Sequence[str]) -> Row:

@@ -5,6 +5,7 @@ is run and no URL is opened for them, and the sizes that a manifest states have 
 """
 
 import json
+import math
 import shlex
 import stat
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.errors import as_damage
+from icefall_pathways.errors import as_damage, quote
 from icefall_pathways.sharding.jsonl import read_lines
 
 _MAX_DURATION = 24 * 3600.0  # seconds of a cut
@@ -90,6 +91,7 @@ def check_cut(cut: Cut, path: Path) -> None:
     context = f"cut {cut.id} in {path}"
     if not isinstance(cut, MonoCut):
         raise DataError(f"{context} is a {type(cut).__name__}: expected a MonoCut, with one recording and one channel")
+    _check_times(cut, context)
     if not 0 < cut.duration <= _MAX_DURATION:
         raise DataError(
             f"{context} has a duration of {cut.duration:g} s: expected more than 0 and at most {_MAX_DURATION:g}; fix "
@@ -99,6 +101,14 @@ def check_cut(cut: Cut, path: Path) -> None:
         check_recording(cut.recording, context)
     if cut.has_features:
         _check_features(cut.features, context)
+
+
+def _check_times(cut: MonoCut, context: str) -> None:
+    times = [cut.start, *(t for s in cut.supervisions for t in (s.start, s.duration))]
+    wrong = [time for time in times if not isinstance(time, int | float) or not math.isfinite(time)]
+    if wrong:
+        value = quote(str(wrong[0]))
+        raise DataError(f"{context} has the time {value}: expected a number of seconds; fix the manifest")
 
 
 def check_recording(recording: Recording, context: str) -> None:

@@ -64,6 +64,24 @@ def test_subfolders_are_speakers_and_are_divided_as_a_whole(tmp_path):
     assert report.notes["fr", "test", "held out by speaker"] == report.kept["fr", "test"] == 4
 
 
+def test_linked_folders_are_read_once(tmp_path):
+    for name in ("corpus/fr/anna/a", "elsewhere/b"):
+        path = tmp_path / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_clip(path, 0.5)
+    links = {
+        "ben": "../../elsewhere",
+        "carl": "../../elsewhere",
+        "anna/eva": "../ben",
+        "anna/loop": "..",
+        "dora": "dora",
+    }
+    for name, target in links.items():
+        (tmp_path / "corpus" / "fr" / name).symlink_to(target)
+    clips = folder.read_clips(tmp_path / "corpus" / "fr")
+    assert [(clip.id, clip.speaker) for clip in clips] == [("anna/a", "anna"), ("ben/b", "ben")]
+
+
 def test_given_splits_are_kept_and_a_sentence_is_in_one_of_them(tmp_path):
     for split, count in (("train", 5), ("validation", 2), ("test", 2)):
         for i in range(count):

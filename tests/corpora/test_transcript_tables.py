@@ -43,6 +43,9 @@ def test_tables_with_tabs_keep_quotation_marks(tmp_path):
     ("text", "message"),
     [
         ("file_name,words\na.wav,one\n", r"metadata.csv has the columns file_name, words: expected the transcripts in"),
+        ('a.wav,"one\nb.wav,two\nc.wav,he said "three"\n', "metadata.csv is damaged at or before line 3 .*double"),
+        ('a.wav,"one\nb.wav,two\n', "metadata.csv is damaged at or before line 2 .*close quotation marks"),
+        (f"a.wav,{'one ' * 50_000}\n", "metadata.csv is damaged at or before line 1 .*field limit"),
         ("a.wav\n", r"metadata.csv has the line 'a.wav' without a transcript: expected FILE and TEXT"),
     ],
 )

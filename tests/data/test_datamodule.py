@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 import math
 import random
 import subprocess
@@ -317,6 +318,20 @@ def test_a_damaged_manifest_is_an_error(tmp_path: Path, tokenizer: Tokenizer) ->
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(DataError, match="no training cut of english"):
         data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
+
+
+@pytest.mark.parametrize("value", ["x", None, math.nan, math.inf])
+@pytest.mark.parametrize("field", ["start", "duration"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_times_that_are_not_numbers_are_errors(
+    tmp_path: Path, tokenizer: Tokenizer, value: Any, field: str, is_cut: bool
+) -> None:
+    (cut,) = make_cuts(tmp_path, "en", "en", [200])
+    setattr(cut if is_cut else cut.supervisions[0], field, value)
+    path = tmp_path / "mls-english_cuts_dev.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(cut.to_dict()).encode()))
+    with pytest.raises(DataError, match=r"mls-english_cuts_dev.jsonl.gz (has the time|has a duration|is damaged)"):
+        data_module(tmp_path, tokenizer, languages="en").loader("en", "dev")
 
 
 def test_audio_of_another_sampling_rate_is_an_error_if_features_are_computed(
