@@ -39,7 +39,7 @@ from icefall_pathways.decoding.pretrained import load_trained_model
 from icefall_pathways.export.code_coding import entropy_bytes
 from icefall_pathways.export.language_model import language_model
 from icefall_pathways.export.multilingual import LANGUAGE, multilingual_graph
-from icefall_pathways.export.multilingual_folder import encoder_step, masks_below
+from icefall_pathways.export.multilingual_folder import encoder_step
 from icefall_pathways.export.packed_weights import pack_weights
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
@@ -106,7 +106,7 @@ def _models(exp_dir: Path | None) -> list[tuple[str, Transducer, PathwayMasks, F
 
 def measure(model: Transducer, masks: PathwayMasks, features: FbankConfig, repetitions: int) -> list[str]:
     """Return the cells of a row."""
-    masks = masks_below(masks, "encoder")
+    masks = masks.below("encoder")
     graph = multilingual_graph(encoder_step(model, masks, features), masks)
     pathways, no_masks = FoldedPathways(model, masks), PathwayMasks(masks.header)
     separate = [

@@ -67,8 +67,8 @@ def export_multilingual(
     model, masks = copy.deepcopy(model).cpu(), masks.to("cpu")
     encoder = encoder_step(model, masks, features)
     graphs = {
-        "encoder": multilingual_graph(encoder, masks_below(masks, "encoder"), precision),
-        "decoder": multilingual_graph(predictor_step(model), masks_below(masks, "decoder."), precision),
+        "encoder": multilingual_graph(encoder, masks.below("encoder"), precision),
+        "decoder": multilingual_graph(predictor_step(model), masks.below("decoder."), precision),
         "joiner": joiner_graph(model),
     }
     for name, graph in graphs.items():
@@ -122,11 +122,6 @@ def check_precision(precision: Precision) -> None:
         raise ValueError(
             "--precisions int8: a model for all languages has float32 or float16 weights; --format sherpa-onnx has int8"
         )
-
-
-def masks_below(masks: PathwayMasks, prefix: str) -> PathwayMasks:
-    """Return the masks of the parameters whose names start with `prefix`."""
-    return masks.subset(*(name for name in masks.names if name.startswith(prefix)))
 
 
 def _describe(

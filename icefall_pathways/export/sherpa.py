@@ -95,7 +95,7 @@ def export_sherpa(
     owners = {language: _owner(pathways.masks, language) for language in languages}
     write_token_files(tokenizer, folder)
     _write(folder / "joiner", joiner_graph(language_model(pathways, languages[0])), precisions)
-    own_predictor = pathways.masks is not None and any(name.startswith(_PREDICTOR) for name in pathways.masks.names)
+    own_predictor = pathways.masks is not None and bool(pathways.masks.below(_PREDICTOR).names)
     for owner, language in {owner: language for language, owner in reversed(owners.items())}.items():
         masked = language_model(pathways, language)
         _write(folder / owner / "encoder", encoder_graph(masked, level_norm), precisions)

@@ -25,7 +25,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import Predictor
 from icefall_pathways.export.multilingual import Step, multilingual_graph
-from icefall_pathways.export.multilingual_folder import DESCRIPTION_FILE, check_precision, encoder_step, masks_below
+from icefall_pathways.export.multilingual_folder import DESCRIPTION_FILE, check_precision, encoder_step
 from icefall_pathways.export.nemo_features import conversion_matrix, convert_features
 from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx
 from icefall_pathways.export.precision import Precision
@@ -65,7 +65,7 @@ def export_sherpa_multilingual(
         tokens=folder / layout.TOKENS_FILE,
         bpe_vocab=folder / VOCABULARY_FILE,
     )
-    predictor_masks = masks_below(masks, "decoder.")
+    predictor_masks = masks.below("decoder.")
     graphs = {
         files.encoder: _encoder_graph(model, masks, features, precision),
         files.decoder: _predictor_graph(model, predictor_masks),
@@ -82,7 +82,7 @@ def export_sherpa_multilingual(
 
 
 def _encoder_graph(model: Transducer, masks: PathwayMasks, features: FbankConfig, precision: Precision) -> bytes:
-    encoder_masks = masks_below(masks, "encoder")
+    encoder_masks = masks.below("encoder")
     step = encoder_step(model, encoder_masks, features)
     module = _NemoEncoder(step, conversion_matrix(features)).eval()
     x, x_lens, *states = step.inputs.values()

@@ -169,6 +169,10 @@ class PathwayMasks:
         """Return the masks of some parameters; the codes are shared, not copied."""
         return PathwayMasks(self.header, {name: self.codes[name] for name in names})
 
+    def below(self, prefix: str) -> "PathwayMasks":
+        """Return the masks of the parameters whose names start with `prefix`; the codes are shared, not copied."""
+        return self.subset(*(name for name in self.names if name.startswith(prefix)))
+
     def excluding(self, languages: Iterable[str]) -> "PathwayMasks":
         """Return the masks without the entries that any of `languages` uses; these languages have empty masks."""
         bits = [self.bit(language) for language in languages]

@@ -27,7 +27,6 @@ from icefall_pathways.export.multilingual import LANGUAGE, multilingual_graph
 from icefall_pathways.export.multilingual_folder import (
     encoder_step,
     export_multilingual,
-    masks_below,
     predictor_step,
 )
 from icefall_pathways.export.packed_weights import pack_weights
@@ -60,7 +59,7 @@ def exported_encoder(kind, precision="float32", level_norm="running-max"):
     """Return model, masks of three languages, step and graph of the encoder."""
     torch.manual_seed(1)
     model = make_model(kind)
-    masks = masks_below(random_masks(model, LANGUAGES, ROOTS), "encoder")
+    masks = random_masks(model, LANGUAGES, ROOTS).below("encoder")
     step = encoder_step(model, masks, replace(FEATURES, level_norm=level_norm))
     return model, masks, step, multilingual_graph(step, masks, precision)
 
@@ -138,7 +137,7 @@ def test_predictor_equals_every_pathway(context_size):
     model = build_model(config, VOCAB_SIZE).eval()
     model.decoder.embedding.weight.normal_()
     masks = random_masks(model, LANGUAGES, ROOTS)
-    graph = multilingual_graph(predictor_step(model), masks_below(masks, "decoder."))
+    graph = multilingual_graph(predictor_step(model), masks.below("decoder."))
     y = torch.tensor([[-1, 0], [0, 3], [7, 19], [19, 1], [7, 19]])[:, -context_size:]
     languages = torch.tensor([2, 0, 1, 2, 2])
     (actual,) = run_session(make_session(graph), {"y": y, LANGUAGE: languages})
@@ -156,7 +155,7 @@ def test_unknown_language_is_an_error(graph, index):
     model, _, step, encoder = exported_encoder("emformer-memory")
     if graph == "decoder":
         step = predictor_step(model)
-        encoder = multilingual_graph(step, masks_below(random_masks(model, LANGUAGES, ROOTS), "decoder."))
+        encoder = multilingual_graph(step, random_masks(model, LANGUAGES, ROOTS).below("decoder."))
     with pytest.raises(Exception, match="language_has_to_be_an_index_of_the_languages"):
         run_session(make_session(encoder), {**step.inputs, LANGUAGE: torch.tensor([0, index, 0])})
 
@@ -182,7 +181,7 @@ def wide():
         common = torch.rand(code.shape)
         for language in masks.languages:
             masks.set_mask(name, language, common + 0.3 * torch.rand(code.shape) > 0.8)
-    return model, masks_below(masks, "encoder")
+    return model, masks.below("encoder")
 
 
 def test_size_is_near_the_union(wide):
@@ -213,7 +212,7 @@ def test_float16_stores_rounded_weights():
 
 def test_weights_that_are_not_finite_are_rejected():
     model = make_model("emformer")
-    masks = masks_below(random_masks(model, LANGUAGES, ROOTS), "encoder")
+    masks = random_masks(model, LANGUAGES, ROOTS).below("encoder")
     masks.set_mask("encoder.emformer_layers.0.pos_ff.1.weight", "en", torch.ones(16, 16, dtype=torch.bool))
     with torch.no_grad():
         model.encoder.emformer_layers[0].pos_ff[1].weight[3, 3] = float("nan")

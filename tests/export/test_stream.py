@@ -107,7 +107,7 @@ def test_one_graph_encodes_every_language(kind, roots):
         masks.set_mask(name, "it", torch.zeros(masks.codes[name].shape, dtype=torch.bool))
     pathways = FoldedPathways(model, masks)
     stored = {name: weight.clone() for name, weight in model.state_dict().items()}
-    graph = export_stream(model, [name for name in masks.names if name.startswith("encoder")])
+    graph = export_stream(model, masks.below("encoder").names)
     encoded = []
     x, x_lens = _chunk(model, 2)
     for language in ("it", "fr", "en"):
@@ -128,7 +128,7 @@ def test_constants_are_the_weights_that_no_mask_covers():
     """A linear layer's weight of a language is not copied."""
     model = make("zipformer")
     masks = random_masks(model, ["en"])
-    graph = export_stream(model, [name for name in masks.names if name.startswith("encoder")])
+    graph = export_stream(model, masks.below("encoder").names)
     sizes = [math.prod(each.dims) for each in onnx.load_from_string(graph.onnx).graph.initializer if each.raw_data]
     covered = {name.removeprefix("model.") for name in graph.weights} | set(masks.names)
     assert sum(sizes) < sum(weight.numel() for name, weight in model.named_parameters() if name not in covered) * 1.1

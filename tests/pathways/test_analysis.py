@@ -24,7 +24,7 @@ def test_densities_and_overlaps_agree_with_the_masks(model, masks):
 def test_rows_of_module_types_cover_all_their_parameters(model, masks):
     rows = {row.name: row for row in analysis.density_per_type(model, masks)}
     assert set(rows) == {"Conv1d", "Conv2d", "Linear", "LSTM"}
-    weights = [name for name in masks.names if name.startswith("lstm")]
+    weights = masks.below("lstm").names
     kept = sum(int(masks.mask(name, "it").sum()) for name in weights)
     assert rows["LSTM"].num_entries == sum(masks.codes[name].numel() for name in weights)
     assert rows["LSTM"].density["it"] == pytest.approx(kept / rows["LSTM"].num_entries)

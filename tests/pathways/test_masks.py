@@ -52,6 +52,13 @@ def test_dense_masks_keep_all_entries(model):
     assert masks.sparsity("en") == 0 and masks.union_density() == 1
 
 
+def test_masks_below_a_prefix_have_the_codes_of_these_parameters(model):
+    masks = random_masks(model)
+    part = masks.below("conv")
+    assert set(part.names) == {"conv1d.weight", "conv2d.weight"} < set(masks.names)
+    assert all(part.codes[name] is masks.codes[name] for name in part.names) and part.header == masks.header
+
+
 @pytest.mark.parametrize(("count", "dtype"), [(8, torch.uint8), (9, torch.int16), (17, torch.int32), (64, torch.int64)])
 def test_setting_a_mask_changes_only_the_bit_of_its_language(count, dtype):
     model, languages = nn.Linear(5, 7), [f"l{i}" for i in range(count)]

@@ -89,8 +89,8 @@ class OnnxEncoder:
 
 def _masked_weights(model: Transducer, pathways: FoldedPathways) -> tuple[list[str], int]:
     """Return the names of the masked parameters of the encoder, and their bytes."""
-    masks, parameters = pathways.masks, dict(model.named_parameters())
-    names = [] if masks is None else [name for name in masks.names if name.startswith("encoder")]
+    parameters = dict(model.named_parameters())
+    names = [] if pathways.masks is None else pathways.masks.below("encoder").names
     return names, sum(parameters[name].numel() * parameters[name].element_size() for name in names)
 
 
