@@ -73,7 +73,7 @@ def test_engines_decode_the_same_tokens(monkeypatch, model, masks):
 @pytest.mark.parametrize("num_kept", [1, 2, 3])
 def test_sessions_are_kept_within_the_memory_of_pathways(monkeypatch, model, masks, num_kept):
     """And the weights of an encoder in ONNX Runtime are not in the memory of torch."""
-    names = [name for name in masks.names if name.startswith("encoder")]
+    names = masks.below("encoder").names
     size = sum(model.get_parameter(name).numel() * 4 for name in names)
     pathways, created = FoldedPathways(model, masks, max_bytes=num_kept * size), []
     encoder = StreamEncoder(model, pathways, "onnx")
@@ -97,6 +97,15 @@ def test_eager_torch_continues_if_the_sessions_of_all_languages_exceed_the_memor
         encoder.start_onnx(LANGUAGES)
     _decode(_decoder(model, encoder))
     assert encoder.current_engine == "eager"
+
+
+def test_memory_is_checked_before_the_export_only(recwarn, model, masks):
+    """Streams in more languages than fit do not replace an engine that runs."""
+    encoder = StreamEncoder(model, FoldedPathways(model, masks, max_bytes=1e4), "auto")
+    encoder.start_onnx(["en"])
+    encoder.start_onnx(LANGUAGES)
+    assert encoder.engine == "auto" and encoder.current_engine == "onnx"
+    assert not [warning for warning in recwarn if "--pathway-memory" in str(warning.message)]
 
 
 @pytest.mark.parametrize(

@@ -188,28 +188,36 @@ class StreamEncoder:
     def start_onnx(self, languages: Sequence[str]) -> None:
         """Prepare ONNX Runtime for languages, unless the engine is "eager"; others follow at their first use.
 
-        If the memory of pathways is too small for their sessions, each would be created again and again, which takes
-        the time of many chunks: "auto" becomes "eager", with a warning.
+        If the memory of pathways is too small for them at the first call, "auto" becomes "eager", with a warning.
 
         From then on, `pathways` activates the predictor's sub-networks only.
 
         Raises:
           EngineError: ONNX Runtime cannot run the model, and the engine is "onnx".
         """
-        if self.engine == "auto" and self.pathways is not None:
-            num_bytes = len(languages) * _masked_weights(self.model, self.pathways)[1]
-            if len(languages) > 1 and num_bytes > self.pathways.max_bytes:
-                self.engine = "eager"
-                warnings.warn(
-                    f"the masked weights of {len(languages)} languages take {num_bytes / 1e6:.0f} MB, more than "
-                    f"--pathway-memory {self.pathways.max_bytes / 1e6:g}: continuing with eager torch; a larger value "
-                    "makes ONNX Runtime possible",
-                    stacklevel=2,
-                )
+        if self._onnx is None and self.engine == "auto":
+            self._check_memory(languages)
         if self._onnx is None and self.engine != "eager":
             self._onnx = self._try_onnx(languages[0])
         if self._onnx is not None:
             self._onnx.prepare(languages)
+
+    def _check_memory(self, languages: Sequence[str]) -> None:
+        """Replace "auto" by "eager", with a warning, if the memory of pathways is too small for these sessions.
+
+        Each would be created again and again, which takes the time of many chunks.
+        """
+        if self.pathways is None or len(languages) < 2:
+            return
+        num_bytes = len(languages) * _masked_weights(self.model, self.pathways)[1]
+        if num_bytes > self.pathways.max_bytes:
+            self.engine = "eager"
+            warnings.warn(
+                f"the masked weights of {len(languages)} languages take {num_bytes / 1e6:.0f} MB, more than "
+                f"--pathway-memory {self.pathways.max_bytes / 1e6:g}: continuing with eager torch; a larger value "
+                "makes ONNX Runtime possible",
+                stacklevel=3,
+            )
 
     def _try_onnx(self, language: str) -> OnnxEncoder | None:
         try:
