@@ -12,7 +12,7 @@ from window_scorer import WindowScorer
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.streaming import StreamingDecoder, voice_activity
 from icefall_pathways.decoding.streaming.engine import OnnxEncoder
-from icefall_pathways.decoding.streaming.recognizer import Session
+from icefall_pathways.decoding.streaming.session import Session
 from icefall_pathways.decoding.streaming.voice_activity import SpeechGate
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 

@@ -15,7 +15,8 @@ from icefall_pathways.decoding.streaming.decoder import (
 )
 from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.decoding.streaming.engine import Engine, EngineError, StreamEncoder
-from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result, Session, score_speech
+from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result
+from icefall_pathways.decoding.streaming.session import Session, score_speech
 from icefall_pathways.decoding.streaming.voice_activity import Scores, VadError, VadName, make_gate
 
 __all__ = [
