@@ -53,7 +53,6 @@ _INSTALL_EXTRA = "install it with pip install '.[{}]' in the folder of the repos
 _OPTIONAL_PACKAGES = {
     "sounddevice": _INSTALL_EXTRA.format("mic"),
     "distributed": _INSTALL_EXTRA.format("dask"),
-    "onnx": _INSTALL_EXTRA.format("export"),
     **dict.fromkeys(
         (
             "multipart",
