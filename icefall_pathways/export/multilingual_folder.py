@@ -25,9 +25,9 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import Predictor, joiner_graph
 from icefall_pathways.export.model_card import feature_options
 from icefall_pathways.export.multilingual import Step, multilingual_graph
-from icefall_pathways.export.onnx import EXAMPLE_STREAMS
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, write_graphs
 from icefall_pathways.export.precision import Precision
-from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.files import write_json
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -67,16 +67,14 @@ def export_multilingual(
     model, masks = copy.deepcopy(model).cpu(), masks.to("cpu")
     encoder = encoder_step(model, masks, features)
     graphs = {
-        "encoder": multilingual_graph(encoder, masks.below("encoder"), precision),
-        "decoder": multilingual_graph(predictor_step(model), masks.below("decoder."), precision),
-        "joiner": joiner_graph(model),
+        folder / "encoder.onnx": multilingual_graph(encoder, masks.below("encoder"), precision),
+        folder / "decoder.onnx": multilingual_graph(predictor_step(model), masks.below("decoder."), precision),
+        folder / "joiner.onnx": joiner_graph(model),
     }
-    for name, graph in graphs.items():
-        with atomic_write(folder / f"{name}.onnx") as temporary:
-            temporary.write_bytes(graph)
+    write_graphs(graphs.items())
     write_tokens(tokenizer.model_path, folder / layout.TOKENS_FILE)
     write_json(folder / DESCRIPTION_FILE, _describe(model, masks, encoder, features, precision))
-    return [folder / f"{name}.onnx" for name in graphs]
+    return list(graphs)
 
 
 def encoder_step(model: Transducer, masks: PathwayMasks, features: FbankConfig) -> Step:

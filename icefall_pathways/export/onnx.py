@@ -1,12 +1,14 @@
 """Export of modules to ONNX graphs."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from icefall_pathways.files import atomic_write
 from icefall_pathways.torch_compat import export_by_tracing
 
 #: Version of the ONNX operators: the newest that torch 1.13.1 exports, with layer normalization as one operator.
@@ -46,6 +48,13 @@ def export_onnx(
         do_constant_folding=fold_constants,
     )
     return file.getvalue()
+
+
+def write_graphs(graphs: Iterable[tuple[Path, bytes]]) -> None:
+    """Write serialized graphs to files, each atomically."""
+    for path, graph in graphs:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(graph)
 
 
 def without_values(graph: bytes, names: Collection[str]) -> bytes:

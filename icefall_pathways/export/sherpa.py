@@ -25,11 +25,12 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
 from icefall_pathways.export.language_model import language_model
+from icefall_pathways.export.onnx import write_graphs
 from icefall_pathways.export.precision import Precision
 from icefall_pathways.export.proto import convert
 from icefall_pathways.export.sherpa_states import sherpa_states
 from icefall_pathways.export.tokens import VOCABULARY_FILE, write_token_files
-from icefall_pathways.files import atomic_write, write_json
+from icefall_pathways.files import write_json
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -126,9 +127,7 @@ def _owner(masks: PathwayMasks | None, language: str) -> str:
 
 
 def _write(stem: Path, graph: bytes, precisions: Iterable[Precision]) -> None:
-    for precision in precisions:
-        with atomic_write(_path(stem, precision)) as temporary:
-            temporary.write_bytes(convert(graph, precision))
+    write_graphs((_path(stem, precision), convert(graph, precision)) for precision in precisions)
 
 
 def _path(stem: Path, precision: Precision) -> Path:

@@ -27,7 +27,7 @@ from icefall_pathways.export.graphs import Predictor
 from icefall_pathways.export.multilingual import Step, multilingual_graph
 from icefall_pathways.export.multilingual_folder import DESCRIPTION_FILE, check_precision, encoder_step
 from icefall_pathways.export.nemo_features import conversion_matrix, convert_features
-from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx, write_graphs
 from icefall_pathways.export.precision import Precision
 from icefall_pathways.export.proto import with_metadata
 from icefall_pathways.export.sherpa import SherpaFiles
@@ -71,9 +71,7 @@ def export_sherpa_multilingual(
         files.decoder: _predictor_graph(model, predictor_masks),
         files.joiner: _joiner_graph(model, len(masks.languages) if predictor_masks.names else 1),
     }
-    for path, graph in graphs.items():
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(graph)
+    write_graphs(graphs.items())
     write_token_files(tokenizer, folder)
     with atomic_write(files.tokens) as temporary:
         symbols = [*tokenizer.symbols[1:], _BLANK]
