@@ -160,6 +160,20 @@ def test_impossible_sizes_are_rejected(tmp_path, claims, message):
         check_cut(cut, tmp_path / "cuts.jsonl.gz")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a:\tb", "a\ud800", 5])
+def test_names_that_results_cannot_contain_are_rejected(tmp_path, name):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    with pytest.raises(DataError, match=r"cuts.jsonl.gz has a cut with the name .*without line breaks"):
+        check_cut(replace(cut, id=name), tmp_path / "cuts.jsonl.gz")
+
+
+def test_text_that_is_not_unicode_is_rejected(tmp_path):
+    (cut,) = make_cuts(tmp_path, "en", "en", [100])
+    cut.supervisions[0].text = "a\ud800"
+    with pytest.raises(DataError, match=r"cut en-0 in .*cuts.jsonl.gz has the text 'a\\ud800', which is not Unicode"):
+        check_cut(cut, tmp_path / "cuts.jsonl.gz")
+
+
 def test_features_are_not_read_from_a_device(tmp_path):
     """A device provides as many bytes as the key claims."""
     (cut,) = make_cuts(tmp_path, "en", "en", [100])

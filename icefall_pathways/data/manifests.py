@@ -6,6 +6,7 @@ is run and no URL is opened for them, and the sizes that a manifest states have 
 
 import json
 import math
+import re
 import shlex
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from icefall_pathways.sharding.jsonl import read_lines
 _MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
 _TOLERANCE = 1.0  # seconds by which the stated and the computed duration may differ
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+_CONTROL_CHARACTERS = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")
 # Lhotse's other types run commands, open URLs, or contain further recordings.
 _ALLOWED_SOURCES = ("file", "memory")
 _ALLOWED_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
@@ -86,11 +89,13 @@ def check_cut(cut: Cut, path: Path) -> None:
       path: The manifest.
 
     Raises:
-      DataError: The cut reads from something other than a file, or states an implausible size.
+      DataError: The cut reads from something other than a file, states an implausible size, or has a name or a text
+        that cannot be written to files of results.
     """
     context = f"cut {cut.id} in {path}"
     if not isinstance(cut, MonoCut):
         raise DataError(f"{context} is a {type(cut).__name__}: expected a MonoCut, with one recording and one channel")
+    _check_strings(cut, path)
     _check_times(cut, context)
     if not 0 < cut.duration <= _MAX_DURATION:
         raise DataError(
@@ -101,6 +106,19 @@ def check_cut(cut: Cut, path: Path) -> None:
         check_recording(cut.recording, context)
     if cut.has_features:
         _check_features(cut.features, context)
+
+
+def _check_strings(cut: MonoCut, path: Path) -> None:
+    if not isinstance(cut.id, str) or _CONTROL_CHARACTERS.search(cut.id):
+        raise DataError(
+            f"{path} has a cut with the name {quote(str(cut.id))}: expected a string without line breaks and control "
+            "characters; fix the manifest"
+        )
+    for text in (supervision.text for supervision in cut.supervisions):
+        if isinstance(text, str) and _SURROGATES.search(text):
+            raise DataError(
+                f"cut {cut.id} in {path} has the text {quote(text)}, which is not Unicode; fix the manifest"
+            )
 
 
 def _check_times(cut: MonoCut, context: str) -> None:
