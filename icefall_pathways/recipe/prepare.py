@@ -16,7 +16,7 @@ from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Sta
 from icefall_pathways.recipe.corpus_options import CorpusOptions
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.programs import as_typed, option_words, program
-from icefall_pathways.sharding.executors import ExecutionConfig
+from icefall_pathways.sharding.executors import ArrayPart, ExecutionConfig
 
 _SHARDED_STAGES = (1, 3, 7)
 _RETRAINED = ", retrained on "  # in the done marks of tokenizer and index, followed by the tokenizer's languages
@@ -185,11 +185,13 @@ def prepare_jobs(config: PrepareConfig) -> list[Job]:
 
     Raises:
       ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, the corpus
-        does not offer a language or has no case or punctuation to keep, or --shard is used with several stages.
+        does not offer a language or has no case or punctuation to keep, or --shard is not K/N or used with several
+        stages.
     """
     spec = get_corpus(config.corpus)
     spec.check_languages(parse_languages(config.languages))
     spec.text_options(config.keep_case, config.keep_punctuation)
+    ArrayPart.parse(config.shard)  # here, because a job that fails adds a second message
     if config.shard and not (config.stage == config.stop_stage and config.stage in _SHARDED_STAGES):
         expected = " or ".join(f"--stage {stage} --stop-stage {stage}" for stage in _SHARDED_STAGES)
         raise ValueError(f"--shard {config.shard} needs one stage that is divided into shards: expected {expected}")

@@ -432,6 +432,8 @@ def test_a_part_of_an_array_job_is_one_stage_without_done_mark(tmp_path):
     for stages in ({}, {"stage": 5, "stop_stage": 5}, {"stage": 1, "stop_stage": 3}):
         with pytest.raises(ValueError, match=r"--shard 3/64 needs one stage .* --stage 1 --stop-stage 1 or --stage 3"):
             prepare_jobs(replace(config, **stages))
+    with pytest.raises(ValueError, match=r"--shard '0/0': expected K/N with K from 1 to N"):
+        prepare_jobs(replace(config, stage=1, stop_stage=1, shard="0/0"))
 
 
 def test_workers_of_dask_compute_manifests_and_features():
