@@ -130,7 +130,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> list[Ph
 
 
 def _split_score(line: str) -> tuple[str, float | None]:
-    text, colon, score = line.rpartition(" :")
+    text, colon, score = " ".join(line.split()).rpartition(" :")
     try:
         return (text.strip(), float(score)) if colon else (line.strip(), None)
     except ValueError:

@@ -135,7 +135,7 @@ def tokenizer(tmp_path_factory):
 
 class TestContextFile:
     def test_phrases_have_their_own_or_the_default_score(self, tokenizer, tmp_path):
-        (tmp_path / "words.txt").write_text("ab ba\n\n  bab :3.5 \naa\n")
+        (tmp_path / "words.txt").write_text("ab\tba\n\n  bab\t:3.5 \naa\n")
         phrases = read_context_file(tmp_path / "words.txt", tokenizer, 2.0)
         assert [phrase.score for phrase in phrases] == [2.0, 3.5, 2.0]
         assert tokenizer.decode([list(phrase.tokens) for phrase in phrases]) == ["ab ba", "bab", "aa"]
