@@ -232,7 +232,7 @@ def _select_audio(container: InputContainer) -> AudioStream:
     if audio.codec_context is None:
         raise AudioError("its audio codec is not supported: convert it to WAV or FLAC")
     audio.codec_context.thread_count = 1
-    if audio.codec_context.name == "flac":
+    if audio.codec_context.name in ("flac", "ac3", "eac3"):
         audio.codec_context.options = {"err_detect": "crccheck+explode"}
     if audio.codec_context.name == "alac" and container.format.name == "caf":
         # FFmpeg would drop the end: it takes the missing part of the last packet from its samples.

@@ -64,7 +64,7 @@ def test_all_samples_before_a_cut_within_a_sample_are_read(tmp_path):
     assert len(raw) == 400 and error is None
 
 
-@pytest.mark.parametrize("name", ["flac", "opus", "ogg", "oga", "mp3", "aac", "m4a", "alac", "mkv", "webm"])
+@pytest.mark.parametrize("name", ["flac", "opus", "ogg", "oga", "mp3", "aac", "ac3", "m4a", "alac", "mkv", "webm"])
 def test_damage_in_the_middle_is_skipped_and_reported(tmp_path, name):
     data = bytearray(encode(speech_like(10.0), name))
     data[len(data) // 2 : len(data) // 2 + 800] = bytes(800)
@@ -74,8 +74,9 @@ def test_damage_in_the_middle_is_skipped_and_reported(tmp_path, name):
     assert len(samples) == pytest.approx(160000, abs=3200), "the audio after the damage is read, too"
 
 
-def test_flac_with_a_flipped_bit_is_damaged(tmp_path):
-    data = bytearray(encode(speech_like(4.0), "flac"))
+@pytest.mark.parametrize("name", ["flac", "ac3"])
+def test_flipped_bit_is_reported_by_codecs_with_checksums(tmp_path, name):
+    data = bytearray(encode(speech_like(4.0), name))
     undetected = 0
     for position in range(len(data) // 2, len(data) // 2 + 400, 40):
         flipped = data.copy()
