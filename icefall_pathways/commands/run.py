@@ -11,7 +11,7 @@ Usage:
   # your own clips and transcripts, one subfolder per language
   ./run.sh --corpus-dir /data/clips
   # further baselines
-  ./run.sh --demo 1 --systems "dense-continued small-dense lap-random lap pathways-random pathways"
+  ./run.sh --demo 1 --systems "dense-continued dense-language small-dense lap pathways-random pathways"
   # print the jobs and their commands
   ./run.sh --demo 1 --dry-run 1
 

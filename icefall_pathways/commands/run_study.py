@@ -11,6 +11,7 @@ Usage:
 Systems, all but small-dense trained from the dense model of their seed:
 
   dense-continued   the dense model, trained further
+  dense-language    the same with the language as an input (train.py --language-input 1)
   small-dense       a dense model with as many parameters as a pathway uses at 70 % sparsity, trained from scratch
   lap-random        one random mask for all languages
   lap               one mask for all languages, searched on all of them by IMP
@@ -23,7 +24,8 @@ Systems, all but small-dense trained from the dense model of their seed:
 Budget: after the dense model every system, except random masks, takes N x M + F updates, where N is the number of
 languages, M is --mask-updates and F is --finetune-updates.
 
-  dense-continued   N x M + F updates of training
+  dense-continued, dense-language
+                    N x M + F updates of training
   small-dense       N x M + F updates more than the dense model
   lap-random, pathways-random
                     F of training on all languages together (drawing a mask takes one update, which is discarded)

@@ -58,11 +58,10 @@ class TrainedModel:
         """Check that there is a pathway for each of these language codes.
 
         Raises:
-          MasksError: A language has no pathway.
+          ValueError: A language has no pathway.
         """
-        if self.masks is not None:
-            for language in languages:
-                self.masks.bit(language)
+        for language in languages:
+            self.pathways.check_language(language)
 
     def hash(self) -> str:
         """Return a hash of the weights and masks; no pathway may be active."""

@@ -23,6 +23,7 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.icefall_checkpoints import read_structure
 from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.language_input import languages_of_vectors
 from icefall_pathways.models.size import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range, last_sample
@@ -201,7 +202,7 @@ def build(checkpoint: Checkpoint) -> Transducer:
     """
     config = from_dict(ModelConfig, checkpoint["config"]["model"])
     check_size(config, checkpoint["vocab_size"], sum(weight.numel() for weight in checkpoint["model"].values()))
-    model = build_model(config, checkpoint["vocab_size"])
+    model = build_model(config, checkpoint["vocab_size"], languages_of_vectors(checkpoint["model"]))
     model.load_state_dict(checkpoint["model"])
     return model
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from icefall_pathways import torch_compat
 from icefall_pathways.export.language_model import language_model
 from icefall_pathways.files import atomic_write
+from icefall_pathways.models.language_input import language_of_vector
 from icefall_pathways.models.zipformer.streaming_encoder import ZipformerEncoder
 from icefall_pathways.pathways.activation import FoldedPathways
 
@@ -31,7 +32,11 @@ def export_icefall(pathways: FoldedPathways, language: str, folder: Path) -> Pat
             f"icefall has no scripts for {type(model.encoder).__name__}: train with --encoder-type zipformer, or use "
             "another --format"
         )
-    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith(_AUXILIARY)}
+    weights = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if not name.startswith(_AUXILIARY) and language_of_vector(name) is None
+    }
     path = folder / language / PRETRAINED_FILE
     with atomic_write(path) as temporary:
         torch_compat.save({"model": weights}, temporary)

@@ -37,6 +37,7 @@ class Step(NamedTuple):
       inputs: Example tensors by name, for more than one stream.
       outputs: Names of the outputs.
       axes: The axis with the streams of each input and output.
+      values: Values (L, ...) of parameters of `owner` without masks in each language, in the order of the masks.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Step(NamedTuple):
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     axes: Mapping[str, int]
+    values: Mapping[str, Tensor] = {}
 
 
 @torch.no_grad()
@@ -65,19 +67,21 @@ def multilingual_graph(
       ValueError: A weight is not finite in this precision: the product with a mask would not be zero.
     """
     weights = {name: step.owner.get_parameter(name).detach() for name in masks.names}
-    module = WeightsAsInputs(step.module, step.owner, weights).eval()
+    parameters = weights | {name: values[0] for name, values in step.values.items()}
+    module = WeightsAsInputs(step.module, step.owner, parameters).eval()
     axes = {name: step.axes[name] for name in [*step.inputs, *step.outputs]}
-    model = onnx.load_from_string(export_onnx(module, {**step.inputs, **weights}, step.outputs, axes))
+    model = onnx.load_from_string(export_onnx(module, {**step.inputs, **parameters}, step.outputs, axes))
     if precision == "float16":
         _store_as_float16(model.graph)
     inputs = [_stream_value(name, tensor, step.axes[name]) for name, tensor in step.inputs.items()]
     if language not in step.inputs:
         inputs.append(helper.make_tensor_value_info(language, TensorProto.INT64, ["N"]))
     if weights:
-        examples = module(*step.inputs.values(), *weights.values())
+        examples = module(*step.inputs.values(), *parameters.values())
         outputs = dict(zip(step.outputs, examples if isinstance(examples, tuple) else (examples,), strict=True))
         nodes, constants = _expanded_weights(weights, masks, precision)
-        loop_nodes, loop_constants = _loop(model, step.axes, inputs, outputs, masks, language)
+        constants += _initializers({f"values/{name}": values.numpy() for name, values in step.values.items()})
+        loop_nodes, loop_constants = _loop(model, step, inputs, outputs, masks, language)
         graph = helper.make_graph(
             [*nodes, *loop_nodes],
             "multilingual",
@@ -156,14 +160,14 @@ def _unpack_bits(name: str, shape: str) -> list[NodeProto]:
 
 def _loop(
     model: onnx.ModelProto,
-    axes: Mapping[str, int],
+    step: Step,
     inputs: Iterable[ValueInfoProto],
     outputs: Mapping[str, Tensor],
     masks: PathwayMasks,
     language: str,
 ) -> tuple[list[NodeProto], list[TensorProto]]:
     """Return nodes that run `model`, the graph of a single language, once per language in the batch, and constants."""
-    node, grouped = helper.make_node, ["row", *outputs]
+    node, grouped, axes = helper.make_node, ["row", *outputs], step.axes
     empty = {name: tensor.narrow(axes[name], 0, 0).numpy() for name, tensor in outputs.items()}
     constants = {
         "num_languages": np.array(len(masks.languages)),
@@ -173,7 +177,7 @@ def _loop(
         "empty/row": np.zeros(0, np.int64),
         **{f"empty/{name}": value for name, value in empty.items()},
     }
-    body = _body(model, axes, [value.name for value in inputs], outputs, masks)
+    body = _body(model, step, [value.name for value in inputs], outputs, masks)
     nodes = [
         # Gather fails for an index that is too large, with the name of the node; a negative one is made too large.
         node("Less", [language, "index_0"], ["is_negative"]),
@@ -198,13 +202,13 @@ def _loop(
 
 def _body(
     model: onnx.ModelProto,
-    axes: Mapping[str, int],
+    step: Step,
     inputs: Sequence[str],
     outputs: Mapping[str, Tensor],
     masks: PathwayMasks,
 ) -> onnx.GraphProto:
     """Return the body of the loop: append the outputs for the streams of one language to those of earlier ones."""
-    node, single = helper.make_node, model.graph
+    node, single, axes = helper.make_node, model.graph, step.axes
     used = {value.name for value in single.input}
     _rename(single, {name: _BODY + name for name in (*used, *outputs)})
     nodes = [
@@ -222,6 +226,8 @@ def _body(
         nodes.append(node("Gather", [f"mask/{name}", "current"], [f"current_mask/{name}"]))
         nodes.append(node("Cast", [f"current_mask/{name}"], [f"factor/{name}"], to=TensorProto.FLOAT))
         nodes.append(node("Mul", [f"factor/{name}", f"weight/{name}"], [_BODY + name]))  # Where takes twice the time
+    for name in step.values:
+        nodes.append(node("Gather", [f"values/{name}", "current"], [_BODY + name]))
     nodes += single.node
     for name in outputs:
         nodes.append(node("Concat", [f"previous/{name}", _BODY + name], [f"next/{name}"], axis=axes[name]))

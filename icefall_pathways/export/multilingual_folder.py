@@ -30,6 +30,7 @@ from icefall_pathways.export.precision import Precision
 from icefall_pathways.files import write_json
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
+from icefall_pathways.pathways.activation import language_values
 from icefall_pathways.pathways.masks import PathwayMasks
 
 #: Description of the models; its format and version distinguish it from other JSON files.
@@ -84,8 +85,8 @@ def encoder_step(model: Transducer, masks: PathwayMasks, features: FbankConfig) 
     (N, chunk_shift / 4, joiner_dim), `encoder_out_lens` (N,) and the new states. The states are those of the model,
     and, with level normalization, `level` (N,) float64; all are zero at the start of a stream.
     """
-    parameters = dict(model.named_parameters())
-    folded = fold(model, {name: parameters[name] for name in masks.names}, as_inputs=True).model
+    parameters, values = dict(model.named_parameters()), language_values(model, masks.languages)
+    folded = fold(model, {name: parameters[name] for name in (*masks.names, *values)}, as_inputs=True).model
     x, x_lens, states = example_chunk(model, EXAMPLE_STREAMS)
     names, axes = [f"state_{index}" for index in range(len(states))], [*model.encoder.state_axes]
     normalizes = features.level_norm != "none"
@@ -96,7 +97,8 @@ def encoder_step(model: Transducer, masks: PathwayMasks, features: FbankConfig) 
     inputs = {"x": x, "x_lens": x_lens, **dict(zip(names, states, strict=True))}
     outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in names)]
     module = _Encoder(folded, normalizes).eval()
-    return Step(module, folded, inputs, outputs, dict(zip([*inputs, *outputs], [0, 0, *axes] * 2, strict=True)))
+    all_axes = dict(zip([*inputs, *outputs], [0, 0, *axes] * 2, strict=True))
+    return Step(module, folded, inputs, outputs, all_axes, values)
 
 
 def predictor_step(model: Transducer) -> Step:

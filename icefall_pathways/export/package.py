@@ -31,6 +31,7 @@ from icefall_pathways.export.packed_weights import pack_weights, unpack_weights
 from icefall_pathways.export.precision import PRECISIONS, Precision
 from icefall_pathways.files import atomic_write, read_json, sha256, write_json
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.language_input import language_of_vector
 from icefall_pathways.models.size import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import from_dict
@@ -90,7 +91,8 @@ def write_package(
       ValueError: A weight is not finite in this precision.
     """
     codes = {name: masks.codes[name].cpu() for name in prunable_parameters(model, masks.header.roots)}
-    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
+    others = {name for name in model.state_dict() if language_of_vector(name) not in (None, *masks.languages)}
+    weights = {name: weight.cpu() for name, weight in model.state_dict().items() if name not in others}
     tensors = {_CODES + name: tensor for name, tensor in encode_codes(list(codes.values())).items()}
     tensors |= pack_weights(weights, codes, precision)
     with atomic_write(folder / layout.BPE_MODEL_FILE) as temporary:
@@ -114,7 +116,7 @@ def read_package(folder: Path) -> Package:
         tensors = load_file(folder / WEIGHTS_FILE)
         config = from_dict(ModelConfig, card["model"])
         check_size(config, card["vocab_size"], sum(tensor.numel() for tensor in tensors.values()))
-        model = build_model(config, card["vocab_size"])
+        model = build_model(config, card["vocab_size"], [*map(str, card["masks"]["languages"])])
         masks = _read_masks(model, card["masks"], tensors)
         shapes = {name: weight.shape for name, weight in model.state_dict().items()}
         model.load_state_dict(unpack_weights(tensors, shapes, masks.codes, card["precision"]))

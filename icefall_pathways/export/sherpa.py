@@ -33,7 +33,6 @@ from icefall_pathways.export.tokens import VOCABULARY_FILE, write_token_files
 from icefall_pathways.files import write_json
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
-from icefall_pathways.pathways.masks import PathwayMasks
 
 INDEX_FILE = "sherpa-onnx.json"
 
@@ -93,7 +92,7 @@ def export_sherpa(
     model = pathways.model
     assert isinstance(model, Transducer)
     sherpa_states(model)  # raises before anything is written
-    owners = {language: _owner(pathways.masks, language) for language in languages}
+    owners = {language: _owner(pathways, language) for language in languages}
     write_token_files(tokenizer, folder)
     _write(folder / "joiner", joiner_graph(language_model(pathways, languages[0])), precisions)
     own_predictor = pathways.masks is not None and bool(pathways.masks.below(_PREDICTOR).names)
@@ -119,11 +118,11 @@ def export_sherpa(
     return exported
 
 
-def _owner(masks: PathwayMasks | None, language: str) -> str:
+def _owner(pathways: FoldedPathways, language: str) -> str:
     """Return the name of the folder with the files of a language; "" if all languages have the same files."""
-    if masks is None:
-        return ""
-    return masks.canonical_language(language)
+    if pathways.has_language_values:
+        return language
+    return "" if pathways.masks is None else pathways.masks.canonical_language(language)
 
 
 def _write(stem: Path, graph: bytes, precisions: Iterable[Precision]) -> None:

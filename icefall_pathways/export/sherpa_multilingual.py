@@ -93,7 +93,7 @@ def _encoder_graph(model: Transducer, masks: PathwayMasks, features: FbankConfig
         _PROMPT: torch.zeros(len(x), dtype=torch.int64),
     }
     outputs = ["outputs", "encoded_lengths", *(f"{name}_next" for name in list(inputs)[2:5])]
-    nemo = Step(module, step.owner, inputs, outputs, dict.fromkeys([*inputs, *outputs], 0))
+    nemo = Step(module, step.owner, inputs, outputs, dict.fromkeys([*inputs, *outputs], 0), step.values)
     caches = ("cache_last_channel", "cache_last_time")
     languages = {language: index for index, language in enumerate(masks.languages)}
     metadata = {

@@ -14,6 +14,7 @@ from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.transducer import Transducer
 
 _PREFIX = "model."  # of parameters of `_StreamModule`
+_FIRST_FILL = 1e6  # no weight has this value or a larger one
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def export_stream(model: Transducer, masked: Collection[str]) -> StreamGraph:
     parameters = dict(model.named_parameters())
     folded = fold(model, {name: parameters[name] for name in masked})
     for i, parameter in enumerate(folded.weights.values()):
-        parameter.data = torch.full_like(parameter, i)  # the exporter merges constants that are equal
+        # The exporter merges constants that are equal, such as zeros of two biases.
+        parameter.data = torch.full_like(parameter, _FIRST_FILL + i)
     x, x_lens, states = example_chunk(model, EXAMPLE_STREAMS)
     state_names = [f"state_{i}" for i in range(len(states))]
     inputs = {"x": x, "x_lens": x_lens, **dict(zip(state_names, states, strict=True))}

@@ -38,6 +38,10 @@ class ModelConfig(*_ENCODER_OPTIONS):  # type: ignore[misc]
     ctc_head: bool = False
     """Add an output layer for an auxiliary CTC loss."""
 
+    language_input: bool = False
+    """Add a learned vector per language to the input of the encoder, after subsampling, so that the language is an
+    input of the model, with or without masks. A language that is added later gets a vector of its own."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.encoder_type not in ENCODERS:

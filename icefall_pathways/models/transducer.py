@@ -12,6 +12,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.encoder import Encoder, encoder_lens
 from icefall_pathways.models.initialization import scale_initial_values
 from icefall_pathways.models.joiner import Joiner
+from icefall_pathways.models.language_input import add_language_input
 from icefall_pathways.models.losses import RnntLoss, boundaries, ctc_loss, pruned_loss, simple_loss
 from icefall_pathways.models.predictor import Predictor
 
@@ -162,19 +163,26 @@ class Transducer(nn.Module):
         return [list(tensors) for tensors in zip(*pieces, strict=True)]
 
 
-def build_model(config: ModelConfig, vocab_size: int) -> Transducer:
+def build_model(config: ModelConfig, vocab_size: int, languages: Sequence[str] = ()) -> Transducer:
     """Create a model with initial weights.
 
     Args:
       config: The architecture.
       vocab_size: Number of tokens, including blank (0).
+      languages: The languages with a vector of their own, if the language is an input; otherwise not used.
+
+    Raises:
+      ValueError: The language is an input, and there are no languages, or the encoder does not support it.
     """
     encoder_embed, encoder = config.encoder_spec.build(config.architecture.encoder, NUM_MEL_BINS)
     decoder_dim, joiner_dim = config.decoder_and_joiner_dim
-    return Transducer(
+    model = Transducer(
         encoder_embed,
         encoder,
         Predictor(vocab_size, decoder_dim, config.context_size, balanced=config.encoder_spec.balanced_predictor),
         Joiner(encoder.output_dim, decoder_dim, joiner_dim, vocab_size),
         ctc_head=config.ctc_head,
     )
+    if config.language_input:  # last, so that the other initial weights do not depend on it
+        add_language_input(model.encoder_embed, languages)
+    return model

@@ -1,7 +1,7 @@
 """Forward and backward passes through the sub-network of one language."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.bits import apply_mask
 from icefall_pathways.pathways.language_cache import LanguageCache
+from icefall_pathways.pathways.language_parameters import language_dependent_modules
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 from icefall_pathways.pathways.prunable import parameter_owners
 
@@ -24,10 +25,11 @@ def activate(
 ) -> Iterator[None]:
     """Compute with `mask * weight` in place of every masked parameter of `model` inside this context.
 
-    The stored weights do not change: `parameters()` and `state_dict()` return them as before, copies of the model are
-    dense, and gradients flow through the product to the weights, zero outside the mask. The product is zero outside the
-    mask even where a weight is not finite. The products are computed once, on entry; leave and enter the context again
-    after a change of the weights or the masks.
+    Parameters of `LanguageDependent` modules have their values in the language, with or without masks. The stored
+    weights do not change: `parameters()` and `state_dict()` return them as before, copies of the model are dense, and
+    gradients flow through the product to the weights, zero outside the mask. The product is zero outside the mask even
+    where a weight is not finite. The products are computed once, on entry; leave and enter the context again after a
+    change of the weights or the masks.
 
     Args:
       model: The model that the masks belong to.
@@ -38,11 +40,9 @@ def activate(
 
     Raises:
       MasksError: The masks have no such language, or the model lacks one of their parameters.
+      ValueError: A language-dependent module does not have the language.
       RuntimeError: A sub-network of the model is already active.
     """
-    if masks is None:
-        yield
-        return
     with _shadow(_products(model, masks, language, observer).values()):
         yield
 
@@ -63,13 +63,18 @@ class FoldedPathways:
     def __init__(self, model: nn.Module, masks: PathwayMasks | None, max_bytes: float = math.inf) -> None:
         self.model = model
         self.masks = masks
+        self._language_names = [
+            f"{name}.{attribute}"
+            for name, _, module in language_dependent_modules(model)
+            for attribute in module.language_attributes
+        ]
         self._excluded: frozenset[str] = frozenset()
         self._cache: LanguageCache[dict[str, _Product]] = LanguageCache(max_bytes, _size)
 
     @contextmanager
     def activate(self, language: str) -> Iterator[None]:
         """Activate the sub-network of `language` inside this context; see `activate`."""
-        if self.masks is None:
+        if self.masks is None and not self.has_language_values:
             yield
             return
         with _shadow(self._cache.get(language, partial(self._products, language, self._excluded)).values()):
@@ -94,11 +99,44 @@ class FoldedPathways:
         """Languages whose products are cached, the most recently used one last."""
         return self._cache.languages
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters whose values differ between languages."""
+        return [*([] if self.masks is None else self.masks.names), *self._language_names]
+
+    @property
+    def has_language_values(self) -> bool:
+        """True if parameters without masks depend on the language."""
+        return bool(self._language_names)
+
+    def check_language(self, language: str) -> None:
+        """Check that the model has the language; a dense model has all.
+
+        Raises:
+          ValueError: It does not.
+        """
+        if self.masks is not None:
+            self.masks.bit(language)
+        _language_products(self.model, language, ())
+
+    def are_equal(self, languages: Sequence[str]) -> bool:
+        """Return True if the model computes the same in all these languages."""
+        return not self.has_language_values and (self.masks is None or self.masks.share_mask(languages))
+
     @torch.no_grad()
     def _products(self, language: str, excluded: Collection[str]) -> "dict[str, _Product]":
-        if self.masks is None:
-            return {}
         return _products(self.model, self.masks, language, excluded=excluded)
+
+
+@torch.no_grad()
+def language_values(model: nn.Module, languages: Sequence[str]) -> dict[str, Tensor]:
+    """Return the values (L, ...) of language-dependent parameters in L languages, by parameter name.
+
+    Raises:
+      ValueError: A module does not have one of the languages.
+    """
+    products = [_language_products(model, language, ()) for language in languages]
+    return {name: torch.stack([values[name].value for values in products]) for name in products[0]}
 
 
 def _size(products: "dict[str, _Product]") -> int:
@@ -106,7 +144,7 @@ def _size(products: "dict[str, _Product]") -> int:
 
 
 class _Product(NamedTuple):
-    """`mask * weight` of a parameter, and the modules and attribute names that hold the parameter."""
+    """The value of a parameter in a language, such as `mask * weight`, and the modules and attributes that hold it."""
 
     value: Tensor
     owners: list[tuple[nn.Module, str]]
@@ -114,14 +152,16 @@ class _Product(NamedTuple):
 
 def _products(
     model: nn.Module,
-    masks: PathwayMasks,
+    masks: PathwayMasks | None,
     language: str,
     observer: GradientObserver | None = None,
     excluded: Collection[str] = (),
 ) -> dict[str, _Product]:
     """Return the products of masked parameters, by parameter name; `observer` as in `activate`."""
+    products = _language_products(model, language, excluded)
+    if masks is None:
+        return products
     all_owners = parameter_owners(model)
-    products = {}
     for name in masks.names:
         if name in excluded:
             continue
@@ -138,6 +178,16 @@ def _products(
             value.register_hook(partial(observer, language, name))
         products[name] = _Product(value, owners)
     return products
+
+
+def _language_products(model: nn.Module, language: str, excluded: Collection[str]) -> dict[str, _Product]:
+    """Return the values of language-dependent parameters, by parameter name."""
+    return {
+        f"{name}.{attribute}": _Product(value, [(owner, attribute)])
+        for name, owner, module in language_dependent_modules(model)
+        for attribute, value in module.language_values(language).items()
+        if f"{name}.{attribute}" not in excluded
+    }
 
 
 def _check_not_shadowed(owners: Iterable[tuple[nn.Module, str]]) -> None:

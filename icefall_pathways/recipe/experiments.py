@@ -14,6 +14,9 @@ from icefall_pathways.recipe.programs import option_words, program, read_options
 
 _SCRIPTS = "pruned_transducer_pathways"
 
+#: Options of the system dense-language.
+LANGUAGE_INPUT = ("--language-input", "1")
+
 
 @dataclass(frozen=True)
 class ExperimentsConfig(CorpusOptions):

@@ -14,6 +14,7 @@ from icefall_pathways.recipe.programs import as_typed
 #: Experiment folder of each system that can be compared, and the name in the table.
 SYSTEMS = {
     "dense-continued": "dense",
+    "dense-language": "dense, language as input",
     "small-dense": "small dense",
     "lap-random": "LAP, random mask",
     "lap": "LAP",
@@ -63,8 +64,9 @@ class RunConfig(ExperimentsConfig):
     """Share of pruned entries."""
 
     systems: str = "dense-continued lap pathways"
-    """Systems to compare, separated by spaces, of dense-continued small-dense lap-random lap pathways-random pathways.
-    small-dense trains from scratch, for as many updates as the dense model and its fine-tuning together."""
+    """Systems to compare, separated by spaces, of dense-continued dense-language small-dense lap-random lap
+    pathways-random pathways. dense-language is fine-tuned with --language-input 1. small-dense trains from scratch, for
+    as many updates as the dense model and its fine-tuning together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,8 +152,12 @@ def _system_job(config: RunConfig, system: str) -> Job:
     dense, exp_dir, num_updates = config.exp_root / "dense", config.exp_root / system, config.finetune_updates
     if system == "small-dense":
         return _training_job(system, exp_dir, experiments.small_dense_command(config, exp_dir, num_updates))
-    masks = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE)) if system in _PRUNE_FOR else ()
-    return _training_job(system, exp_dir, experiments.finetune_command(config, dense, exp_dir, num_updates, *masks))
+    options: tuple[str, ...] = ()
+    if system in _PRUNE_FOR:
+        options = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE))
+    elif system == "dense-language":
+        options = experiments.LANGUAGE_INPUT
+    return _training_job(system, exp_dir, experiments.finetune_command(config, dense, exp_dir, num_updates, *options))
 
 
 def _offline_decoding_jobs(config: RunConfig) -> list[Job]:

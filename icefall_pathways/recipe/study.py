@@ -16,8 +16,8 @@ from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_
 
 #: The systems that can be compared, all but small-dense trained from the dense model of their seed.
 SYSTEMS = (
-    *("dense-continued", "small-dense", "lap-random", "lap", "lsp", "pathways-random", "pathways-imp", "pathways-lth"),
-    "dynamic",
+    *("dense-continued", "dense-language", "small-dense", "lap-random", "lap", "lsp", "pathways-random"),
+    *("pathways-imp", "pathways-lth", "dynamic"),
 )
 
 #: Options that must not change within a study, because its results would not be comparable.
@@ -41,8 +41,8 @@ class StudyConfig(ExperimentsConfig):
     """Shares of pruned entries, separated by spaces."""
 
     systems: str = "dense-continued lap lsp pathways-imp pathways-lth dynamic"
-    """Systems, separated by spaces, of dense-continued small-dense lap-random lap lsp pathways-random pathways-imp
-    pathways-lth dynamic."""
+    """Systems, separated by spaces, of dense-continued dense-language small-dense lap-random lap lsp
+    pathways-random pathways-imp pathways-lth dynamic."""
 
     splits: str = "dev test"
     """Splits to decode, chunk by chunk with modified beam search."""
@@ -151,9 +151,10 @@ class _Seed:
     def dense_system_jobs(self) -> list[Job]:
         """Return the jobs of the selected systems without masks."""
         systems, jobs = self._config.systems.split(), []
-        if "dense-continued" in systems:
-            steps = self._train(self._folder / "dense-continued", self._config.budget)
-            jobs.append(self._system_job("dense-continued", steps))
+        for system, options in (("dense-continued", ()), ("dense-language", experiments.LANGUAGE_INPUT)):
+            if system in systems:
+                steps = self._train(self._folder / system, self._config.budget, *options)
+                jobs.append(self._system_job(system, steps))
         if "small-dense" in systems:
             jobs.append(self._system_job("small-dense", self._small_dense_steps()))
         return jobs

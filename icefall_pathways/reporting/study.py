@@ -2,6 +2,7 @@
 
 STUDY/seed-1/dense                               the dense model that all systems with this seed start from
 STUDY/seed-1/dense-continued                     the dense model, trained for as many updates as every other system
+STUDY/seed-1/dense-language                      the same with the language as an input
 STUDY/seed-1/small-dense                         a dense model with as many parameters as a pathway uses
 STUDY/seed-1/sparsity-0.7/<system>               a system with masks
 STUDY/seed-1/sparsity-0.7/lsp/<language code>    language-specific pruning: one model per language
@@ -22,6 +23,7 @@ from icefall_pathways.reporting.results import newest_summary, rate_title
 #: Folder and name of each row of the tables, in order.
 SYSTEMS = {
     "dense-continued": "dense",
+    "dense-language": "dense, language as input",
     "small-dense": "small dense",
     "lap-random": "LAP (random mask)",
     "lap": "LAP",
@@ -31,7 +33,7 @@ SYSTEMS = {
     "pathways-lth": "pathways (LTH)",
     "dynamic": "dynamic pathways",
 }
-_WITHOUT_MASKS = ("dense-continued", "small-dense")
+_WITHOUT_MASKS = ("dense-continued", "dense-language", "small-dense")
 
 
 @dataclass(frozen=True)

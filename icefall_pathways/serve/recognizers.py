@@ -104,7 +104,7 @@ class SpeechModel:
           ValueError: An option does not fit the model, or a file is missing or damaged.
         """
         languages = trained.languages
-        one_pathway = not config.depends_on_language and (trained.masks is None or trained.masks.share_mask(languages))
+        one_pathway = not config.depends_on_language and trained.pathways.are_equal(languages)
         decoder = trained.build_decoder(config, languages[:1] if one_pathway else languages)
         identifier, hint = None, ""
         if not one_pathway and layout.language_id_file(config.exp_dir).is_file():

@@ -1,5 +1,6 @@
 """Initial weights and architecture of a training: --init-from."""
 
+import dataclasses
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.experiment import checkpoints, icefall_checkpoints, layout
 from icefall_pathways.experiment.model_files import check_features, stored_level_norm
 from icefall_pathways.models.config import ModelConfig
+from icefall_pathways.models.language_input import language_of_vector, languages_of_vectors
 from icefall_pathways.models.transducer import VOCABULARY_LAYERS, Transducer, build_model
 from icefall_pathways.options import from_dict
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
@@ -124,6 +126,7 @@ class WeightComparison:
       reinitialized: Parameters of vocabulary-sized layers that are reinitialized on request.
       mismatched: Tensors whose shapes differ: shape in the file, shape in the model.
       missing: Parameters that the file does not have.
+      added: Vectors of languages that the file does not have; they have initial values.
       extra: Tensors that the model does not have.
     """
 
@@ -133,6 +136,7 @@ class WeightComparison:
     mismatched: dict[str, tuple[list[int], list[int]]]
     missing: list[str]
     extra: list[str]
+    added: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -143,6 +147,8 @@ class WeightComparison:
         summary = f"{self.source}: {len(self.matched)} tensors match"
         if self.reinitialized:
             summary += f", {len(self.reinitialized)} of vocabulary-sized layers are reinitialized"
+        if self.added:
+            summary += f", vectors of {', '.join(languages_of_vectors(self.added))} are added"
         rows = [(name, _format_shape(in_file), _format_shape(own)) for name, (in_file, own) in self.mismatched.items()]
         rows += [(name, "missing", "present") for name in self.missing]
         rows += [(name, "present", "missing") for name in self.extra]
@@ -177,14 +183,17 @@ def compare_weights(
         elif name in weights:
             mismatched[name] = (list(weights[name].shape), list(value.shape))
     extra = [name for name in weights if name not in parameters and not (reinit_vocab and _is_vocabulary_sized(name))]
-    missing = [name for name in parameters if name not in weights and name not in reinitialized]
-    return WeightComparison(source, matched, reinitialized, mismatched, missing, extra)
+    absent = [name for name in parameters if name not in weights and name not in reinitialized]
+    added = [name for name in absent if language_of_vector(name)]
+    missing = [name for name in absent if name not in added]
+    return WeightComparison(source, matched, reinitialized, mismatched, missing, extra, added)
 
 
 def with_architecture(config: ExperimentConfig, initial: InitialCheckpoint | None) -> ExperimentConfig:
     """Replace the model options with those stored in --init-from, so that users need not repeat them.
 
-    A checkpoint of another project does not record its architecture: the options of the command line stay.
+    Only --language-input can be added to them. A checkpoint of another project does not record its architecture: the
+    options of the command line stay.
 
     Raises:
       ValueError: A model option was given and differs from the checkpoint.
@@ -194,6 +203,7 @@ def with_architecture(config: ExperimentConfig, initial: InitialCheckpoint | Non
             raise ValueError("--ctc-head has no effect without --ctc-loss-scale, which adds the head: leave it out")
         return replace(config, model=replace(config.model, ctc_head=config.training.ctc_loss_scale > 0))
     model = from_dict(ModelConfig, initial.config["model"])
+    model = replace(model, language_input=model.language_input or config.model.language_input)
     _check_architecture_options(config, model)
     return replace(config, model=model)
 
@@ -224,7 +234,9 @@ def build_initial_model(
       ValueError: The weights do not fit, and --init-partial does not allow it; the message has a table.
     """
     options, bpe_model = config.training, config.training.tokenizer_path
-    model = build_model(config.model, Tokenizer(bpe_model).vocab_size)
+    stored = languages_of_vectors([] if initial is None else initial.weights)
+    languages = dict.fromkeys((*stored, *options.freeze_languages, *config.data.languages))
+    model = build_model(config.model, Tokenizer(bpe_model).vocab_size, list(languages))
     if initial is None:
         return model, None
     if not options.reinit_vocab and initial.tokens not in (None, checkpoints.file_hash(bpe_model)):

@@ -1,5 +1,6 @@
 """Build the optimizer and the learning rate schedule from the options of a run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -9,6 +10,7 @@ from icefall_pathways.optim.masked_adamw import MaskedAdamW
 from icefall_pathways.optim.masked_optimizer import MaskedOptimizer, NamedParameters
 from icefall_pathways.optim.scaled_adam import ScaledAdam
 from icefall_pathways.pathways.freezing import freeze_languages
+from icefall_pathways.pathways.language_parameters import add_language_parameters
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
@@ -33,11 +35,15 @@ def build_optimizer(named_parameters: NamedParameters, options: TrainingConfig) 
     )
 
 
-def trainable_masks(model: nn.Module, masks: PathwayMasks | None, options: TrainingConfig) -> PathwayMasks | None:
+def trainable_masks(
+    model: nn.Module, masks: PathwayMasks | None, options: TrainingConfig, languages: Sequence[str]
+) -> PathwayMasks | None:
     """Return the masks of the entries that training may change: `masks` without the entries of frozen languages.
 
-    With frozen languages, parameters of `model` without masks no longer require gradients.
+    They also cover the parameters that only one of the `languages` uses. With frozen languages, parameters of `model`
+    without masks no longer require gradients.
     """
+    masks = add_language_parameters(model, masks, languages)
     if masks is None or not options.freeze_languages:
         return masks
     return freeze_languages(model, masks, options.freeze_languages)

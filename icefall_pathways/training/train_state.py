@@ -33,7 +33,8 @@ class TrainState:
       restart_every: Updates after which the learning rate schedule restarts; 0 never restarts it.
 
     Attributes:
-      trainable: The masks of the entries that may change: `masks` without the entries of frozen languages.
+      trainable: The masks of the entries that may change: `masks` without the entries of frozen languages, and with
+        the parameters that only one language uses.
       gradients: The gradient statistics of each language, or None.
       optimizer: A torch optimizer that updates the entries of the active sub-network.
       scaler: The loss scaler; it is disabled unless the run uses float16 on CUDA.
@@ -60,7 +61,9 @@ class TrainState:
         options = config.training
         self.model = model.to(rank.device)
         self.masks = masks.to(rank.device) if masks is not None else None
-        self.trainable = trainable_masks(self.model, self.masks, options)
+        self.trainable = trainable_masks(
+            self.model, self.masks, options, [language.code for language in data.languages]
+        )
         self.gradients = LanguageGradients(all_reduce_sum=rank.sum) if track_gradients else None
         self.optimizer = build_optimizer(self.model.named_parameters(), options)
         self.scaler = cuda_grad_scaler(enabled=options.use_fp16 and rank.device.type == "cuda")

@@ -46,7 +46,8 @@ class Update:
         self.state = state
         self.objective = Objective(options, rank.device)
         self.pathways = PathwayModule(state.model, state.masks, state.gradients.add if state.gradients else None)
-        self.ddp_model = _data_parallel(self.pathways, state.model.encoder.uses_all_parameters, rank)
+        uses_all = state.model.encoder.uses_all_parameters and not config.model.language_input
+        self.ddp_model = _data_parallel(self.pathways, uses_all, rank)
         self.guard = NonFiniteGuard(state.model, options.exp_dir, options.max_bad_batches, rank)
         self._config = config
         self._rank = rank

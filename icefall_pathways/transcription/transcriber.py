@@ -64,7 +64,7 @@ class Transcriber:
                     f"language {language!r}: the model in {config.exp_dir} supports {', '.join(supported)}; choose one"
                 )
             decoder = trained.build_decoder(config, [self.language])
-        elif trained.masks is None or trained.masks.share_mask(supported):
+        elif trained.pathways.are_equal(supported):
             if config.depends_on_language:
                 raise ValueError("hotwords and language models depend on the language: specify it, such as --lang fr")
             self.language = supported[0]  # any of them: all use the same weights

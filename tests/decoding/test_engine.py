@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_engines_decode_the_same_tokens(monkeypatch, model, masks):
     assert encoder.current_engine == "onnx"
     _assert_same(_decode(_decoder(model, encoder, ModifiedBeamSearch)), expected[ModifiedBeamSearch])
     assert len(exports) == 1 and len(pathways.cached_languages) == 1
+
+
+@pytest.mark.parametrize("kind", ["emformer-language", "zipformer-language"])
+def test_engines_decode_the_same_tokens_of_a_dense_model_with_the_language_as_input(kind):
+    torch.manual_seed(1)
+    model = make_model(kind)
+    pathways = FoldedPathways(model, None)
+    expected = _decode(_decoder(model, StreamEncoder(model, pathways, "eager")))
+    _assert_same(_decode(_decoder(model, StreamEncoder(model, pathways, "onnx"))), expected)
+    assert not pathways.are_equal(LANGUAGES)
+    english = _decoder(model, StreamEncoder(model, FoldedPathways(model, None), "eager")).decode(
+        [replace(source, language="en") for source in _sources()], 4, from_features=True
+    )
+    english = dict(english)
+    differs = [english[key].tokens != expected[key].tokens for key in expected]
+    assert any(differs) and not any(differs[::3])
 
 
 @pytest.mark.parametrize("num_kept", [1, 2, 3])

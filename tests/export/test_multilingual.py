@@ -40,6 +40,7 @@ CLIENT = Path(__file__).parents[2] / "examples" / "onnx_client.py"
 LANGUAGES = ["en", "fr", "nl"]
 ROOTS = ("encoder_embed", "encoder", "decoder")
 KINDS = ("emformer-memory", "zipformer")
+LANGUAGE_KINDS = ("emformer-language", "zipformer-language")
 FEATURES = FbankConfig(level_norm="running-max")
 VOCAB_SIZE = 24
 
@@ -64,7 +65,9 @@ def exported_encoder(kind, precision="float32", level_norm="running-max"):
     return model, masks, step, multilingual_graph(step, masks, precision)
 
 
-@pytest.mark.parametrize("kind, level_norm", [("emformer", "none"), *((kind, "running-max") for kind in KINDS)])
+@pytest.mark.parametrize(
+    "kind, level_norm", [("emformer", "none"), *((kind, "running-max") for kind in (*KINDS, *LANGUAGE_KINDS))]
+)
 @torch.inference_mode()
 def test_encoder_equals_every_pathway_for_streams_of_any_age(kind, level_norm):
     """In one batch, with chunks that are not full; a stream may change its language."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_experiment import make_experiment, write_complementary_masks
+from tiny_experiment import MODEL, make_experiment, write_complementary_masks
 
 from icefall_pathways import Pathways
 from icefall_pathways.commands.export import Config, run
@@ -240,6 +240,36 @@ def test_icefall_checkpoint_of_one_language(tmp_path):
         assert torch.equal(weights[name], weight * mask)
     with pytest.raises(ValueError, match="no scripts for EmformerEncoder"):
         export_icefall(FoldedPathways(build_model(ModelConfig(num_encoder_layers=1), 20), None), "fr", tmp_path)
+
+
+def test_icefall_checkpoint_has_the_vector_of_its_language_in_the_bias(tmp_path):
+    config = ModelConfig(encoder_type="zipformer", zipformer="tiny", language_input=True)
+    model, plain = build_model(config, 20, ["en", "fr"]).eval(), build_model(replace(config, language_input=False), 20)
+    pathways, x, x_lens = FoldedPathways(model, None), torch.randn(2, 100, 80), torch.tensor([100, 80])
+    for language in ("en", "fr"):
+        plain.load_state_dict(read_weights(export_icefall(pathways, language, tmp_path)))
+        with pathways.activate(language):
+            expected, _ = model.encode(x, x_lens)
+        assert torch.equal(plain.eval().encode(x, x_lens)[0], expected)
+
+
+def test_package_has_the_vectors_of_its_languages(tmp_path):
+    make_experiment(tmp_path, replace(MODEL, language_input=True))
+    write_complementary_masks(tmp_path / "exp")
+    trained, x, x_lens = (
+        Pathways.from_pretrained(tmp_path / "exp")._trained,
+        torch.randn(2, 99, 80),
+        torch.full((2,), 99),
+    )
+    for languages in (["nl"], ["nl", "en"]):
+        options = {"output_dir": tmp_path / "-".join(languages), "languages": " ".join(languages)}
+        run(Config(exp_dir=tmp_path / "exp", format="package", **options))
+        package = read_package(options["output_dir"])
+        assert [name[-2:] for name in package.model.state_dict() if "vector_" in name] == sorted(languages)
+        pathways = FoldedPathways(package.model, package.masks)
+        for language in languages:
+            with pathways.activate(language), trained.pathways.activate(language), torch.inference_mode():
+                assert torch.equal(package.model.encode(x, x_lens)[0], trained.model.encode(x, x_lens)[0])
 
 
 def test_level_norm_of_the_model_is_kept(package):

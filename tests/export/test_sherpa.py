@@ -168,7 +168,7 @@ def noise(count):
     return [burst / burst.abs().max() for burst in bursts]
 
 
-@pytest.mark.parametrize("kind", ["emformer-memory", "zipformer"])
+@pytest.mark.parametrize("kind", ["emformer-memory", "zipformer", "zipformer-language"])
 def test_sherpa_decodes_the_same_tokens(kind, tokenizer, tmp_path):
     """In every pathway, by both searches; hotwords change the result of the second."""
     trained = make_trained(kind, tokenizer)
@@ -240,6 +240,22 @@ def test_what_no_mask_touches_is_written_once(tokenizer, tmp_path):
     dense = export_sherpa(FoldedPathways(trained.model, None), tokenizer, ["en", "fr"], tmp_path / "dense")
     for group, path in ((shared, "shared/en/encoder.onnx"), (dense, "dense/encoder.onnx")):
         assert {by_precision["float32"].encoder for by_precision in group.values()} == {tmp_path / path}
+
+
+@torch.inference_mode()
+def test_a_dense_model_with_the_language_as_input_has_an_encoder_per_language(tokenizer, tmp_path):
+    model = make_model("emformer-language", VOCAB_SIZE)
+    pathways = FoldedPathways(model, None)
+    exported = export_sherpa(pathways, tokenizer, ["en", "fr"], tmp_path)
+    x, outputs = torch.randn(2, model.chunk_window, 80) * 2 - 8, []
+    for language in ("en", "fr"):
+        files = exported[language]["float32"]
+        assert files.encoder == tmp_path / language / "encoder.onnx" and files.decoder == tmp_path / "decoder.onnx"
+        outputs.append(run_graph(files.encoder.read_bytes(), x, *zero_states(model, 2))[0])
+        with pathways.activate(language):
+            frames, _, _ = model.stream(x, torch.full((2,), model.chunk_window), model.init_states(2))
+        torch.testing.assert_close(outputs[-1], model.joiner.encoder_proj(frames), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*outputs, atol=0.1)
 
 
 def test_masked_weights_replace_the_weights(tokenizer):

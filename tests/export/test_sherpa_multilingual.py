@@ -80,7 +80,9 @@ def greedy(model, features):
 
 
 @pytest.mark.parametrize(
-    "kind, roots", [("emformer-memory", None), ("zipformer", None), ("emformer", ("encoder",))], ids=str
+    "kind, roots",
+    [("emformer-memory", None), ("zipformer-language", None), ("zipformer", None), ("emformer", ("encoder",))],
+    ids=str,
 )
 def test_sherpa_decodes_streams_of_all_languages_in_one_batch(kind, roots, tmp_path):
     """With the pathway of each stream; a stream without a language, or with an unknown one, has the first one."""

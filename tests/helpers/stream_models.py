@@ -5,8 +5,10 @@ import torch
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.pathways.language_parameters import language_dependent_modules
 from icefall_pathways.pathways.masks import PathwayMasks
 
+LANGUAGES = ("en", "fr", "it", "nl", "pt-BR")
 SMALL = {
     "num_encoder_layers": 2,
     "encoder_dim": 16,
@@ -31,9 +33,16 @@ MODELS = {
 
 
 def make_model(kind: str, vocab_size: int = 20) -> Transducer:
-    """Return one of `MODELS`, with larger weights, so that its output depends on the audio."""
-    model = build_model(ModelConfig(**MODELS[kind]), vocab_size).eval()
+    """Return one of `MODELS`, with larger weights, so that its output depends on the audio.
+
+    With the suffix "-language", the language is an input of the model.
+    """
+    name, is_plain = kind.removesuffix("-language"), not kind.endswith("-language")
+    model = build_model(ModelConfig(**MODELS[name], language_input=not is_plain), vocab_size, LANGUAGES).eval()
     with torch.no_grad():
+        for _, module, _ in language_dependent_modules(model):
+            for parameter in module.parameters():
+                parameter.normal_(std=0.5)
         model.joiner.encoder_proj.weight *= 8  # the output of small random weights hardly depends on the audio
         model.joiner.output_linear.weight *= 8
         model.decoder.embedding.weight[0].normal_()  # so that a pathway has an effect before the first token too

@@ -63,7 +63,7 @@ def make_experiment(folder: Path, model_config: ModelConfig = MODEL) -> None:
         model=model_config,
     )
     torch.manual_seed(3)
-    model = build_model(model_config, VOCAB_SIZE)
+    model = build_model(model_config, VOCAB_SIZE, config.data.languages)
     with torch.no_grad():
         model.joiner.encoder_proj.weight *= 8
         model.joiner.output_linear.weight *= 8

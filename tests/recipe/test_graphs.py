@@ -482,6 +482,9 @@ def test_demo_trains_and_compares_the_selected_systems():
         )
         masks = f"--masks exp/demo/masks-{name}/masks.safetensors"
         assert lines[name] == normalized(DEMO["lap"].replace("/lap ", f"/{name} ").split("--masks")[0] + masks)
+    language = {job.name: job for job in run_graph(read("run", line.replace("small-dense", "dense-language")))}
+    expected = DEMO["dense-continued"].replace("dense-continued", "dense-language")
+    assert commands(language.values())["dense-language"] == normalized(f"{expected} --language-input 1")
     from_scratch = DEMO["dense"].replace("exp/demo/dense", "exp/demo/small-dense")
     assert lines["small-dense"] == normalized(
         f"{from_scratch} --encoder-dim 24 --dim-feedforward 128 --num-updates 4500"
@@ -495,10 +498,10 @@ def test_a_stage_without_jobs_keeps_the_order_of_the_others():
 
 
 def test_study_trains_random_masks_and_the_small_dense_model():
-    line = "--seeds 3 --sparsities '0.5 0.7' --systems 'small-dense lap-random pathways-random'"
+    line = "--seeds 3 --sparsities '0.5 0.7' --systems 'dense-language small-dense lap-random pathways-random'"
     jobs = {job.name: job for job in study_graph(read("run-study", line))}
     assert [name for name in jobs if name.startswith("seed")] == [
-        *("seed-3-dense", "seed-3-small-dense"),
+        *("seed-3-dense", "seed-3-dense-language", "seed-3-small-dense"),
         *(f"seed-3-sparsity-{share}-{kind}-random" for share in (0.5, 0.7) for kind in ("lap", "pathways")),
     ]
     decoded = [("streaming_decode", "", "", "")] * 2
@@ -512,6 +515,8 @@ def test_study_trains_random_masks_and_the_small_dense_model():
     system = "exp/study/seed-3/sparsity-0.7"
     assert search == ("prune", "random", f"{system}/masks/pathways-random", "3")
     assert train == ("train", "", f"{system}/pathways-random", "3")
+    (train, *_) = options_of(jobs["seed-3-dense-language"], "num-updates", "language-input", "init-from")
+    assert train == ("train", "3100", "1", "exp/study/seed-3/dense")
     (train, *_) = options_of(jobs["seed-3-small-dense"], "num-updates", "encoder-dim", "save-every-n", "init-from")
     assert train == ("train", str(3000 + 3100), "24", str(3100 // 4 // 10 * 10), "")
 

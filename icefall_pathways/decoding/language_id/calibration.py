@@ -99,8 +99,7 @@ def calibrate(config: CalibrationConfig) -> str:
     """
     experiment = load_experiment(config)
     languages = [language.code for language in experiment.data.languages]
-    masks = experiment.trained.masks
-    if masks is None or masks.share_mask(languages):
+    if experiment.trained.pathways.are_equal(languages):
         raise ValueError(
             f"the model in {config.exp_dir} has no separate pathway per language: language identification compares "
             "pathways"

@@ -88,9 +88,9 @@ class OnnxEncoder:
 
 
 def _masked_weights(model: Transducer, pathways: FoldedPathways) -> tuple[list[str], int]:
-    """Return the names of the masked parameters of the encoder, and their bytes."""
+    """Return the names of the parameters of the encoder that differ between languages, and their bytes."""
     parameters = dict(model.named_parameters())
-    names = [] if pathways.masks is None else pathways.masks.below("encoder").names
+    names = [name for name in pathways.names if name.startswith("encoder")]
     return names, sum(parameters[name].numel() * parameters[name].element_size() for name in names)
 
 
