@@ -27,7 +27,7 @@ def stable_hash(*values: npt.ArrayLike) -> Hashes:
 
 def uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
     """Convert hashes to numbers in [0, 1)."""
-    return (hashes >> np.uint64(11)) * 2.0**-53
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(positions: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike) -> Ints:

@@ -116,7 +116,8 @@ class Score:
     @property
     def cer(self) -> float:
         """Character error rate in percent."""
-        return float(error_rates(self.characters[:, :3].sum(), self.characters[:, 3].sum()))
+        totals = self.characters.sum(axis=0, keepdims=True)
+        return float(error_rates(totals[:, :3].sum(axis=1), totals[:, 3])[0])
 
     def word_counts(self) -> Counts:
         """Return (utterances, 2) errors and reference words, in the order of `alignments`."""
