@@ -195,7 +195,7 @@ class _Runner:
                 if job.is_done():
                     self._waiting.remove(job)
                     self._print_heading(job)
-                    _print_progress(f"{job.name}: already finished")
+                    _print_progress(f"{job.name}: already finished{_repeating(job)}")
                     self._succeeded.add(job.name)
                 elif self._has_room(job):
                     self._waiting.remove(job)
@@ -246,6 +246,12 @@ class _Runner:
         if job.heading != self._heading:
             self._heading = job.heading
             print(job.heading, flush=True)
+
+
+def _repeating(job: Job) -> str:
+    """Return how to repeat a finished job; "" if it has no done mark."""
+    marks = " ".join(str(mark) for step in job.steps for mark in step.marks)
+    return f" (remove {marks} to repeat it)" if marks else ""
 
 
 class _Processes:

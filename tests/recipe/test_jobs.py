@@ -49,7 +49,16 @@ def test_jobs_run_in_order_and_finished_jobs_are_skipped(tmp_path, capsys):
     assert [re.sub(r"\d+ s", "N s", line[10:]) for line in lines[:2]] == ["data ...", "data: done (N s)"]
     run(jobs)
     assert order(tmp_path) == ["data", "dense", "report"]
-    assert capsys.readouterr().out.splitlines()[0][10:] == "data: already finished"
+    expected = f"data: already finished (remove {jobs[0].steps[0].mark} to repeat it)"
+    assert capsys.readouterr().out.splitlines()[0][10:] == expected
+
+
+def test_message_names_all_marks_of_a_finished_job(tmp_path, capsys):
+    marks = [tmp_path / ".done-3-en", tmp_path / ".done-3-it"]
+    for mark in marks:
+        mark.touch()
+    run([Job("job", (Step((), marks[0], more_marks=(marks[1],)),))])
+    assert f"job: already finished (remove {marks[0]} {marks[1]} to repeat it)" in capsys.readouterr().out
 
 
 def test_failed_job_stops_only_its_dependents(tmp_path, capsys):
