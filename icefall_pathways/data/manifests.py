@@ -96,7 +96,7 @@ def check_cut(cut: Cut, path: Path) -> None:
     if not isinstance(cut, MonoCut):
         raise DataError(f"{context} is a {type(cut).__name__}: expected a MonoCut, with one recording and one channel")
     _check_strings(cut, path)
-    _check_times(cut, context)
+    _check_numbers(cut, context)
     if not 0 < cut.duration <= _MAX_DURATION:
         raise DataError(
             f"{context} has a duration of {cut.duration:g} s: expected more than 0 and at most {_MAX_DURATION:g}; fix "
@@ -121,12 +121,17 @@ def _check_strings(cut: MonoCut, path: Path) -> None:
             )
 
 
-def _check_times(cut: MonoCut, context: str) -> None:
-    times = [cut.start, *(t for s in cut.supervisions for t in (s.start, s.duration))]
-    wrong = [time for time in times if not isinstance(time, int | float) or not math.isfinite(time)]
+def _check_numbers(cut: MonoCut, context: str) -> None:
+    numbers = [cut.start, *(t for s in cut.supervisions for t in (s.start, s.duration))]
+    if cut.has_recording:
+        numbers += [cut.recording.duration, cut.recording.num_samples, cut.recording.sampling_rate]
+    if cut.has_features:
+        features = cut.features
+        numbers += [features.start, features.duration, features.frame_shift, features.sampling_rate]
+        numbers += [features.num_frames, features.num_features]
+    wrong = [value for value in numbers if not isinstance(value, int | float) or not math.isfinite(value)]
     if wrong:
-        value = quote(str(wrong[0]))
-        raise DataError(f"{context} has the time {value}: expected a number of seconds; fix the manifest")
+        raise DataError(f"{context} has the value {quote(str(wrong[0]))}: expected a finite number; fix the manifest")
 
 
 def check_recording(recording: Recording, context: str) -> None:

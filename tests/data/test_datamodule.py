@@ -320,17 +320,22 @@ def test_a_damaged_manifest_is_an_error(tmp_path: Path, tokenizer: Tokenizer) ->
         data_module(tmp_path, tokenizer, languages="en").updates_per_epoch(1)
 
 
-@pytest.mark.parametrize("value", ["x", None, math.nan, math.inf])
-@pytest.mark.parametrize("field", ["start", "duration"])
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_times_that_are_not_numbers_are_errors(
-    tmp_path: Path, tokenizer: Tokenizer, value: Any, field: str, is_cut: bool
+@pytest.mark.parametrize("value", ["x", [], math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("owner", "field"),
+    [
+        *(("cut", "start"), ("cut", "duration"), ("supervision", "start"), ("supervision", "duration")),
+        *(("features", "start"), ("features", "duration"), ("features", "frame_shift"), ("features", "sampling_rate")),
+    ],
+)
+def test_values_that_are_not_numbers_are_errors(
+    tmp_path: Path, tokenizer: Tokenizer, value: Any, owner: str, field: str
 ) -> None:
     (cut,) = make_cuts(tmp_path, "en", "en", [200])
-    setattr(cut if is_cut else cut.supervisions[0], field, value)
+    setattr({"cut": cut, "supervision": cut.supervisions[0], "features": cut.features}[owner], field, value)
     path = tmp_path / "mls-english_cuts_dev.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(cut.to_dict()).encode()))
-    with pytest.raises(DataError, match=r"mls-english_cuts_dev.jsonl.gz (has the time|has a duration|is damaged)"):
+    with pytest.raises(DataError, match=r"mls-english_cuts_dev.jsonl.gz (has the value|has a duration|is damaged)"):
         data_module(tmp_path, tokenizer, languages="en").loader("en", "dev")
 
 
