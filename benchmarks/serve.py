@@ -41,7 +41,7 @@ from websockets.asyncio.client import connect
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.decoding.cut_audio import load_samples
-from icefall_pathways.decoding.streaming import VadName
+from icefall_pathways.decoding.streaming import VadName, score_speech
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.ranges import Options, Port, PositiveFloat, PositiveInt, Range, parse_numbers
 from icefall_pathways.serve.config import ServeConfig
@@ -228,9 +228,10 @@ def recognizer_cost(config: LoadConfig, model: SpeechModel, speech: Sequence[Spe
     sessions = [recognizer.open(model.resolve_language(config.language or audio.language)) for audio in speech]
     start = time.process_time()
     for position in range(0, len(speech[0].samples), chunk):
-        for session, audio in zip(sessions, speech, strict=True):
-            block = audio.samples[position : position + chunk].astype(np.float32) / 2**15
-            session.accept_samples(torch.from_numpy(block))
+        parts = [audio.samples[position : position + chunk].astype(np.float32) / 2**15 for audio in speech]
+        blocks = [torch.from_numpy(part) for part in parts]
+        for session, block, scores in zip(sessions, blocks, score_speech(sessions, blocks), strict=True):
+            session.accept_samples(block, scores)
         while any(recognizer.is_ready(session) for session in sessions):
             recognizer.advance(sessions)
     return (time.process_time() - start) / (len(speech) * config.seconds)

@@ -19,7 +19,7 @@ from icefall_pathways.serve.metrics import Metrics
 from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
 
 _INTERVAL = 0.005  # seconds between batches, in which further chunks arrive
-_SMOOTHING = 0.2  # weight of the last batch in the load
+_SMOOTHING = 0.5  # weight of the last batch in the load: of many new streams, few are accepted before it rises
 _IDLE_SECONDS = 1.0  # after which the load is 0
 
 Command = Callable[[SpeechSession], None]
@@ -82,6 +82,8 @@ class Batcher:
         self._wake = threading.Event()
         self._stopping = False
         self._load, self._last_batch = 0.0, 0.0
+        self._batch_start: float | None = None  # while a batch runs
+        self._chunk_seconds = 1.0
         metrics.load.set_function(lambda: self.load)  # it falls to 0 when the batches end
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
@@ -102,8 +104,14 @@ class Batcher:
 
     @property
     def load(self) -> float:
-        """Duration of recent batches divided by the duration of a chunk; above 1, streams fall back from real time."""
-        return self._load if time.monotonic() - self._last_batch < _IDLE_SECONDS else 0.0
+        """Duration of recent batches divided by the duration of a chunk; above 1, streams fall back from real time.
+
+        A batch that runs counts as soon as it takes longer than recent ones.
+        """
+        start, now = self._batch_start, time.monotonic()
+        if start is None:
+            return self._load if now - self._last_batch < _IDLE_SECONDS else 0.0
+        return max(self._load, (now - start) / self._chunk_seconds)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -116,6 +124,7 @@ class Batcher:
                 _log.exception("all active streams failed")
                 self._send({stream: Update(failure=error) for stream in self._active})
                 self._active.clear()
+                self._batch_start = None
 
     def _step(self) -> bool:
         """Decode one chunk of every stream that has one, and return whether any had."""
@@ -124,6 +133,7 @@ class Batcher:
             self._active[self._woken.popleft()] = None
         self._active = {stream: None for stream in self._active if not stream.closed}
         updates = {stream: Update() for stream in self._active}
+        self._batch_start = start if updates else None
         _fill(list(self._active), updates)
         for stream, update in updates.items():
             if update.failure is not None or not stream.session.is_ready:
@@ -131,10 +141,11 @@ class Batcher:
         ready = list(self._active)
         self._decode(ready, updates)
         self._send({stream: update for stream, update in updates.items() if update != Update()})
+        self._batch_start = None
         if not ready:
             return False
         seconds = time.monotonic() - start
-        self._measure(seconds, ready)
+        self._measure(start, seconds, ready)
         time.sleep(max(0.0, _INTERVAL - seconds))
         return True
 
@@ -179,10 +190,11 @@ class Batcher:
             if isinstance(event, SegmentEvent) and event.segment.is_final and event.segment.text:
                 self._metrics.segments.labels(event.segment.language or "").inc()
 
-    def _measure(self, seconds: float, ready: Sequence[BatchedStream]) -> None:
-        self._load, self._last_batch = self.load, time.monotonic()
-        chunk_seconds = min(stream.session.chunk_seconds for stream in ready)
-        self._load += _SMOOTHING * (seconds / chunk_seconds - self._load)
+    def _measure(self, start: float, seconds: float, ready: Sequence[BatchedStream]) -> None:
+        self._chunk_seconds = min(stream.session.chunk_seconds for stream in ready)
+        recent = self._load if start - self._last_batch < _IDLE_SECONDS else 0.0
+        self._load = recent + _SMOOTHING * (seconds / self._chunk_seconds - recent)
+        self._last_batch = start + seconds
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.batch_streams.observe(len(ready))
 

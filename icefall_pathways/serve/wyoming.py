@@ -98,7 +98,7 @@ class _Connection(AsyncEventHandler):
         if Describe.is_type(event.type):
             await self.write_event(_describe(self._service).event())
         elif Transcribe.is_type(event.type):
-            self._language = _parse(Transcribe, event).language
+            self._language = _parse_language(event)
         elif AudioStart.is_type(event.type):
             self._open(_parse(AudioStart, event))
         elif AudioChunk.is_type(event.type):
@@ -232,6 +232,18 @@ def _parse(kind: type[_Parsed], event: Event) -> _Parsed:
         return kind.from_event(event)
     except _MALFORMED as error:
         raise ProtocolError(f"event {event.type}: {type(error).__name__} {error}; see the Wyoming protocol") from error
+
+
+def _parse_language(event: Event) -> str | None:
+    """Return the language of a transcribe event.
+
+    Raises:
+      ProtocolError: It is not a string, which wyoming does not check.
+    """
+    language: object = _parse(Transcribe, event).language
+    if language is None or isinstance(language, str):
+        return language
+    raise ProtocolError(f"event {event.type} with language {language!r}: expected a string, such as fr or auto")
 
 
 def _describe(service: Service) -> Info:

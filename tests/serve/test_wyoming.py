@@ -105,6 +105,7 @@ def test_default_language_is_that_of_the_server(exchange, speech):
         ([AudioStart(16000, 2, 1)] * 2, "invalid_message", "send audio-stop first"),
         ([AudioStop()], "invalid_message", "send audio-start first"),
         ([AudioStart("x", 2, 1)], "invalid_message", "whole number of Hz"),
+        ([Transcribe(language=5)], "invalid_message", "language 5: expected a string"),
     ],
 )
 def test_error_is_sent_before_the_connection_ends(exchange, events, code, message):
