@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import select
 import shlex
 import signal
@@ -149,8 +150,9 @@ def quoted_command_line() -> str | None:
 
     Return None if no command runs.
     """
-    folder = f"{Path.cwd()}{os.sep}"
-    return shlex.join(word.replace(folder, "") for word in command_line.get()) or None
+    folder = re.escape(f"{Path.cwd()}{os.sep}")
+    # Only at the start of a path: other folders may contain one of the same name.
+    return shlex.join(re.sub(rf"(?:^|(?<=[\s=])){folder}", "", word) for word in command_line.get()) or None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

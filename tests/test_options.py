@@ -81,6 +81,17 @@ def test_user_actionable_error_is_reported_in_one_line(capsys):
     assert capsys.readouterr().err == "error: no such file: run prepare.sh first\n"
 
 
+def test_paths_below_the_working_directory_are_relative_in_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert options.quoted_command_line() is None
+    words = ("train", f"--a={tmp_path}/x", f"{tmp_path}/y {tmp_path}/z", f"/mnt{tmp_path}/w", f"{tmp_path}-old/v")
+    token = options.command_line.set(words)
+    try:
+        assert options.quoted_command_line() == f"train --a=x 'y z' /mnt{tmp_path}/w {tmp_path}-old/v"
+    finally:
+        options.command_line.reset(token)
+
+
 def test_scripts_run_without_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)  # as Python does if it is closed
     options.run_script(lambda: None)
