@@ -26,9 +26,9 @@ Stages:
   5  decode chunk by chunk
   6  compare: a table, and EXP_ROOT/report.html
 
-Run the same command again to resume; finished trainings are skipped. With --demo 1, your own clips or another encoder,
-the defaults below change: add --help to see them. They include --train-args, --search-args and --finetune-args, which
-other values replace as a whole.
+Run the same command again to resume; finished trainings are skipped. With --demo 1, --preset, your own clips or another
+encoder, the defaults below change: add --help to see them. They include --train-args, --search-args and
+--finetune-args, which other values replace as a whole.
 """
 
 from collections.abc import Sequence

@@ -97,7 +97,12 @@ def run(config: RunConfig) -> None:
 
 
 def run_graph(config: RunConfig) -> list[Job]:
-    """Return the jobs of the selected stages; a stage starts when the previous one has finished."""
+    """Return the jobs of the selected stages; a stage starts when the previous one has finished.
+
+    Raises:
+      ValueError: --preset contradicts --demo or --corpus, or a system needs options that are not given.
+    """
+    _check_preset(config)
     stages = (
         experiments.data_jobs,
         _dense_jobs,
@@ -122,6 +127,13 @@ def _training_job(name: str, exp_dir: Path, command: tuple[str, ...], parallel: 
     """Return a job that is finished if its command has succeeded with the same options."""
     options = " ".join(command[command.index("--manifest-dir") :])
     return Job(name, (Step(command, exp_dir / DONE_MARK, options),), parallel=parallel, log_dir=exp_dir)
+
+
+def _check_preset(config: RunConfig) -> None:
+    """Raise a ValueError if --demo or --corpus selects other settings than --preset, which would have no effect."""
+    selected = "demo" if config.demo else config.corpus
+    if config.preset and config.preset != selected:
+        raise ValueError(f"--preset {config.preset} has no effect with the settings of {selected}: use one of them")
 
 
 def _dense_jobs(config: RunConfig) -> list[Job]:

@@ -158,6 +158,12 @@ def test_preset_is_another_name_of_the_option_that_selects_it():
     assert read("run", "--preset stamps --vocab-size 90").vocab_size == 90
 
 
+@pytest.mark.parametrize("line", ["--preset stamps --demo 1", "--preset stamps --corpus mls", "--preset demo --demo 0"])
+def test_preset_that_contradicts_another_option_is_rejected(line):
+    with pytest.raises(ValueError, match="--preset .* has no effect with the settings of"):
+        run_graph(read("run", line))
+
+
 def test_mls_run_does_not_use_demo_settings(tmp_path):
     (tmp_path / "mls_english").mkdir()
     config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
