@@ -27,6 +27,15 @@ def test_documented_versions_are_the_locked_ones(stack):
     assert documented == {package: locked.get(package, "none") for package in documented}
 
 
+def test_other_python_versions_have_the_documented_versions():
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    first, *others = (locked_versions("current", python) for python in PYTHON_VERSIONS["current"])
+    for locked in others:
+        documented = {package: locked.get(package, "none") for package in table() if package != "Python"}
+        differing = {name for name, version in documented.items() if version != first.get(name, "none")}
+        assert differing == {"numpy"} and f"with 3.12 and 3.13, numpy is {locked['numpy']}." in text
+
+
 @pytest.mark.parametrize("stack", STACKS)
 def test_readme_lists_the_same_versions(stack):
     cells = [table()[package][stack] for package in ("torch", "k2", "Python")]
@@ -44,8 +53,10 @@ def test_installed_versions_are_the_documented_ones():
     if stack is None:
         pytest.skip("torch is not of a stack that make env sets up")
     documented = {package: cells[stack] for package, cells in table().items()}
-    assert ".".join(platform.python_version_tuple()[:2]) in documented.pop("Python").split(", ")
-    required = {package: version for package, version in documented.items() if version != "none"}
+    python = ".".join(platform.python_version_tuple()[:2])
+    assert python in documented.pop("Python").split(", ")
+    locked = locked_versions(stack, python)
+    required = {package: locked[package] for package, version in documented.items() if version != "none"}
     assert {package: metadata.version(package).split("+")[0] for package in required} == required
 
 

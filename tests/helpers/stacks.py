@@ -25,15 +25,16 @@ _DIRECT, _LOCKED, _KALDIFEAT = "{}.in", "{}.txt", "tools/kaldifeat/requirements.
 
 
 @cache
-def locked_versions(stack: Stack) -> dict[str, str]:
-    """Return the version of each package of a stack, for the Python version that is tested.
+def locked_versions(stack: Stack, python: str | None = None) -> dict[str, str]:
+    """Return the version of each package of a stack, for a Python version, or None: the first one of the stack.
 
     torch of the current stack is not in its lock, because its build depends on the machine.
     """
     files = [_DIRECT.format(REQUIREMENTS[stack]), _LOCKED.format(REQUIREMENTS[stack])]
     if stack == "reference":
         files.append(_KALDIFEAT)
-    environment = {"python_version": PYTHON_VERSIONS[stack][0], "python_full_version": f"{PYTHON_VERSIONS[stack][0]}.9"}
+    python = python or PYTHON_VERSIONS[stack][0]
+    environment = {"python_version": python, "python_full_version": f"{python}.9"}
     versions = {}
     for name in files:
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():

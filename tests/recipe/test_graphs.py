@@ -160,7 +160,7 @@ def test_preset_is_another_name_of_the_option_that_selects_it():
 
 @pytest.mark.parametrize("line", ["--preset stamps --demo 1", "--preset stamps --corpus mls", "--preset demo --demo 0"])
 def test_preset_that_contradicts_another_option_is_rejected(line):
-    with pytest.raises(ValueError, match="--preset .* has no effect with the settings of"):
+    with pytest.raises(ValueError, match=r"--preset .* has no effect with the settings of"):
         run_graph(read("run", line))
 
 
