@@ -30,7 +30,7 @@ from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketer, estimate_
 from safetensors.numpy import save_file
 from tables import print_table
 
-from icefall_pathways.data.cut_index import ROW, CutIndex
+from icefall_pathways.data.cut_index import METADATA_KEY, ROW, CutIndex
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.indexing import open_index
 from icefall_pathways.data.sampling import BatchStream, LanguageDraws, MonolingualSampler, SamplingConfig, SortedCuts
@@ -104,7 +104,7 @@ def write_index(path: Path, num_cuts: int) -> None:
     """Write an index of usable cuts without a manifest."""
     columns = {name: np.zeros(num_cuts, ROW[name]) for name in ROW.names or ()}
     columns |= {"duration": make_durations(num_cuts), "weight": np.ones(num_cuts, ROW["weight"])}
-    save_file(columns, path)
+    save_file(columns, path, {METADATA_KEY: "{}"})
 
 
 def peak_megabytes() -> float:
