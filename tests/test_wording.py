@@ -180,6 +180,8 @@ ALLOWED_STRINGS = ("begin",)  # a key of JSON transcripts, kept for readers of t
 
 def check_prose(text: str, kind: Kind, path: str, line: int) -> Iterator[Finding]:
     """Yield the findings in a text that starts at `line` of a file."""
+    for string in ALLOWED_STRINGS:
+        text = text.replace(f"`{string}`", f"`{'_' * len(string)}`")
     for rule in PROSE_RULES:
         if kind in rule.kinds:
             for match in rule.pattern.finditer(text):
@@ -311,6 +313,7 @@ def test_nonstandard_wording_is_reported(source, line, phrase):
     "source",
     [
         '"""Return whether there is no mask, or it is no longer used."""',
+        '"""Return the key `begin`."""',
         "# otherwise, a precise exercise; the beginning of a promise",
         "def step(num_found, first_place): pass",
         'raise ValueError("expected one of the numbers")',
