@@ -133,7 +133,7 @@ class StreamingFbank:
     Args:
       config: Options of the features.
       extractor: Result of `config.extractor(snip_edges=True)`, which streams may share: its filters take 85 kB. None:
-        an own one.
+        create one.
     """
 
     def __init__(self, config: FbankConfig | None = None, extractor: KaldifeatFbank | None = None) -> None:

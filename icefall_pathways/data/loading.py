@@ -107,8 +107,9 @@ class _Flag:
 def _context() -> BaseContext:
     """Return a context of `multiprocessing`, with events without locks.
 
-    Workers are forked on Linux in ranks, too, which are spawned and would spawn their workers: that takes seconds at
-    every validation, and a worker that a signal to the whole job ends meanwhile leaves its rank blocked, writing to it.
+    On Linux, workers are forked, also in ranks, which are spawned themselves. Spawning a worker takes seconds at every
+    validation, and a rank blocks if a signal to the whole job ends a worker to which it is writing the state to start
+    from.
     """
     method = "fork" if sys.platform == "linux" else multiprocessing.get_start_method()
     context: Any = copy(multiprocessing.get_context(method))

@@ -25,7 +25,7 @@ _MAX_DURATION = 24 * 3600.0  # seconds of a cut
 _SAMPLING_RATES = range(1000, 384_001)
 _TOLERANCE = 1.0  # seconds by which the stated and the computed duration may differ
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
-_CONTROL_CHARACTERS = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")
+_INVALID_IN_NAMES = re.compile(r"[\0-\x1f\x7f\ud800-\udfff]")
 # Lhotse's other types run commands, open URLs, or contain further recordings.
 _ALLOWED_SOURCES = ("file", "memory")
 _ALLOWED_TRANSFORMS = ("Speed", "Tempo", "Resample", "Volume", "LoudnessNormalization", "Narrowband")
@@ -109,9 +109,9 @@ def check_cut(cut: Cut, path: Path) -> None:
 
 
 def _check_strings(cut: MonoCut, path: Path) -> None:
-    if not isinstance(cut.id, str) or _CONTROL_CHARACTERS.search(cut.id):
+    if not isinstance(cut.id, str) or _INVALID_IN_NAMES.search(cut.id):
         raise DataError(
-            f"{path} has a cut with the name {quote(str(cut.id))}: expected a string without line breaks and control "
+            f"{path} has a cut with the name {quote(str(cut.id))}: expected Unicode without line breaks and control "
             "characters; fix the manifest"
         )
     for text in (supervision.text for supervision in cut.supervisions):

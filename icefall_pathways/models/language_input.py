@@ -23,7 +23,7 @@ class LanguageLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, languages: Iterable[str]) -> None:
         super().__init__(linear.in_features, linear.out_features)
         self.weight, self.bias = linear.weight, linear.bias
-        for language in sorted(languages):  # the order of the parameters, which packages do not name
+        for language in sorted(languages):  # packages concatenate parameters in this order, without names
             vector = nn.Parameter(self.bias.new_empty(self.out_features).normal_(std=_INITIAL_STD))
             self.register_parameter(_PREFIX + language, vector)
 
@@ -37,7 +37,8 @@ class LanguageLinear(nn.Linear):
         if vector is None:
             languages = ", ".join(self.language_of_parameters().values())
             raise ValueError(
-                f"the model has the language as an input, and no vector of {language!r}: it has those of {languages}"
+                f"the model has the language as an input, and no vector of {language!r}: it has those of {languages}: "
+                "use one of these, or add the language with train.py --languages and --freeze-languages"
             )
         bias = self._parameters["bias"]
         assert bias is not None

@@ -195,7 +195,7 @@ class _Runner:
                 if job.is_done():
                     self._waiting.remove(job)
                     self._print_heading(job)
-                    _print_progress(f"{job.name}: already finished{_repeating(job)}")
+                    _print_progress(f"{job.name}: already finished{_repeat_hint(job)}")
                     self._succeeded.add(job.name)
                 elif self._has_room(job):
                     self._waiting.remove(job)
@@ -248,7 +248,7 @@ class _Runner:
             print(job.heading, flush=True)
 
 
-def _repeating(job: Job) -> str:
+def _repeat_hint(job: Job) -> str:
     """Return how to repeat a finished job; "" if it has no done mark."""
     marks = " ".join(str(mark) for step in job.steps for mark in step.marks)
     return f" (remove {marks} to repeat it)" if marks else ""

@@ -1,7 +1,6 @@
 """Initial weights and architecture of a training: --init-from."""
 
-import dataclasses
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +135,7 @@ class WeightComparison:
     mismatched: dict[str, tuple[list[int], list[int]]]
     missing: list[str]
     extra: list[str]
-    added: list[str] = dataclasses.field(default_factory=list)
+    added: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -211,12 +210,12 @@ def with_architecture(config: ExperimentConfig, initial: InitialCheckpoint | Non
 def _check_architecture_options(config: ExperimentConfig, model: ModelConfig) -> None:
     """Check that no model option contradicts the model of --init-from; the option would be ignored."""
     source = f"the model of --init-from {config.training.init_from}"
-    for field in fields(ModelConfig):
-        given, own = getattr(config.model, field.name), getattr(model, field.name)
-        if given not in (field.default, own):
+    for option in fields(ModelConfig):
+        given, own = getattr(config.model, option.name), getattr(model, option.name)
+        if given not in (option.default, own):
             raise ValueError(
-                f"--{field.name.replace('_', '-')} is {given}, and {source} has {'its default' if own == '' else own}: "
-                "its architecture is used, so leave the option out"
+                f"--{option.name.replace('_', '-')} is {given}, and {source} has "
+                f"{'its default' if own == '' else own}: its architecture is used, so leave the option out"
             )
     if config.training.ctc_loss_scale > 0 and not model.ctc_head:
         raise ValueError(f"--ctc-loss-scale needs a CTC head, and {source} has none: leave the option out")

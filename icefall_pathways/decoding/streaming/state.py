@@ -11,7 +11,7 @@ from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.searches import SearchState
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # hashable by identity
 class BatchState:
     """State of the streams of one batch, in their order.
 
@@ -22,7 +22,7 @@ class BatchState:
       encoder_states: Encoder state of the batch.
       search_state: Search state of the batch.
       size: Number of streams.
-      streams: States of the streams that are not processed further yet.
+      streams: States of the streams whose last batch this is.
     """
 
     model: Transducer
@@ -75,7 +75,10 @@ class StreamState:
 
 
 def join_states(states: Sequence[StreamState]) -> tuple[list[Tensor], SearchState]:
-    """Return the encoder states and the search states of the streams as one batch, in the given order."""
+    """Return the encoder states and the search states of the streams as one batch, in the given order.
+
+    Other streams of their last batches get copies of their states, so that these batches can be freed.
+    """
     batch = _common_batch(states)
     if batch is not None:
         return batch.encoder_states, batch.search_state

@@ -35,8 +35,8 @@ class VadError(ValueError):
     """Voice activity detection cannot run on this machine."""
 
 
+#: Consecutive windows (n, 512) of one stream.
 Windows = npt.NDArray[np.float32]
-"""Consecutive windows (n, 512) of one stream."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scores:
 
 
 class SpeechScorer(Protocol):
-    """Score windows of many streams, whose states it does not modify."""
+    """A model that scores windows of many streams; it does not modify their states."""
 
     def new_state(self) -> Any:
         """Return the state of a new stream."""

@@ -13,10 +13,10 @@ from icefall_pathways.pathways.schedules.iterative import OneShot
 
 
 class RandomPruning(OneShot):
-    """Keep random entries, as many in each parameter as the other methods keep, after a single update.
+    """Keep random entries after a single update, with the granularity and the allocation of the other methods.
 
-    The masks depend on the seed, the languages that share a mask and the names of the parameters, not on weights,
-    data, device or rank.
+    The scores depend on the seed, the languages that share a mask, and the names and shapes of the parameters, not on
+    weights, data, device or rank.
 
     Args:
       target_sparsity: Sparsity of the masks.
