@@ -16,9 +16,9 @@ SYSTEMS = {
     "dense-continued": "dense",
     "dense-language": "dense, language as input",
     "small-dense": "small dense",
-    "lap-random": "LAP, random mask",
+    "lap-random": "LAP (random mask)",
     "lap": "LAP",
-    "pathways-random": "pathways, random masks",
+    "pathways-random": "pathways (random masks)",
     "pathways": "pathways",
 }
 

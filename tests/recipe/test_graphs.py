@@ -495,7 +495,7 @@ def test_demo_trains_and_compares_the_selected_systems():
     assert lines["small-dense"] == normalized(
         f"{from_scratch} --encoder-dim 24 --dim-feedforward 128 --num-updates 4500"
     )
-    assert "'LAP, random mask=exp/demo/lap-random'" in lines["report"]
+    assert "'LAP (random mask)=exp/demo/lap-random'" in lines["report"]
 
 
 def test_a_stage_without_jobs_keeps_the_order_of_the_others():
