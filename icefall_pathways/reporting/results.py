@@ -131,7 +131,7 @@ def masks_summary(masks: PathwayMasks) -> str:
     header = masks.header
     sparsities = ", ".join(f"{language} {100 * masks.sparsity(language):.1f} %" for language in masks.languages)
     return (
-        f"Found by {header.method}, granularity {header.granularity}, {header.allocation} allocation. "
+        f"Method {header.method}, granularity {header.granularity}, {header.allocation} allocation. "
         f"Sparsity: {sparsities}. Entries used by any language: {100 * masks.union_density():.1f} %; mean overlap of "
         f"two languages: {analysis.mean_overlap(masks):.2f}."
     )

@@ -38,7 +38,7 @@ def test_density_rows_are_formatted_as_percentages():
 def test_masks_summary_is_one_line():
     masks = PathwayMasks(MasksHeader(("en", "fr"), "imp"), {"w": torch.tensor([3, 1, 2, 0], dtype=torch.uint8)})
     assert results.masks_summary(masks) == (
-        "Found by imp, granularity element, layer-wise allocation. Sparsity: en 50.0 %, fr 50.0 %. "
+        "Method imp, granularity element, layer-wise allocation. Sparsity: en 50.0 %, fr 50.0 %. "
         "Entries used by any language: 75.0 %; mean overlap of two languages: 0.33."
     )
 
