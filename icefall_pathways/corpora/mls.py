@@ -4,6 +4,7 @@ Any such folder is accepted, with any subset of the languages, and with flac or 
 dropped and counted.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -253,7 +254,8 @@ def _audio_path(folder: Path, handle: str) -> Path | None:
     if not all(_NAME.fullmatch(part) for part in mls_layout.split_handle(handle)):
         return None  # prevents handles that name files outside the corpus
     paths = (mls_layout.audio_file(folder, handle, suffix) for suffix in mls_layout.AUDIO_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+    # Path.is_file raises OSError for names that are too long.
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _read_transcripts(path: Path) -> Iterator[tuple[str, str]]:

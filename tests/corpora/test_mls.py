@@ -199,7 +199,13 @@ def test_names_of_speakers(corpus, speaker):
     assert (supervisions(corpus)[-1].speaker, supervisions(corpus)[-1].gender) == (speaker, "F")
 
 
-@pytest.mark.parametrize("handle", ["..", "../../x_1_2", "a_.._b", "_1_2", "10_100", "x", "a/b_1_2", "~_1_2"])
+@pytest.mark.parametrize(
+    "handle",
+    [
+        *("..", "../../x_1_2", "a_.._b", "_1_2", "10_100", "x", "a/b_1_2", "~_1_2"),
+        pytest.param("10_100_" + 300 * "9", id="too long for a file name"),
+    ],
+)
 def test_handles_that_name_no_file_of_the_corpus_are_dropped(corpus, handle):
     with (corpus / "mls_german" / "train" / "transcripts.txt").open("a") as file:
         file.write(f"{handle}\teins\n")
