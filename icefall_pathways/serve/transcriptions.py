@@ -110,7 +110,8 @@ async def transcriptions(request: Request) -> Response:
 def _error(stream: ClientStream) -> HTTPException | None:
     """Return the error of a stream that ended before the end of its file."""
     if stream.error is not None:
-        return HTTPException(400 if stream.error.code != "internal" else 500, stream.error.message)
+        upload = "the uploaded file: " if stream.error.code == "invalid_audio" else ""
+        return HTTPException(400 if stream.error.code != "internal" else 500, upload + stream.error.message)
     return None if stream.completed else HTTPException(503, "the server is shutting down: use another one")
 
 

@@ -18,7 +18,7 @@ from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.errors import first_line
 from icefall_pathways.transcription.byte_source import ByteSource, SeekableByteSource
 from icefall_pathways.transcription.channels import Downmixer
-from icefall_pathways.transcription.containers import Block, decode
+from icefall_pathways.transcription.containers import Block, UnknownFormatError, decode
 from icefall_pathways.transcription.headers import PcmFormat
 from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate
 
@@ -56,11 +56,17 @@ def read_audio(source: str, options: AudioOptions = AudioOptions()) -> Iterator[
     Raises:
       AudioError: The source cannot be read completely; the readable part is yielded first.
     """
-    if source == STDIN:
-        return _read_standard_input(options)
     if source == MICROPHONE:
         return _convert(_read_microphone(), options)
-    return read_file(Path(source), options)
+    return _suggest_raw(_read_standard_input(options) if source == STDIN else read_file(Path(source), options))
+
+
+def _suggest_raw(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    try:
+        yield from blocks
+    except UnknownFormatError as error:
+        hint = "raw 16-bit mono samples can be read from standard input with --sample-rate"
+        raise UnknownFormatError(f"{error}; {hint}") from error
 
 
 def _read_standard_input(options: AudioOptions) -> Iterator[Tensor]:

@@ -32,13 +32,13 @@ _DURATION_TOLERANCE = {
     **dict.fromkeys(("avi", "matroska,webm"), 0.5),
 }
 _UNKNOWN_DURATION = 1 << 30  # in AVI files that FFmpeg writes to a pipe
-_EXPECTED = (
-    "expected audio or video, such as WAV, FLAC, MP3, Ogg, MP4 or WebM; raw 16-bit mono samples can be read from "
-    "standard input with --sample-rate"
-)
 _MIN_GAP = 0.1  # seconds
 _MAX_FILLED = 600.0  # seconds by which the silence in gaps may exceed the audio: time stamps may be damaged
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of files that were joined
+
+
+class UnknownFormatError(AudioError):
+    """Bytes that are not in a format which is supported."""
 
 
 class Block(NamedTuple):
@@ -68,8 +68,12 @@ def decode(source: ByteSource) -> Iterator[Block]:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         source.raise_interrupt()
-        hint = "a truncated MP4 file, whose index at the end is missing?" if source.is_mp4 else _EXPECTED
-        raise AudioError(f"cannot read it ({_describe(error)}): {hint}") from error
+        message = f"cannot read it ({_describe(error)})"
+        if source.is_mp4:
+            raise AudioError(f"{message}: a truncated MP4 file, whose index at the end is missing?") from error
+        raise UnknownFormatError(
+            f"{message}: expected audio or video, such as WAV, FLAC, MP3, Ogg, MP4 or WebM"
+        ) from error
     with container:
         yield from _Decoder(container, source).blocks()
 

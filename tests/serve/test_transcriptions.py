@@ -68,8 +68,8 @@ def test_language_is_identified_by_default(client, upload):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"file": ("a.wav", b"RIFF")}, "cannot read it"),
-        ({"file": ("a.wav", b"")}, "it is empty"),
+        ({"file": ("a.wav", b"no audio" * 100)}, r"the uploaded file: cannot read it \([^)]*\): .*, MP4 or WebM$"),
+        ({"file": ("a.wav", b"")}, "the uploaded file: it is empty"),
         ({"language": "xx"}, "this model supports en, nl and auto"),
         ({"response_format": "xml"}, "expected one of json"),
         ({"timestamp_granularities": ["syllable"]}, "expected segment or word"),

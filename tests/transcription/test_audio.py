@@ -192,9 +192,10 @@ def test_raw_samples_are_read_from_a_slow_pipe():
     assert len(_read_pipe(signal.tobytes(), AudioOptions(sample_rate=8000))) == 32000
 
 
-def test_raw_samples_are_read_only_if_requested():
+def test_raw_samples_are_read_only_if_requested(monkeypatch):
     for raw in (speech_like(2.0, 16000).tobytes(), bytes(64000)):
-        samples, error = read_all(read_pipe(io.BytesIO(raw)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        samples, error = read_all(read_audio("-"))
         assert (
             samples.numel() == 0
             and "raw 16-bit mono samples can be read from standard input with --sample-rate" in error
