@@ -373,5 +373,5 @@ def test_error_of_a_multilingual_batch_names_the_cuts(tmp_path: Path, tokenizer:
     cuts = make_cuts(tmp_path, "en", "en", [200] * 3) + make_cuts(tmp_path, "stray", "fr", [200])
     write_cuts(tmp_path, "en", "train", cuts)
     data = data_module(tmp_path, tokenizer, languages="en", num_workers=num_workers)
-    with pytest.raises(DataError, match=r"^a batch of en contains cuts of another language: stray-0$"):
+    with pytest.raises(DataError, match=r"^a batch of en contains cuts of another language: stray-0; expected"):
         list(data.train_batches(0, 1, seed=1))

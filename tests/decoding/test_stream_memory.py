@@ -15,6 +15,7 @@ from icefall_pathways.decoding.streaming.engine import OnnxEncoder
 from icefall_pathways.decoding.streaming.session import Session
 from icefall_pathways.decoding.streaming.voice_activity import SpeechGate
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
+from icefall_pathways.torch_compat import num_storage_bytes
 
 
 @pytest.fixture(params=["emformer", "zipformer"])
@@ -42,14 +43,7 @@ def tensors(item: object) -> Iterator[Tensor]:
 
 def kept_bytes(item: object) -> int:
     """Return the bytes of the storages of all tensors, of which views use only a part."""
-    storages = map(_storage, tensors(item))
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _storage(tensor):
-    if hasattr(tensor, "untyped_storage"):
-        return tensor.untyped_storage()
-    return tensor.storage().untyped()  # torch 1.13
+    return num_storage_bytes(tensors(item))
 
 
 def open_streams(decoder, count, num_frames):
