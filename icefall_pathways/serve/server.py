@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from icefall_pathways.serve import http
 from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.serve.connections import bearer_token, check_token
-from icefall_pathways.serve.keepalive import KeepaliveProtocol
 from icefall_pathways.serve.recognizers import RequestError, SpeechModel
 from icefall_pathways.serve.service import BusyError, Service
 from icefall_pathways.serve.sherpa import serve_sherpa
@@ -97,7 +96,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                ws=KeepaliveProtocol,
+                ws="icefall_pathways.serve.keepalive:KeepaliveProtocol",  # a name, as websockets is optional
                 ws_max_size=config.limits.max_message_bytes,
                 ws_ping_interval=_KEEPALIVE_SECONDS,
                 ws_ping_timeout=_KEEPALIVE_TIMEOUT,
