@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def _start_worker(python: Path) -> "subprocess.Popen[str]":
 
 def _measure(worker: "subprocess.Popen[str]", case: str) -> float:
     assert worker.stdin is not None and worker.stdout is not None
-    print(case, file=worker.stdin, flush=True)
+    with suppress(BrokenPipeError):  # it has ended, which the next line notices
+        print(case, file=worker.stdin, flush=True)
     if not (seconds := worker.stdout.readline()):
         raise ValueError(f"the measurement of {case!r} failed: {worker.args} ended; see its message above")
     return float(seconds)

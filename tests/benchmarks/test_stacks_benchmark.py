@@ -23,7 +23,6 @@ def test_missing_stack_is_reported(stacks, tmp_path, monkeypatch):
 
 
 def test_failed_measurement_is_reported(stacks):
-    with stacks._start_worker(Path(sys.executable)) as worker:
-        worker.kill()
-        with pytest.raises(ValueError, match="the measurement of 'step micro' failed"):
-            stacks._measure(worker, "step micro")
+    message = "the measurement of 'stream unknown 1' failed"
+    with stacks._start_worker(Path(sys.executable)) as worker, pytest.raises(ValueError, match=message):
+        stacks._measure(worker, "stream unknown 1")
