@@ -91,8 +91,13 @@ class PruningSchedule(ABC):
         gradients: LanguageGradients | None,
     ) -> None:
         """Change the mask of `languages`; by default, remove the entries with the lowest scores permanently."""
-        scores = criterion_scores(self.prune_by, model, masks, languages, gradients)
-        prune_by_scores(scores, masks, languages, sparsity)
+        prune_by_scores(self._scores(model, masks, languages, gradients), masks, languages, sparsity)
+
+    def _scores(
+        self, model: nn.Module, masks: PathwayMasks, languages: Sequence[str], gradients: LanguageGradients | None
+    ) -> dict[str, Tensor]:
+        """Return the scores of all entries, by parameter name."""
+        return criterion_scores(self.prune_by, model, masks, languages, gradients)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from icefall_pathways.pathways.gradients import LanguageGradients
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.pathways.pruning import prune_by_scores
 from icefall_pathways.pathways.schedules.iterative import OneShot
 
 
@@ -31,19 +30,12 @@ class RandomPruning(OneShot):
         self.method = "random"
         self._seed = seed
 
-    def _prune(
-        self,
-        update: int,
-        model: nn.Module,
-        masks: PathwayMasks,
-        languages: Sequence[str],
-        sparsity: float,
-        gradients: LanguageGradients | None,
-    ) -> None:
-        scores = {name: self._scores(name, code, languages) for name, code in masks.codes.items()}
-        prune_by_scores(scores, masks, languages, sparsity)
+    def _scores(
+        self, model: nn.Module, masks: PathwayMasks, languages: Sequence[str], gradients: LanguageGradients | None
+    ) -> dict[str, Tensor]:
+        return {name: self._random(name, code, languages) for name, code in masks.codes.items()}
 
-    def _scores(self, name: str, code: Tensor, languages: Sequence[str]) -> Tensor:
+    def _random(self, name: str, code: Tensor, languages: Sequence[str]) -> Tensor:
         key = f"{self._seed} {' '.join(languages)} {name}"
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
         generator = torch.Generator(device="cpu").manual_seed(seed)
