@@ -30,8 +30,9 @@ from collections.abc import Sequence
 
 from icefall_pathways.recipe.environment import cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import print_graph, run_jobs
-from icefall_pathways.recipe.prepare import PrepareConfig as Config
-from icefall_pathways.recipe.prepare import default_languages, implied_corpus, prepare_jobs
+from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare_config import PrepareConfig as Config
+from icefall_pathways.recipe.prepare_config import default_languages, implied_corpus
 from icefall_pathways.recipe.programs import read_with_defaults
 
 __all__ = ["Config", "read", "run"]

@@ -9,7 +9,8 @@ from icefall_pathways.ranges import PositiveInt
 from icefall_pathways.recipe.corpus_options import CorpusOptions
 from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import Job, Step
-from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare_config import PrepareConfig
 from icefall_pathways.recipe.programs import option_words, program, read_options
 
 _SCRIPTS = "pruned_transducer_pathways"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from icefall_pathways.recipe.experiments import ExperimentsConfig, prepare_config
-from icefall_pathways.recipe.prepare import corpus_of_folder, languages_of_corpus
+from icefall_pathways.recipe.prepare_config import corpus_of_folder, languages_of_corpus
 from icefall_pathways.recipe.run import RunConfig
 from icefall_pathways.recipe.study import StudyConfig
 

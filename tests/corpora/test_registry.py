@@ -24,7 +24,8 @@ from icefall_pathways.data.tokenizer_texts import TokenizerTexts
 from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.decode_run import decode
 from icefall_pathways.languages import TextOptions, codes_of, parse_languages
-from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare_config import PrepareConfig
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from icefall_pathways.pathways.schedules import RandomPruning
 from icefall_pathways.recipe import presets
 from icefall_pathways.recipe.environment import SINGLE_THREAD
 from icefall_pathways.recipe.experiments import environment
-from icefall_pathways.recipe.prepare import PrepareConfig, prepare_jobs
+from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare_config import PrepareConfig
 from icefall_pathways.recipe.programs import read_options
 from icefall_pathways.recipe.run import run_graph
 from icefall_pathways.recipe.study import keep_settings, study_graph

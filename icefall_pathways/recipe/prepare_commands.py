@@ -1,0 +1,127 @@
+"""Commands of the stages of the data preparation."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from icefall_pathways.corpora.registry import get_corpus
+from icefall_pathways.data.sample_config import SampleConfig
+from icefall_pathways.recipe.prepare_config import PrepareConfig
+from icefall_pathways.recipe.programs import option_words, program
+from icefall_pathways.sharding.executors import ExecutionConfig
+
+
+def corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
+    """Return the command that gets the corpus, or no command and a message if the corpus exists.
+
+    Raises:
+      ValueError: The corpus cannot be downloaded or synthesized, and --corpus-dir is not an existing folder.
+    """
+    spec = get_corpus(config.corpus)
+    if not spec.synthetic and config.has_corpus:
+        return (), f"The corpus is in {config.corpus_folder}"
+    if spec.acquire_command is None:
+        raise ValueError(
+            f"--corpus {spec.name} cannot be downloaded: expected an existing folder as --corpus-dir, found "
+            f"{config.manifests or config.corpus_dir!r}"
+        )
+    words = () if spec.acquire_command != "get_corpus" else option_words(corpus=config.corpus)
+    words += option_words(corpus_dir=config.corpus_folder, languages=config.languages)
+    values = {name: getattr(config, name) for name in spec.acquire_options}
+    words += option_words(**{name: value for name, value in values.items() if value != ""})  # "" is the default
+    return program("local", spec.acquire_command) + words, ""
+
+
+def manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    """Return the command that writes the manifests of some languages."""
+    return program("local", "prepare_manifests") + option_words(
+        corpus=config.corpus,
+        corpus_dir=config.corpus_folder,
+        output_dir=config.data_dir / "manifests",
+        languages=languages,
+        subset=config.subset,
+        **config.text_options,
+        max_dropped_share=_max_dropped_share(config),
+        num_jobs=config.num_jobs,
+        **{name: value for name in get_corpus(config.corpus).manifest_options if (value := getattr(config, name))},
+        **_execution_options(config),
+    )
+
+
+def features_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    """Return the command that computes, validates and describes the features of some languages."""
+    return program("local", "compute_fbank") + option_words(
+        manifest_dir=config.data_dir / "manifests",
+        output_dir=config.data_dir / "fbank",
+        languages=languages,
+        store_feats=config.store_feats,
+        perturb_speed=config.perturb_speed,
+        max_dropped_share=_max_dropped_share(config),
+        num_jobs=config.num_jobs,
+        **_execution_options(config),
+    )
+
+
+def musan_manifests_command(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the command that writes the manifests of MUSAN.
+
+    Raises:
+      ValueError: The folder of MUSAN does not exist.
+    """
+    if not Path(config.musan_dir).is_dir():
+        raise ValueError(f"--musan-dir {config.musan_dir}: expected an existing folder")
+    lhotse = str(Path(sys.executable).with_name("lhotse"))
+    return lhotse, "prepare", "musan", config.musan_dir, str(config.data_dir / "manifests")
+
+
+def musan_features_command(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the command that computes the features of MUSAN."""
+    return program("local", "compute_fbank_musan") + option_words(
+        manifest_dir=config.data_dir / "manifests", output_dir=config.data_dir / "fbank", num_jobs=config.num_jobs
+    )
+
+
+def tokens_command(config: PrepareConfig) -> tuple[str, ...]:
+    """Return the command that trains the tokenizer of all languages."""
+    defaults = SampleConfig()
+    sample = {field.name: getattr(config, field.name) for field in fields(SampleConfig)}
+    return program("local", "train_bpe") + option_words(
+        cuts_dir=config.data_dir / "fbank",
+        languages=config.languages,
+        vocab_size=config.vocab_size,
+        output_dir=config.data_dir / f"lang_bpe_{config.vocab_size}",
+        keep_model=not config.retrain_tokenizer,
+        **{name: value for name, value in sample.items() if value != getattr(defaults, name)},
+    )
+
+
+def index_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    """Return the command that indexes the training cuts of some languages."""
+    return program("local", "index_cuts") + option_words(
+        manifest_dir=config.data_dir / "fbank",
+        languages=languages,
+        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+    )
+
+
+def shar_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    """Return the command that copies the training cuts of some languages to tar files."""
+    return program("local", "export_shar") + option_words(
+        manifest_dir=config.data_dir / "fbank",
+        languages=languages,
+        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        field="features" if config.store_feats else "recording",
+        num_jobs=config.num_jobs,
+        **_execution_options(config),
+    )
+
+
+def _max_dropped_share(config: PrepareConfig) -> float:
+    return max(config.max_dropped_share, get_corpus(config.corpus).expected_dropped_share)
+
+
+def _execution_options(config: PrepareConfig) -> dict[str, str]:
+    """Return the options of many machines that are used."""
+    values = {"executor": config.executor, "dask_scheduler": config.dask_scheduler, "shard": config.shard}
+    defaults = ExecutionConfig()
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
