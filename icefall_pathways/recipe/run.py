@@ -10,17 +10,7 @@ from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.recipe.programs import as_typed
-
-#: Experiment folder of each system that can be compared, and the name in the table.
-SYSTEMS = {
-    "dense-continued": "dense",
-    "dense-language": "dense, language as input",
-    "small-dense": "small dense",
-    "lap-random": "LAP (random mask)",
-    "lap": "LAP",
-    "pathways-random": "pathways (random masks)",
-    "pathways": "pathways",
-}
+from icefall_pathways.reporting.systems import RUN_SYSTEMS, SYSTEMS
 
 # Systems with masks, and the languages that share a mask.
 _PRUNE_FOR = {
@@ -70,7 +60,7 @@ class RunConfig(ExperimentsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        experiments.check_systems(self.systems, SYSTEMS)
+        experiments.check_systems(self.systems, RUN_SYSTEMS)
 
     @property
     def single_thread(self) -> bool:
@@ -80,7 +70,7 @@ class RunConfig(ExperimentsConfig):
     @property
     def selected_systems(self) -> list[str]:
         """Folders of the selected systems, in the order of the table."""
-        return [name for name in SYSTEMS if name in self.systems.split()]
+        return [name for name in RUN_SYSTEMS if name in self.systems.split()]
 
 
 def run(config: RunConfig) -> None:

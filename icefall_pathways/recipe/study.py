@@ -13,12 +13,7 @@ from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
-
-#: The systems that can be compared, all but small-dense trained from the dense model of their seed.
-SYSTEMS = (
-    *("dense-continued", "dense-language", "small-dense", "lap-random", "lap", "lsp", "pathways-random"),
-    *("pathways-imp", "pathways-lth", "dynamic"),
-)
+from icefall_pathways.reporting.systems import STUDY_SYSTEMS
 
 #: Options that must not change within a study, because its results would not be comparable.
 _SETTINGS = (
@@ -57,7 +52,7 @@ class StudyConfig(ExperimentsConfig):
         super().__post_init__()
         parse_numbers("--seeds", self.seeds, int)
         parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True))
-        experiments.check_systems(self.systems, SYSTEMS)
+        experiments.check_systems(self.systems, STUDY_SYSTEMS)
         parse_languages(self.languages)
 
     @property

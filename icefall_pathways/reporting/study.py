@@ -19,21 +19,7 @@ from icefall_pathways.files import atomic_write, read_json
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
 from icefall_pathways.reporting.results import newest_summary, rate_title
-
-#: Folder and name of each row of the tables, in order.
-SYSTEMS = {
-    "dense-continued": "dense",
-    "dense-language": "dense, language as input",
-    "small-dense": "small dense",
-    "lap-random": "LAP (random mask)",
-    "lap": "LAP",
-    "lsp": "LSP",
-    "pathways-random": "pathways (random masks)",
-    "pathways-imp": "pathways (IMP)",
-    "pathways-lth": "pathways (LTH)",
-    "dynamic": "dynamic pathways",
-}
-_WITHOUT_MASKS = ("dense-continued", "dense-language", "small-dense")
+from icefall_pathways.reporting.systems import DENSE_SYSTEMS, STUDY_SYSTEMS, SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class StudyResult:
     """Result of one system at one sparsity with one seed.
 
     Attributes:
-      system: A key of `SYSTEMS`.
+      system: One of `STUDY_SYSTEMS`.
       sparsity: 0 for a system without masks.
       seed: Seed of the dense model, the masks and the training.
       wer: Word error rate in percent, by language code.
@@ -83,10 +69,10 @@ def gather(config: StudyConfig) -> list[StudyResult]:
     """
     results = []
     for seed, folder in _numbered(config.study_dir, "seed"):
-        for system in _WITHOUT_MASKS:
+        for system in DENSE_SYSTEMS:
             results += list(_read(config, system, 0.0, int(seed), folder / system))
         for sparsity, systems in _numbered(folder, "sparsity"):
-            for system in (name for name in SYSTEMS if name not in _WITHOUT_MASKS):
+            for system in (name for name in STUDY_SYSTEMS if name not in DENSE_SYSTEMS):
                 results += list(_read(config, system, sparsity, int(seed), systems / system))
     if not results:
         raise ValueError(f"nothing in {config.study_dir} has been decoded on {config.split}: run ./run_study.sh first")
