@@ -30,7 +30,8 @@ class ReportConfig(Options):
     """Options of the report."""
 
     systems: str = "dense=exp/dense-continued LAP=exp/lap pathways=exp/pathways"
-    """Systems as NAME=EXP_DIR, in the order of the table; quote names with spaces: "'my LAP=my exp/lap'"."""
+    """Systems as NAME=EXP_DIR, in the order of the table; quote names with spaces: "'my LAP=my exp/lap'". The last one
+    with masks is compared with each other one."""
 
     method: str = "streaming/modified_beam_search"
     """Folder of the results in each experiment folder, such as greedy_search."""
@@ -69,12 +70,13 @@ def write_report(config: ReportConfig) -> str:
     for system, description in zip(systems, decoded, strict=True):
         if system.wer.keys() != systems[0].wer.keys():
             raise ValueError(f"{description}, but {decoded[0]}: decode all systems in the same languages")
+    changes = results.relative_changes(systems)
     body = [
         "<h1>ASR pathways: report</h1>",
         f"<p>Word error rate (%) of {html.escape(config.method)} on {systems[0].utterances} utterances of "
         f"{html.escape(config.split)}.</p>",
         _html_table(*results.comparison_rows(systems)),
-        f"<p>{html.escape(results.relative_changes(systems))}</p>",
+        *([f"<p>{html.escape(changes)}</p>"] if changes else []),
     ]
     with tempfile.TemporaryDirectory() as folder:
         for title, images in _plot_sections(systems, Path(folder)):
@@ -87,7 +89,7 @@ def write_report(config: ReportConfig) -> str:
             f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>",
             encoding="utf-8",
         )
-    return f"{results.comparison_table(systems)}\n{results.relative_changes(systems)}"
+    return f"{results.comparison_table(systems)}\n{changes}".rstrip()
 
 
 def _plot_sections(systems: list[SystemResult], folder: Path) -> list[tuple[str, list[Path]]]:

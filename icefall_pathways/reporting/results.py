@@ -120,10 +120,18 @@ def comparison_table(results: list[SystemResult]) -> str:
 
 
 def relative_changes(results: list[SystemResult]) -> str:
-    """Format the relative change of the last system's average WER against each other system, in percent."""
-    *others, last = results
-    changes = (f"{100 * (last.average_wer / other.average_wer - 1):+.1f} % against {other.name}" for other in others)
-    return f"Average WER of {last.name}: {', '.join(changes)}" if others else ""
+    """Format the relative change of a system's average WER against each other system, in percent.
+
+    The system is the last one with masks, or the last one if none has masks. Systems without errors are left out: a
+    change against them is infinite. The result is empty if no system is left.
+    """
+    subject = next((result for result in reversed(results) if result.masks is not None), results[-1])
+    changes = [
+        f"{100 * (subject.average_wer / other.average_wer - 1):+.1f} % against {other.name}"
+        for other in results
+        if other is not subject and other.average_wer > 0
+    ]
+    return f"Average WER of {subject.name}: {', '.join(changes)}" if changes else ""
 
 
 def masks_summary(masks: PathwayMasks) -> str:

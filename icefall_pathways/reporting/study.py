@@ -21,6 +21,9 @@ from icefall_pathways.reporting import plots
 from icefall_pathways.reporting.results import newest_summary, rate_title
 from icefall_pathways.reporting.systems import DENSE_SYSTEMS, STUDY_SYSTEMS, SYSTEMS
 
+# Systems with which the others are compared, in the order of the columns.
+_BASELINES = ("lap", "dense-continued")
+
 
 @dataclass(frozen=True)
 class StudyConfig(Options):
@@ -99,37 +102,31 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
 
 
 def tables(results: list[StudyResult]) -> str:
-    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and relative changes per seed."""
+    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and relative changes per seed.
+
+    Systems without masks are in every table; if there are no others, they have a table of their own.
+    """
+    sparsities = sorted({result.sparsity for result in results} - {0.0}) or [0.0]
+    return "\n\n".join(_table(results, sparsity) for sparsity in sparsities)
+
+
+def _table(results: list[StudyResult], sparsity: float) -> str:
     languages = list(results[0].wer)
-    parts = []
-    for sparsity in sorted({result.sparsity for result in results} - {0.0}):
-        sparse = [result for result in results if result.sparsity == sparsity]
-        seeds = {result.seed for result in sparse}
-        without_masks = [result for result in results if result.sparsity == 0 and result.seed in seeds]
-        by_system: dict[str, list[StudyResult]] = defaultdict(list)
-        for result in (*without_masks, *sparse):
+    seeds = {result.seed for result in results if result.sparsity == sparsity}
+    by_system: dict[str, list[StudyResult]] = defaultdict(list)
+    for result in results:
+        if result.sparsity in (0, sparsity) and result.seed in seeds:
             by_system[result.system].append(result)
-        rows = [
-            _row(name, by_system[system], by_system["lap"], by_system["dense-continued"], languages)
-            for system, name in SYSTEMS.items()
-            if by_system[system]
-        ]
-        header = ["system", *map(rate_title, languages), "average", "against LAP", "against dense", "seeds"]
-        parts.append(f"Sparsity {100 * sparsity:.0f} %\n\n{_markdown(header, rows)}")
-    return "\n\n".join(parts)
-
-
-def _row(
-    name: str, runs: list[StudyResult], lap: list[StudyResult], dense: list[StudyResult], languages: list[str]
-) -> list[str]:
-    return [
-        name,
-        *(spread([run.wer[language] for run in runs]) for language in languages),
-        spread([run.average for run in runs]),
-        _changes(runs, lap),
-        _changes(runs, dense),
-        str(len(runs)),
-    ]
+    baselines = [system for system in _BASELINES if by_system[system]]
+    rows = []
+    for system in (system for system in STUDY_SYSTEMS if by_system[system]):
+        runs = by_system[system]
+        error_rates = [*([run.wer[language] for run in runs] for language in languages), [run.average for run in runs]]
+        changes = (_changes(runs, by_system[baseline]) for baseline in baselines)
+        rows.append([SYSTEMS[system], *map(spread, error_rates), *changes, str(len(runs))])
+    against = (f"against {SYSTEMS[baseline]}" for baseline in baselines)
+    header = ["system", *map(rate_title, languages), "average", *against, "seeds"]
+    return f"Sparsity {100 * sparsity:.0f} %\n\n{_markdown(header, rows)}"
 
 
 def spread(values: list[float], sign: str = "") -> str:

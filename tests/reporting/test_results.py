@@ -1,5 +1,6 @@
 """Result tables and the HTML report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,32 @@ def test_comparison_has_one_row_per_system_and_one_column_per_language():
 def test_relative_changes_are_against_each_other_system():
     text = results.relative_changes([system("dense", 9.0), system("LAP", 19.0), system("pathways", 4.0)])
     assert text == "Average WER of pathways: -50.0 % against dense, -75.0 % against LAP"
-    assert results.relative_changes([system("dense", 9.0)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("systems", "expected"),
+    [
+        ([("dense", 9.0)], ""),
+        ([("dense", 9.0), ("small dense", 19.0)], "Average WER of small dense: +100.0 % against dense"),
+        ([("*pathways", 4.0), ("dense", 9.0)], "Average WER of pathways: -50.0 % against dense"),
+        ([("*LAP", 9.0), ("dense", -1.0), ("small dense", 4.0)], "Average WER of LAP: +100.0 % against small dense"),
+        ([("dense", -1.0), ("*LAP", 4.0)], ""),
+    ],
+)
+def test_the_last_system_with_masks_is_compared_with_each_other_one(systems, expected):
+    """An asterisk marks a system with masks; a system with a WER of -1 in the first language makes no errors."""
+    masks = PathwayMasks(MasksHeader(("en", "fr"), "imp"), {"w": torch.tensor([3, 1], dtype=torch.uint8)})
+    made = [replace(system(name.strip("*"), wer), masks=masks if name[0] == "*" else None) for name, wer in systems]
+    assert results.relative_changes(made) == expected
+
+
+def test_report_of_one_system_has_no_changes(tmp_path, monkeypatch):
+    metrics = [{"kind": kind, "language": "en", "update": 1, "loss": 2.0} for kind in ("train", "valid")]
+    dense = replace(system("dense", 9.0), metrics=metrics)
+    monkeypatch.setattr(results, "collect", lambda *_: dense)
+    config = ReportConfig("dense=exp", output=tmp_path / "report.html")
+    assert write_report(config) == results.comparison_table([dense])
+    assert "</table><h2>Word error rates" in config.output.read_text()
 
 
 def test_density_rows_are_formatted_as_percentages():

@@ -56,9 +56,19 @@ def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> 
     assert lap_random.startswith("| LAP (random mask) | 30.0 ± 0.0 |")
     assert lap.split(" | ")[-3:-1] == ["", "+14.7 ± 94.9 %"]
     assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
-    assert "| LSP | 30.0 | 40.0 | 35.0 |  | +218.2 % | 1 |" in text
     block = text.split("Sparsity ")[2].splitlines()
-    assert block[4] == "| dense | 10.0 | 12.0 | 11.0 |  |  | 1 |", "the seeds of the block, no others"
+    assert block[2] == "| system | en | fr | average | against dense | seeds |", "LAP has no results at this sparsity"
+    assert block[4] == "| dense | 10.0 | 12.0 | 11.0 |  | 1 |", "the seeds of the block, no others"
+    assert block[6] == "| LSP | 30.0 | 40.0 | 35.0 | +218.2 % | 1 |"
+
+
+def test_a_study_without_masks_has_one_table(tmp_path: Path) -> None:
+    write_wer_summary(tmp_path / "seed-1/small-dense", en=8)
+    for baseline, change in (("", ""), ("dense-continued", " -20.0 % |")):
+        if baseline:
+            write_wer_summary(tmp_path / "seed-1" / baseline, en=10)
+        text = write_study(StudyConfig(tmp_path, output=tmp_path / "study.md"))
+        assert text.startswith("Sparsity 0 %\n") and text.endswith(f"| small dense | 8.0 | 8.0 |{change} 1 |")
 
 
 def test_empty_study_is_an_error(tmp_path: Path) -> None:
