@@ -1,0 +1,103 @@
+"""Jobs of the run: order, stages and options."""
+
+import pytest
+from recipe_graphs import commands, normalized, read
+
+from icefall_pathways import cli
+from icefall_pathways.recipe import presets
+from icefall_pathways.recipe.experiments import environment
+from icefall_pathways.recipe.run import run_graph
+from icefall_pathways.reporting.systems import RUN_SYSTEMS, STUDY_SYSTEMS
+
+pytestmark = pytest.mark.usefixtures("recipe_folder")
+
+
+@pytest.mark.parametrize(("command", "systems"), [("run", RUN_SYSTEMS), ("run-study", STUDY_SYSTEMS)])
+def test_help_lists_all_systems(command, systems, capsys):
+    with pytest.raises(SystemExit):
+        read(command, "--help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"separated by spaces, of {' '.join(systems)}. " in text
+
+
+def test_stage_depends_on_the_previous_stage():
+    jobs = {job.name: job for job in run_graph(presets.DEMO)}
+    assert jobs["tokens"].after == ("features",)
+    assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens", "index"}
+    assert jobs["masks-lap"].after == jobs["masks-pathways"].after == ("dense",)
+    assert jobs["lap"].after == ("masks-lap", "masks-pathways")
+    assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in ("dense-continued", "lap", "pathways"))
+
+
+def test_mls_run_does_not_use_demo_settings(tmp_path):
+    (tmp_path / "mls_english").mkdir()
+    config = read("run", f"--world-size 8 --corpus-dir {tmp_path}")
+    lines = commands(run_graph(config))
+    data = "--manifest-dir data/fbank --languages 'en fr it nl' --bpe-model data/lang_bpe_500/bpe.model --world-size 8"
+    train = f"pruned_transducer_pathways/train.py {data}"
+    assert lines["corpus"] == ""
+    assert lines["dense"] == normalized(f"{train} --exp-dir exp/dense --encoder-type emformer --num-epochs 30")
+    assert lines["pathways"] == normalized(
+        f"{train} --init-from exp/dense --exp-dir exp/pathways --num-updates 40000 "
+        "--masks exp/masks-pathways/masks.safetensors"
+    )
+    assert "--updates-per-round 4000" in lines["masks-lap"] and "--updates-per-round 1000" in lines["masks-pathways"]
+    assert lines["decode-lap"].endswith("--decoding-method modified_beam_search --split test")
+    assert "OMP_NUM_THREADS" not in environment(config)
+
+
+def test_given_options_take_precedence_over_the_preset():
+    config = read("run", "--demo 1 --exp-root 'my own' --train-args '--num-updates 6' --at-once 1 --stage 1")
+    assert config.at_once == 1 and config.vocab_size == 100
+    lines = commands(run_graph(config))
+    assert "corpus" not in lines
+    assert lines["dense"].endswith("--exp-dir 'my own/dense' --encoder-type emformer --num-epochs 30 --num-updates 6")
+
+
+def test_selected_stages_and_extra_options_reach_their_commands():
+    options = "--stage 2 --stop-stage 4 --search-args '--bar 2' --finetune-args=--baz --decode-args \"--qux 4\""
+    lines = commands(run_graph(read("run", options)))
+    assert list(lines) == [
+        *("masks-lap", "masks-pathways", "dense-continued", "lap", "pathways"),
+        *("decode-dense-continued", "decode-lap", "decode-pathways"),
+    ]
+    assert lines["masks-lap"].endswith("--updates-per-round 4000 --bar 2")
+    assert " --baz --masks " in lines["lap"]
+    assert lines["decode-lap"].endswith("--split test --qux 4")
+
+
+def test_commands_run_outside_the_recipe_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "another-recipe"
+    (folder / "local").mkdir(parents=True)
+    (folder / "local" / "compute_fbank.py").write_text("# a script of another recipe")
+    monkeypatch.chdir(folder)
+    jobs = {job.name: job for job in run_graph(presets.DEMO)}
+    for name, command in (("features", "compute-fbank"), ("report", "report")):
+        assert jobs[name].steps[0].command[1:4] == ("-m", "icefall_pathways", command)
+
+
+def test_dry_run_writes_no_files(tmp_path, capsys):
+    for command in ("run", "run-study", "prepare"):
+        before = sorted(tmp_path.rglob("*"))
+        cli.run_command(command, ["--dry-run", "1"])
+        assert sorted(tmp_path.rglob("*")) == before
+    printed = capsys.readouterr().out
+    assert "=== Stage 6: compare\nreport: to run, after " in printed
+    assert "seed-1-dense: to run, after " in printed
+
+
+def test_a_stage_without_jobs_keeps_the_order_of_the_others():
+    jobs = {job.name: job for job in run_graph(read("run", "--demo 1 --systems dense-continued"))}
+    assert jobs["dense-continued"].after == ("dense",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--train-args '--num-updates 9'", "the system small-dense has no preset here"),
+        ("--small-dense-args '--encoder-dim 256'", '--train-args "" has no number of updates'),
+    ],
+)
+def test_small_dense_model_without_size_or_updates_is_rejected(line, message):
+    with pytest.raises(ValueError, match=message):
+        run_graph(read("run", f"--systems small-dense {line}"))

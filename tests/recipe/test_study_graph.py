@@ -1,0 +1,151 @@
+"""Jobs and settings of the study."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from recipe_graphs import options_of, read
+
+from icefall_pathways.recipe.study import keep_settings, study_graph
+
+pytestmark = pytest.mark.usefixtures("recipe_folder")
+
+
+def test_study_gives_every_system_the_same_budget():
+    jobs = {job.name: job for job in study_graph(read("run-study", "--seeds 3"))}
+    assert list(jobs) == [
+        *("corpus", "manifests", "features", "tokens", "index", "seed-3-dense", "seed-3-dense-continued"),
+        *(f"seed-3-sparsity-0.7-{system}" for system in ("imp", "lap", "pathways-lth", "dynamic")),
+        "tables",
+    ]
+    root = "exp/study/seed-3"
+    system = f"{root}/sparsity-0.7"
+    decoded = [("streaming_decode", "", "", "dev"), ("streaming_decode", "", "", "test")]
+
+    def rows(name):
+        return options_of(jobs[name], "num-updates", "updates-per-round", "split")
+
+    assert rows("seed-3-dense-continued") == [("train", "3100", "", ""), *decoded]
+    assert rows("seed-3-sparsity-0.7-lap") == [("prune", "", "400", ""), ("train", "1500", "", ""), *decoded]
+    lsp = [("train", "375", "", ""), *decoded] * 4
+    assert rows("seed-3-sparsity-0.7-imp") == [
+        ("prune", "", "100", ""),
+        ("train", "1500", "", ""),
+        *decoded,
+        *lsp,
+    ]
+    assert rows("seed-3-sparsity-0.7-dynamic") == [("train", "3100", "", ""), *decoded]
+    (searched, *_) = options_of(
+        jobs["seed-3-sparsity-0.7-pathways-lth"], "prune-method", "prune-for", "exp-dir", "seed"
+    )
+    assert searched == ("prune", "lth", "each-language", f"{system}/masks/lth", "3")
+    lsp_step = jobs["seed-3-sparsity-0.7-imp"].steps[4]
+    assert shlex.join(lsp_step.command).endswith(
+        "--seed 3 --average-period 10 --save-every-n 90 --keep-last-k 2 "
+        f"--masks {system}/masks/imp/masks.safetensors --languages en"
+    )
+    assert [str(step.mark) for step in jobs["seed-3-dense-continued"].steps] == [
+        f"{root}/dense-continued/{mark}" for mark in (".done", ".done-dev", ".done-test")
+    ]
+    assert jobs["seed-3-dense"].steps[0].mark == Path(root, "dense", ".done")
+    assert jobs["seed-3-dense"].log == Path("exp/study/log/seed-3-dense.log")
+    assert jobs["seed-3-sparsity-0.7-lap"].after == ("seed-3-dense",)
+
+
+def test_study_runs_only_selected_systems():
+    line = "--seeds '1 2' --sparsities '0.5 0.9' --systems 'lsp dynamic' --languages 'en fr'"
+    names = [job.name for job in study_graph(read("run-study", line + " --hours ''")) if job.name.startswith("seed")]
+    assert names == [
+        *("seed-1-dense", "seed-2-dense"),
+        *(
+            f"seed-{seed}-sparsity-{share}-{part}"
+            for share in (0.5, 0.9)
+            for seed in (1, 2)
+            for part in ("imp", "dynamic")
+        ),
+    ]
+
+
+def test_short_study_saves_two_checkpoints():
+    line = "--corpus mls --finetune-updates 3 --mask-updates 1 --seeds 1 --systems lap"
+    lap = next(job for job in study_graph(read("run-study", line)) if job.name.endswith("lap"))
+    assert options_of(lap, "average-period", "save-every-n", "keep-last-k")[1] == ("train", "1", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--systems 'lap dens'", "unknown system 'dens'"),
+        ("--systems ''", "--systems is empty"),
+        ("--languages elvish", "unknown language 'elvish'"),
+    ],
+)
+def test_invalid_study_option_is_reported(line, message, capsys):
+    with pytest.raises(SystemExit):
+        read("run-study", line)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_study_rejects_changed_settings(tmp_path):
+    config = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7")
+    keep_settings(config)
+    keep_settings(config)
+    settings = (tmp_path / "study" / "settings.txt").read_text()
+    assert 'mask_updates="7"\n' in settings and 'finetune_updates="1500"\n' in settings
+    changed = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 8")
+    with pytest.raises(ValueError, match="started with other settings \\(mask_updates: now '8', stored '7'\\)"):
+        keep_settings(changed)
+    more = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7 --seeds 9 --sparsities 0.9 --at-once 2")
+    keep_settings(more)
+
+
+def test_settings_written_by_the_previous_version_are_recognized(tmp_path):
+    keep_settings(read("run-study", f"--study-dir {tmp_path}"))
+    file = tmp_path / "settings.txt"
+    lines = [f"declare -- {line}" for line in file.read_text().splitlines()]
+    lines = [
+        line.replace('="', "=$'").replace(" --decoder-dim", r"\n  --decoder-dim")[:-1] + "'"
+        if "train_args" in line
+        else line
+        for line in lines
+    ]
+    assert any(r"\n  --decoder-dim" in line for line in lines)
+    file.write_text("\n".join(lines) + "\n")
+    keep_settings(read("run-study", f"--study-dir {tmp_path}"))
+
+
+def test_study_trains_random_masks_and_the_small_dense_model():
+    line = "--seeds 3 --sparsities '0.5 0.7' --systems 'dense-language small-dense lap-random pathways-random'"
+    jobs = {job.name: job for job in study_graph(read("run-study", line))}
+    assert [name for name in jobs if name.startswith("seed")] == [
+        *("seed-3-dense", "seed-3-dense-language", "seed-3-small-dense"),
+        *(f"seed-3-sparsity-{share}-{kind}-random" for share in (0.5, 0.7) for kind in ("lap", "pathways")),
+    ]
+    decoded = [("streaming_decode", "", "", "")] * 2
+    names = ("num-updates", "prune-for", "sparsity")
+    assert options_of(jobs["seed-3-sparsity-0.5-lap-random"], *names) == [
+        ("prune", "", "all-languages", "0.5"),
+        ("train", "1500", "", ""),
+        *decoded,
+    ]
+    (search, train, *_) = options_of(jobs["seed-3-sparsity-0.7-pathways-random"], "prune-method", "exp-dir", "seed")
+    system = "exp/study/seed-3/sparsity-0.7"
+    assert search == ("prune", "random", f"{system}/masks/pathways-random", "3")
+    assert train == ("train", "", f"{system}/pathways-random", "3")
+    (train, *_) = options_of(jobs["seed-3-dense-language"], "num-updates", "language-input", "init-from")
+    assert train == ("train", "3100", "1", "exp/study/seed-3/dense")
+    (train, *_) = options_of(jobs["seed-3-small-dense"], "num-updates", "encoder-dim", "save-every-n", "init-from")
+    assert train == ("train", str(3000 + 3100), "24", str(3100 // 4 // 10 * 10), "")
+
+
+def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
+    config = read("run-study", f"--study-dir {tmp_path}")
+    keep_settings(config)
+    file = tmp_path / "settings.txt"
+    complete = file.read_text()
+    file.write_text("".join(line for line in complete.splitlines(True) if "small_dense_args" not in line))
+    keep_settings(config)
+    assert file.read_text() == complete
+    with pytest.raises(ValueError, match=r"other settings \(small_dense_args: now '--encoder-dim 8', stored"):
+        keep_settings(replace(config, small_dense_args="--encoder-dim 8"))
