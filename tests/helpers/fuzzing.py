@@ -32,6 +32,12 @@ def compress(contents: Files) -> Files:
     return {name: gzip.compress(data, 1, mtime=0) if name.endswith(".gz") else data for name, data in contents.items()}
 
 
+def files_in(folder: Path) -> Files:
+    """Return the files of a folder and its subfolders."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 @dataclass(frozen=True)
 class Case:
     """Readers of the same files.
