@@ -1,6 +1,7 @@
 """Voice activity detection: complete regions of speech, each decoded on its own, in streams of any block size."""
 
 import importlib.util
+import math
 import random
 
 import numpy as np
@@ -89,6 +90,21 @@ def test_regions_cover_speech_with_its_surroundings(
         sizes.append(min(rng.randint(1, 3000), samples.numel() - sum(sizes)))
     for (start, content), (other_start, other) in zip(gated(samples, sizes), pieces, strict=True):
         assert start == other_start and torch.equal(content, other)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=6), st.integers(0, WINDOW - 1))
+@settings(deadline=None, max_examples=50)
+def test_regions_state_where_their_speech_ends(runs: list[tuple[bool, int]], tail: int) -> None:
+    """Without a score, a tail of less than a window is speech if it follows speech."""
+    speech = [is_speech for is_speech, length in runs for _ in range(length)]
+    gate = SpeechGate(WindowScorer(is_loud))
+    ends = [block.speech_end for block in gate.accept(signal(speech, tail)) + gate.flush() if block.is_last]
+    expected = [
+        index * WINDOW + (tail if index == len(speech) else 0)
+        for index in range(1, len(speech) + 1)
+        if speech[index - 1] and not any(speech[index : index + HANGOVER])
+    ]
+    assert ends == expected
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +232,9 @@ def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> 
     decoder = StreamingDecoder(emformer, GreedySearch(emformer), FbankConfig())
     recognizer = Recognizer(decoder, make_gate=lambda: SpeechGate(WindowScorer(loud)))
     samples = torch.cat([part for burst in bursts for part in (silence, burst)] + [silence])
-    results = [result for result in run(recognizer, samples, size) if result.is_final]
+    all_results = run(recognizer, samples, size)
+    assert all(math.isinf(result.speech_end) for result in all_results if not result.is_final)
+    results = [result for result in all_results if result.is_final]
     texts, audio_end = [result for result in results if result.tokens], samples.numel() / 16000
     assert len(texts) == 3 and results[-1].is_last and not any(result.is_last for result in results[:-1])
     for index, (burst, result) in enumerate(zip(bursts, texts, strict=True)):
@@ -227,7 +245,9 @@ def test_every_region_is_decoded_on_its_own(emformer: Transducer, size: int) -> 
         assert result.times == pytest.approx([start + time for r in expected for time in r.times])
         assert result.start == pytest.approx(start + expected[0].start)
         assert start < result.end <= (audio_end if result.is_last else start + region.numel() / 16000 + 0.04)
+        assert result.speech_end == (silence.numel() * (index + 1) + burst.numel() * (index + 1)) / 16000
     assert results[-1].end == audio_end
+    assert all(math.isinf(result.speech_end) for result in results if not result.tokens)  # in silence
     assert results[-1].speech_seconds == 3 * region.numel() / 16000
 
 

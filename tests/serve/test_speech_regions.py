@@ -52,8 +52,8 @@ def test_results_equal_those_of_the_python_interface(vad_server, served_dir, pau
     finals = [message for message in messages if message["type"] == "final" and message["text"]]
     assert len(finals) >= 3
     assert [(m["text"], m["start"], m["end"]) for m in finals] == [(s.text, s.start, s.end) for s in expected.segments]
-    words = [(word["text"], word["start"]) for message in finals for word in message["words"]]
-    assert words == [(word.text, word.start) for word in expected.words]
+    words = [(word["text"], word["start"], word["end"]) for message in finals for word in message["words"]]
+    assert words == [(word.text, word.start, word.end) for word in expected.words]
     assert messages[-1]["duration"] == pytest.approx(len(pauses) / 16000, abs=1e-3)
 
 

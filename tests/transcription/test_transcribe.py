@@ -92,6 +92,8 @@ def test_times_lie_within_the_audio_and_segments_do_not_overlap(exp_dir, speech,
     for segment in segments:
         assert segment["start"] <= segment["words"][0]["start"]
         assert segment["words"][-1]["end"] <= segment["end"] <= content["seconds"]
+        for word, following in itertools.pairwise(segment["words"]):
+            assert word["start"] < word["end"] <= following["start"]
     for output_format in ("srt", "vtt"):
         cues = _transcribe(exp_dir, tmp_path / "odd.wav", output_format=output_format)[0].getvalue()
         ends = [line.split(" --> ")[1].replace(",", ".") for line in cues.splitlines() if "-->" in line]

@@ -43,6 +43,8 @@ class Result:
       revised: The previous result has different or additional tokens after the unchanged ones.
       is_final: The segment has ended.
       is_last: The session has ended.
+      speech_end: End of the speech, in seconds from the start of the stream, if the result ends a region of speech that
+        voice activity detection found; infinity otherwise.
       speech_seconds: Seconds of speech in the session so far, all of its audio without voice activity detection.
     """
 
@@ -58,6 +60,7 @@ class Result:
     revised: bool
     is_final: bool
     is_last: bool
+    speech_end: float
     speech_seconds: float
 
     @property
@@ -221,6 +224,7 @@ class Recognizer:
             revised=unchanged < len(session.previous_tokens),
             is_final=is_final,
             is_last=session.finished,
+            speech_end=session.speech_end / self.decoder.fbank.sample_rate if is_region_end else math.inf,
             speech_seconds=session.num_speech_samples / self.decoder.fbank.sample_rate,
         )
         session.previous_tokens = tokens

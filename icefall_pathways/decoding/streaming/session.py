@@ -30,6 +30,8 @@ class Session:
       last_loud: Index of the last such sample; -1 if there is none.
       offset: Position of the first sample of the streams.
       speech_start: Index of the first sample of the streams that is louder than silence; infinity if there is none.
+      speech_end: Position of the end of the speech in the region of the streams; infinity without a gate, and until the
+        region has ended.
       identified: Stream of the language that was identified last; it may be replaced in `candidates`.
       input_finished: No more input follows.
       finished: The last result was returned.
@@ -46,6 +48,7 @@ class Session:
     last_loud: int = -1
     offset: int = 0
     speech_start: float = math.inf
+    speech_end: float = math.inf
     identified: Stream | None = None
     input_finished: bool = False
     finished: bool = False
@@ -115,7 +118,7 @@ class Session:
     def start_region(self, candidates: list[Stream]) -> None:
         """Continue with new streams, whose state does not depend on the audio so far."""
         self.candidates, self.first_frame = candidates, 0
-        self.offset, self.speech_start, self._num_passed = self.num_samples, math.inf, 0
+        self.offset, self.speech_start, self.speech_end, self._num_passed = self.num_samples, math.inf, math.inf, 0
         self.__post_init__()
         self._pass_on()
 
@@ -136,7 +139,8 @@ class Session:
             block, *self._waiting = self._waiting  # a new list: a copy of the session keeps its own
             self.offset = block.start if block.is_first else self.offset
             self._extend_streams(block.samples)
-            if block.is_last:
+            if block.speech_end is not None:
+                self.speech_end = block.speech_end
                 self._finish_streams()
 
     def _extend_streams(self, samples: Tensor) -> None:

@@ -140,13 +140,18 @@ class SpeechBlock:
       samples: The samples (n,).
       start: Position of the first sample in the stream.
       is_first: The block starts a region.
-      is_last: The block ends its region.
+      speech_end: Position of the end of the speech, if the block ends its region; None otherwise.
     """
 
     samples: Tensor
     start: int
     is_first: bool = False
-    is_last: bool = False
+    speech_end: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """The block ends its region."""
+        return self.speech_end is not None
 
 
 class SpeechGate:
@@ -209,9 +214,11 @@ class SpeechGate:
         """Finish the stream: end the current region, and return its last block."""
         if self._silent_windows is None:
             return []
+        # The rest is too short for a score: it is speech if it follows speech.
+        end = self._position + (self._rest.numel() if self._silent_windows == 0 else -self._silent_windows * _WINDOW)
         self._silent_windows = None
         self.num_samples += self._rest.numel()
-        return [SpeechBlock(self._rest, self._position, is_last=True)]
+        return [SpeechBlock(self._rest, self._position, speech_end=end)]
 
     def _accept_window(self, window: Tensor, probability: float) -> Iterator[SpeechBlock]:
         start = self._position
@@ -226,10 +233,10 @@ class SpeechGate:
             yield SpeechBlock(samples, self._position - samples.numel(), is_first=True)
             return
         self._silent_windows = 0 if probability >= _CONTINUE else self._silent_windows + 1
-        is_last = self._silent_windows >= _HANGOVER_WINDOWS
-        if is_last:
-            self._silent_windows = None
-        yield SpeechBlock(window, start, is_last=is_last)
+        end = None
+        if self._silent_windows >= _HANGOVER_WINDOWS:
+            end, self._silent_windows = self._position - self._silent_windows * _WINDOW, None
+        yield SpeechBlock(window, start, speech_end=end)
 
 
 def score_samples(gates: Sequence[SpeechGate], samples: Sequence[Tensor]) -> list[Scores]:
@@ -247,7 +254,7 @@ def _join_blocks(blocks: list[SpeechBlock]) -> list[SpeechBlock]:
     regions = [blocks[start:end] for start, end in pairwise([*starts, len(blocks)])]
     return [
         SpeechBlock(
-            torch.cat([block.samples for block in region]), region[0].start, region[0].is_first, region[-1].is_last
+            torch.cat([block.samples for block in region]), region[0].start, region[0].is_first, region[-1].speech_end
         )
         for region in regions
     ]
