@@ -28,6 +28,7 @@ from icefall_pathways.sharding.executors import Workers
 CORPUS = "folder"  # first part of the names of manifests
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
+_MAX_LISTED = 10  # names in a message
 _NOT_UTF8 = "transcript not in UTF-8"  # reason to drop a clip
 
 _AUDIO_FOLDERS = ("audio", "clips", "data", "flac", "mp3", "wav", "wavs")  # subfolders that are not speakers
@@ -41,13 +42,21 @@ def discover_languages(corpus_dir: Path) -> list[LanguageCode]:
     """
     languages = {language.code for language, folder in _language_folders(corpus_dir) if _has_audio(folder)}
     if not languages:
-        names = sorted(path.name for path in corpus_dir.iterdir()) if corpus_dir.is_dir() else []
         raise CorpusError(
-            f"no audio of a language in {corpus_dir} (it holds {', '.join(names[:10]) or 'nothing'}): expected a "
-            f"folder per language, named by its code or English name, such as {corpus_dir / 'french'}, with files "
+            f"no audio of a language in {corpus_dir} (found: {_list_content(corpus_dir)}): expected a folder per "
+            f"language, named by its code or English name, such as {corpus_dir / 'french'}, with files "
             f"*{', *'.join(AUDIO_SUFFIXES)} and their transcripts"
         )
     return sorted(languages)
+
+
+def _list_content(path: Path) -> str:
+    if path.is_file():
+        return "a file"
+    entries = path.iterdir() if path.is_dir() else ()
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+    more = [f"and {len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
+    return ", ".join(names[:_MAX_LISTED] + more) or "nothing"
 
 
 def prepare_manifests(

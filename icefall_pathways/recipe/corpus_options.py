@@ -16,7 +16,8 @@ class CorpusOptions(Options):
     in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests; stamps: phrases of Tux Paint."""
 
     corpus_dir: str = ""
-    """Folder of the corpus, existing or to be created. Empty: download/<corpus>. manifests: one or several folders."""
+    """Folder of the corpus. Empty: download/<corpus>. If it does not exist, mini, mls and stamps are created in it, when
+    --corpus, --preset or --demo selects them. manifests: one or several folders."""
 
     subset: str = "train"
     """mls: training data, train (all) or limited supervision: 10hr, or its parts 9hr and 1hr."""

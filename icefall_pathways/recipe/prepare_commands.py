@@ -4,7 +4,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from icefall_pathways.corpora.registry import get_corpus
+from icefall_pathways.corpora.registry import CORPORA, get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.recipe.prepare_config import PrepareConfig
 from icefall_pathways.recipe.programs import option_words, program
@@ -21,15 +21,26 @@ def corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
     if not spec.synthetic and config.has_corpus:
         return (), f"The corpus is in {config.corpus_folder}"
     if spec.acquire_command is None:
-        raise ValueError(
-            f"--corpus {spec.name} cannot be downloaded: expected an existing folder as --corpus-dir, found "
-            f"{config.manifests or config.corpus_dir!r}"
-        )
+        raise _missing_corpus(config)
     words = () if spec.acquire_command != "get_corpus" else option_words(corpus=config.corpus)
     words += option_words(corpus_dir=config.corpus_folder, languages=config.languages)
     values = {name: getattr(config, name) for name in spec.acquire_options}
     words += option_words(**{name: value for name, value in values.items() if value != ""})  # "" is the default
-    return program("local", spec.acquire_command) + words, ""
+    is_new = config.corpus_dir and not config.has_corpus
+    message = f"Creating {Path(config.corpus_folder).absolute()} for --corpus {config.corpus}" if is_new else ""
+    return program("local", spec.acquire_command) + words, message
+
+
+def _missing_corpus(config: PrepareConfig) -> ValueError:
+    """Return the error for a corpus that can be neither downloaded nor synthesized, and whose folder does not exist."""
+    spec = get_corpus(config.corpus)
+    option = "--manifests" if config.manifests else "--corpus-dir"
+    missing = ", ".join(str(path.absolute()) for path in config.typed_folders if not path.exists())
+    creators = ", ".join(name for name, other in CORPORA.items() if other.acquire_command is not None)
+    return ValueError(
+        f"{option}: {missing + ' does not exist' if missing else 'none given'}; --corpus {spec.name} needs an existing "
+        f"folder ({spec.description}). Only {creators}, selected with --corpus, are created in a new folder"
+    )
 
 
 def manifests_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:

@@ -90,10 +90,15 @@ class PrepareConfig(CorpusOptions, ExecutionConfig, SampleConfig):
 
     @property
     def has_corpus(self) -> bool:
-        """True if --corpus-dir or --manifests is given and exists; --manifests may be a list of folders."""
+        """True if --corpus-dir or --manifests is given and exists."""
+        return bool(self.typed_folders) and all(folder.exists() for folder in self.typed_folders)
+
+    @property
+    def typed_folders(self) -> list[Path]:
+        """The folder of --corpus-dir, or the folders of --manifests."""
         typed = self.manifests or self.corpus_dir
         folders = typed.split() if self.corpus == "manifests" and not Path(typed).exists() else [typed]
-        return bool(typed) and all(Path(folder).exists() for folder in folders)
+        return [Path(folder) for folder in folders if folder]
 
     @property
     def text_options(self) -> dict[str, bool]:
@@ -108,10 +113,14 @@ def implied_corpus(config: PrepareConfig, default: PrepareConfig) -> PrepareConf
 
 
 def corpus_of_folder(corpus_dir: str) -> str | None:
-    """Return "folder" if --corpus-dir is a folder with subfolders, but not one in the layout of MLS."""
+    """Return the corpus that --corpus-dir implies: "folder", or None without it and if it is in the layout of MLS.
+
+    A folder that does not exist implies "folder" too: its path may be mistyped, so only a corpus that is selected by
+    its name may be downloaded or synthesized into it.
+    """
     folder = Path(corpus_dir)
-    subfolders = [path.name for path in folder.iterdir() if path.is_dir()] if corpus_dir and folder.is_dir() else []
-    return "folder" if subfolders and not any(name.startswith("mls_") for name in subfolders) else None
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if corpus_dir and folder.is_dir() else []
+    return "folder" if corpus_dir and not any(name.startswith("mls_") for name in names) else None
 
 
 def default_languages(config: PrepareConfig, default: PrepareConfig) -> PrepareConfig:

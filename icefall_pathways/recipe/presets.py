@@ -135,10 +135,11 @@ def demo_preset(config: RunConfig, default: RunConfig) -> RunConfig:
     return _preset_for_encoder(config, _DEMOS) if config.demo else default
 
 
-def implied_corpus(config: RunConfig, default: RunConfig) -> RunConfig:
-    """Return the defaults with the corpus that --corpus-dir implies."""
-    corpus = corpus_of_folder(config.corpus_dir)
-    return replace(default, corpus=corpus) if corpus and not config.demo else default
+def implied_corpus(config: Config, default: Config) -> Config:
+    """Return the defaults with the corpus that --corpus-dir implies, unless --demo or --preset selects one."""
+    is_selected = isinstance(config, RunConfig) and (config.demo or config.preset)
+    corpus = None if is_selected else corpus_of_folder(config.corpus_dir)
+    return replace(default, corpus=corpus) if corpus else default
 
 
 def corpus_preset(config: RunConfig, default: RunConfig) -> RunConfig:
@@ -163,7 +164,9 @@ def study_preset(config: StudyConfig, default: StudyConfig) -> StudyConfig:
     Raises:
       ValueError: The study of the embedded corpus has no preset for the encoder.
     """
-    return _preset_for_encoder(config, _STUDIES) if config.corpus == "mini" else STUDY_MLS
+    if config.corpus == "mini":
+        return _preset_for_encoder(config, _STUDIES)
+    return replace(STUDY_MLS, corpus=config.corpus)
 
 
 def _preset_for_encoder(config: Config, presets: dict[str, Config]) -> Config:

@@ -150,11 +150,16 @@ def test_ids_of_different_names_differ(tmp_path):
     [
         (
             lambda corpus: write_text(corpus / "wavs" / "1.wav", "un"),
-            r"no audio of a language in .*holds wavs.*french",
+            r"no audio of a language in .*found: wavs/.*french",
         ),
-        (lambda corpus: write_text(corpus / "dev" / "1.wav", "un"), r"no audio of a language in .*it holds dev"),
+        (lambda corpus: write_text(corpus / "dev" / "1.wav", "un"), r"no audio of a language in .*found: dev/"),
         (lambda corpus: (corpus / "fr").mkdir(parents=True), "no audio of a language in"),
-        (lambda corpus: None, r"no audio of a language in .*it holds nothing"),
+        (
+            lambda corpus: [write_clip(corpus / f"{i:02}.wav") for i in range(12)],
+            r"found: 00\.wav, .*, 09\.wav, and 2 more\): expected a folder per language, .* such as .*/corpus/french,",
+        ),
+        (lambda corpus: corpus.write_text("un"), r"no audio of a language in .*found: a file"),
+        (lambda corpus: None, r"no audio of a language in .*found: nothing"),
     ],
 )
 def test_a_folder_without_languages_is_an_error(tmp_path, prepare_corpus, message):

@@ -98,7 +98,7 @@ def test_plain_corpora_have_no_case_or_punctuation_to_keep(tmp_path, corpus):
 
 def test_a_corpus_that_cannot_be_downloaded_requires_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(CORPORA, "toy", replace(toy_corpus.SPEC, acquire_command=None))
-    with pytest.raises(ValueError, match=r"--corpus toy cannot be downloaded: expected an existing folder"):
+    with pytest.raises(ValueError, match=r"--corpus-dir: none given; --corpus toy needs an existing folder"):
         prepare_jobs(PrepareConfig(corpus="toy", languages="en"))
     with pytest.raises(CorpusError, match=r"--corpus toy cannot be downloaded: obtain it"):
         get_corpus_command.run(get_corpus_command.Config("toy", tmp_path, "en"))
