@@ -33,6 +33,7 @@ encoder, the defaults below change: add --help to see them. They include --train
 
 from collections.abc import Sequence
 
+from icefall_pathways.recipe.experiments import check_epochs
 from icefall_pathways.recipe.presets import corpus_preset, demo_preset, implied_corpus, named_preset
 from icefall_pathways.recipe.programs import read_with_defaults
 from icefall_pathways.recipe.run import RunConfig as Config
@@ -44,4 +45,6 @@ __all__ = ["Config", "read", "run"]
 def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
     """Read the options: what is typed takes precedence over the presets and the languages that it selects."""
     select = (named_preset, demo_preset, implied_corpus, corpus_preset)
-    return read_with_defaults(config_class, description, argv, select, prog)
+    config = read_with_defaults(config_class, description, argv, select, prog)
+    check_epochs(config, argv)
+    return config

@@ -44,6 +44,7 @@ job is in STUDY_DIR/log.
 
 from collections.abc import Sequence
 
+from icefall_pathways.recipe.experiments import check_epochs
 from icefall_pathways.recipe.presets import implied_corpus, study_preset
 from icefall_pathways.recipe.programs import read_with_defaults
 from icefall_pathways.recipe.study import StudyConfig as Config
@@ -54,4 +55,6 @@ __all__ = ["Config", "read", "run"]
 
 def read(config_class: type[Config], description: str, argv: Sequence[str], prog: str | None = None) -> Config:
     """Read the options: what is typed takes precedence over the preset that it selects."""
-    return read_with_defaults(config_class, description, argv, (implied_corpus, study_preset), prog)
+    config = read_with_defaults(config_class, description, argv, (implied_corpus, study_preset), prog)
+    check_epochs(config, argv)
+    return config

@@ -16,7 +16,7 @@ class CorpusOptions(Options):
     in a folder per language, implied by --corpus-dir; manifests: Lhotse manifests; stamps: phrases of Tux Paint."""
 
     corpus_dir: str = ""
-    """Folder of the corpus. Empty: download/<corpus>. If it does not exist, mini, mls and stamps are created in it, when
+    """Folder of the corpus. Empty: download/<corpus>. If it does not exist, mini, mls and stamps are created in it if
     --corpus, --preset or --demo selects them. manifests: one or several folders."""
 
     subset: str = "train"

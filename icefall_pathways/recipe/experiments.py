@@ -1,7 +1,7 @@
 """Options and commands that the run and the study share."""
 
-import itertools
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, wit
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import option_words, program, read_options
+from icefall_pathways.recipe.programs import is_typed, option_words, program, read_options
 
 _SCRIPTS = "pruned_transducer_pathways"
 
@@ -30,7 +30,7 @@ class ExperimentsConfig(CorpusOptions):
     """Number of training processes, one per GPU."""
 
     num_epochs: PositiveInt = 30
-    """Epochs of the dense model."""
+    """Epochs of the dense model, unless --train-args has --num-updates."""
 
     mask_updates: PositiveInt = 4000
     """Updates of each language's mask search; LAP's takes as many as those of all languages together."""
@@ -88,6 +88,22 @@ def check_systems(selected: str, known: Collection[str]) -> None:
     for system in selected.split():
         if system not in known:
             raise ValueError(f"--systems: unknown system {system!r}; expected some of {' '.join(known)}")
+
+
+def check_epochs(config: ExperimentsConfig, argv: Sequence[str]) -> None:
+    """Check that --num-epochs, if the command line has it, determines the length of the dense training.
+
+    Raises:
+      ValueError: It has no effect, because --train-args has a number of updates.
+    """
+    updates = _find_num_updates(config.train_args)
+    if updates and is_typed("num_epochs", argv):
+        start, stop = updates.span(1)
+        train_args = f"{config.train_args[:start]}N{config.train_args[stop:]}"
+        raise ValueError(
+            f"--num-epochs {config.num_epochs} has no effect, because --train-args has --num-updates {updates[1]}: "
+            f'leave out --num-epochs, or set a number of updates N with --train-args "{train_args}"'
+        )
 
 
 def environment(config: ExperimentsConfig) -> dict[str, str]:
@@ -165,14 +181,18 @@ def small_dense_command(config: ExperimentsConfig, exp_dir: Path, more_updates: 
 
 def _dense_updates(config: ExperimentsConfig) -> int:
     """Return the number of updates of the dense model."""
-    words = config.train_args.replace("=", " ").split()
-    values = [value for name, value in itertools.pairwise(words) if name == "--num-updates"]
-    if not values or not values[-1].isdecimal():
+    updates = _find_num_updates(config.train_args)
+    if updates is None or not updates[1].isdecimal():
         raise ValueError(
             "the system small-dense trains for as many updates as the dense model and its fine-tuning together, and "
             f'--train-args "{config.train_args}" has no number of updates: add --num-updates to it'
         )
-    return int(values[-1])
+    return int(updates[1])
+
+
+def _find_num_updates(train_args: str) -> re.Match[str] | None:
+    """Return the match whose group 1 is the number of updates in --train-args, the last one; None without it."""
+    return max(re.finditer(r"--num-updates[ =]+(\S+)", train_args), key=re.Match.start, default=None)
 
 
 def finetune_command(

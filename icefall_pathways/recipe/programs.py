@@ -56,6 +56,11 @@ def read_options(
     return options.parse(config_class, description, words, default=default, prog=prog)
 
 
+def is_typed(name: str, argv: Sequence[str]) -> bool:
+    """Return whether a command line has the option of a field."""
+    return any(word.partition("=")[0].replace("-", "_") == f"__{name}" for word in argv)
+
+
 def read_with_defaults(
     config_class: type[Config],
     description: str,

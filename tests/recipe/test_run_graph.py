@@ -1,5 +1,8 @@
 """Jobs of the run: order, stages and options."""
 
+import re
+import shlex
+
 import pytest
 from recipe_graphs import commands, normalized, read
 
@@ -101,3 +104,19 @@ def test_a_stage_without_jobs_keeps_the_order_of_the_others():
 def test_small_dense_model_without_size_or_updates_is_rejected(line, message):
     with pytest.raises(ValueError, match=message):
         run_graph(read("run", f"--systems small-dense {line}"))
+
+
+@pytest.mark.parametrize("option", ["--num-epochs 30", "--num-epochs=3", "--num_epochs 3"])
+@pytest.mark.parametrize(("command", "preset"), [("run", "--demo 1"), ("run", "--preset stamps"), ("run-study", "")])
+def test_epochs_are_rejected_if_updates_determine_the_training(command, preset, option):
+    train_args = read(command, preset).train_args
+    with pytest.raises(ValueError, match=r"--num-epochs \d+ has no effect, .* --num-updates \d+: ") as error:
+        read(command, f"{preset} {option}")
+    words = shlex.split(str(error.value).partition(" N with ")[2].replace("updates N", "updates 77"))
+    changed = cli.read_config(command, [*shlex.split(preset), *words]).train_args
+    assert changed != train_args and changed == re.sub(r"(?<=--num-updates )\d+", "77", train_args)
+
+
+def test_epochs_determine_a_training_without_updates():
+    for command, line in (("run", ""), ("run", "--demo 1 --train-args '--dropout 0'"), ("run-study", "--corpus mls")):
+        assert read(command, f"{line} --num-epochs 7").num_epochs == 7
