@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from icefall_pathways.experiment import layout
+from icefall_pathways.files import read_json
+from icefall_pathways.languages import codes_of, normalize_languages
 from icefall_pathways.ranges import ShareBelowOne, Stage
 from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.experiments import ExperimentsConfig
@@ -113,10 +115,26 @@ def run_graph(config: RunConfig) -> list[Job]:
     return jobs
 
 
-def _training_job(name: str, exp_dir: Path, command: tuple[str, ...], parallel: bool = True) -> Job:
+def _training_job(config: RunConfig, name: str, exp_dir: Path, command: tuple[str, ...], parallel: bool = True) -> Job:
     """Return a job that is finished if its command has succeeded with the same options."""
+    _check_languages(config, exp_dir)
     options = " ".join(command[command.index("--manifest-dir") :])
     return Job(name, (Step(command, exp_dir / DONE_MARK, options),), parallel=parallel, log_dir=exp_dir)
+
+
+def _check_languages(config: RunConfig, exp_dir: Path) -> None:
+    """Raise a ValueError if a training on other languages has saved checkpoints in the folder."""
+    file = exp_dir / layout.CONFIG_FILE
+    if not (file.exists() and layout.has_checkpoints(exp_dir)):
+        return
+    stored, languages = normalize_languages(read_json(file)["data"]["languages"]), codes_of(config.languages)
+    if list(stored) != languages:
+        trained = " ".join(stored)
+        raise ValueError(
+            f"{exp_dir} holds a training on {trained}, and this run is on {' '.join(languages)}: use another "
+            f'--exp-root to train on these from scratch, or --languages "{trained}" to continue; docs/guide/pruning.md '
+            "describes how to add a language to trained pathways"
+        )
 
 
 def _check_preset(config: RunConfig) -> None:
@@ -128,7 +146,7 @@ def _check_preset(config: RunConfig) -> None:
 
 def _dense_jobs(config: RunConfig) -> list[Job]:
     exp_dir = config.exp_root / "dense"
-    return [_training_job("dense", exp_dir, experiments.train_dense_command(config, exp_dir), parallel=False)]
+    return [_training_job(config, "dense", exp_dir, experiments.train_dense_command(config, exp_dir), parallel=False)]
 
 
 def _search_jobs(config: RunConfig) -> list[Job]:
@@ -143,7 +161,7 @@ def _search_job(config: RunConfig, system: str) -> Job:
     else:
         num_updates = config.mask_updates * (config.num_languages if prune_for == "all-languages" else 1)
         command = experiments.search_command(config, dense, exp_dir, prune_for, num_updates, sparsity)
-    return _training_job(exp_dir.name, exp_dir, command)
+    return _training_job(config, exp_dir.name, exp_dir, command)
 
 
 def _system_jobs(config: RunConfig) -> list[Job]:
@@ -153,13 +171,15 @@ def _system_jobs(config: RunConfig) -> list[Job]:
 def _system_job(config: RunConfig, system: str) -> Job:
     dense, exp_dir, num_updates = config.exp_root / "dense", config.exp_root / system, config.finetune_updates
     if system == "small-dense":
-        return _training_job(system, exp_dir, experiments.small_dense_command(config, exp_dir, num_updates))
+        command = experiments.small_dense_command(config, exp_dir, num_updates)
+        return _training_job(config, system, exp_dir, command)
     options: tuple[str, ...] = ()
     if system in _PRUNE_FOR:
         options = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE))
     elif system == "dense-language":
         options = experiments.LANGUAGE_INPUT
-    return _training_job(system, exp_dir, experiments.finetune_command(config, dense, exp_dir, num_updates, *options))
+    command = experiments.finetune_command(config, dense, exp_dir, num_updates, *options)
+    return _training_job(config, system, exp_dir, command)
 
 
 def _offline_decoding_jobs(config: RunConfig) -> list[Job]:

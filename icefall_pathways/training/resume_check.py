@@ -92,7 +92,7 @@ def check_resumable(
         if stored_value is not None and value != stored_value:
             raise CheckpointError(
                 f"{folder} holds a run with {name}={stored_value}, this one has {name}={value}: use the same options, "
-                "or another --exp-dir"
+                "or another --exp-dir (--exp-root of run.sh)"
             )
     _check_batch_size(current, stored, folder, allow_new_batch_size)
     changes = list(_changed_options(current["config"], stored["config"]))
@@ -100,7 +100,7 @@ def check_resumable(
     if shapes != {name: value.shape for name, value in stored_weights.items()}:
         raise CheckpointError(
             f"{folder} holds a run of another architecture ({', '.join(changes)}): use the same options, or another "
-            "--exp-dir"
+            "--exp-dir (--exp-root of run.sh)"
         )
     (batches, _), (stored_batches, _) = batch_size(current), batch_size(stored)
     if batches != stored_batches:

@@ -92,7 +92,7 @@ def _pin_initial_masks(masks: PathwayMasks, path: Path) -> None:
     elif not path.exists() or not masks.equals(PathwayMasks.load(path)):
         raise ValueError(
             f"{path.parent} holds a training that did not start with these masks ({path.name}): use the same --masks "
-            "and --languages, in the same order, or another --exp-dir"
+            "and --languages, in the same order, or another --exp-dir (--exp-root of run.sh)"
         )
 
 
@@ -234,7 +234,7 @@ def _check_fingerprint(exp_dir: Path, fingerprint: dict[str, Any]) -> None:
         if stored.get(name, value) != value:
             raise ValueError(
                 f"{exp_dir} holds a search with {name}={stored[name]}, this one has {name}={value}: use the same "
-                "options, or another --exp-dir"
+                "options, or another --exp-dir (--exp-root of run.sh)"
             )
 
 

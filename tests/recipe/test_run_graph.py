@@ -7,6 +7,7 @@ import pytest
 from recipe_graphs import commands, normalized, read
 
 from icefall_pathways import cli
+from icefall_pathways.files import write_json
 from icefall_pathways.recipe import presets
 from icefall_pathways.recipe.experiments import environment
 from icefall_pathways.recipe.run import run_graph
@@ -120,3 +121,17 @@ def test_epochs_are_rejected_if_updates_determine_the_training(command, preset, 
 def test_epochs_determine_a_training_without_updates():
     for command, line in (("run", ""), ("run", "--demo 1 --train-args '--dropout 0'"), ("run-study", "--corpus mls")):
         assert read(command, f"{line} --num-epochs 7").num_epochs == 7
+
+
+def test_experiments_on_other_languages_are_reported_with_the_options_of_the_run(tmp_path):
+    for name in ("dense", "pathways"):
+        (tmp_path / "exp" / name).mkdir(parents=True)
+        write_json(tmp_path / "exp" / name / "config.json", {"data": {"languages": ["de", "fr"]}})
+    line = "--corpus mls --languages"
+    assert run_graph(read("run", f"{line} 'de fr it'"))  # no checkpoint: a new training can use the folders
+    (tmp_path / "exp" / "pathways" / "checkpoint-5.pt").touch()
+    expected = 'exp/pathways holds a training on de fr, and this run is on de fr it: use another --exp-root .* "de fr"'
+    with pytest.raises(ValueError, match=expected):
+        run_graph(read("run", f"{line} 'de fr it'"))
+    for other in ("'de fr'", "'german french'", "'de fr it' --exp-root exp-it", "'de fr it' --stop-stage 2"):
+        assert run_graph(read("run", f"{line} {other}"))
