@@ -1,5 +1,7 @@
 """The environment set-up selects a stack for the machine and reports missing requirements."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -143,6 +145,57 @@ def test_gpu_that_torch_1_13_does_not_support_selects_the_current_stack(bare_mac
         name = nvidia_smi.split(", ")[-1].rstrip("'")
         line = f"Using the current stack in .venv-current: torch 1.13.1 of the reference stack does not support {name}"
         assert make_env(folder, environment).stdout == f"{line}\n"
+
+
+@pytest.fixture
+def installed_checkout(bare_machine):
+    """Return a checkout with an environment that is up to date; its stub of pip writes every call to the file pip."""
+    folder, environment = bare_machine
+    stack, suffix = ("reference", "") if sys.version_info[:2] == (3, 10) else ("current", "-current")
+    venv = folder / f".venv{suffix}"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    for path, text in {
+        "icefall_pathways-1.dist-info/METADATA": "Name: icefall_pathways\nVersion: 1\n",
+        "icefall_pathways-1.dist-info/direct_url.json": json.dumps({"url": folder.as_uri()}),
+        "pip/__init__.py": "",
+        "pip/__main__.py": "import os, sys\nprint(os.getcwd(), *sys.argv[1:], file=open(sys.prefix + '/pip', 'a'))",
+    }.items():
+        (packages / path).parent.mkdir(exist_ok=True)
+        (packages / path).write_text(text)
+    (venv / "bin" / "mypy").write_text(f"#!{venv}/bin/python\n")
+    names = (f"requirements{suffix}.txt", f"requirements{suffix}.in", "pyproject.toml")
+    files = (*names, "tools/kaldifeat/requirements.txt", "tools/make_env.sh")
+    fingerprint = hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()[:16]
+    (venv / ".installed").write_text(fingerprint)
+    return folder, venv.name, environment | {"STACK": stack}
+
+
+def test_package_is_installed_again_after_the_checkout_was_moved(installed_checkout):
+    folder, venv, environment = installed_checkout
+    done = make_env(folder, environment)
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 1, "")
+    assert not (folder / venv / "pip").exists()
+    moved = folder.rename(folder.with_name("moved"))
+    environment |= {"PATH": str(moved / "bin")}
+    done = make_env(moved, environment)
+    assert done.returncode == 0 and f"of this folder, in place of {folder}\n" in done.stdout
+    (call,) = (moved / venv / "pip").read_text().splitlines()
+    assert call.startswith(f"{moved} ") and call.endswith(" --no-deps --no-build-isolation --editable .")
+    assert (moved / venv / "bin" / "mypy").read_text() == f"#!{moved / venv}/bin/python\n"
+    assert str(folder) not in (moved / venv / "bin" / "activate").read_text()
+
+
+def test_environment_of_another_checkout_is_not_changed(installed_checkout):
+    folder, venv, environment = installed_checkout
+    other = folder.with_name("other")
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".venv*"))
+    (other / venv).symlink_to(folder / venv)
+    done = make_env(other, environment)
+    assert done.returncode == 0 and not (folder / venv / "pip").exists()
+    assert done.stderr.startswith(
+        f"warning: {venv} is a link to an environment that imports icefall_pathways from {folder}"
+    )
 
 
 def test_unknown_stack_is_reported_in_one_line(bare_machine):

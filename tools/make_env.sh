@@ -8,7 +8,7 @@
 # reference  .venv: Python 3.10 with torch 1.13.1, k2, and kaldifeat from a wheel that is built once
 # current    .venv-current: Python 3.11 to 3.13 with current torch and numpy, without k2 and kaldifeat, without a compiler
 #
-# Does nothing if the environment is up to date. Environment variables:
+# Does nothing if the environment is up to date and the checkout has not been moved. Environment variables:
 #   STACK        reference or current (default: reference if a Python 3.10 is found and torch 1.13.1 supports the GPUs)
 #   PYTHON       the Python to use (default: the first suitable one in PATH, pyenv or uv); selects the stack if STACK does not
 #   WHEEL_CACHE  folder for the kaldifeat wheel (default: ~/.cache/icefall_pathways/wheels)
@@ -159,6 +159,42 @@ install_torch() {
   pip_install install --quiet --progress-bar on "$torch"
 }
 
+# Print the folder whose package the environment imports.
+installed_checkout() {
+  "$venv/bin/python" -I - <<'EOF' 2>/dev/null
+import json
+from importlib.metadata import distribution
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+print(url2pathname(urlsplit(json.loads(distribution("icefall_pathways").read_text("direct_url.json"))["url"]).path))
+EOF
+}
+
+install_package() {
+  pip_install install --quiet --no-deps --no-build-isolation --editable .
+}
+
+# After the checkout has been moved or copied with its environment: import the package of this folder, not of the old one,
+# and let the scripts of the environment start the Python of this folder.
+follow_move() {
+  local old new script
+  old=$(installed_checkout) || old=""
+  new=$(pwd -P)
+  [ "$old" != "$new" ] || return 0
+  if [ -L "$venv" ]; then
+    echo "warning: ${venv##*/} is a link to an environment that imports icefall_pathways from ${old:-no folder}: set PYTHONPATH=$new, or remove the link and run the same command again" >&2
+    return
+  fi
+  echo "Installing the package of this folder, in place of ${old:-none}"
+  for script in "$venv"/bin/*; do
+    if [ -n "$old" ] && grep -qIF "$old/" "$script"; then
+      sed -i "s|$old/|$new/|g" "$script"
+    fi
+  done
+  install_package
+}
+
 main() {
   local stack reason venv versions requirements fingerprint imports
   if [ "${1:-}" = --stacks ]; then
@@ -173,6 +209,7 @@ main() {
   fingerprint=$(cat "$requirements" "${requirements%.txt}.in" pyproject.toml "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
   echo "Using the $stack stack in ${venv##*/}: $reason"
   if [ "$(cat "$venv/.installed" 2>/dev/null)" = "$fingerprint" ]; then
+    follow_move
     return
   fi
   if ! is_python "$venv/bin/python" "$versions" || ! "$venv/bin/python" -c "import pip" 2>/dev/null; then
@@ -187,7 +224,7 @@ main() {
     install_torch
     imports="kaldi_native_fbank, lhotse, torch"
   fi
-  pip_install install --quiet --no-deps --no-build-isolation --editable .
+  install_package
   "$venv/bin/python" -c "import $imports" || fail "the packages are installed but cannot be imported (see above); remove ${venv##*/} and run the same command again"
   echo "$fingerprint" > "$venv/.installed"
 }
