@@ -1,7 +1,8 @@
-"""Perturbation of log-mel features of training cuts: random level, silence and noise, before any normalization.
+"""Perturbation of log-mel features of training cuts before any normalization: level, silence, noise and bandwidth.
 
-In the log-mel domain, a gain is an additive constant, digital silence is the floor of the extraction, and the energies
-of a sum of signals add up. Stored and on-the-fly features are therefore perturbed by the same code.
+In the log-mel domain, a gain is an additive constant, digital silence is the floor of the extraction, the energies of a
+sum of signals add up, and a filter adds a constant per mel bin. Stored and on-the-fly features are therefore perturbed
+by the same code.
 """
 
 import math
@@ -11,7 +12,9 @@ from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
+import soxr
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from icefall_pathways.constants import FRAME_SHIFT, SAMPLE_RATE
@@ -25,12 +28,13 @@ _NOISE_SHARE = 0.7  # of the perturbed batches; the others get digital silence
 _NOISE_LEVELS = -70.0, -15.0  # dB relative to the loudest frame of the cut
 _MAX_TILT = 4.0  # nepers between the lowest and the highest mel bin
 _NOISE_SECONDS = 20
+_NARROW_RATE = 8000  # Hz, of telephones
 _SMOOTHING = 7  # frames over which the energy is averaged to find a pause: 70 ms
 
 
 @dataclass(frozen=True)
 class PerturbationConfig(Options):
-    """Options of the level, silence and noise of training cuts."""
+    """Options of the level, silence, noise and bandwidth of training cuts."""
 
     shift_perturb: Annotated[float, Range(0)] = 0.32
     """Largest duration of the silence before the cuts of every training batch, in seconds, uniformly distributed, so
@@ -57,6 +61,9 @@ class PerturbationConfig(Options):
 
     join_perturb_seconds: PositiveFloat = 20.0
     """Largest duration of a pair of --join-perturb, in seconds."""
+
+    narrowband_perturb: Share = 0.0
+    """Share of the training cuts with the bandwidth of recordings at 8 kHz, as of telephones; 0: none."""
 
     @property
     def max_added_frames(self) -> int:
@@ -97,10 +104,10 @@ def perturb(batch: Batch, config: PerturbationConfig, seed: int) -> Batch:
 
 
 def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, seed: int) -> list[Tensor]:
-    """Return the log-mel features (T, F) of a batch of utterances with a random level, silence and noise.
+    """Return the log-mel features (T, F) of a batch of utterances with a random level, silence, noise and bandwidth.
 
     All utterances of a batch get the same gain, and are extended by the same number of frames, so that their order by
-    length and the amount of padding do not change.
+    length and the amount of padding do not change. The bandwidth is drawn for each of them.
 
     Args:
       utterances: Features (T, F) as computed, without normalization.
@@ -117,7 +124,23 @@ def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, s
     if rng.random() < config.silence_perturb:
         num_frames = round(config.max_silence * rng.random() ** 2)  # short ones are more frequent
         utterances = [_add_silence(x, num_frames, rng) for x in utterances]
+    if config.narrowband_perturb:
+        is_narrow = rng.random(len(utterances)) < config.narrowband_perturb
+        utterances = [_narrow(x) if narrow else x for x, narrow in zip(utterances, is_narrow, strict=True)]
     return list(utterances)
+
+
+def _narrow(features: Tensor) -> Tensor:
+    """Return features (T, F) with the bandwidth of a recording at 8 kHz."""
+    return (features + _narrow_response().to(features)).clamp(min=_FLOOR)
+
+
+@lru_cache(maxsize=1)
+def _narrow_response() -> Tensor:
+    """Return what resampling to 8 kHz and back adds to the log-mel energies (F,), computed once per process."""
+    samples = _noise_samples()
+    narrow = soxr.resample(soxr.resample(samples, SAMPLE_RATE, _NARROW_RATE), _NARROW_RATE, SAMPLE_RATE)
+    return _log_mel(narrow).exp().mean(0).log() - _log_mel(samples).exp().mean(0).log()
 
 
 def _num_frames(seconds: float) -> int:
@@ -178,7 +201,16 @@ def _draw_noise(num_frames: int, rng: np.random.Generator) -> Tensor:
 @lru_cache(maxsize=1)
 def _white_noise() -> Tensor:
     """Return features (T, F) of white noise with an energy of 0, which are computed once per process."""
-    samples = np.random.default_rng(0).normal(0, 0.1, _NOISE_SECONDS * SAMPLE_RATE)
-    config = FbankConfig()
-    features = torch.as_tensor(config.extractor().extract(samples.astype(np.float32), config.sample_rate))
+    features = _log_mel(_noise_samples())
     return features - _energy(features).mean()
+
+
+def _noise_samples() -> NDArray[np.float32]:
+    """Return samples (n,) of white noise, the same ones at each call."""
+    return np.random.default_rng(0).normal(0, 0.1, _NOISE_SECONDS * SAMPLE_RATE).astype(np.float32)
+
+
+def _log_mel(samples: NDArray[np.float32]) -> Tensor:
+    """Return the features (T, F) of samples (n,)."""
+    config = FbankConfig()
+    return torch.as_tensor(config.extractor().extract(samples, config.sample_rate))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soxr
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from icefall_pathways.data.augmentation import Augmentation, AugmentationConfig, seeded
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.dataset import BatchPlan, SpeechDataset
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.data.perturbation import PerturbationConfig, perturb, perturb_features
 
 _FLOOR = math.log(2**-23)
@@ -129,15 +131,52 @@ def test_every_batch_starts_with_silence_of_a_uniformly_distributed_duration() -
 
 
 def test_draws_depend_on_the_seed_only() -> None:
-    utterances, options = speech(50, 40), PerturbationConfig(silence_perturb=1.0)
+    utterances, options = speech(50, 40), PerturbationConfig(silence_perturb=1.0, narrowband_perturb=0.5)
     expected = perturb_features(utterances, options, 3)
     random.seed(9)
-    states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    states = random.getstate(), torch.get_rng_state(), np.random.get_state()
     again, other = perturb_features(utterances, options, 3), perturb_features(utterances, options, 4)
     assert all(map(torch.equal, expected, again))
     assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(expected, other, strict=True))
     assert states[0] == random.getstate() and torch.equal(states[1], torch.get_rng_state())
-    assert np.array_equal(states[2], np.random.get_state()[1])
+    assert all(map(np.array_equal, states[2], np.random.get_state()))
+
+
+def test_narrowband_features_are_those_of_audio_that_was_resampled_to_8_khz() -> None:
+    rng, extractor = np.random.default_rng(5), FbankConfig().extractor()
+    envelope = 0.01 + np.repeat(rng.random(100), 160)
+    samples = (envelope * (0.01 * rng.standard_normal(16000) + rng.uniform(-0.01, 0.01, 16000).cumsum())).astype("f4")
+    resampled = soxr.resample(soxr.resample(samples, 16000, 8000), 8000, 16000)
+    wide, expected = (torch.as_tensor(extractor.extract(x, 16000)) for x in (samples, resampled))
+    (features,) = perturb_features([wide], config(narrowband_perturb=1.0), 3)
+    upper = slice(64, None)  # bins whose lower edges are above 4.2 kHz
+    assert float(wide[:, upper].min()) > _FLOOR + 8
+    assert float(features[:, upper].mean()) < _FLOOR + 0.3
+    torch.testing.assert_close(features[:, :58], wide[:, :58], atol=0.01, rtol=0)  # up to 3.6 kHz
+    assert float((features - expected).abs().mean()) < 0.1  # of `wide`: 3.2
+
+
+def test_the_stated_share_of_cuts_is_narrowband_and_all_else_stays_the_same() -> None:
+    utterances, count = speech(50, 40, 30), 0
+    for seed in range(200):
+        wide, mixed, narrow = (
+            perturb_features(utterances, PerturbationConfig(narrowband_perturb=share), seed)
+            for share in (0.0, 0.3, 1.0)
+        )
+        for features, x, y in zip(mixed, wide, narrow, strict=True):
+            is_narrow = torch.equal(features, y)
+            assert is_narrow != torch.equal(features, x)
+            count += is_narrow
+            assert float(y[:, 64:].max()) < -8  # the noise is narrowband, too
+    assert 0.25 < count / 600 < 0.35
+
+
+def test_narrowband_batches_depend_on_their_plan_only(tmp_path) -> None:
+    cuts = CutSet.from_cuts(make_cuts(tmp_path, "en", "en", [300, 250, 200]))
+    dataset = SpeechDataset(Augmentation(AugmentationConfig(narrowband_perturb=0.5)), False, None)
+    batch = dataset[BatchPlan(1, "en", cuts, 5)]
+    _ = dataset[BatchPlan(2, "en", cuts, 6)], random.random(), np.random.random(), torch.rand(1)
+    assert torch.equal(dataset[BatchPlan(1, "en", cuts, 5)].inputs, batch.inputs)
 
 
 def test_disabled_perturbation_gives_the_batches_of_lhotse_with_spec_augment(tmp_path) -> None:
