@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import icefall_pathways
-from icefall_pathways import options
+from icefall_pathways.interrupts import exit_on_interrupt
+
+with exit_on_interrupt():
+    from icefall_pathways import options
 
 #: Each command and the script of the recipe (in egs/mls/ASR) that runs it. The command's module in
 #: `icefall_pathways.commands` has the script's name.
@@ -138,7 +141,9 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     def run() -> None:
         token = options.command_line.set((_PROGRAM, name, *words))
         try:
-            load_command(name).run(read_config(name, words, prog))
+            with exit_on_interrupt():
+                command = load_command(name)
+            command.run(read_config(name, words, prog))
         except ModuleNotFoundError as error:
             if error.name not in _OPTIONAL_PACKAGES:
                 raise

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from icefall_pathways.interrupts import report_interrupt
+
 Config = TypeVar("Config")
 
 #: Program and arguments of the command that runs; empty in Python programs that call the library.
@@ -129,7 +131,7 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; finished work is kept, run the same command again to resume", file=sys.stderr)
+        report_interrupt()
         sys.exit(getattr(interrupt, "exit_code", 130))
 
 

@@ -17,6 +17,7 @@ PACKAGE = "icefall_pathways"
 # From bottom to top. A component imports itself and components of lower layers, not other components of its layer.
 # "" is `icefall_pathways/__init__.py`.
 LAYERS = (
+    ("interrupts",),
     ("constants", "errors", "files", "languages", "launch", "options", "ranges", "torch_compat"),
     ("sharding",),
     ("corpora", "models"),

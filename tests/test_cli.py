@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -152,3 +154,38 @@ def test_other_broken_pipes_are_reported():
     code = "from icefall_pathways import options\ndef fail(): raise BrokenPipeError('worker')\noptions.run_script(fail)"
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (completed.returncode, completed.stderr) == (1, "error: worker\n")
+
+
+# As native code does with a KeyboardInterrupt.
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path(__file__).with_name("started").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise RuntimeError("KeyboardInterrupt: <EMPTY MESSAGE>")
+"""
+
+
+@pytest.mark.parametrize("module", ["tyro", "torch"])
+def test_ctrl_c_during_imports_ends_a_command_without_traceback(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(SLOW_IMPORT)
+    process = subprocess.Popen(
+        [sys.executable, RECIPE / "pruned_transducer_pathways" / "train.py"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests may run in the background
+    )
+    wait_until(lambda: (tmp_path / "started").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    expected = "interrupted; finished work is kept, run the same command again to resume\n"
+    assert (process.returncode, err) == (130, expected)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from icefall_pathways.files import atomic_write, read_text
+from icefall_pathways.interrupts import JOB_VARIABLE
 from icefall_pathways.recipe.environment import SINGLE_THREAD
 
 #: Name of the done mark in the folder of an experiment.
@@ -210,7 +211,7 @@ class _Runner:
 
     def _start(self, job: Job) -> None:
         slot = next(index for index in range(self._at_once) if index not in self._running)
-        environ = dict(self._environ)
+        environ = {**self._environ, JOB_VARIABLE: job.name}
         if job.parallel and self._at_once > 1:
             environ |= SINGLE_THREAD | {"TQDM_POSITION": str(slot)}
         self._print_heading(job)

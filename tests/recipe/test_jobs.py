@@ -251,6 +251,32 @@ def test_stopped_job_leaves_no_processes(tmp_path):
     wait_until(lambda: not is_running(worker))
 
 
+SLEEP = """
+import pathlib, sys, time
+from icefall_pathways.options import run_script
+def work():
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(60)
+run_script(work)
+"""
+
+
+def test_interrupt_is_reported_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN_ONE, *python(SLEEP, tmp_path / "started")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=handle_signals_by_default,
+    )
+    wait_until(lambda: (tmp_path / "started").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.count("interrupted") == 1 and printed.endswith("run the same command again to resume\n")
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
