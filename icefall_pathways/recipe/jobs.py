@@ -117,8 +117,12 @@ def check_graph(jobs: Sequence[Job]) -> None:
 
 
 def print_graph(jobs: Sequence[Job]) -> None:
-    """Print every job with its dependencies, commands, done marks and log, and whether it is finished."""
+    """Print every job with its dependencies, commands, done marks and log, and whether it is finished.
+
+    The first line and the commands can be pasted into a shell.
+    """
     check_graph(jobs)
+    print(shlex.join(("cd", str(Path.cwd()))))
     heading = ""
     for job in jobs:
         if job.heading != heading:
@@ -127,7 +131,7 @@ def print_graph(jobs: Sequence[Job]) -> None:
         after = f", after {' '.join(job.after)}" if job.after else ""
         print(f"{job.name}: {'finished' if job.is_done() else 'to run'}{after}")
         for step in job.steps:
-            print(f"    {' '.join(_display_words(step)) or step.message}")
+            print(f"    {shlex.join(step.command) or step.message}")
             mark = ", ".join(map(str, step.marks)) or "none, runs every time"
             print(f"      done mark: {mark}{' (exists)' if step.is_done() else ''}")
         if job.log is not None:
@@ -336,9 +340,3 @@ def _names(jobs: Sequence[Job]) -> str:
 
 def _last_lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-
-
-def _display_words(step: Step) -> list[str]:
-    """Return the words of a command as a user would type them."""
-    words = ["python" if word == sys.executable else word for word in step.command]
-    return [shlex.quote(word) for word in words]

@@ -1,5 +1,6 @@
 """The recipe, from the corpus to the comparison of the dense model, LAP and pathways."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -199,6 +200,6 @@ def _decoding_jobs(config: RunConfig, script: str) -> list[Job]:
 
 
 def _comparison_jobs(config: RunConfig) -> list[Job]:
-    systems = " ".join(f"'{SYSTEMS[name]}={config.exp_root / name}'" for name in config.selected_systems)
+    systems = shlex.join(f"{SYSTEMS[name]}={config.exp_root / name}" for name in config.selected_systems)
     step = experiments.report_step("report", systems=systems, output=config.exp_root / "report.html")
     return [Job("report", (step,))]

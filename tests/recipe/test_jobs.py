@@ -1,5 +1,6 @@
 """The job graph: order, done marks, failures, parallelism and signals."""
 
+import json
 import os
 import re
 import signal
@@ -154,8 +155,9 @@ def test_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
     first.steps[0].set_done()
     print_graph([first, second])
     assert capsys.readouterr().out.splitlines() == [
+        f"cd {Path.cwd()}",
         "dense: finished",
-        "    python train.py --languages 'en fr'",
+        f"    {sys.executable} train.py --languages 'en fr'",
         f"      done mark: {tmp_path}/.done (exists)",
         "=== Stage 3",
         "lap: to run, after dense",
@@ -163,6 +165,18 @@ def test_dry_run_prints_commands_marks_and_dependencies(tmp_path, capsys):
         "      done mark: none, runs every time",
         f"      log: {tmp_path}/lap.log",
     ]
+
+
+def test_commands_of_a_dry_run_can_be_pasted_into_a_shell(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "it's $HOME"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    words = ["--systems", "'LAP (random)=exp/lap' dense=exp/dense", '"quoted"', "$HOME", "*", "a\\b", ""]
+    stub = "import json, os, sys; print(json.dumps([os.getcwd(), *sys.argv[1:]]))"
+    print_graph([Job("report", (Step(python(stub, *words)),))])
+    cd, _, command, _ = capsys.readouterr().out.splitlines()
+    done = subprocess.run(["bash", "-c", f"{cd}\n{command}"], cwd="/", capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [str(folder), *words]
 
 
 INTERRUPTED = """
