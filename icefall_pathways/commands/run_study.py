@@ -28,7 +28,7 @@ languages, M is --mask-updates and F is --finetune-updates.
                     N x M + F updates of training
   small-dense       N x M + F updates more than the dense model
   lap-random, pathways-random
-                    F of training on all languages together (drawing a mask takes one update, which is discarded)
+                    F of training on all languages together (masks are drawn without training)
   lap               N x M of search on all languages, F of training
   lsp               M of each language's search (the one of pathways-imp), F / N of training for each language's model
   pathways-imp, pathways-lth

@@ -304,7 +304,7 @@ class PruningConfig(MaskShapeConfig):
     prune_method: SearchMethod = "imp"
     """imp: iterative magnitude pruning, in rounds of training and pruning; lth: the same with rewinding of the weights
     after each round; gradual: rounds as in imp, with a sparsity that follows a cubic curve; one-shot: a single
-    round; random: random masks by --seed, after a single update."""
+    round; random: random masks by --seed, without training."""
 
     rewind_to: Path | None = None
     """lth: checkpoint to which each round rewinds the weights, such as an early one of the dense training. None:

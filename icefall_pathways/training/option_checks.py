@@ -61,6 +61,7 @@ def check_search_options(config: MaskSearchConfig, search: ExperimentConfig, ini
     if config.pruning.prune_method == "random":
         names = ("prune_by", "prune_rounds", "prune_drop", "updates_per_round")
         _reject_given(config.pruning, names, "with --prune-method random")
+        _reject_given(config.training, ("print_diagnostics",), "with --prune-method random, which trains nothing")
     elif config.pruning.prune_method == "one-shot":
         _reject_given(config.pruning, ("prune_rounds", "prune_drop"), "with --prune-method one-shot")
     elif config.pruning.prune_rounds:

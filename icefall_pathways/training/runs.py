@@ -45,6 +45,7 @@ from icefall_pathways.training.initialization import (
 )
 from icefall_pathways.training.optimization import with_optimizer
 from icefall_pathways.training.option_checks import check_search_options, check_training_options
+from icefall_pathways.training.pruning_callback import PruningPlan
 from icefall_pathways.training.pruning_plan import joint_plan, search_plan, search_schedule
 from icefall_pathways.training.trainer import Trainer
 
@@ -265,7 +266,21 @@ def _run_search(
     training = config.training
     store_model_files(training.exp_dir, training.tokenizer_path, config.data.fbank)
     write_json(training.exp_dir / layout.CONFIG_FILE, to_dict(config) | {"search": fingerprint})
+    plan = search_plan(pruning, config.data.languages, training.seed)
+    if not plan.schedule.needs_training:
+        _find_masks_without_training(config, pruning, plan, initial)
+        return
     launch(train_rank, training.world_size, training.master_port + (index or 0), config, pruning, initial)
+
+
+def _find_masks_without_training(
+    config: ExperimentConfig, pruning: PruningConfig, plan: PruningPlan, initial: InitialCheckpoint
+) -> None:
+    model, _ = build_initial_model(config, initial)
+    masks = _dense_masks(model, config.data.languages, pruning)
+    for languages in plan.groups:
+        plan.schedule.prune_after(plan.schedule.num_updates, model, masks, languages)
+    _save_masks(masks, plan, config, pruning, initial)
 
 
 def train_rank(
@@ -318,7 +333,8 @@ def _train_rank(
     else:
         trainer = Trainer(config, model, data, tokenizer, rank, callbacks=callbacks)
     if trainer.run() and trainer.plan is not None and rank.is_main:
-        _save_masks(trainer, config, pruning or config.pruning, initial)
+        assert trainer.state.masks is not None
+        _save_masks(trainer.state.masks.to("cpu"), trainer.plan, config, pruning or config.pruning, initial)
 
 
 def _dense_masks(model: Transducer, languages: Sequence[LanguageCode], shape: MaskShapeConfig) -> PathwayMasks:
@@ -341,16 +357,15 @@ def _initial_masks(config: ExperimentConfig, model: Transducer, languages: Seque
 
 
 def _save_masks(
-    trainer: Trainer,
+    masks: PathwayMasks,
+    plan: PruningPlan,
     config: ExperimentConfig,
     pruning: PruningConfig | JointPruningConfig,
     initial: InitialCheckpoint | None,
 ) -> None:
-    assert trainer.state.masks is not None and trainer.plan is not None
-    masks = trainer.state.masks.to("cpu")
     masks.header = replace(
         masks.header,
-        method=trainer.plan.schedule.method,
+        method=plan.schedule.method,
         target_sparsity=pruning.sparsity,
         source=initial.file_hash if initial is not None else "",
     )

@@ -103,6 +103,11 @@ def test_options_that_agree_with_the_initial_checkpoint_are_accepted(corpus, den
             {"prune_method": "random", "updates_per_round": 3},
             "--updates-per-round has no effect with --prune-method random",
         ),
+        (
+            {"print_diagnostics": True},
+            {"prune_method": "random"},
+            "--print-diagnostics has no effect with --prune-method random, which trains nothing",
+        ),
         ({}, {"prune_rounds": 3, "prune_drop": 0.5}, "--prune-drop has no effect with --prune-rounds"),
     ],
 )

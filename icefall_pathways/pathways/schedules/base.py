@@ -32,6 +32,9 @@ class PruningSchedule(ABC):
     #: Whether pruning uses the gradients of each language.
     needs_gradients: bool = False
 
+    #: Whether masks depend on the trained weights. If not, a mask search calls `prune_after` without training.
+    needs_training: bool = True
+
     #: Number of updates after which the learning rate schedule restarts; 0: never.
     restarts_every: int = 0
 

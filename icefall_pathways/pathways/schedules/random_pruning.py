@@ -12,7 +12,7 @@ from icefall_pathways.pathways.schedules.iterative import OneShot
 
 
 class RandomPruning(OneShot):
-    """Keep random entries after a single update, with the granularity and the allocation of the other methods.
+    """Keep random entries, with the granularity and the allocation of the other methods.
 
     The scores depend on the seed, the languages that share a mask, and the names and shapes of the parameters, not on
     weights, data, device or rank.
@@ -24,6 +24,8 @@ class RandomPruning(OneShot):
     Raises:
       ValueError: The sparsity is out of range.
     """
+
+    needs_training = False
 
     def __init__(self, target_sparsity: float, seed: int) -> None:
         super().__init__(target_sparsity)
