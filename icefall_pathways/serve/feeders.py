@@ -12,7 +12,8 @@ from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.serve.audio import PcmDecoder, Pipe
 from icefall_pathways.serve.protocol import AudioFormat
 from icefall_pathways.serve.streams import ClientStream
-from icefall_pathways.transcription.audio import read_pipe
+from icefall_pathways.transcription.audio import AudioOptions, read_pipe
+from icefall_pathways.transcription.resampling import narrowband_note
 
 
 class Feeder(Protocol):
@@ -43,6 +44,8 @@ class PcmFeeder:
     def __init__(self, stream: ClientStream, audio_format: AudioFormat, sample_rate: int) -> None:
         self._stream = stream
         self._decoder = PcmDecoder(audio_format, sample_rate)
+        if (note := narrowband_note(sample_rate)) is not None:
+            stream.notes.append(note)
 
     async def accept(self, data: bytes) -> None:
         """Append bytes; see `Feeder`."""
@@ -75,7 +78,7 @@ class ContainerFeeder:
 
     def __init__(self, stream: ClientStream, executor: Executor) -> None:
         self._pipe = Pipe()
-        blocks = read_blocks(io.BufferedReader(self._pipe))
+        blocks = read_blocks(io.BufferedReader(self._pipe), stream.notes.append)
         self._decoding = asyncio.ensure_future(feed_blocks(stream, blocks, executor))
 
     async def accept(self, data: bytes) -> None:
@@ -92,9 +95,9 @@ class ContainerFeeder:
         self._pipe.end()
 
 
-def read_blocks(file: io.BufferedReader) -> Iterator[Tensor]:
+def read_blocks(file: io.BufferedReader, on_note: Callable[[str], None]) -> Iterator[Tensor]:
     """Yield the samples (n,) of a container at 16 kHz; it is opened at the first one, which waits for its header."""
-    yield from read_pipe(file)
+    yield from read_pipe(file, AudioOptions(on_note=on_note))
 
 
 async def feed_blocks(stream: ClientStream, blocks: Iterator[Tensor], executor: Executor) -> None:

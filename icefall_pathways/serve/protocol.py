@@ -157,11 +157,17 @@ class ErrorMessage(BaseModel):
 
 
 class Ended(BaseModel):
-    """Last message of the server; `duration` is the number of seconds of audio that were decoded."""
+    """Last message of the server.
+
+    Attributes:
+      duration: Seconds of audio that were decoded.
+      notes: Remarks about the audio, such as a low sample rate.
+    """
 
     type: Literal["ended"] = "ended"
     reason: EndReason
     duration: float
+    notes: list[str] = []
 
 
 class ProtocolError(ValueError):

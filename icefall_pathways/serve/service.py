@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 _SUPERVISION_SECONDS = 0.5
 _ABANDONED = 10  # idle timeouts after which a stream that was ended is dropped
+_MAX_PRINTED_NOTES = 100
 FILE_PROTOCOL = "http"
 """Protocol of streams whose client needs the result of the whole audio."""
 
@@ -48,6 +49,7 @@ class Service:
         self._supervision: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._is_outdated = False
+        self._printed_notes: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Start decoding."""
@@ -181,10 +183,19 @@ class Service:
     def _on_close(self, stream: ClientStream) -> None:
         self.streams.discard(stream)
         self._container_streams.discard(stream)
+        self._print_notes(stream)
         outcome = "completed" if stream.error is None else stream.error.code
         self.metrics.open_streams.labels(stream.protocol).dec()
         self.metrics.streams.labels(stream.protocol, outcome).inc()
         self.metrics.audio_seconds.labels(stream.protocol).inc(stream.decoded_seconds)
+
+    def _print_notes(self, stream: ClientStream) -> None:
+        """Print the remarks about the audio of a stream, once per protocol: not every protocol has a field for them."""
+        for note in stream.notes:
+            is_new = (stream.protocol, note) not in self._printed_notes
+            if is_new and len(self._printed_notes) < _MAX_PRINTED_NOTES:
+                self._printed_notes.add((stream.protocol, note))
+                print(f"note: audio of a {stream.protocol} client: {note}", flush=True)
 
     async def _supervise(self) -> None:
         while True:

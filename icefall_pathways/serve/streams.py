@@ -37,6 +37,7 @@ class ClientStream:
       inbox: Audio and commands that the batcher has not taken yet.
       input_ended: No more audio is accepted.
       closed: The client is gone, or all events were delivered: the batcher drops the stream.
+      notes: Remarks about the audio, such as a low sample rate.
       error: Reason for the end of the stream before the end of its audio.
       shut_down: The stream ended because the server stops.
       completed: The last result was decoded.
@@ -59,6 +60,7 @@ class ClientStream:
         self.language = language
         self.inbox: deque[Tensor | Command] = deque()
         self.closed = self.shut_down = self.completed = self.input_ended = False
+        self.notes: list[str] = []
         self.error: ErrorMessage | None = None
         self.decoded_seconds = 0.0
         self.last_active = monotonic()

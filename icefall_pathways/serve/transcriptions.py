@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from icefall_pathways.serve.feeders import feed_blocks
 from icefall_pathways.serve.service import FILE_PROTOCOL, Service
 from icefall_pathways.serve.sessions import SegmentEvent
 from icefall_pathways.serve.streams import ClientStream
-from icefall_pathways.transcription.audio import read_file
+from icefall_pathways.transcription.audio import AudioOptions, read_file
 from icefall_pathways.transcription.transcript import Transcript, Word, mean_log_prob
 from icefall_pathways.transcription.writers import WRITERS
 
@@ -104,7 +104,7 @@ async def transcriptions(request: Request) -> Response:
         raise
     if (incomplete := _error(stream)) is not None:
         raise incomplete
-    return _response(fields, results)
+    return _response(fields, results, stream.notes)
 
 
 def _error(stream: ClientStream) -> HTTPException | None:
@@ -132,7 +132,7 @@ def _limit_body(request: Request, max_mb: float) -> Any:
 
 async def _decode(stream: ClientStream, file: UploadFile, executor: Executor) -> AsyncIterator[SegmentEvent]:
     """Decode the file and yield the results, then close the stream."""
-    feeding = asyncio.ensure_future(feed_blocks(stream, _read_upload(file.file), executor))
+    feeding = asyncio.ensure_future(feed_blocks(stream, _read_upload(file.file, stream.notes.append), executor))
     try:
         async for event in stream.events():
             if isinstance(event, SegmentEvent):
@@ -142,13 +142,13 @@ async def _decode(stream: ClientStream, file: UploadFile, executor: Executor) ->
         await feeding
 
 
-def _read_upload(upload: IO[bytes]) -> Iterator[Tensor]:
+def _read_upload(upload: IO[bytes], on_note: Callable[[str], None]) -> Iterator[Tensor]:
     """Yield the samples of an upload, from a temporary file whose name does not depend on the client."""
     with tempfile.NamedTemporaryFile() as file:
         upload.seek(0)
         shutil.copyfileobj(upload, file)
         file.flush()
-        yield from read_file(Path(file.name))
+        yield from read_file(Path(file.name), AudioOptions(on_note=on_note))
 
 
 async def _server_sent_events(events: AsyncIterator[SegmentEvent], stream: ClientStream) -> AsyncIterator[str]:
@@ -173,13 +173,13 @@ def _server_sent_event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def _response(fields: TranscriptionRequest, results: list[SegmentEvent]) -> Response:
+def _response(fields: TranscriptionRequest, results: list[SegmentEvent], notes: list[str]) -> Response:
     transcript = Transcript.from_results(event.segment for event in results)
     if fields.response_format == "json":
         usage = {"type": "duration", "seconds": transcript.duration}
-        return JSONResponse({"text": transcript.text, "usage": usage})
+        return JSONResponse({"text": transcript.text, "usage": usage, "notes": notes})
     if fields.response_format == "verbose_json":
-        return JSONResponse(_verbose(fields, results, transcript))
+        return JSONResponse({**_verbose(fields, results, transcript), "notes": notes})
     if fields.response_format == "text":
         return PlainTextResponse(transcript.text + "\n")
     out = io.StringIO()

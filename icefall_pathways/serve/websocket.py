@@ -168,7 +168,7 @@ async def _send_events(websocket: WebSocket, stream: ClientStream, start: Start)
     reason: EndReason = "error" if stream.error else "shutdown" if stream.shut_down else "end"
     if stream.error is not None:
         await _send(websocket, stream.error)
-    await _send(websocket, Ended(reason=reason, duration=round(stream.decoded_seconds, 3)))
+    await _send(websocket, Ended(reason=reason, duration=round(stream.decoded_seconds, 3), notes=stream.notes))
     if stream.error is not None:
         await websocket.close(CLOSE_CODES.get(stream.error.code, VIOLATION), stream.error.code)
     else:

@@ -26,7 +26,7 @@ from icefall_pathways.decoding.streaming import AudioError, EndpointConfig, chec
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.transcription.audio import AudioOptions, as_mono, read_file, read_samples, split_blocks
-from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate
+from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate, narrowband_note
 from icefall_pathways.transcription.transcriber import AUTO, RecognizerConfig, Transcriber
 from icefall_pathways.transcription.transcript import Segment, Transcript, no_speech_note
 
@@ -110,18 +110,22 @@ class Pathways:
           sample_rate: Sample rate of samples, in Hz; None: 16 kHz. Not allowed with a file, which states its own.
           channel: Channel of a file to transcribe, counted from 0; None: the average of the active ones.
 
+        Remarks about the audio, such as a low sample rate, unused channels or no speech, are warnings.
+
         Raises:
           AudioError: The audio is missing, damaged, truncated or out of range.
           ValueError: The model does not support the language, or cannot identify languages.
         """
+        notes: list[str] = []
         if isinstance(audio, str | Path):
             if sample_rate is not None:
                 raise ValueError(f"sample_rate={sample_rate} with a file, which states its own: omit sample_rate")
-            name, blocks = str(audio), read_file(Path(audio).expanduser(), AudioOptions(channel=channel))
+            options = AudioOptions(channel=channel, on_note=notes.append)
+            name, blocks = str(audio), read_file(Path(audio).expanduser(), options)
         else:
             if channel is not None:
                 raise ValueError(f"channel={channel} with samples, which are mono: pass the samples of that channel")
-            name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate))
+            name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate), notes.append)
         errors: list[AudioError] = []
         segments = self._transcriber(language).transcribe(
             [(name, blocks)], num_streams=1, on_error=lambda _, error: errors.append(error)
@@ -131,6 +135,8 @@ class Pathways:
         if errors:
             raise AudioError(f"{name}: {errors[0]}") from errors[0]
         if results and (note := no_speech_note(results[-1])) is not None:
+            notes.append(note)
+        for note in notes:
             warnings.warn(f"{name}: {note}", stacklevel=2)
         return transcript
 
@@ -145,7 +151,10 @@ class Pathways:
           AudioError: The sample rate is out of range.
           ValueError: The model does not support the language, or cannot identify languages.
         """
-        return TranscriptionStream(self._transcriber(language), _check_rate(sample_rate))
+        stream = TranscriptionStream(self._transcriber(language), rate := _check_rate(sample_rate))
+        if (note := narrowband_note(rate)) is not None:
+            warnings.warn(note, stacklevel=2)
+        return stream
 
     def _transcriber(self, language: str) -> Transcriber:
         if not isinstance(language, str):

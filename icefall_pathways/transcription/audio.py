@@ -20,7 +20,7 @@ from icefall_pathways.transcription.byte_source import ByteSource, SeekableByteS
 from icefall_pathways.transcription.channels import Downmixer
 from icefall_pathways.transcription.containers import Block, UnknownFormatError, decode
 from icefall_pathways.transcription.headers import PcmFormat
-from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate
+from icefall_pathways.transcription.resampling import StreamingResampler, check_sample_rate, narrowband_note
 
 STDIN, MICROPHONE = "-", "mic"
 
@@ -38,7 +38,7 @@ class AudioOptions:
     Attributes:
       sample_rate: Standard input is raw 16-bit little-endian mono at this rate, in Hz; None: it states its format.
       channel: Channel to read, counted from 0; None: the active ones are averaged.
-      on_note: Called with remarks about the audio, such as the channels used.
+      on_note: Called with remarks about the audio, such as the channels used or a low sample rate.
     """
 
     sample_rate: int | None = None
@@ -112,13 +112,20 @@ def split_blocks(samples: Tensor, sample_rate: int) -> Iterator[Tensor]:
         yield from samples.split(max(1, int(_BLOCK_SECONDS * sample_rate)))
 
 
-def read_samples(samples: Tensor, sample_rate: int) -> Iterator[Tensor]:
+def read_samples(samples: Tensor, sample_rate: int, on_note: Callable[[str], None] = _ignore) -> Iterator[Tensor]:
     """Yield samples (n,) of any rate as blocks at 16 kHz.
+
+    Args:
+      samples: The samples.
+      sample_rate: Their rate in Hz.
+      on_note: Called with remarks about the audio.
 
     Raises:
       AudioError: The sample rate is out of range.
     """
     check_sample_rate(sample_rate)
+    if (note := narrowband_note(sample_rate)) is not None:
+        on_note(note)
     resampler = StreamingResampler(sample_rate, SAMPLE_RATE)
     for block in split_blocks(samples, sample_rate):
         yield resampler.accept(block)
@@ -168,6 +175,7 @@ def _convert(blocks: Iterator[Block], options: AudioOptions) -> Iterator[Tensor]
     """Convert decoded blocks to 16 kHz mono."""
     converter = None
     error = None
+    notes = set()
     try:
         for block in blocks:
             shape = block.rate, block.samples.shape[1]
@@ -175,6 +183,9 @@ def _convert(blocks: Iterator[Block], options: AudioOptions) -> Iterator[Tensor]
                 if converter is not None:
                     yield converter.flush()
                 converter = _Converter(*shape, options)
+                if (note := narrowband_note(block.rate)) is not None and note not in notes:
+                    options.on_note(note)
+                    notes.add(note)
             yield converter.accept(block.samples)
     except AudioError as caught:
         error = caught

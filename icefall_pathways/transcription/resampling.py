@@ -4,6 +4,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.decoding.streaming import AudioError
 
 _MIN_RATE, _MAX_RATE = 1000, 768_000
@@ -39,6 +40,17 @@ class StreamingResampler:
     @staticmethod
     def _resample(stream: soxr.ResampleStream, samples: Tensor, last: bool) -> Tensor:
         return torch.from_numpy(stream.resample_chunk(samples.numpy(), last))
+
+
+def narrowband_note(sample_rate: int) -> str | None:
+    """Return a remark about audio whose sample rate, in Hz, is below that of the models; None for other audio."""
+    if sample_rate >= SAMPLE_RATE:
+        return None
+    return (
+        f"a sample rate of {sample_rate} Hz, below the {SAMPLE_RATE} Hz of the model: frequencies above "
+        f"{sample_rate // 2} Hz are missing; expect more errors unless it was trained with --narrowband-perturb, or "
+        f"record at {SAMPLE_RATE} Hz or more"
+    )
 
 
 def check_sample_rate(sample_rate: int) -> None:

@@ -136,6 +136,13 @@ def test_uploaded_file_gives_text_and_subtitles(opened, server, recording):
     assert download.value.path().read_text(encoding="utf-8").strip() == subtitles.text.strip() != ""
 
 
+def test_low_sample_rate_of_a_file_is_reported(opened, speech, tmp_path):
+    soundfile.write(tmp_path / "low.wav", speech[::2], 8000)
+    opened.page.get_by_label("Language").select_option("en")
+    opened.page.get_by_label("Audio or video file").set_input_files(tmp_path / "low.wav")
+    opened.wait_for_status("Finished: 3.0 s of audio; a sample rate of 8000 Hz, below the 16000 Hz of the model")
+
+
 def test_subtitles_follow_the_rules_of_transcripts(opened):
     """Lines of 42 characters, two per subtitle, at most 7 s, at least 1 s, and marks of right-to-left text."""
     lines = [("abcdefghi " * 12, 0.4), ("slow words here", 4.0), ("שלום עולם", 0.1), ("end", 0.2)]

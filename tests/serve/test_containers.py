@@ -26,6 +26,12 @@ def test_container_has_the_results_of_the_file(server, served_dir, speech, tmp_p
     assert messages[-1]["reason"] == "end"
 
 
+def test_low_sample_rate_of_a_container_is_reported_at_the_end(server, speech):
+    data = encode(speech[::2, None].copy(), "flac", 8000, seekable=False)
+    ended = server.recognize(split(data), format="container", language="en")[-1]
+    assert len(ended["notes"]) == 1 and "frequencies above 4000 Hz are missing" in ended["notes"][0]
+
+
 def test_results_arrive_before_the_end_of_the_container(server, speech):
     data = encode(speech[:, None], "webm", 48000, seekable=False)
     with server.connect() as client:

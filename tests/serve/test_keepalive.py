@@ -48,7 +48,7 @@ def test_client_that_waits_for_the_server_is_not_cut_off(model, speech, timeouts
             wait_until(lambda: len(timeouts) == 2)
         finally:
             resumed.set()
-        assert receive_all(client)[-1] == {"type": "ended", "reason": "end", "duration": 3.0}
+        assert receive_all(client)[-1] == {"type": "ended", "reason": "end", "duration": 3.0, "notes": []}
 
 
 def test_client_that_sends_is_not_cut_off(model, speech, timeouts):

@@ -52,6 +52,17 @@ def test_every_format_has_the_text_of_the_python_interface(client, upload, expec
     assert create("verbose_json").words is None
 
 
+def test_low_sample_rate_is_reported(client, upload, speech):
+    low = ("low.flac", encode(speech[::2, None].copy(), "flac", 8000))
+    for response_format in ("json", "verbose_json"):
+        for file, count in ((upload, 0), (low, 1)):
+            result = client.audio.transcriptions.create(
+                model="any", file=file, language="en", response_format=response_format
+            )
+            assert len(result.notes) == count
+    assert "frequencies above 4000 Hz are missing" in result.notes[0]
+
+
 def test_stream_of_events_adds_up_to_the_text(client, upload, expected):
     events = list(client.audio.transcriptions.create(model="any", file=upload, language="en", stream=True))
     assert {event.type for event in events[:-1]} == {"transcript.text.delta"} and len(events) > 2

@@ -31,7 +31,7 @@ def test_results_equal_those_of_the_python_interface(server, asr, speech, langua
     assert [(w["text"], w["start"], w["end"]) for w in words] == [(w.text, w.start, w.end) for w in expected.words]
     assert [w["confidence"] for w in words] == pytest.approx([w.confidence for w in expected.words], abs=2e-3)
     assert all(0 < w["confidence"] < 1 for w in words)
-    assert messages[-1] == {"type": "ended", "reason": "end", "duration": 3.0}
+    assert messages[-1] == {"type": "ended", "reason": "end", "duration": 3.0, "notes": []}
     assert {message["language"] for message in messages if "text" in message} == {language}
 
 
@@ -48,6 +48,7 @@ def test_partial_results_grow_and_their_stable_text_does_not_change(server, spee
     assert sum(message["type"] == "partial" for message in messages) > 2
 
 
+@pytest.mark.filterwarnings("ignore:samples. a sample rate of 8000 Hz")
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_other_formats_are_converted(server, asr, speech, rate):
     samples = np.interp(np.arange(0, 3, 1 / rate), np.arange(len(speech)) / 16000, speech / 2**15).astype("<f4")
@@ -58,6 +59,15 @@ def test_other_formats_are_converted(server, asr, speech, rate):
     assert texts(messages) == [segment.text for segment in expected.segments]
     assert all(message["words"] is None for message in messages if message["type"] == "final")
     assert not any(message["type"] == "partial" for message in messages)
+
+
+def test_low_sample_rate_is_reported_to_the_client_and_once_by_the_server(model, capsys):
+    with run_server(model) as server:
+        for rate, count in ((16000, 0), (8000, 1), (8000, 1)):
+            *_, ended = server.recognize([bytes(8000)], sample_rate=rate, language="en")
+            assert len(ended["notes"]) == count
+    assert "frequencies above 4000 Hz are missing" in ended["notes"][0]
+    assert capsys.readouterr().out.count("note: audio of a websocket client: a sample rate of 8000 Hz, below") == 1
 
 
 def test_language_is_identified_again_in_each_segment(server, speech):

@@ -121,6 +121,21 @@ def test_samples_are_transcribed_as_their_file(exp_dir, speech):
     assert asr.transcribe(upsampled, language="en", sample_rate=48000) == expected
 
 
+def test_remarks_about_the_audio_are_warnings(exp_dir, speech, recwarn):
+    asr, (samples, _) = Pathways.from_pretrained(exp_dir), soundfile.read(speech, dtype="int16")
+    low_rate = "a sample rate of 8000 Hz, below the 16000 Hz of the model"
+    stereo = speech.with_name("stereo.wav")
+    soundfile.write(stereo, np.stack([samples, 0 * samples], axis=1)[::2], 8000)
+    asr.transcribe(speech, "en"), asr.transcribe(samples, "en"), asr.stream("en")
+    assert not recwarn.list
+    asr.transcribe(stereo, "en")
+    asr.transcribe(samples[::2], "en", sample_rate=8000)
+    asr.stream("en", sample_rate=8000)
+    starts = [f"{stereo}: {low_rate}", f"{stereo}: transcribed channel 0 of 2", f"samples: {low_rate}", low_rate]
+    assert [str(w.message).startswith(start) for w, start in zip(recwarn.list, starts, strict=True)] == [True] * 4
+    assert {warning.filename for warning in recwarn.list} == {__file__}
+
+
 @pytest.mark.parametrize("language", ["en", "auto"])
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_stream_equals_transcript_of_the_whole(exp_dir, speech, language, rate):

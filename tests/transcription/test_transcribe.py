@@ -24,8 +24,10 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.options import parse
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.transcription import audio
 from icefall_pathways.transcription import transcribe as transcribe_module
-from icefall_pathways.transcription.audio import read_audio, read_pipe
+from icefall_pathways.transcription.audio import AudioOptions, read_audio, read_pipe
+from icefall_pathways.transcription.containers import Block
 from icefall_pathways.transcription.transcribe import TranscribeConfig, UntilInterrupted, transcribe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/transcribe.py"
@@ -115,6 +117,26 @@ def test_channels_without_speech_do_not_change_the_transcript(exp_dir, speech, t
     assert _json(exp_dir, tmp_path / "one.wav", channel=1)[0]["text"] == ""
     _, errors = _transcribe(exp_dir, tmp_path / "one.wav", channel=2)
     assert "channel 2 does not exist" in errors[str(tmp_path / "one.wav")]
+
+
+def test_low_sample_rate_is_reported_once_per_source(exp_dir, speech, tmp_path, capsys):
+    samples, rate = soundfile.read(speech, dtype="int16")
+    for name, factor in {"narrow": 2, "wide": 1}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples[::factor], rate // factor, subtype="ULAW")
+    _, errors = _transcribe(exp_dir, tmp_path / "narrow.wav", tmp_path / "wide.wav")
+    assert errors == {} and capsys.readouterr().err.splitlines() == [
+        f"note: {tmp_path}/narrow.wav: a sample rate of 8000 Hz, below the 16000 Hz of the model: frequencies above "
+        "4000 Hz are missing; expect more errors unless it was trained with --narrowband-perturb, or record at 16000 "
+        "Hz or more"
+    ]
+
+
+def test_each_low_rate_of_one_source_is_reported_once(speech, monkeypatch):
+    blocks = [Block(rate, np.zeros((rate, 1), np.float32)) for rate in (16000, 8000, 12000, 8000)]
+    monkeypatch.setattr(audio, "decode", lambda source: iter(blocks))
+    notes = []
+    assert sum(map(len, read_audio(str(speech), AudioOptions(on_note=notes.append)))) == 4 * 16000
+    assert [note.split(",")[0] for note in notes] == ["a sample rate of 8000 Hz", "a sample rate of 12000 Hz"]
 
 
 def test_file_name_that_is_not_utf8(exp_dir, speech, tmp_path):

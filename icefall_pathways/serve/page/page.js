@@ -53,7 +53,8 @@ function connect(start, onReady) {
 
 function show(result) {
   if (result.type === "error") report(result.message);
-  else if (result.type === "ended" && result.reason !== "error") report(`Finished: ${result.duration.toFixed(1)} s of audio`);
+  else if (result.type === "ended" && result.reason !== "error")
+    report([`Finished: ${result.duration.toFixed(1)} s of audio`, ...result.notes].join("; "));
   else if (result.type === "language") showLanguage(result);
   else if (result.type === "partial") showPartial(result);
   else if (result.type === "final") showFinal(result);
