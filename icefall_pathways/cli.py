@@ -41,6 +41,7 @@ SCRIPTS = {
     "compute-fbank": "local/compute_fbank.py",
     "compute-fbank-musan": "local/compute_fbank_musan.py",
     "train-bpe": "local/train_bpe.py",
+    "train-ngram": "local/train_ngram.py",
     "index-cuts": "local/index_cuts.py",
     "export-shar": "local/export_shar.py",
 }

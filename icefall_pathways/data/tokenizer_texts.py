@@ -54,12 +54,7 @@ class TokenizerTexts:
     def __init__(self, cuts_dir: Path, languages: list[Language], config: SampleConfig) -> None:
         self._seed = config.spm_seed
         corpus = find_corpus(cuts_dir, "cuts")
-        self._paths: dict[str, Path] = {
-            language.code: SplitFiles(cuts_dir, corpus, language, "train").cuts for language in languages
-        }
-        for language in languages:
-            if not self._paths[language.code].exists():
-                raise CorpusError(f"no {self._paths[language.code]}: run prepare.sh from stage 3 for {language.name}")
+        self._paths: dict[str, Path] = {language.code: _training_cuts(cuts_dir, language) for language in languages}
         self.counts = {code: _count(self._read(code, "counting")) for code in self._paths}
         dev = [SplitFiles(cuts_dir, corpus, language, "dev").cuts for language in languages]
         texts = (text for path in dev if path.exists() for text in _read_texts(path, manifest_lines(path)))
@@ -117,6 +112,16 @@ class TokenizerTexts:
         return _read_texts(path, tqdm(manifest_lines(path), f"{purpose} {code}", unit="cut", leave=False, delay=3))
 
 
+def training_texts(cuts_dir: Path, language: Language) -> Iterator[str]:
+    """Yield the training transcripts of a language, except empty ones, in the order of the manifest.
+
+    Raises:
+      CorpusError: Its cuts are missing.
+    """
+    path = _training_cuts(cuts_dir, language)
+    return _read_texts(path, manifest_lines(path))
+
+
 def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict[str, int]:
     """Return the number of transcripts to draw from each language; at least one of each that has any.
 
@@ -131,6 +136,13 @@ def sample_sizes(counts: Mapping[str, TextCounts], config: SampleConfig) -> dict
         num_characters += sizes[code] * language.characters.total() / max(1, language.num_texts)
     factor = min(1.0, config.spm_max_characters / max(1.0, num_characters))
     return {code: min(counts[code].num_texts, max(1, int(size * factor))) for code, size in sizes.items()}
+
+
+def _training_cuts(cuts_dir: Path, language: Language) -> Path:
+    path = SplitFiles(cuts_dir, find_corpus(cuts_dir, "cuts"), language, "train").cuts
+    if not path.exists():
+        raise CorpusError(f"no {path}: run prepare.sh from stage 3 for {language.name}")
+    return path
 
 
 def _read_texts(path: Path, lines: Iterable[bytes]) -> Iterator[str]:

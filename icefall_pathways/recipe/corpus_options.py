@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from icefall_pathways.corpora.registry import CorpusName
-from icefall_pathways.ranges import Options, PositiveInt
+from icefall_pathways.ranges import Options, PositiveInt, Range
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,19 @@ class CorpusOptions(Options):
     vocab_size: PositiveInt = 500
     """Number of tokens of the vocabulary that all languages share."""
 
+    ngram_order: Annotated[int, Range(0)] = 0
+    """Order of n-gram language models over tokens, one per language, which are trained on the training transcripts and
+    used in decoding by modified beam search. 0: none."""
+
     hours: str = ""
     """mini: hours of training speech of some languages, such as "en=2 it=0.5"."""
+
+    @property
+    def lang_dir(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.data_dir / f"lang_bpe_{self.vocab_size}"
+
+    @property
+    def ngram_lm(self) -> Path:
+        """ARPA files of the n-gram models, with {language} in place of the language code."""
+        return self.lang_dir / f"ngram-{self.ngram_order}-{{language}}.arpa"

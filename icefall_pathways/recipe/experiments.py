@@ -134,6 +134,7 @@ def prepare_config(config: ExperimentsConfig) -> PrepareConfig:
         data_dir=config.data_dir,
         vocab_size=config.vocab_size,
         subset=config.subset,
+        ngram_order=config.ngram_order,
     )
     hours = option_words(hours=config.hours) if config.hours else ()
     argv = [*words, *hours, *config.prepare_args.split()]
@@ -145,7 +146,7 @@ def data_options(config: ExperimentsConfig) -> tuple[str, ...]:
     return option_words(
         manifest_dir=config.data_dir / "fbank",
         languages=config.languages,
-        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        bpe_model=config.lang_dir / "bpe.model",
         world_size=config.world_size,
     )
 
@@ -245,7 +246,8 @@ def _prune_command(
 def decode_command(config: ExperimentsConfig, script: str, exp_dir: Path, split: str) -> tuple[str, ...]:
     """Return the command that decodes a split with modified beam search; `script` is decode or streaming_decode."""
     options = option_words(exp_dir=exp_dir, decoding_method="modified_beam_search", split=split)
-    return (*program(_SCRIPTS, script), *options, *config.decode_args.split())
+    fusion = option_words(ngram_lm=config.ngram_lm) if config.ngram_order else ()
+    return (*program(_SCRIPTS, script), *options, *fusion, *config.decode_args.split())
 
 
 def report_step(script: str, **options: object) -> Step:

@@ -155,6 +155,10 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
     if config.store == "shar":
         title = "training cuts in tar files"
         yield _Stage(7, "shar", title, (*corpus, stored), partial(prepare_commands.shar_command, config))
+    if config.ngram_order:
+        order = f"order {config.ngram_order}"
+        ngram, variant = partial(prepare_commands.ngram_command, config), f"{variant}-{config.ngram_order}"
+        yield _Stage(8, "ngram", f"n-gram models, {order}", (*corpus, order + tokenizer), ngram, variant=variant)
 
 
 def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:

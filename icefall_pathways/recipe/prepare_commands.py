@@ -100,7 +100,7 @@ def tokens_command(config: PrepareConfig) -> tuple[str, ...]:
         cuts_dir=config.data_dir / "fbank",
         languages=config.languages,
         vocab_size=config.vocab_size,
-        output_dir=config.data_dir / f"lang_bpe_{config.vocab_size}",
+        output_dir=config.lang_dir,
         keep_model=not config.retrain_tokenizer,
         **{name: value for name, value in sample.items() if value != getattr(defaults, name)},
     )
@@ -111,7 +111,7 @@ def index_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     return program("local", "index_cuts") + option_words(
         manifest_dir=config.data_dir / "fbank",
         languages=languages,
-        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        bpe_model=config.lang_dir / "bpe.model",
     )
 
 
@@ -120,7 +120,7 @@ def shar_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     return program("local", "export_shar") + option_words(
         manifest_dir=config.data_dir / "fbank",
         languages=languages,
-        bpe_model=config.data_dir / f"lang_bpe_{config.vocab_size}" / "bpe.model",
+        bpe_model=config.lang_dir / "bpe.model",
         field="features" if config.store_feats else "recording",
         num_jobs=config.num_jobs,
         **_execution_options(config),
@@ -136,3 +136,14 @@ def _execution_options(config: PrepareConfig) -> dict[str, str]:
     values = {"executor": config.executor, "dask_scheduler": config.dask_scheduler, "shard": config.shard}
     defaults = ExecutionConfig()
     return {name: value for name, value in values.items() if value != getattr(defaults, name)}
+
+
+def ngram_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
+    """Return the command that trains the n-gram models of some languages."""
+    return program("local", "train_ngram") + option_words(
+        cuts_dir=config.data_dir / "fbank",
+        languages=languages,
+        bpe_model=config.lang_dir / "bpe.model",
+        order=config.ngram_order,
+        ngram_lm=config.ngram_lm,
+    )

@@ -13,8 +13,8 @@ from icefall_pathways.ranges import SignedFloat
 from icefall_pathways.searches.automaton import FailureAutomaton
 from icefall_pathways.searches.token_scorer import ScorerOptions, path_for_language
 
-_BOS, _EOS, _UNK = "<s>", "</s>", "<unk>"
-_LOG10_ZERO = -99.0  # log10 of probability 0 in ARPA files
+BOS, EOS, _UNK = "<s>", "</s>", "<unk>"
+LOG10_ZERO = -99.0  # log10 of probability 0 in ARPA files
 _MAX_LOG10 = 99.0  # sums of larger numbers would not be finite
 _LN10 = math.log(10.0)
 
@@ -60,7 +60,7 @@ def read_ngram(path: Path, symbols: Sequence[str], scale: float = 1.0) -> Failur
     """
     ngrams = read_arpa(path)
     ids = {symbol: token for token, symbol in enumerate(symbols) if token != 0}
-    unknown = sorted(word for (word,) in ngrams[0] if word not in ids and word not in (_BOS, _EOS, _UNK))
+    unknown = sorted(word for (word,) in ngrams[0] if word not in ids and word not in (BOS, EOS, _UNK))
     if unknown:
         raise ValueError(
             f"{path}: {quote(unknown[0])} and {len(unknown) - 1} other entries are not tokens of the model; train the "
@@ -137,15 +137,15 @@ def _build_automaton(ngrams: NGrams, ids: Mapping[str, int], vocab_size: int, sc
     A negative scale would turn probability 0 into the largest bonus of all. The model then has no evidence against such
     a token, so that it scores as the least probable listed one.
     """
-    log10_zero, backoff_zero = _LOG10_ZERO, _LOG10_ZERO
+    log10_zero, backoff_zero = LOG10_ZERO, LOG10_ZERO
     if scale < 0:
         listed = (log10 for (word,), (log10, _) in ngrams[0].items() if word in ids and word != _UNK)
-        log10_zero, backoff_zero = min((log10 for log10 in listed if log10 > _LOG10_ZERO), default=0.0), 0.0
+        log10_zero, backoff_zero = min((log10 for log10 in listed if log10 > LOG10_ZERO), default=0.0), 0.0
     backoffs: dict[tuple[str, ...], float] = {(): 0.0}
     for entries in ngrams[:-1]:
         for words, (_, backoff) in entries.items():
-            if words[-1] != _EOS:
-                backoffs[words] = backoff if backoff > _LOG10_ZERO else backoff_zero
+            if words[-1] != EOS:
+                backoffs[words] = backoff if backoff > LOG10_ZERO else backoff_zero
     states = {words: state for state, words in enumerate(sorted(backoffs, key=len))}
 
     def longest_history(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,10 +157,10 @@ def _build_automaton(ngrams: NGrams, ids: Mapping[str, int], vocab_size: int, sc
     for entries in ngrams:
         for words, (log10, _) in entries.items():
             if words[-1] in ids:
-                log10 = log10 if log10 > _LOG10_ZERO else log10_zero
+                log10 = log10 if log10 > LOG10_ZERO else log10_zero
                 arcs[states[words[:-1]]][ids[words[-1]]] = (states[longest_history(words)], log10 * _LN10)
     failures = [(states[longest_history(words[1:])], backoffs[words] * _LN10) for words in states]
-    unknown = ngrams[0].get((_UNK,), (_LOG10_ZERO, 0.0))[0]
-    unknown = unknown if unknown > _LOG10_ZERO else log10_zero
-    start = states[longest_history((_BOS,))]
+    unknown = ngrams[0].get((_UNK,), (LOG10_ZERO, 0.0))[0]
+    unknown = unknown if unknown > LOG10_ZERO else log10_zero
+    start = states[longest_history((BOS,))]
     return FailureAutomaton(arcs, failures, vocab_size, start, default_score=unknown * _LN10, scale=scale)

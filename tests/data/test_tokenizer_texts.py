@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icefall_pathways.commands import train_ngram
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.data.tokenizer_texts import TextCounts, TokenizerTexts, sample_sizes
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.searches.ngram import read_arpa
 from icefall_pathways.sharding.jsonl import write_jsonl
 
 GERMAN = [f"das ist satz {word}" for word in ("eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben")] * 10
@@ -109,3 +111,19 @@ def test_characters_of_dev_that_training_lacks_get_tokens(cuts: Path, tmp_path: 
 def test_missing_cuts_are_an_error(cuts: Path) -> None:
     with pytest.raises(CorpusError, match=r"no .*mls-french_cuts_train.* run prepare.sh from stage 3 for french"):
         texts_of(cuts, "de fr")
+
+
+def test_ngram_models_count_distinct_transcripts_of_their_language(cuts: Path, tmp_path: Path) -> None:
+    bpe_model = train_tokenizer(GERMAN + POLISH, 32, tmp_path / "bpe")
+    output = tmp_path / "lm-{language}.arpa"
+    train_ngram.run(train_ngram.Config(cuts, "de pl", bpe_model, order=2, ngram_lm=output))
+    tokenizer = Tokenizer(bpe_model)
+    for code, texts in {"de": GERMAN, "pl": POLISH}.items():
+        distinct = sorted({text for text in texts if text.strip()})
+        tokens = [tokenizer.symbols[token] for tokens in tokenizer.encode(distinct) for token in tokens]
+        ngrams = read_arpa(tmp_path / f"lm-{code}.arpa")
+        assert {word for (word,) in ngrams[0]} == {"<s>", "</s>", *tokenizer.symbols} - {"<blk>", "<sos/eos>", "<unk>"}
+        types, words = len({*tokens, "</s>"}), len(tokens) + len(distinct)
+        uniform = types / (len(ngrams[0]) - 1)  # without <s>
+        expected = (len(distinct) + uniform) / (words + types)
+        assert 10 ** ngrams[0][("</s>",)][0] == pytest.approx(expected, rel=1e-4)

@@ -128,3 +128,19 @@ def test_workers_of_dask_compute_manifests_and_features():
     commands = {job.name: job.steps[0].command for job in prepare_jobs(config)}
     words = ("--executor", "dask", "--dask-scheduler", "tcp://a:8786")
     assert [name for name, command in commands.items() if command[-4:] == words] == ["manifests", "features"]
+
+
+def test_ngram_models_are_trained_on_demand_for_the_tokenizer(tmp_path):
+    config = PrepareConfig(languages="en fr", data_dir=tmp_path, ngram_order=4)
+    *others, (heading, marks, _) = marks_of(prepare_jobs(config))
+    assert others == marks_of(prepare_jobs(replace(config, ngram_order=0)))
+    assert (heading, marks) == ("Stage 8-500-4: n-gram models, order 4", [".done-8-500-4-en", ".done-8-500-4-fr"])
+    command = " ".join(prepare_jobs(config)[-1].steps[0].command)
+    lang_dir = f"{tmp_path}/lang_bpe_500"
+    assert command.endswith(
+        f"--bpe-model {lang_dir}/bpe.model --order 4 --ngram-lm {lang_dir}/ngram-4-{{language}}.arpa"
+    )
+    finish(prepare_jobs(config))
+    assert languages_in(prepare_jobs(replace(config, languages="en it"))[-1]) == "it"
+    finish([job for job in prepare_jobs(replace(config, retrain_tokenizer=True)) if job.name == "tokens"])
+    assert languages_in(prepare_jobs(config)[-1]) == "en fr"

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from recipe_graphs import commands, normalized, read
+from recipe_graphs import commands, normalized, options_of, read
 
 from icefall_pathways import cli
 from icefall_pathways.files import write_json
@@ -135,3 +135,11 @@ def test_experiments_on_other_languages_are_reported_with_the_options_of_the_run
         run_graph(read("run", f"{line} 'de fr it'"))
     for other in ("'de fr'", "'german french'", "'de fr it' --exp-root exp-it", "'de fr it' --stop-stage 2"):
         assert run_graph(read("run", f"{line} {other}"))
+
+
+def test_decoding_uses_the_ngram_models_of_the_preparation(tmp_path):
+    jobs = {job.name: job for job in run_graph(read("run", f"--demo 1 --ngram-order 3 --data-dir {tmp_path}"))}
+    path = f"{tmp_path}/lang_bpe_100/ngram-3-{{language}}.arpa"
+    names = [name for name, job in jobs.items() if [row[1] for row in options_of(job, "ngram-lm")] == [path]]
+    systems = ("dense-continued", "lap", "pathways")
+    assert names == ["ngram", *(f"{prefix}-{name}" for prefix in ("decode", "streaming-decode") for name in systems)]
