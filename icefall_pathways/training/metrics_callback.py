@@ -48,7 +48,7 @@ class MetricsCallback(Callback):
             for batch, losses in zip(result.batches, result.losses, strict=True):
                 self._sums.add(language, losses, batch.total_tokens, batch.seconds)
         self._log.advance(language, sum(batch.seconds for batch in result.batches))
-        if state.update % self._options.log_interval == 0 or state.is_last_update:
+        if self._is_due(state, result):
             self._write_training(state, self._log)
 
     def on_validation_end(self, state: TrainState, metrics: ValidationMetrics) -> None:
@@ -62,6 +62,15 @@ class MetricsCallback(Callback):
         """Close the log."""
         if self._log is not None:
             self._log.close(error)
+
+    def _is_due(self, state: TrainState, result: UpdateResult) -> bool:
+        """Return whether to write the sums: at intervals, and with every checkpoint from which a run resumes.
+
+        The sums are not part of the checkpoint, and the audio of all records has to be that of the whole training.
+        """
+        options = self._options
+        checkpointed = state.update % options.save_every_n == 0 or state.is_end_of_epoch or result.stop_signal
+        return state.update % options.log_interval == 0 or state.is_last_update or bool(checkpointed)
 
     def _write_training(self, state: TrainState, log: MetricsLog) -> None:
         seconds = 0.0

@@ -20,6 +20,7 @@ from icefall_pathways.launch.signals import EXIT_CODES, Stopped
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
+from icefall_pathways.training.metrics import read_metrics
 
 UPDATES = 48
 
@@ -160,6 +161,27 @@ def test_run_stopped_by_a_signal_saves_and_resumes_bit_for_bit(masked, tmp_path,
     )
     for part in ("model", "model_avg", "optimizer", "masks"):
         _assert_equal(uninterrupted[part], stopped[part], part)
+    assert audio_seconds(config) == pytest.approx(audio_seconds(masked))
+
+
+def audio_seconds(config):
+    """Return the audio of all records of a training."""
+    records = read_metrics(config.training.exp_dir / layout.METRICS_FILE)
+    return sum(record["audio_seconds"] for record in records if record["kind"] == "train")
+
+
+@pytest.mark.parametrize("newest", ["checkpoint-4", "epoch-1"])
+def test_metrics_of_a_killed_and_resumed_run_have_the_audio_of_all_updates(corpus, tmp_path, newest):
+    """The checkpoint that the run resumes from is not at a multiple of --log-interval."""
+    save_every, max_duration = (2, 6.0) if newest == "checkpoint-4" else (1000, 40.0)
+    config = tiny_run.config(corpus, tmp_path / "uninterrupted", log_interval=5, save_every_n=save_every)
+    uninterrupted = replace(config, data=replace(config.data, max_duration=max_duration))
+    killed = with_exp_dir(uninterrupted, tmp_path / "killed")
+    tiny_run.train_until(killed, 5)
+    assert checkpoints.newest(killed.training.exp_dir)[0].stem == newest
+    for config in (uninterrupted, killed):
+        runs.train(config)
+    assert audio_seconds(killed) == pytest.approx(audio_seconds(uninterrupted))
 
 
 def search_config(corpus, dense, exp_dir):
