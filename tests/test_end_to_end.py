@@ -79,6 +79,7 @@ def test_table_and_report_contain_the_three_systems(finished):
     for system in ("dense", "LAP", "pathways"):
         assert f"│ {system}" in printed or f" {system} │" in printed
     assert f"Report: {folder}/exp/report.html" in printed
+    assert "6 + 0 + 4" in printed and printed.count("6 + 8 + 4") == 2
     page = (folder / "exp" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 + 3 + 2 * 3
 
@@ -145,6 +146,7 @@ def test_study_skips_finished_steps(finished):
     printed = run("run_study.sh", options, folder)
     for row in ("LSP", "dynamic pathways"):
         assert f"\n| {row} | " in printed
+    assert "\n| LSP | 6 + 4 + 4 | " in printed and "\n| dynamic pathways | 6 + 0 + 8 | 0 | " in printed
     systems = study / "seed-3" / "sparsity-0.8"
     updates = {"dynamic": 8, "lsp/en": 2, "lsp/it": 2}
     for name, num_updates in updates.items():

@@ -1,4 +1,4 @@
-r"""Compare decoded systems: print a table and write a page with plots.
+r"""Compare decoded systems: print tables of error rates and costs, and write a page with plots.
 
 Usage:
 
@@ -13,6 +13,6 @@ __all__ = ["Config", "run"]
 
 
 def run(config: Config) -> None:
-    """Write the page and print the table."""
+    """Write the page and print the tables."""
     print(write_report(config))
     print(f"Report: {config.output.resolve()}")

@@ -130,10 +130,28 @@ def newest(exp_dir: Path) -> tuple[Path, Checkpoint] | None:
     return None
 
 
+def read_description(exp_dir: Path) -> dict[str, Any]:
+    """Return the plain data of the last checkpoint of an experiment, without reading its tensors.
+
+    Raises:
+      CheckpointError: There is none, or it is damaged.
+    """
+    paths = layout.batch_checkpoints(exp_dir) or layout.epoch_checkpoints(exp_dir)
+    if not paths:
+        raise CheckpointError(f"no checkpoint in {exp_dir}: train a model there first, or use another folder")
+    with as_damage(paths[-1], CheckpointError, "use another checkpoint, or copy it again"):
+        return _plain_data(paths[-1])
+
+
+def _plain_data(path: Path) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(read_structure(path)["plain"])
+    return plain
+
+
 def _num_updates(path: Path) -> float:
     """Return the number of updates of a checkpoint without reading its tensors; infinity if it is damaged."""
     try:
-        return float(json.loads(read_structure(path)["plain"])["update"])
+        return float(_plain_data(path)["update"])
     except (ValueError, OSError, LookupError, TypeError, RecursionError):
         return float("inf")  # `read` explains the damage
 

@@ -12,6 +12,7 @@ from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways import plots as mask_plots
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots, results
+from icefall_pathways.reporting.costs import NOTE as COSTS_NOTE
 from icefall_pathways.reporting.results import SystemResult
 
 _NUM_RANKED = 10  # rows in the table of the most language-specific layers
@@ -76,6 +77,8 @@ def write_report(config: ReportConfig) -> str:
         f"<p>Word error rate (%) of {html.escape(config.method)} on {systems[0].utterances} utterances of "
         f"{html.escape(config.split)}.</p>",
         _html_table(*results.comparison_rows(systems)),
+        f"<p>{html.escape(COSTS_NOTE)}</p>",
+        _html_table(*results.cost_rows(systems)),
         *([f"<p>{html.escape(changes)}</p>"] if changes else []),
     ]
     with tempfile.TemporaryDirectory() as folder:

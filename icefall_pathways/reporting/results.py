@@ -13,7 +13,10 @@ from icefall_pathways.languages import scored_by_characters
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import PathwayMasks
+from icefall_pathways.reporting.costs import TITLES, Costs, read_costs
 from icefall_pathways.training.metrics import read_metrics
+
+_HEADER_WIDTH = 22  # characters of a line in the header of a table
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class SystemResult:
       utterances: Number of decoded utterances of all languages.
       active_parameters: Number of parameters in the sub-network of each language, by language code.
       masks: The masks; None for a dense system.
+      costs: Updates and multiply-adds.
       metrics: Records of metrics.jsonl.
       layers: Densities and overlaps of the masks by parameter; empty for a dense system.
       types: Densities and overlaps of the masks by module type; empty for a dense system.
@@ -38,6 +42,7 @@ class SystemResult:
     utterances: int
     active_parameters: dict[str, int]
     masks: PathwayMasks | None
+    costs: Costs
     metrics: list[dict[str, Any]]
     layers: list[DensityRow] = field(default_factory=list)
     types: list[DensityRow] = field(default_factory=list)
@@ -70,7 +75,8 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
     Raises:
       ValueError: The experiment has not been trained, or not decoded with this method on this split.
     """
-    summary = read_json(newest_summary(name, exp_dir / method, split))
+    summary_path = newest_summary(name, exp_dir / method, split)
+    summary = read_json(summary_path)
     masks_path = exp_dir / layout.MASKS_FILE
     masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
     newest = checkpoints.newest(exp_dir)
@@ -85,6 +91,7 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
         utterances=sum(scores["utterances"] for scores in languages.values()),
         active_parameters={code: analysis.active_parameters(model, masks, code) for code in languages},
         masks=masks,
+        costs=read_costs(exp_dir, summary_path, languages, masks),
         layers=analysis.density_per_parameter(model, masks) if masks is not None else [],
         types=analysis.density_per_type(model, masks) if masks is not None else [],
         metrics=read_metrics(exp_dir / layout.METRICS_FILE),
@@ -113,10 +120,16 @@ def comparison_rows(results: list[SystemResult]) -> tuple[list[str], list[list[s
     return header, rows
 
 
+def cost_rows(results: list[SystemResult]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the costs of search, training and decoding."""
+    return ["system", *TITLES], [[result.name, *result.costs.cells()] for result in results]
+
+
 def comparison_table(results: list[SystemResult]) -> str:
-    """Format the comparison as text for a terminal."""
-    header, rows = comparison_rows(results)
-    return tabulate(rows, header, tablefmt="simple_outline", stralign="right", disable_numparse=True)
+    """Format the comparison and the costs as text for a terminal."""
+    tables = (comparison_rows(results), cost_rows(results))
+    layout: dict[str, Any] = {"tablefmt": "simple_outline", "stralign": "right", "disable_numparse": True}
+    return "\n".join(tabulate(rows, header, maxheadercolwidths=_HEADER_WIDTH, **layout) for header, rows in tables)
 
 
 def relative_changes(results: list[SystemResult]) -> str:

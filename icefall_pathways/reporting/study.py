@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_json
+from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
+from icefall_pathways.reporting.costs import NOTE, TITLES, Costs, join_languages, mean_costs, read_costs
 from icefall_pathways.reporting.results import newest_summary, rate_title
 from icefall_pathways.reporting.systems import DENSE_SYSTEMS, STUDY_SYSTEMS, SYSTEMS
 
@@ -51,12 +54,14 @@ class StudyResult:
       sparsity: 0 for a system without masks.
       seed: Seed of the dense model, the masks and the training.
       wer: Word error rate in percent, by language code.
+      costs: Updates and multiply-adds.
     """
 
     system: str
     sparsity: float
     seed: int
     wer: dict[str, float]
+    costs: Costs
 
     @property
     def average(self) -> float:
@@ -92,25 +97,30 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
     """Yield the result of a system if it is complete: LSP has one model per language."""
     models = sorted(path for path in folder.iterdir() if path.is_dir()) if system == "lsp" and folder.exists() else []
     wer: dict[str, float] = {}
+    costs = []
     for model in models or [folder]:
         try:
             summary = newest_summary(system, model / config.method, config.split)
         except ValueError:
             return
-        wer |= {code: scores["wer"] for code, scores in read_json(summary)["languages"].items()}
-    yield StudyResult(system, sparsity, seed, wer)
+        languages = read_json(summary)["languages"]
+        wer |= {code: scores["wer"] for code, scores in languages.items()}
+        masks = model / layout.MASKS_FILE
+        costs.append(read_costs(model, summary, languages, PathwayMasks.load(masks) if masks.exists() else None))
+    yield StudyResult(system, sparsity, seed, wer, join_languages(costs))
 
 
 def tables(results: list[StudyResult]) -> str:
-    """Format one Markdown table per sparsity: mean and standard deviation over seeds, and relative changes per seed.
+    """Format two Markdown tables per sparsity: error rates and costs.
 
-    Systems without masks are in every table; if there are no others, they have a table of their own.
+    Error rates are means and standard deviations over seeds, with relative changes per seed; costs are means. Systems
+    without masks are in every table; if there are no others, they have tables of their own.
     """
     sparsities = sorted({result.sparsity for result in results} - {0.0}) or [0.0]
-    return "\n\n".join(_table(results, sparsity) for sparsity in sparsities)
+    return "\n\n".join([*(_tables(results, sparsity) for sparsity in sparsities), NOTE])
 
 
-def _table(results: list[StudyResult], sparsity: float) -> str:
+def _tables(results: list[StudyResult], sparsity: float) -> str:
     languages = list(results[0].wer)
     seeds = {result.seed for result in results if result.sparsity == sparsity}
     by_system: dict[str, list[StudyResult]] = defaultdict(list)
@@ -118,15 +128,17 @@ def _table(results: list[StudyResult], sparsity: float) -> str:
         if result.sparsity in (0, sparsity) and result.seed in seeds:
             by_system[result.system].append(result)
     baselines = [system for system in _BASELINES if by_system[system]]
-    rows = []
+    rows, costs = [], []
     for system in (system for system in STUDY_SYSTEMS if by_system[system]):
         runs = by_system[system]
         error_rates = [*([run.wer[language] for run in runs] for language in languages), [run.average for run in runs]]
         changes = (_changes(runs, by_system[baseline]) for baseline in baselines)
         rows.append([SYSTEMS[system], *map(spread, error_rates), *changes, str(len(runs))])
+        costs.append([SYSTEMS[system], *mean_costs([run.costs for run in runs]).cells()])
     against = (f"against {SYSTEMS[baseline]}" for baseline in baselines)
     header = ["system", *map(rate_title, languages), "average", *against, "seeds"]
-    return f"Sparsity {100 * sparsity:.0f} %\n\n{_markdown(header, rows)}"
+    title = f"Sparsity {100 * sparsity:.0f} %"
+    return f"{title}\n\n{_markdown(header, rows)}\n\n{_markdown(['system', *TITLES], costs)}"
 
 
 def spread(values: list[float], sign: str = "") -> str:

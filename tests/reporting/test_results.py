@@ -9,18 +9,28 @@ import torch
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.reporting import results
+from icefall_pathways.reporting.costs import Costs, Effort
 from icefall_pathways.reporting.report import ReportConfig, write_report
 from icefall_pathways.reporting.results import SystemResult
 
+COSTS = Costs(Effort(3000, 1e6), Effort(1600, 1e5), Effort(1500, 1e5), 1e7, 8e6, {"en": 3e6, "fr": 3.2e6})
+
 
 def system(name, wer):
-    return SystemResult(name, {"en": wer, "fr": wer + 2}, wer + 1, 10, {"en": 900_000, "fr": 1_100_000}, None, [])
+    active = {"en": 900_000, "fr": 1_100_000}
+    return SystemResult(name, {"en": wer, "fr": wer + 2}, wer + 1, 10, active, None, COSTS, [])
 
 
 def test_comparison_has_one_row_per_system_and_one_column_per_language():
     header, rows = results.comparison_rows([system("dense", 9.0), system("pathways", 4.0)])
     assert header == ["system", "en", "fr", "average WER (%)", "sparsity", "parameters active per language"]
     assert rows[1] == ["pathways", "4.0", "6.0", "5.0", "0 %", "0.90 to 1.10 M"]
+
+
+def test_costs_have_one_row_per_system():
+    header, rows = results.cost_rows([system("dense", 9.0), system("pathways", 4.0)])
+    assert len(header) == len(rows[0]) == 6
+    assert rows[1] == ["pathways", "3,000 + 1,600 + 1,500", "3.00 T", "33.0 T", "8.00 M", "3.00 M to 3.20 M"]
 
 
 def test_relative_changes_are_against_each_other_system():
@@ -51,7 +61,8 @@ def test_report_of_one_system_has_no_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "collect", lambda *_: dense)
     config = ReportConfig("dense=exp", output=tmp_path / "report.html")
     assert write_report(config) == results.comparison_table([dense])
-    assert "</table><h2>Word error rates" in config.output.read_text()
+    page = config.output.read_text()
+    assert "</table><h2>Word error rates" in page and "3,000 + 1,600 + 1,500" in page
 
 
 def test_density_rows_are_formatted_as_percentages():
@@ -84,7 +95,7 @@ def test_system_names_may_contain_spaces():
 
 
 def test_systems_with_different_languages_are_not_compared(tmp_path, monkeypatch):
-    systems = iter([system("dense", 9.0), SystemResult("LAP", {"en": 5.0}, 5.0, 10, {"en": 9}, None, [])])
+    systems = iter([system("dense", 9.0), SystemResult("LAP", {"en": 5.0}, 5.0, 10, {"en": 9}, None, COSTS, [])])
     monkeypatch.setattr(results, "collect", lambda *_: next(systems))
     with pytest.raises(ValueError, match="LAP was decoded in en, but dense was decoded in en fr: decode all systems"):
         write_report(ReportConfig(systems="dense=a LAP=b", output=tmp_path / "report.html"))
