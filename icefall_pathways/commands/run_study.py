@@ -6,6 +6,7 @@ Usage:
   ./run_study.sh
   ./run_study.sh --seeds 1 --sparsities "0.5 0.8 0.9" --at-once 2
   ./run_study.sh --systems "lap-random pathways-random small-dense"
+  ./run_study.sh --budget updates --study-dir exp/study-updates
   ./run_study.sh --corpus mls --corpus-dir /data/mls --world-size 8 --languages "en fr it nl"
 
 Systems, all but small-dense trained from the dense model of their seed:
@@ -21,19 +22,24 @@ Systems, all but small-dense trained from the dense model of their seed:
   pathways-lth      as pathways-imp, but the search rewinds to the dense model after every round
   dynamic           masks and weights learned together, starting without masks
 
-Budget: after the dense model every system, except random masks, takes N x M + F updates, where N is the number of
-languages, M is --mask-updates and F is --finetune-updates.
+Budget, in updates after the dense model, where N is the number of languages, M is --mask-updates and F is
+--finetune-updates:
 
-  dense-continued, dense-language
-                    N x M + F updates of training
-  small-dense       N x M + F updates more than the dense model
-  lap-random, pathways-random
-                    F of training on all languages together (masks are drawn without training)
   lap               N x M of search on all languages, F of training
   lsp               M of each language's search (the one of pathways-imp), F / N of training for each language's model
   pathways-imp, pathways-lth
                     M of each language's search, F of training on all languages together
-  dynamic           N x M + F updates of training; masks change in the first three quarters
+  dense-continued, dense-language, lap-random, pathways-random, dynamic
+                    T of training (random masks are drawn without training; dynamic changes masks in the first
+                    three quarters)
+  small-dense       from scratch, R times as many as the dense model and T together
+
+  --budget updates        T = F and R = 1: equal updates of joint training, as in the paper and in run.sh; searches are
+                          free
+  --budget multiply-adds  T = N x M + F, and R is the ratio of the multiply-adds of an update of the dense model to one
+                          of the small one. Every system takes as many multiply-adds as pathways-imp, searches and
+                          dense model included. Masked weights are multiplied like all others, and all updates are
+                          assumed to have as much audio; the table of costs is computed from the audio that was used
 
 The weights of a search are discarded: every training starts from the dense model. Decoding averages the weights of the
 last quarter of a training. With --corpus mini, the settings of the demo are the defaults.

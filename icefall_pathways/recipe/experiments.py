@@ -165,19 +165,48 @@ def train_dense_command(config: ExperimentsConfig, exp_dir: Path, *options: str)
     )
 
 
-def small_dense_command(config: ExperimentsConfig, exp_dir: Path, more_updates: int, *options: str) -> tuple[str, ...]:
-    """Return the command that trains the small dense model, `more_updates` longer than the dense model.
+def small_dense_command(
+    config: ExperimentsConfig, exp_dir: Path, more_updates: int, *options: str, ratio: float = 1
+) -> tuple[str, ...]:
+    """Return the command that trains the small dense model.
+
+    Args:
+      config: The options.
+      exp_dir: Folder of the experiment.
+      more_updates: Updates that other systems take after the dense model.
+      options: Additional options.
+      ratio: Updates per update of the dense model and of these systems.
 
     Raises:
       ValueError: The size of the small model, or the number of updates of the dense model, is not given.
     """
+    num_updates = option_words(num_updates=round(ratio * (_dense_updates(config) + more_updates)))
+    return (*train_dense_command(config, exp_dir), *_small_dense_words(config), *num_updates, *options)
+
+
+def small_dense_ratio(config: ExperimentsConfig) -> float:
+    """Return the multiply-adds of an update of the dense model, relative to those of the small dense model.
+
+    Updates are assumed to have the same audio.
+
+    Raises:
+      ValueError: The size of the small model is not given.
+    """
+    from icefall_pathways.recipe.model_costs import training_multiply_adds  # imports torch, which few commands need
+
+    model = option_words(encoder_type=config.encoder_type)
+    dense = (*model, *config.train_args.split())
+    small = training_multiply_adds((*dense, *_small_dense_words(config)), config.vocab_size)
+    return training_multiply_adds(dense, config.vocab_size) / small
+
+
+def _small_dense_words(config: ExperimentsConfig) -> list[str]:
     if not config.small_dense_args:
         raise ValueError(
             "the system small-dense has no preset here: pass the options of a model with as many parameters as a "
             'pathway uses, such as --small-dense-args "--encoder-dim 256"'
         )
-    num_updates = option_words(num_updates=_dense_updates(config) + more_updates)
-    return (*train_dense_command(config, exp_dir), *config.small_dense_args.split(), *num_updates, *options)
+    return config.small_dense_args.split()
 
 
 def _dense_updates(config: ExperimentsConfig) -> int:

@@ -1,9 +1,10 @@
-"""The study: all ways to obtain pathways, at several sparsities, over several seeds, with equal budgets of updates."""
+"""The study: all ways to obtain pathways, at several sparsities, over several seeds, with equal budgets."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.experiment import layout
@@ -18,7 +19,8 @@ from icefall_pathways.reporting.systems import STUDY_SYSTEMS
 #: Options that must not change within a study, because its results would not be comparable.
 _SETTINGS = (
     *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
-    *("hours", "prepare_args", "train_args", "small_dense_args", "search_args", "finetune_args", "dynamic_args"),
+    *("hours", "budget", "prepare_args", "train_args", "small_dense_args"),
+    *("search_args", "finetune_args", "dynamic_args"),
 )
 
 
@@ -38,6 +40,10 @@ class StudyConfig(ExperimentsConfig):
     systems: str = "dense-continued lap lsp pathways-imp pathways-lth dynamic"
     """Systems, separated by spaces, of dense-continued dense-language small-dense lap-random lap lsp
     pathways-random pathways-imp pathways-lth dynamic."""
+
+    budget: Literal["updates", "multiply-adds"] = "multiply-adds"
+    """Costs that are equal for all systems. updates: --finetune-updates of training after the dense model, and searches
+    are free; multiply-adds: the multiply-adds of searches and trainings together, as many as pathways-imp takes."""
 
     splits: str = "dev test"
     """Splits to decode, chunk by chunk with modified beam search."""
@@ -61,8 +67,10 @@ class StudyConfig(ExperimentsConfig):
         return self.corpus == "mini"
 
     @property
-    def budget(self) -> int:
-        """Updates of every system after the dense model."""
+    def updates_without_search(self) -> int:
+        """Updates after the dense model, of systems that do not search masks."""
+        if self.budget == "updates":
+            return self.finetune_updates
         return self.num_languages * self.mask_updates + self.finetune_updates
 
 
@@ -104,7 +112,8 @@ def keep_settings(config: StudyConfig) -> None:
     """
     file = config.study_dir / "settings.txt"
     settings = {name: " ".join(str(getattr(config, name)).split()) for name in _SETTINGS}
-    stored = _read_settings(file) if file.exists() else {}
+    # The studies of earlier versions had this budget.
+    stored = {"budget": "multiply-adds"} | _read_settings(file) if file.exists() else {}
     # Earlier versions had fewer settings, whose systems they did not have either.
     changed = [
         f"{name}: now {value!r}, stored {stored[name]!r}"
@@ -148,7 +157,7 @@ class _Seed:
         systems, jobs = self._config.systems.split(), []
         for system, options in (("dense-continued", ()), ("dense-language", experiments.LANGUAGE_INPUT)):
             if system in systems:
-                steps = self._train(self._folder / system, self._config.budget, *options)
+                steps = self._train(self._folder / system, self._config.updates_without_search, *options)
                 jobs.append(self._system_job(system, steps))
         if "small-dense" in systems:
             jobs.append(self._system_job("small-dense", self._small_dense_steps()))
@@ -173,7 +182,7 @@ class _Seed:
 
     def _system_job(self, name: str, steps: Iterator[Step]) -> Job:
         config = self._config
-        heading = f"Systems: {config.systems}; sparsities {config.sparsities}; {config.budget} updates each"
+        heading = f"Systems: {config.systems}; sparsities {config.sparsities}; equal {config.budget}"
         return replace(self._job(name, list(steps), heading), after=(f"{self._name}-dense",))
 
     def _job(self, name: str, steps: list[Step], heading: str) -> Job:
@@ -182,9 +191,10 @@ class _Seed:
         return Job(name, tuple(steps), parallel=True, heading=heading, log=log)
 
     def _small_dense_steps(self) -> Iterator[Step]:
-        folder, budget = self._folder / "small-dense", self._config.budget
-        options = self._seed_and_checkpoints(budget)
-        command = experiments.small_dense_command(self._config, folder, budget, *options)
+        config, folder = self._config, self._folder / "small-dense"
+        ratio = experiments.small_dense_ratio(config) if config.budget == "multiply-adds" else 1
+        options = self._seed_and_checkpoints(round(ratio * config.updates_without_search))
+        command = experiments.small_dense_command(config, folder, config.updates_without_search, *options, ratio=ratio)
         yield from self._train_and_decode(command, folder)
 
     def _random_steps(self, sparsity: str, system: str, prune_for: str) -> Iterator[Step]:
@@ -193,7 +203,7 @@ class _Seed:
         command = experiments.random_masks_command(self._config, self._dense, exp_dir, prune_for, sparsity, *seed)
         yield Step(command, exp_dir / DONE_MARK)
         folder, masks = self._folder / f"sparsity-{sparsity}" / system, self._masks(sparsity, system)
-        yield from self._train(folder, self._config.finetune_updates, "--masks", masks)
+        yield from self._train(folder, self._config.updates_without_search, "--masks", masks)
 
     def _lap_steps(self, sparsity: str) -> Iterator[Step]:
         config = self._config
@@ -220,7 +230,8 @@ class _Seed:
 
     def _dynamic_steps(self, sparsity: str) -> Iterator[Step]:
         pruning = ("--prune-method", "adaptive", "--sparsity", sparsity, *self._config.dynamic_args.split())
-        yield from self._train(self._folder / f"sparsity-{sparsity}" / "dynamic", self._config.budget, *pruning)
+        folder = self._folder / f"sparsity-{sparsity}" / "dynamic"
+        yield from self._train(folder, self._config.updates_without_search, *pruning)
 
     def _search(self, sparsity: str, name: str, prune_for: str, num_updates: int, method: str) -> Step:
         exp_dir = self._folder / f"sparsity-{sparsity}" / "masks" / name

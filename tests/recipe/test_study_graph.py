@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from recipe_graphs import options_of, read
 
+from icefall_pathways.recipe import experiments
 from icefall_pathways.recipe.study import keep_settings, study_graph
 
 pytestmark = pytest.mark.usefixtures("recipe_folder")
@@ -126,7 +127,7 @@ def test_study_trains_random_masks_and_the_small_dense_model():
     names = ("num-updates", "prune-for", "sparsity")
     assert options_of(jobs["seed-3-sparsity-0.5-lap-random"], *names) == [
         ("prune", "", "all-languages", "0.5"),
-        ("train", "1500", "", ""),
+        ("train", "3100", "", ""),
         *decoded,
     ]
     (search, train, *_) = options_of(jobs["seed-3-sparsity-0.7-pathways-random"], "prune-method", "exp-dir", "seed")
@@ -135,8 +136,63 @@ def test_study_trains_random_masks_and_the_small_dense_model():
     assert train == ("train", "", f"{system}/pathways-random", "3")
     (train, *_) = options_of(jobs["seed-3-dense-language"], "num-updates", "language-input", "init-from")
     assert train == ("train", "3100", "1", "exp/study/seed-3/dense")
-    (train, *_) = options_of(jobs["seed-3-small-dense"], "num-updates", "encoder-dim", "save-every-n", "init-from")
-    assert train == ("train", str(3000 + 3100), "24", str(3100 // 4 // 10 * 10), "")
+    (train, *_) = options_of(jobs["seed-3-small-dense"], "encoder-dim", "init-from")
+    assert train == ("train", "24", "")
+
+
+SYSTEMS = (
+    "dense-continued dense-language small-dense lap-random lap lsp pathways-random pathways-imp pathways-lth dynamic"
+)
+
+
+def updates_by_experiment(line: str) -> dict[str, int]:
+    """Return the updates after the dense model of each experiment of a study, searches included, by its folder.
+
+    The updates of a search are all attributed to the system; LSP, with models of several folders, is the last folder.
+    """
+    updates: dict[str, int] = {}
+    for job in study_graph(read("run-study", f"--seeds 1 --systems '{SYSTEMS}' {line}")):
+        names = ("num-updates", "updates-per-round", "prune-rounds", "prune-for", "prune-method", "exp-dir")
+        for script, num_updates, per_round, rounds, prune_for, method, exp_dir in options_of(job, *names):
+            folder = exp_dir.removeprefix("exp/study/seed-1/").removeprefix("sparsity-0.7/")
+            if script == "train" and folder != "dense":
+                updates[folder] = int(num_updates)
+            elif script == "prune" and method != "random":
+                updates[folder] = int(per_round) * int(rounds) * (1 if prune_for == "all-languages" else 4)
+    return updates
+
+
+def test_with_equal_updates_every_system_trains_for_as_long():
+    updates = updates_by_experiment("--budget updates")
+    trainings = {name: count for name, count in updates.items() if not name.startswith(("masks/", "lsp/"))}
+    assert trainings.pop("small-dense") == 3000 + 1500
+    assert set(trainings) == set(SYSTEMS.split()) - {"small-dense", "lsp"} and set(trainings.values()) == {1500}
+    assert [count for name, count in updates.items() if name.startswith("lsp/")] == [1500 // 4] * 4
+
+
+def test_with_equal_multiply_adds_searches_count():
+    updates = updates_by_experiment("--budget multiply-adds")
+    assert updates == updates_by_experiment(""), "the default, which was the only budget of earlier versions"
+    searches = {"lap": "lap", "pathways-imp": "imp", "pathways-lth": "lth"}
+    totals = {
+        name: count + updates.get(f"masks/{searches.get(name)}", 0)
+        for name, count in updates.items()
+        if not name.startswith(("masks/", "lsp/"))
+    }
+    ratio = experiments.small_dense_ratio(read("run-study"))
+    assert 1.5 < ratio < 2.5, "half as many parameters"
+    assert totals.pop("small-dense") == round(ratio * (3000 + 1600 + 1500))
+    assert set(totals) == set(SYSTEMS.split()) - {"small-dense", "lsp"} and set(totals.values()) == {1600 + 1500}
+    lsp = [count for name, count in updates.items() if name.startswith("lsp/")]
+    assert updates["masks/imp"] + sum(lsp) == 1600 + 1500
+
+
+def test_the_ratio_of_the_small_dense_model_is_that_of_its_options():
+    config = read("run-study")
+    same = replace(config, small_dense_args="--encoder-dim 48 --dim-feedforward 192")
+    assert experiments.small_dense_ratio(same) == 1
+    deeper = replace(config, small_dense_args="--num-encoder-layers 8")
+    assert experiments.small_dense_ratio(deeper) < 1
 
 
 def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
@@ -147,5 +203,9 @@ def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
     file.write_text("".join(line for line in complete.splitlines(True) if "small_dense_args" not in line))
     keep_settings(config)
     assert file.read_text() == complete
+    file.write_text("".join(line for line in complete.splitlines(True) if "budget" not in line))
+    with pytest.raises(ValueError, match=r"other settings \(budget: now 'updates', stored 'multiply-adds'\)"):
+        keep_settings(replace(config, budget="updates"))
+    keep_settings(config)
     with pytest.raises(ValueError, match=r"other settings \(small_dense_args: now '--encoder-dim 8', stored"):
         keep_settings(replace(config, small_dense_args="--encoder-dim 8"))
