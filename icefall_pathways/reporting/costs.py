@@ -20,6 +20,7 @@ from icefall_pathways.models.multiply_adds import (
     model_to_count,
 )
 from icefall_pathways.options import from_dict
+from icefall_pathways.pathways.header import read_header
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training.metrics import read_metrics
 
@@ -185,7 +186,7 @@ def _read_earlier_efforts(exp_dir: Path, options: Mapping[str, Any]) -> tuple[Ef
     """Return the efforts of the initial model and of the search, given the options of a training."""
     initial, search = Effort(), Effort()
     if options["masks"]:
-        search = _read_effort(_present_path(exp_dir, options, options["masks"]).parent)
+        search = _read_search_effort(_present_path(exp_dir, options, options["masks"]))
     if options["init_from"]:
         folder = _present_path(exp_dir, options, options["init_from"])
         initial = _read_effort(folder)
@@ -193,6 +194,14 @@ def _read_earlier_efforts(exp_dir: Path, options: Mapping[str, Any]) -> tuple[Ef
             earlier = _read_earlier_efforts(folder, read_json(folder / layout.CONFIG_FILE)["training"])
             initial = sum(earlier, initial)
     return initial, search
+
+
+def _read_search_effort(masks_file: Path) -> Effort:
+    """Return the effort of the search that wrote a masks file."""
+    effort, header = _read_effort(masks_file.parent), masks_file.with_suffix(".json")
+    if math.isnan(effort.updates) and header.exists() and read_header(header)[0].method == "random":
+        return Effort()  # drawn without training
+    return effort
 
 
 def _present_path(exp_dir: Path, options: Mapping[str, Any], path: str) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,16 @@ def test_efforts_that_are_not_recorded_are_unknown(experiments):
     (experiments / "exp/dense").rename(experiments / "elsewhere")
     cells = costs_of(experiments / "exp/pathways").cells()
     assert cells[0] == "unknown + 16 + 20" and cells[2] == "unknown" and cells[1] != "unknown"
+
+
+def test_random_masks_have_no_search(experiments):
+    folder = experiments / "exp/masks"
+    shutil.rmtree(folder)
+    masks = PathwayMasks.dense(model_to_count(MODEL, VOCAB_SIZE), LANGUAGES)
+    for method, search in (("random", "0"), ("imp", "unknown")):
+        masks.header = replace(masks.header, method=method)
+        masks.save(folder / layout.MASKS_FILE)
+        assert costs_of(experiments / "exp/pathways").cells()[:2] == [f"30 + {search} + 20", search]
 
 
 def test_an_update_takes_three_forward_passes(experiments):
