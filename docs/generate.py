@@ -1,7 +1,7 @@
 """MkDocs hook: generate pages and figures from the code.
 
 Writes to docs/generated: the options of every command, the import graph, and copies of documents that are stored
-elsewhere in the repository.
+elsewhere in the repository. Pages link to the sources of these, which a clone has; the site links to what is generated.
 """
 
 import contextlib
@@ -24,6 +24,35 @@ COPIES = {
     "egs/mls/ASR/RESULTS.md": "results.md",
     "egs/mls/ASR/study.png": "study.png",
 }
+# Pages that are generated from a file or folder of the repository.
+PAGES = COPIES | {"icefall_pathways/commands": "options.md"}
+FIGURES = {
+    "<!-- import graph -->": "![Import graph: packages in layers, with arrows to the imported](import_graph.svg)"
+}
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Link to generated pages and show generated figures; called by MkDocs for each page."""
+    return with_generated(markdown, page.file.src_uri)
+
+
+def with_generated(markdown: str, page: str) -> str:
+    """Return the text of a page with links to generated pages in place of their sources, and generated figures.
+
+    Args:
+      markdown: The text.
+      page: Path of the page in docs.
+    """
+    folder = (DOCS / page).parent
+    generated = os.path.relpath(GENERATED, folder)
+
+    def replace(match: re.Match[str]) -> str:
+        source = os.path.relpath(os.path.normpath(folder / match[1]), ROOT)
+        return f"]({generated}/{PAGES[source]}{match[2] or ''})" if source in PAGES else match[0]
+
+    for marker, figure in FIGURES.items():
+        markdown = markdown.replace(marker, figure.replace("](", f"]({generated}/"))
+    return re.sub(r"\]\(([^)#\s]+)(#[^)\s]*)?\)", replace, markdown)
 
 
 def on_pre_build(config: Any) -> None:
