@@ -31,6 +31,9 @@ _DURATION_TOLERANCE = {
     **dict.fromkeys(("mov,mp4,m4a,3gp,3g2,mj2", "mp3"), 0.15),
     **dict.fromkeys(("avi", "matroska,webm"), 0.5),
 }
+# Formats of blocks that state their sizes. FFmpeg marks the last packet of a file that ends in the middle of a block; a
+# cut between two blocks cannot be noticed.
+_BLOCK_FORMATS = ("voc",)
 _UNKNOWN_DURATION = 1 << 30  # in AVI files that FFmpeg writes to a pipe
 _MIN_GAP = 0.1  # seconds
 _MAX_FILLED = 600.0  # seconds by which the silence in gaps may exceed the audio: time stamps may be damaged
@@ -104,6 +107,7 @@ class _Decoder:
         self._pcm_frame_bytes = _pcm_frame_bytes(self._audio)
         self._rate = 0
         self._damages: list[str] = []
+        self._has_partial_block = False
         self._last_packet_end = 0.0  # of all streams, in seconds
         self._filled = 0.0  # seconds of silence in gaps
         self._frame_end: float | None = None  # time stamp of the end of the last frame
@@ -155,6 +159,7 @@ class _Decoder:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._last_packet_end = max(self._last_packet_end, end)
             if packet.stream_index == self._audio.index:
+                self._has_partial_block |= packet.is_corrupt and self._container.format.name in _BLOCK_FORMATS
                 yield packet
 
     def _convert(self, frame: AudioFrame) -> NDArray[np.float32]:
@@ -203,6 +208,8 @@ class _Decoder:
         if self._damages:
             others = f"; and {len(self._damages) - 1} more damages" if len(self._damages) > 1 else ""
             raise AudioError(self._damages[0] + others)
+        if self._has_partial_block:
+            raise AudioError(f"truncated or damaged after {self.seconds:.2f} s (the end of a block is missing)")
         if self._container.format.name == "ogg" and not is_complete_ogg(self._source.tail):
             raise AudioError(f"truncated or damaged after {self.seconds:.2f} s (the end of the Ogg stream is missing)")
 

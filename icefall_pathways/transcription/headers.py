@@ -6,7 +6,7 @@ samples, Ogg marks its last page, and MP3 files may start with the number of fra
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
 _MAX_OGG_PAGE = 65307  # bytes
@@ -14,6 +14,11 @@ TAIL_BYTES = 2 * _MAX_OGG_PAGE
 HEAD_BYTES = 1 << 20  # headers with pictures or long comments
 
 _SIZE_IN_DS64, _MAX_SIZE = 0xFFFFFFFF, 1 << 62
+# Sizes that programs write to pipes, where they cannot correct them at the end. WAV: 2^31 (arecord), 2^31 - 1 (lame),
+# 0x7ffff000 (sox, MPlayer), 2^32 - 1 (FFmpeg); AIFF: 0x7f000000 and 8 bytes of the chunk (sox).
+_WAV_PLACEHOLDERS = (1 << 31, 0x7FFFF000, (1 << 32) - 1)
+_AIFF_PLACEHOLDERS = (0x7F000008,)
+_MAX_BLOCK = 1 << 16  # bytes of a block of samples are fewer
 _OGG_HEADER, _OGG_END_OF_STREAM = 27, 4
 _XING_HAS_FRAMES = 1
 _WAV_EXTENSIBLE = 0xFFFE
@@ -80,7 +85,7 @@ def wav_samples(head: bytes) -> ByteRange | None:
     sizes = _find_chunk(head, _RIFF, b"ds64")
     if sizes is not None and size == _SIZE_IN_DS64:
         size = int.from_bytes(head[sizes.start + 8 : sizes.start + 16], "little")
-    elif _is_placeholder(size):
+    elif _is_placeholder(size, _WAV_PLACEHOLDERS):
         size = 0
     return ByteRange(samples.start, samples.start + size)
 
@@ -112,7 +117,7 @@ def declared_range(head: bytes) -> ByteRange | None:
         samples = _find_chunk(head, _W64, b"data")
     elif head[:4] == b"FORM":
         samples = _find_chunk(head, _AIFF, b"SSND")
-        if samples is not None and _is_placeholder(samples.stop - samples.start):
+        if samples is not None and _is_placeholder(samples.stop - samples.start, _AIFF_PLACEHOLDERS):
             return None
     elif head[:4] == b"caff":
         samples = _find_chunk(head, _CAF, b"data")
@@ -159,9 +164,9 @@ def _find_chunk(head: bytes, layout: _ChunkLayout, name: bytes) -> ByteRange | N
     return None
 
 
-def _is_placeholder(size: int) -> bool:
-    """Return whether a size is 0 or close to the largest integers, as arecord, FFmpeg and sox write to pipes."""
-    return size == 0 or 0x7F000000 <= size <= 0x80010000 or size >= 0xFFF00000
+def _is_placeholder(size: int, placeholders: Sequence[int]) -> bool:
+    """Return whether a size is 0 or one of the placeholders, rounded down to whole blocks of samples."""
+    return size == 0 or any(0 <= placeholder - size < _MAX_BLOCK for placeholder in placeholders)
 
 
 def is_complete_ogg(tail: bytes) -> bool:

@@ -16,6 +16,7 @@ FORMATS = {
     "aiff": ("aiff", "pcm_s16be", {}),
     "au": ("au", "pcm_s16be", {}),
     "caf": ("caf", "pcm_s16be", {}),
+    "voc": ("voc", "pcm_s16le", {}),
     "flac": ("flac", "flac", {}),
     "ogg": ("ogg", "vorbis", {"strict": "experimental"}),  # FFmpeg's own encoder, which is stereo only
     "opus": ("ogg", "libopus", {}),
@@ -30,7 +31,7 @@ FORMATS = {
     "ac3": ("ac3", "ac3", {}),
     "avi": ("avi", "mp2", {}),
 }
-LOSSLESS = ("wav", "w64", "rf64", "aiff", "au", "caf", "flac", "oga", "alac")
+LOSSLESS = ("wav", "w64", "rf64", "aiff", "au", "caf", "voc", "flac", "oga", "alac")
 
 
 def speech_like(seconds=2.0, rate=48000, channels=1, seed=0):

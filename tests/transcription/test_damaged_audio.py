@@ -38,6 +38,14 @@ def test_truncated_files_are_read_up_to_their_end(tmp_path, name, rate):
             assert "after" in error and (error.endswith("is missing)") or " of 6.0" in error)
 
 
+@pytest.mark.parametrize("size", [0x7F000000, 0x7FFD0000, 0x80000002, 0x80010000, 0xFFF00000])
+def test_truncated_wav_of_gigabytes(tmp_path, size):
+    data = bytearray(encode(speech_like(1.0, 16000), "wav", 16000))
+    struct.pack_into("<I", data, data.index(b"data") + 4, size)
+    samples, error = _read(tmp_path, bytes(data))
+    assert len(samples) == 16000 and error.startswith(f"truncated or damaged after 1.00 of {size / 32000:.2f} s")
+
+
 def test_truncated_nist_file(tmp_path):
     file = io.BytesIO()
     soundfile.write(file, speech_like(2.0, 16000), 16000, format="NIST")
