@@ -128,11 +128,20 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output at exit
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_file_in_place_of_folder(error) or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         report_interrupt()
         sys.exit(getattr(interrupt, "exit_code", 130))
+
+
+def _file_in_place_of_folder(error: ValueError | OSError) -> str | None:
+    """Return the message if a folder could not be created because there is a file; None for other errors."""
+    if not isinstance(error, FileExistsError | NotADirectoryError) or not isinstance(error.filename, str | Path):
+        return None
+    path = Path(error.filename)
+    file = next((file for file in (path, *path.parents) if file.is_file()), None)
+    return None if file is None else f"{file} is a file: expected a folder, or a name that is not in use"
 
 
 def _flush_stdout() -> None:

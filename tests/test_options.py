@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from icefall_pathways import options
+from icefall_pathways.files import write_json
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,18 @@ def test_scripts_run_without_standard_output(monkeypatch):
     options.run_script(lambda: None)
     with pytest.raises(SystemExit):
         options.run_script(lambda: sys.exit(0))
+
+
+@pytest.mark.parametrize("name", ["output", "output/below"])
+def test_file_in_place_of_an_output_folder_is_reported(tmp_path, name, capsys):
+    (tmp_path / "output").touch()
+    with pytest.raises(SystemExit):
+        options.run_script(lambda: write_json(tmp_path / name / "a.json", {}))
+    expected = f"error: {tmp_path}/output is a file: expected a folder, or a name that is not in use\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_other_existing_files_are_reported_as_the_system_does(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        options.run_script(tmp_path.mkdir)
+    assert capsys.readouterr().err == f"error: [Errno 17] File exists: '{tmp_path}'\n"
