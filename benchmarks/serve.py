@@ -230,8 +230,8 @@ def recognizer_cost(config: LoadConfig, model: SpeechModel, speech: Sequence[Spe
     for position in range(0, len(speech[0].samples), chunk):
         parts = [audio.samples[position : position + chunk].astype(np.float32) / 2**15 for audio in speech]
         blocks = [torch.from_numpy(part) for part in parts]
-        for session, block, scores in zip(sessions, blocks, score_speech(sessions, blocks), strict=True):
-            session.accept_samples(block, scores)
+        for session, block, scored in zip(sessions, blocks, score_speech(sessions, blocks), strict=True):
+            session.accept_samples(block, scored)
         while any(recognizer.is_ready(session) for session in sessions):
             recognizer.advance(sessions)
     return (time.process_time() - start) / (len(speech) * config.seconds)

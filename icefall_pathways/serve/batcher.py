@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from icefall_pathways.decoding.streaming import AudioError, Recognizer, Result, Scores, score_speech
+from icefall_pathways.decoding.streaming import AudioError, Recognizer, Result, ScoredSamples, score_speech
 from icefall_pathways.serve.audio import as_float
 from icefall_pathways.serve.metrics import Metrics
 from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
@@ -200,7 +200,7 @@ class Batcher:
 
 
 def _add_events(stream: BatchedStream, result: Result | None, update: Update) -> None:
-    with _failures_of(update):
+    with _capture_failure(update):
         update.events += stream.session.events(result)
         update.finished, update.decoded_seconds = stream.session.finished, stream.session.decoded_seconds
 
@@ -211,20 +211,20 @@ def _fill(streams: Sequence[BatchedStream], updates: dict[BatchedStream, Update]
     while filling:
         taken: dict[BatchedStream, Tensor] = {}
         for stream in filling:
-            with _failures_of(updates[stream]):
+            with _capture_failure(updates[stream]):
                 if (samples := _take(stream)) is not None:
                     taken[stream] = samples
-        scores = _score(taken, updates)
-        for stream, score in scores.items():
-            with _failures_of(updates[stream]):
+        scored = _score(taken, updates)
+        for stream in scored:
+            with _capture_failure(updates[stream]):
                 updates[stream].num_samples += taken[stream].numel()
-                stream.session.accept(taken[stream], score)
-        filling = [stream for stream in scores if updates[stream].failure is None]
+                stream.session.accept(taken[stream], scored[stream])
+        filling = [stream for stream in scored if updates[stream].failure is None]
 
 
 @contextmanager
-def _failures_of(update: Update) -> Iterator[None]:
-    """Let exceptions end a stream."""
+def _capture_failure(update: Update) -> Iterator[None]:
+    """Store an exception of the block as the failure that ends the stream, in place of raising it."""
     try:
         yield
     except AudioError as error:
@@ -236,18 +236,18 @@ def _failures_of(update: Update) -> Iterator[None]:
 
 def _score(
     taken: Mapping[BatchedStream, Tensor], updates: dict[BatchedStream, Update]
-) -> dict[BatchedStream, Scores | None]:
+) -> dict[BatchedStream, ScoredSamples | None]:
     """Detect speech in the next audio of streams in batches; an exception ends only the stream that causes it."""
     try:
-        scores = score_speech([stream.session.inner for stream in taken], list(taken.values()))
-        return dict(zip(taken, scores, strict=True))
+        scored = score_speech([stream.session.inner for stream in taken], list(taken.values()))
+        return dict(zip(taken, scored, strict=True))
     except Exception as error:
         if len(taken) == 1:
             _log.exception("a stream failed")
             updates[next(iter(taken))].failure = error
             return {}
     parts = [_score({stream: samples}, updates) for stream, samples in taken.items()]
-    return {stream: score for part in parts for stream, score in part.items()}
+    return {stream: scored for part in parts for stream, scored in part.items()}
 
 
 def _take(stream: BatchedStream) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from icefall_pathways.decoding.streaming import FRAME_SECONDS, Recognizer, Result, Scores
+from icefall_pathways.decoding.streaming import FRAME_SECONDS, Recognizer, Result, ScoredSamples
 from icefall_pathways.serve.recognizers import ConfidentIdentifier, SpeechModel
 from icefall_pathways.transcription.transcript import Segment, to_segment
 
@@ -106,13 +106,13 @@ class SpeechSession:
         num_samples = stream.fbank.missing_samples(num_frames)
         return num_samples if gate is None else gate.missing_samples(num_samples)
 
-    def accept(self, samples: Tensor, scores: Scores | None = None) -> None:
-        """Append samples (n,) at 16 kHz, with their scores from `score_speech`.
+    def accept(self, samples: Tensor, scored: ScoredSamples | None = None) -> None:
+        """Append samples (n,) at 16 kHz, and the same samples from `score_speech`.
 
         Raises:
           AudioError: They are not finite or out of range; the session is unchanged.
         """
-        self.inner.accept_samples(samples, scores)
+        self.inner.accept_samples(samples, scored)
 
     def finish(self) -> None:
         """Mark the end of the audio."""

@@ -17,7 +17,7 @@ from icefall_pathways.decoding.streaming.endpoint import EndpointConfig
 from icefall_pathways.decoding.streaming.engine import Engine, EngineError, StreamEncoder
 from icefall_pathways.decoding.streaming.recognizer import LanguageSelector, Recognizer, Result
 from icefall_pathways.decoding.streaming.session import Session, score_speech
-from icefall_pathways.decoding.streaming.voice_activity import Scores, VadError, VadName, make_gate
+from icefall_pathways.decoding.streaming.voice_activity import ScoredSamples, VadError, VadName, make_gate
 
 __all__ = [
     "ANY_LANGUAGE",
@@ -29,7 +29,7 @@ __all__ = [
     "LanguageSelector",
     "Recognizer",
     "Result",
-    "Scores",
+    "ScoredSamples",
     "Session",
     "Source",
     "Stream",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.decoding.streaming.decoder import FRAME_SECONDS, Stream, check_samples
-from icefall_pathways.decoding.streaming.voice_activity import Scores, SpeechBlock, SpeechGate, score_samples
+from icefall_pathways.decoding.streaming.voice_activity import ScoredSamples, SpeechBlock, SpeechGate, score_samples
 
 _SILENCE_AMPLITUDE = 0.001  # -60 dB of full scale: audio that never exceeds it contains no speech
 
@@ -69,12 +69,12 @@ class Session:
         """Language of the session; None while it is unknown."""
         return self.candidates[0].language if len(self.candidates) == 1 else None
 
-    def accept_samples(self, samples: Tensor, scores: Scores | None = None) -> None:
+    def accept_samples(self, samples: Tensor, scored: ScoredSamples | None = None) -> None:
         """Append samples (n,), 16 kHz, in [-1, 1].
 
         Args:
           samples: The samples.
-          scores: Their scores from `score_speech`; None: the voice activity detection computes them.
+          scored: The same samples from `score_speech`; None: the voice activity detection scores them.
 
         Raises:
           AudioError: The samples are not finite or out of range; the session is unchanged.
@@ -89,7 +89,8 @@ class Session:
         if self.gate is None:
             self._extend_streams(samples)
         else:
-            self._waiting = self._waiting + self.gate.accept(samples, scores)
+            blocks = self.gate.accept(samples) if scored is None else self.gate.accept_scored(scored)
+            self._waiting = self._waiting + blocks
             self._pass_on()
 
     def finish(self) -> None:
@@ -157,16 +158,16 @@ class Session:
             stream.finish_features(features)
 
 
-def score_speech(sessions: Sequence[Session], samples: Sequence[Tensor]) -> list[Scores | None]:
+def score_speech(sessions: Sequence[Session], samples: Sequence[Tensor]) -> list[ScoredSamples | None]:
     """Score the next samples (n,) of each session in batches, for `Session.accept_samples`; sessions are unchanged.
 
     Returns:
-      Scores of each session; None without voice activity detection.
+      The scored samples of each session; None without voice activity detection.
     """
     gates = [session.gate for session in sessions if session.gate is not None]
     blocks = [block for session, block in zip(sessions, samples, strict=True) if session.gate is not None]
-    scores = iter(score_samples(gates, blocks))
-    return [None if session.gate is None else next(scores) for session in sessions]
+    scored = iter(score_samples(gates, blocks))
+    return [None if session.gate is None else next(scored) for session in sessions]
 
 
 def _num_samples(stream: Stream) -> int:

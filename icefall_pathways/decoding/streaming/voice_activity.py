@@ -52,6 +52,21 @@ class Scores:
     state: Any
 
 
+@dataclass(frozen=True)
+class ScoredSamples:
+    """Samples of one stream, in windows with their scores.
+
+    Attributes:
+      windows: The windows (n, 512) that the samples complete.
+      rest: Samples (m,) after them.
+      scores: Scores of the windows.
+    """
+
+    windows: Tensor
+    rest: Tensor
+    scores: Scores
+
+
 class SpeechScorer(Protocol):
     """A model that scores windows of many streams; it does not modify their states."""
 
@@ -188,18 +203,15 @@ class SpeechGate:
             num_windows = min(-(-num_samples // _WINDOW), _HANGOVER_WINDOWS - self._silent_windows)
         return num_windows * _WINDOW - self._rest.numel()
 
-    def accept(self, samples: Tensor, scores: Scores | None = None) -> list[SpeechBlock]:
-        """Append samples (n,), and return the blocks of speech that they complete.
+    def accept(self, samples: Tensor) -> list[SpeechBlock]:
+        """Append samples (n,), and return the blocks of speech that they complete."""
+        (scored,) = score_samples([self], [samples])
+        return self.accept_scored(scored)
 
-        Args:
-          samples: The samples.
-          scores: Their scores from `score_samples`; None: compute them.
-        """
-        if scores is None:
-            (scores,) = score_samples([self], [samples])
-        windows, rest = self._split(samples)
-        self._rest, self._scorer_state = rest.clone(), scores.state  # a view would keep all samples in memory
-        pairs = zip(windows, scores.probabilities.tolist(), strict=True)
+    def accept_scored(self, scored: ScoredSamples) -> list[SpeechBlock]:
+        """Append samples that `score_samples` returned, and return the blocks of speech that they complete."""
+        self._rest, self._scorer_state = scored.rest.clone(), scored.scores.state  # a view would keep all samples
+        pairs = zip(scored.windows, scored.scores.probabilities.tolist(), strict=True)
         blocks = _join_blocks([block for window, score in pairs for block in self._accept_window(window, score)])
         self.num_samples += sum(block.samples.numel() for block in blocks)
         return blocks
@@ -239,13 +251,16 @@ class SpeechGate:
         yield SpeechBlock(window, start, speech_end=end)
 
 
-def score_samples(gates: Sequence[SpeechGate], samples: Sequence[Tensor]) -> list[Scores]:
-    """Score the next samples (n,) of each gate in batches, for `SpeechGate.accept`; the gates are unchanged.
+def score_samples(gates: Sequence[SpeechGate], samples: Sequence[Tensor]) -> list[ScoredSamples]:
+    """Score the next samples (n,) of each gate in batches, for `SpeechGate.accept_scored`; the gates are unchanged.
 
     All gates must have the same kind of scorer.
     """
-    windows = [gate._split(block)[0].numpy() for gate, block in zip(gates, samples, strict=True)]
-    return gates[0].scorer.score(windows, [gate._scorer_state for gate in gates]) if gates else []
+    if not gates:
+        return []
+    parts = [gate._split(block) for gate, block in zip(gates, samples, strict=True)]
+    scores = gates[0].scorer.score([windows.numpy() for windows, _ in parts], [gate._scorer_state for gate in gates])
+    return [ScoredSamples(*part, score) for part, score in zip(parts, scores, strict=True)]
 
 
 def _join_blocks(blocks: list[SpeechBlock]) -> list[SpeechBlock]:
