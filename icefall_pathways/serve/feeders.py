@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Protocol
@@ -14,6 +15,8 @@ from icefall_pathways.serve.protocol import AudioFormat
 from icefall_pathways.serve.streams import ClientStream
 from icefall_pathways.transcription.audio import AudioOptions, read_pipe
 from icefall_pathways.transcription.resampling import narrowband_note
+
+_log = logging.getLogger(__name__)
 
 
 class Feeder(Protocol):
@@ -116,4 +119,7 @@ async def feed_blocks(stream: ClientStream, blocks: Iterator[Tensor], executor: 
         await loop.run_in_executor(executor, run)
     except AudioError as error:
         stream.fail("invalid_audio", str(error))
+    except Exception as error:
+        _log.exception("cannot decode a container")
+        stream.fail("internal", f"the server cannot decode the audio ({type(error).__name__})")
     stream.finish()

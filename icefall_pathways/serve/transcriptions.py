@@ -14,8 +14,7 @@ from typing import IO, Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message
 from torch import Tensor
@@ -63,7 +62,11 @@ class TranscriptionRequest:
         """
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise HTTPException(400, "no file: expected a multipart form with an audio file in the field file")
+            raise HTTPException(
+                400,
+                "no complete file in the field file: expected a multipart form with an audio file, up to its closing "
+                "boundary; was the upload cut off?",
+            )
         response_format = str(form.get("response_format") or "json")
         if response_format not in _FORMATS:
             raise HTTPException(400, f"response_format {response_format!r}: expected one of {', '.join(_FORMATS)}")
@@ -86,12 +89,7 @@ async def transcriptions(request: Request) -> Response:
     """Transcribe an uploaded file."""
     service: Service = request.app.state.service
     service.check_busy()  # before the upload
-    limited = Request(request.scope, _limit_body(request, service.limits.max_upload_mb))
-    try:
-        form = await limited.form(max_files=1, max_fields=_MAX_FIELDS)
-    except MultiPartException as error:
-        raise HTTPException(400, f"not a valid multipart form ({error.message})") from error
-    fields = TranscriptionRequest.parse(form)
+    fields = TranscriptionRequest.parse(await _read_form(request, service.limits.max_upload_mb))
     stream = service.open_stream(FILE_PROTOCOL, fields.language)
     try:
         executor = service.container_executor(stream)
@@ -105,6 +103,26 @@ async def transcriptions(request: Request) -> Response:
     if (incomplete := _error(stream)) is not None:
         raise incomplete
     return _response(fields, results, stream.notes)
+
+
+async def _read_form(request: Request, max_mb: float) -> FormData:
+    """Read the form of a request.
+
+    Raises:
+      HTTPException: It is not a valid form, incomplete or too large.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not content_type.startswith("multipart/form-data"):
+        expected = "expected multipart/form-data, with an audio file in the field file"
+        raise HTTPException(400, f"content type {content_type!r}: {expected}")
+    try:
+        return await Request(request.scope, _limit_body(request, max_mb)).form(max_files=1, max_fields=_MAX_FIELDS)
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the connection ended before the end of the upload: send it again") from error
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise HTTPException(400, f"not a valid multipart form ({error.detail})") from error
 
 
 def _error(stream: ClientStream) -> HTTPException | None:

@@ -1,6 +1,8 @@
 """OpenAI's transcription API, used with OpenAI's client."""
 
+import errno
 import json
+import socket
 from collections import Counter
 
 import httpx2
@@ -10,6 +12,7 @@ from encoded_audio import encode
 from running_server import ANY_LOAD, run_server, wait_until
 
 from icefall_pathways import Pathways
+from icefall_pathways.serve import transcriptions as transcriptions_module
 from icefall_pathways.serve.limits import Limits
 
 
@@ -96,14 +99,48 @@ def test_damaged_file_is_reported_as_an_event(client, upload):
         list(client.audio.transcriptions.create(model="any", file=upload[1][:9000], language="en", stream=True))
 
 
+_FORM = "multipart/form-data; boundary=x"
+_FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nabc'
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"--x\r\nnonsense", b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--']
+    ("content", "content_type", "message"),
+    [
+        (b"", _FORM, "no complete file"),
+        (b"--x\r\nnonsense", _FORM, "no complete file"),
+        (b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc\r\n--x--', _FORM, "no complete file"),
+        (_FILE, _FORM, "no complete file"),
+        (_FILE + b"\r\n--x--", "multipart/form-data", "not a valid multipart form"),
+        (b"abc", "audio/wav", "'audio/wav': expected multipart/form-data"),
+    ],
 )
-def test_request_without_a_file_is_reported(server, content):
-    headers = {"content-type": "multipart/form-data; boundary=x"}
+def test_request_without_a_file_is_reported(server, content, content_type, message):
+    headers = {"content-type": content_type}
     response = httpx2.post(f"http://{server.address}/v1/audio/transcriptions", content=content, headers=headers)
     assert response.status_code == 400
-    assert "error" in response.json()
+    assert message in response.json()["error"]["message"]
+
+
+def test_upload_that_is_cut_off_is_no_error_of_the_server(server, client, upload, caplog):
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Type: {_FORM}\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(server.address.split(":")) as raw:
+        raw.sendall(head.encode() + _FILE)
+        raw.shutdown(socket.SHUT_WR)
+        while raw.recv(1000):  # until the server has closed the connection
+            pass
+    assert client.audio.transcriptions.create(model="any", file=upload, language="en").text
+    assert not caplog.records
+
+
+def test_failure_to_read_an_upload_ends_its_request(client, upload, monkeypatch):
+    """Not only audio can be at fault: the disk of temporary files may be full."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transcriptions_module.shutil, "copyfileobj", fail)
+    with pytest.raises(openai.InternalServerError, match=r"cannot decode the audio \(OSError\)"):
+        client.audio.transcriptions.create(model="any", file=upload, language="en")
 
 
 def test_limits_and_token(model, upload, tmp_path):
