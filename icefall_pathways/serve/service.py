@@ -206,9 +206,9 @@ class Service:
         """End streams whose clients send nothing, and drop those whose clients do not read."""
         timeout = self.limits.idle_timeout
         for stream in list(self.streams):
-            idle = monotonic() - stream.last_active
-            is_blocked = stream.sending_since is not None and monotonic() - stream.sending_since > timeout
-            if is_blocked or idle > _ABANDONED * timeout:
-                stream.abort()
-            elif idle > timeout:
+            if stream.sending_since is not None and monotonic() - stream.sending_since > timeout:
+                stream.abort(f"the client did not read the results for {timeout:g} s (--idle-timeout)")
+            elif stream.idle_seconds > _ABANDONED * timeout:
+                stream.abort(f"the stream did not end within {_ABANDONED * timeout:g} s (10 times --idle-timeout)")
+            elif stream.idle_seconds > timeout:
                 stream.fail("limit", f"no message for {timeout:g} s (--idle-timeout): send silence to stay connected")

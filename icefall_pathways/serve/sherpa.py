@@ -13,19 +13,18 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.serve.connections import bearer_token, check_token
 from icefall_pathways.serve.feeders import PcmFeeder
-from icefall_pathways.serve.protocol import ErrorMessage, ProtocolError
+from icefall_pathways.serve.protocol import ProtocolError
 from icefall_pathways.serve.service import Service
 from icefall_pathways.serve.sessions import SegmentEvent
 from icefall_pathways.serve.streams import ClientStream
-from icefall_pathways.serve.websocket import CLOSE_CODES, NORMAL, VIOLATION, serve_connection
+from icefall_pathways.serve.websocket import NORMAL, close_with_reason, serve_connection
 
-_MAX_REASON_BYTES = 123  # of a close frame, in RFC 6455
 _END_OF_AUDIO, _END_OF_RESULTS = "Done", "Done!"
 
 
 async def serve_sherpa(websocket: WebSocket) -> None:
     """Serve one connection."""
-    await serve_connection(websocket, _serve, _close_with_reason)
+    await serve_connection(websocket, _serve, close_with_reason)  # the protocol has no message for errors
 
 
 async def _serve(websocket: WebSocket, service: Service) -> None:
@@ -52,16 +51,10 @@ async def _serve(websocket: WebSocket, service: Service) -> None:
 
 async def _end(websocket: WebSocket, stream: ClientStream) -> None:
     if stream.error is not None:
-        await _close_with_reason(websocket, stream.error)
+        await close_with_reason(websocket, stream.error)
     else:
         await websocket.send_text(_END_OF_RESULTS)
         await websocket.close(NORMAL)
-
-
-async def _close_with_reason(websocket: WebSocket, error: ErrorMessage) -> None:
-    """Close with an error in the close frame: the protocol has no message for errors."""
-    reason = error.message.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
-    await websocket.close(CLOSE_CODES.get(error.code, VIOLATION), reason)
 
 
 async def _receive(websocket: WebSocket, stream: ClientStream, feeder: PcmFeeder) -> None:

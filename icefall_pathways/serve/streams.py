@@ -42,7 +42,6 @@ class ClientStream:
       shut_down: The stream ended because the server stops.
       completed: The last result was decoded.
       decoded_seconds: Seconds of audio decoded.
-      last_active: Time of the last message of the client.
       sending_since: Time from which the connection waits for the client to read; None if it does not.
     """
 
@@ -63,7 +62,6 @@ class ClientStream:
         self.notes: list[str] = []
         self.error: ErrorMessage | None = None
         self.decoded_seconds = 0.0
-        self.last_active = monotonic()
         self.sending_since: float | None = None
         self._batcher, self._limits, self._on_close = batcher, limits, on_close
         self._open_session = open_session
@@ -72,6 +70,7 @@ class ClientStream:
         self._num_samples = self._num_buffered = 0
         self._events: deque[SpeechEvent] = deque()
         self._all_arrived = False
+        self._last_active, self._waits_for_space = monotonic(), False
         self._space, self._arrived = asyncio.Event(), asyncio.Event()
 
     @cached_property
@@ -96,8 +95,10 @@ class ClientStream:
 
     async def _wait_for_space(self) -> None:
         while not self.input_ended and (self._num_buffered > self._capacity or len(self._events) >= _MAX_EVENTS):
+            self._waits_for_space = True
             self._space.clear()
             await self._space.wait()
+        self._waits_for_space = False
 
     def set_language(self, language: str | None) -> None:
         """Decode in another resolved language from the next segment on."""
@@ -119,7 +120,12 @@ class ClientStream:
 
     def touch(self) -> None:
         """Note that the client sent a message."""
-        self.last_active = monotonic()
+        self._last_active = monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last message of the client; 0 while it has to wait for space in the buffer."""
+        return 0.0 if self._waits_for_space else monotonic() - self._last_active
 
     def close(self) -> None:
         """Drop the stream with its undecoded audio."""
@@ -131,11 +137,15 @@ class ClientStream:
             self._arrived.set()
             self._on_close(self)
 
-    def abort(self) -> None:
-        """Close the stream, and cancel the task of its connection, which may wait for a client that does not read."""
+    def abort(self, message: str) -> None:
+        """Close the stream because of a limit, and cancel the task of its connection with the `ErrorMessage`.
+
+        The task may wait for a client that does not read.
+        """
+        self.error = self.error or ErrorMessage(code="limit", message=message)
         self.close()
         if self._owner is not None:
-            self._owner.cancel()
+            self._owner.cancel(self.error)
 
     async def events(self) -> AsyncIterator[SpeechEvent]:
         """Yield the events in order, until the last result. A newer partial result replaces one that was not taken."""

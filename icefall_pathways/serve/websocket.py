@@ -32,6 +32,7 @@ from icefall_pathways.transcription.transcript import Word
 _log = logging.getLogger(__name__)
 
 _START_TIMEOUT = 10.0
+_MAX_REASON_BYTES = 123  # of a close frame, in RFC 6455
 _YIELD_SECONDS = 0.01  # after which a client that floods the server with messages waits for the others
 
 # RFC 6455 and the registry of IANA.
@@ -72,6 +73,16 @@ async def serve_connection(
             await serve(websocket, service)
         except REFUSALS as error:
             await close(websocket, refusal(error))
+        except asyncio.CancelledError as cancelled:
+            for reason in cancelled.args:
+                if isinstance(reason, ErrorMessage):  # of `ClientStream.abort`
+                    await close_with_reason(websocket, reason)
+
+
+async def close_with_reason(websocket: WebSocket, error: ErrorMessage) -> None:
+    """Close the connection with an error in the close frame, which does not wait for a client that does not read."""
+    reason = error.message.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+    await websocket.close(CLOSE_CODES.get(error.code, VIOLATION), reason)
 
 
 async def close_with_error(websocket: WebSocket, error: ErrorMessage) -> None:

@@ -13,6 +13,7 @@ from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, r
 from websockets.frames import Frame, Opcode
 
 from icefall_pathways.serve import server as server_module
+from icefall_pathways.serve.keepalive import KeepaliveProtocol
 from icefall_pathways.serve.limits import Limits
 
 START = json.dumps({"type": "start", "language": "en"})
@@ -111,17 +112,38 @@ def test_bytes_that_are_no_http_request_are_rejected(server, expected):
         assert b"400" in raw.recv(1000)
 
 
-def test_client_that_does_not_read_is_dropped(model, speech):
-    """Its results do not accumulate, and its stream is freed while its connection is still open."""
+@contextlib.contextmanager
+def client_that_does_not_read(model, speech):
+    """Run a server that drops such a client, and yield its socket and protocol after its stream was freed."""
     limits = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1.0, max_buffer_seconds=0.5)
     with run_server(model, limits) as server, raw_client(server.address, SO_RCVBUF=2048) as (raw, protocol):
         raw.settimeout(0.5)
         protocol.send_text(json.dumps({"type": "start", "language": "nl", "words": "all"}).encode())
-        with contextlib.suppress(OSError):  # the server stops reading, then resets the connection
+        with contextlib.suppress(OSError):  # the server stops reading
             for block in blocks(np.tile(speech, 20)):
                 protocol.send_binary(block)
                 raw.sendall(encoded(protocol))
-        wait_until(lambda: not server.service.streams)
+        dropped = b'pathways_streams_total{outcome="limit",protocol="websocket"} 1.0'
+        wait_until(lambda: dropped in server.service.metrics.format())
+        yield raw, protocol
+
+
+def test_client_that_does_not_read_is_dropped_with_a_reason(model, speech):
+    """Its results do not accumulate; if it reads later, the reason follows them."""
+    with client_that_does_not_read(model, speech) as (raw, protocol):
+        raw.settimeout(30)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        while protocol.close_rcvd is None and (data := raw.recv(65536)):
+            protocol.receive_data(data)
+    assert protocol.close_rcvd.code == 1008 and "--idle-timeout" in protocol.close_rcvd.reason
+
+
+def test_connection_of_a_client_that_never_reads_is_closed(model, speech, monkeypatch):
+    closed, connection_lost = [], KeepaliveProtocol.connection_lost
+    monkeypatch.setattr(server_module, "_KEEPALIVE_TIMEOUT", 0.2)
+    monkeypatch.setattr(KeepaliveProtocol, "connection_lost", lambda *args: closed.append(connection_lost(*args)))
+    with client_that_does_not_read(model, speech):
+        wait_until(lambda: closed)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

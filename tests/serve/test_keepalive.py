@@ -1,7 +1,9 @@
-"""Keepalive: clients whose answers to pings are late because they send much are not cut off."""
+"""Keepalive and idle timeout: clients that wait for the server, or send much, are not cut off."""
 
+import asyncio
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, r
 from icefall_pathways.serve import server as server_module
 from icefall_pathways.serve.keepalive import KeepaliveProtocol
 from icefall_pathways.serve.limits import Limits
+from icefall_pathways.serve.service import Service
 
 START = json.dumps({"type": "start", "language": "en"})
 
@@ -29,26 +32,70 @@ def timeouts(monkeypatch):
     return expired
 
 
-def test_client_that_waits_for_the_server_is_not_cut_off(model, speech, timeouts, monkeypatch):
-    """The buffers are full while a batch takes longer than the timeout."""
-    stream, resumed = model.recognizer.decoder.model.stream, threading.Event()
+@pytest.fixture
+def resumed(model, monkeypatch):
+    """Return an event for which the next batch waits."""
+    stream, event = model.recognizer.decoder.model.stream, threading.Event()
 
     def wait(*inputs):
-        resumed.wait()
+        event.wait()
         return stream(*inputs)
 
     monkeypatch.setattr(model.recognizer.decoder.model, "stream", wait)
-    limits = Limits(max_load=ANY_LOAD.max_load, max_buffer_seconds=0.5)
-    with run_server(model, limits) as server, server.connect() as client:
+    yield event
+    event.set()
+
+
+def send_while_stalled(server, speech, resumed, condition):
+    """Send audio that fills the buffers until a condition holds, and return the messages."""
+    with server.connect() as client:
         client.send(START)
         for block in blocks(speech):
             client.send(block)
         client.send('{"type": "end"}')
         try:
-            wait_until(lambda: len(timeouts) == 2)
+            wait_until(condition)
         finally:
             resumed.set()
-        assert receive_all(client)[-1] == {"type": "ended", "reason": "end", "duration": 3.0, "notes": []}
+        return receive_all(client)
+
+
+def test_client_that_waits_for_the_server_is_not_cut_off(model, speech, timeouts, resumed):
+    """The buffers are full while a batch takes longer than the timeout."""
+    limits = Limits(max_load=ANY_LOAD.max_load, max_buffer_seconds=0.5)
+    with run_server(model, limits) as server:
+        messages = send_while_stalled(server, speech, resumed, lambda: len(timeouts) == 2)
+    assert messages[-1] == {"type": "ended", "reason": "end", "duration": 3.0, "notes": []}
+
+
+def test_client_that_waits_for_the_server_is_not_idle(model, speech, resumed, monkeypatch):
+    """The buffers are full for longer than the idle timeout."""
+    checks, end_idle_streams = [], Service._end_idle_streams
+
+    def count(service):
+        end_idle_streams(service)
+        checks.append(None)
+
+    monkeypatch.setattr(Service, "_end_idle_streams", count)  # every half second
+    limits = Limits(max_load=ANY_LOAD.max_load, max_buffer_seconds=0.5, idle_timeout=1.0)
+    with run_server(model, limits) as server:
+        messages = send_while_stalled(server, speech, resumed, lambda: len(checks) >= 6)
+    assert messages[-1] == {"type": "ended", "reason": "end", "duration": 3.0, "notes": []}
+
+
+def test_answer_to_a_ping_is_awaited_after_the_buffers_were_full():
+    """It arrives after the message with which the server stopped reading."""
+    clock, calls = SimpleNamespace(now=100.0), []
+    loop = SimpleNamespace(time=lambda: clock.now, call_later=lambda *call: calls.append(call))
+    protocol = KeepaliveProtocol.__new__(KeepaliveProtocol)
+    protocol.loop, protocol.ping_timeout, protocol.read_paused = loop, 60.0, True
+    protocol.queue, protocol.transport = asyncio.Queue(), SimpleNamespace(resume_reading=lambda: None)
+    protocol.queue.put_nowait({"type": "websocket.receive"})
+    clock.now += 59.0
+    asyncio.run(protocol.receive())
+    clock.now += 1.0
+    protocol.keepalive_timeout()
+    assert not protocol.read_paused and calls == [(60.0, protocol.keepalive_timeout)]
 
 
 def test_client_that_sends_is_not_cut_off(model, speech, timeouts):
