@@ -37,6 +37,8 @@ from icefall_pathways.options import parse, run_script
 from icefall_pathways.ranges import Options, Port, PositiveFloat, PositiveInt
 
 REPORT = Path(__file__).with_name("serve.md")
+HEADER = ("part", "after", "resident MB", "outcome")
+ENDINGS = ("ended", "closed", "vanished")
 _NO_LIMITS = ("--max-load", "1e9", "--idle-timeout", "100000")
 _VAD_BYTES = 2 * 512  # of a window of the voice activity detection: each repetition has the same windows
 
@@ -110,7 +112,8 @@ async def recognize(config: SoakConfig, language: str, data: bytes, size: int, r
     return texts
 
 
-async def _come_and_go(config: SoakConfig, end: float, rng: random.Random, counts: dict[str, int]) -> None:
+async def _run_clients(config: SoakConfig, end: float, rng: random.Random, counts: dict[str, int]) -> None:
+    """Run one client after the other until the time `end`, and count how their streams ended."""
     speech = load_speech(config.load, 16)
     while time.monotonic() < end:
         audio = rng.choice(speech)
@@ -118,12 +121,12 @@ async def _come_and_go(config: SoakConfig, end: float, rng: random.Random, count
         client = await open_stream(config, audio.language)
         for block in range(10):
             await client.send(audio.samples[start + block * 1600 :][:1600].tobytes())
-        way = rng.choices(["ended", "closed", "vanished"], [3, 1, 1])[0]
-        counts[way] += 1
-        if way == "ended":
+        ending = rng.choices(ENDINGS, [3, 1, 1])[0]
+        counts[ending] += 1
+        if ending == "ended":
             await client.send('{"type": "end"}')
             await receive_texts(client)
-        if way == "vanished":
+        if ending == "vanished":
             client.transport.abort()
         else:
             await client.close()
@@ -132,19 +135,19 @@ async def _come_and_go(config: SoakConfig, end: float, rng: random.Random, count
 
 def churn(config: SoakConfig, pid: int) -> list[list[str]]:
     """Return resident memory and numbers of streams over time."""
-    start, counts, rows = time.monotonic(), {"ended": 0, "closed": 0, "vanished": 0}, []
-    ways, rng = tuple(counts), random.Random(0)
+    start, counts, rows = time.monotonic(), dict.fromkeys(ENDINGS, 0), []
+    rng = random.Random(0)
 
     async def report() -> None:
         for minute in sorted({*(m for m in (1, 2, 5, 10, 15) if m < config.minutes), config.minutes}):
             await asyncio.sleep(start + 60 * minute - time.monotonic())
-            numbers = [str(counts[way]) for way in ways]
-            rows.append(["churn", f"{minute:g} min", f"{resident_bytes(pid) / 1e6:.1f}", ", ".join(numbers)])
+            outcome = ", ".join(f"{streams} {ending}" for ending, streams in counts.items())
+            rows.append(["churn", f"{minute:g} min", f"{resident_bytes(pid) / 1e6:.1f}", outcome])
             print(rows[-1], flush=True)
 
     async def run() -> None:
         end = start + 60 * config.minutes
-        await asyncio.gather(report(), *(_come_and_go(config, end, rng, counts) for _ in range(config.clients)))
+        await asyncio.gather(report(), *(_run_clients(config, end, rng, counts) for _ in range(config.clients)))
 
     asyncio.run(run())
     return rows
@@ -200,7 +203,7 @@ def main(config: SoakConfig) -> None:
     """Run a part, and print and optionally store its table."""
     with run_server(config.load, 64, *_NO_LIMITS) as pid:
         rows = PARTS[config.part](config, pid)
-    print_table(("part", "after", "resident MB", "streams, text"), rows, REPORT if config.write else None, config.part)
+    print_table(HEADER, rows, REPORT if config.write else None, config.part)
 
 
 if __name__ == "__main__":
