@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
+from icefall_pathways.experiment import checkpoints
 from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.config import ModelConfig
-from icefall_pathways.models.transducer import build_model
+from icefall_pathways.models.transducer import Transducer, build_model
+from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 from icefall_pathways.training.config import ExperimentConfig, MaskSearchConfig, PruningConfig, TrainingConfig
@@ -27,6 +30,9 @@ MODEL = ModelConfig(
     decoder_dim=16,
     joiner_dim=16,
 )
+
+ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
+LANGUAGES = ["en", "fr", "it"]
 
 
 def make_corpus(folder: Path) -> None:
@@ -79,6 +85,33 @@ def make_trainer(config: ExperimentConfig, rank: Rank | None = None, **arguments
     model = build_model(replace(config.model, ctc_head=True), tokenizer.vocab_size)
     data = SpeechDataModule(config.data, tokenizer)
     return Trainer(config, model, data, tokenizer, rank or Rank(), **arguments)
+
+
+def newest_checkpoint(exp_dir: Path) -> dict[str, Any]:
+    """Return the content of the newest checkpoint of an experiment."""
+    newest = checkpoints.newest(exp_dir)
+    assert newest is not None
+    return newest[1]
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Assert that weights, masks, optimizer states and progress of two checkpoints are bitwise equal."""
+    for part in ("model", "model_avg", "masks"):
+        assert list(a[part]) == list(b[part])
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    for index, state in a["optimizer"].items():
+        assert all(torch.equal(value, b["optimizer"][index][key]) for key, value in state.items())
+    assert a["update"] == b["update"] and a["best_valid_loss"] == b["best_valid_loss"]
+
+
+def save_random_masks(model: Transducer, path: Path) -> None:
+    """Write random masks of all languages for a model, with 40 % of the entries."""
+    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder-predictor"])
+    generator = torch.Generator().manual_seed(1)
+    for name in masks.names:
+        for language in LANGUAGES:
+            masks.set_mask(name, language, torch.rand(masks.codes[name].shape, generator=generator) < 0.4)
+    masks.save(path)
 
 
 def train_until(config: ExperimentConfig, update: int) -> None:

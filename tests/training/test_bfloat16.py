@@ -7,11 +7,8 @@ import tiny_run
 import torch
 
 from icefall_pathways.experiment import checkpoints
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.training import runs
 from icefall_pathways.training.metrics import read_metrics
-
-ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
 def end_of(config):
@@ -19,7 +16,7 @@ def end_of(config):
     return checkpoints.newest(config.training.exp_dir)[1]
 
 
-@pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
+@pytest.mark.parametrize("model", [tiny_run.MODEL, tiny_run.ZIPFORMER], ids=["emformer", "zipformer"])
 def test_training_in_bfloat16_is_close_to_float32(corpus, tmp_path, model):
     """The results differ slightly, so bfloat16 is used. Weights and state stay in float32; resuming is exact."""
 

@@ -27,7 +27,6 @@ from icefall_pathways.training.initialization import (
 )
 
 VOCAB_SIZE = 20
-ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 
 def write_icefall_checkpoint(model, path, **others):
@@ -37,7 +36,7 @@ def write_icefall_checkpoint(model, path, **others):
     return path
 
 
-def init_config(corpus, path, model=ZIPFORMER, **options):
+def init_config(corpus, path, model=tiny_run.ZIPFORMER, **options):
     config = tiny_run.config(corpus, path.parent / "exp", init_from=path, ctc_loss_scale=0.0, **options)
     return replace(config, model=model)
 
@@ -76,7 +75,7 @@ def test_default_zipformer_matches_the_parameters_of_the_default_icefall_zipform
 @pytest.mark.parametrize("key", ["model", "model_avg"])
 @pytest.mark.parametrize("kind", ["icefall", "bare", "safetensors"])
 def test_weights_of_every_file_format_are_loaded(corpus, tmp_path, kind, key):
-    source = build_model(ZIPFORMER, VOCAB_SIZE)
+    source = build_model(tiny_run.ZIPFORMER, VOCAB_SIZE)
     path = tmp_path / {"icefall": "epoch-1.pt", "bare": "bare.pt", "safetensors": "a.safetensors"}[kind]
     if kind == "icefall":
         write_icefall_checkpoint(source, path)
@@ -97,21 +96,21 @@ def test_weights_of_every_file_format_are_loaded(corpus, tmp_path, kind, key):
 
 
 def test_other_tokens_are_an_error_unless_the_vocabulary_layers_are_reinitialized(corpus, tmp_path):
-    path = write_icefall_checkpoint(build_model(ZIPFORMER, 31), tmp_path / "epoch-1.pt")
+    path = write_icefall_checkpoint(build_model(tiny_run.ZIPFORMER, 31), tmp_path / "epoch-1.pt")
     with pytest.raises(ValueError, match="--reinit-vocab 1") as error:
         initial_model(init_config(corpus, path))
     assert "joiner.output_linear.bias" in str(error.value) and "31 " in str(error.value)
     torch.manual_seed(3)
     model, comparison = initial_model(init_config(corpus, path, reinit_vocab=True))
     torch.manual_seed(3)
-    fresh, source = build_model(ZIPFORMER, VOCAB_SIZE).state_dict(), read_weights(path)
+    fresh, source = build_model(tiny_run.ZIPFORMER, VOCAB_SIZE).state_dict(), read_weights(path)
     assert len(comparison.reinitialized) == 7 and comparison.fits
     for name, value in model.state_dict().items():
         assert torch.equal(value, fresh[name] if name in comparison.reinitialized else source[name])
 
 
 def test_other_architecture_is_an_error_unless_partial_loading_is_requested(corpus, tmp_path):
-    source = build_model(ZIPFORMER, VOCAB_SIZE)
+    source = build_model(tiny_run.ZIPFORMER, VOCAB_SIZE)
     state = source.state_dict()
     missing = "encoder.encoders.0.layers.0.norm.bias"
     del state[missing]
@@ -136,7 +135,7 @@ def test_weights_without_a_matching_tensor_are_an_error_even_for_partial_loading
 
 def test_icefall_checkpoint_is_pruned_and_trained_into_pathways(corpus, tmp_path, capsys):
     """The architecture comes from the command line first, and from the checkpoint of the training afterwards."""
-    source = build_model(ZIPFORMER, 31)
+    source = build_model(tiny_run.ZIPFORMER, 31)
     path = write_icefall_checkpoint(source, tmp_path / "epoch-1.pt")
     options = init_config(corpus, path, reinit_vocab=True, valid_interval=8, num_updates=1)
     pruning = PruningConfig(sparsity=0.5, prune_rounds=1, updates_per_round=1)
@@ -148,7 +147,7 @@ def test_icefall_checkpoint_is_pruned_and_trained_into_pathways(corpus, tmp_path
     assert f"Starting from {path}:" in capsys.readouterr().out
     masks = PathwayMasks.load(masks_dir / "masks.safetensors")
     assert masks.header.source == checkpoints.file_hash(path)
-    masks.check(build_model(ZIPFORMER, VOCAB_SIZE), ["en"])
+    masks.check(build_model(tiny_run.ZIPFORMER, VOCAB_SIZE), ["en"])
     training = replace(options.training, masks=masks_dir / "masks.safetensors")
     runs.train(replace(options, training=training, data=data))
     record = json.loads((options.training.exp_dir / "init-from.json").read_text())

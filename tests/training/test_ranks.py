@@ -10,7 +10,6 @@ from ranks import fork_ranks
 from test_resuming import assert_same_checkpoints
 
 from icefall_pathways.experiment import checkpoints
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
 
@@ -88,7 +87,7 @@ def test_two_killed_and_resumed_ranks_equal_two_uninterrupted_ones(corpus, tmp_p
         tiny_run.config(
             corpus, tmp_path / "uninterrupted", num_updates=6, ref_duration=0.01, valid_interval=3, world_size=2
         ),
-        model=ModelConfig(encoder_type="zipformer", zipformer="tiny"),
+        model=tiny_run.ZIPFORMER,
         pruning=JointPruningConfig("adaptive", prune_every=1, prune_ramp=2, prune_end=5),
     )
     fork_ranks(_train_until, 2, tmp_path / "uninterrupted-ranks", config, 0)

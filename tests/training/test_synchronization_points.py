@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import icefall_pathways
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.losses import resolve_rnnt_loss
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.optim import scaled_adam
@@ -21,7 +20,6 @@ from icefall_pathways.training import runs
 from icefall_pathways.training.callbacks import Callback
 
 LIBRARY = str(Path(icefall_pathways.__file__).parent)
-ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 
 # Operators whose result, or its size, depends on tensor values.
 READERS = (
@@ -124,7 +122,7 @@ def make_masks(model, path):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("model", [tiny_run.MODEL, ZIPFORMER], ids=["emformer", "zipformer"])
+@pytest.mark.parametrize("model", [tiny_run.MODEL, tiny_run.ZIPFORMER], ids=["emformer", "zipformer"])
 def test_an_update_synchronizes_once(corpus, tmp_path, reads, model, masked):
     options = {"masks": tmp_path / "masks.safetensors"} if masked else {}
     if masked:
@@ -150,7 +148,7 @@ def test_gradient_accumulation_does_not_synchronize_more_often(corpus, tmp_path,
     config = tiny_run.config(
         corpus, tmp_path / "exp", "en", accum_grad=2, valid_interval=100, log_interval=100, num_updates=6
     )
-    runs.train(replace(config, model=ZIPFORMER), [reads])
+    runs.train(replace(config, model=tiny_run.ZIPFORMER), [reads])
     k2_reads = {key: 2 * count for key, count in K2_READS.items()}
     assert device_reads(reads.counts[5]) == {("update.py", "sync_flags"): 1} | k2_reads
 

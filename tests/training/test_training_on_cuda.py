@@ -10,7 +10,6 @@ import torch
 from test_torchrun import RECIPE, to_arguments
 
 from icefall_pathways.experiment import checkpoints
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
@@ -18,7 +17,7 @@ from icefall_pathways.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
-MODELS = {"emformer": tiny_run.MODEL, "zipformer": ModelConfig(encoder_type="zipformer", zipformer="tiny")}
+MODELS = {"emformer": tiny_run.MODEL, "zipformer": tiny_run.ZIPFORMER}
 PRECISIONS = {"float32": {}, "float16": {"use_fp16": True}, "bfloat16": {"use_bf16": True}}
 # Relative difference of losses from those on the CPU. In float16, updates are skipped until the loss scale is small.
 # The Zipformer draws other random numbers on a GPU.

@@ -17,7 +17,6 @@ from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 
 LANGUAGES = ["en", "fr", "it"]
-ZIPFORMER = ModelConfig(encoder_type="zipformer", zipformer="tiny")
 VECTOR = "encoder_embed.out.vector_"
 
 
@@ -53,7 +52,7 @@ def vectors(state):
     ("model", "masks"),
     [
         *((tiny_run.MODEL, masks) for masks in ("dense", "lap", "pathways")),
-        *((ZIPFORMER, masks) for masks in ("dense", "pathways")),
+        *((tiny_run.ZIPFORMER, masks) for masks in ("dense", "pathways")),
     ],
     ids=lambda value: value if isinstance(value, str) else value.encoder_type,
 )
