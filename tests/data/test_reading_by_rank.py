@@ -1,11 +1,14 @@
 """A rank reads the cuts of its own batches only, whatever the number of cuts, ranks and completed updates."""
 
 import pytest
+from lhotse import Recording
+from speech_cuts import lengths, make_cuts, write_cuts
 
 from icefall_pathways.data import indexing, manifests
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.dataset import SpeechDataset
+from icefall_pathways.data.manifests import DataError
 
 
 def record(monkeypatch, owner, name, argument=lambda value: value):
@@ -49,6 +52,20 @@ def test_a_rank_reads_the_cuts_of_its_own_batches_only_in_all_updates(monkeypatc
     batches = [batch.cut_ids for batch in data.train_batches(0, updates, 1, rank, world_size, accum_grad)]
     assert batches == whole[rank::world_size]
     assert len(read) == sum(map(len, batches))
+
+
+def test_the_first_of_many_unsuitable_recordings_is_reported_without_reading_the_others(
+    monkeypatch, tokenizer, tmp_path
+):
+    cuts = make_cuts(tmp_path, "en", "en", lengths(20))
+    for cut in cuts:
+        cut.recording = Recording(cut.id, [], sampling_rate=8000, num_samples=80000, duration=10.0)
+    write_cuts(tmp_path, "en", "train", cuts)
+    read = record(monkeypatch, CutIndex, "_read")
+    config = DataConfig(manifest_dir=tmp_path, languages="en", num_workers=0, on_the_fly_feats=True)
+    with pytest.raises(DataError, match=f"cut {cuts[0].id} in .* 8000"):
+        SpeechDataModule(config, tokenizer).updates_per_epoch(1)
+    assert read == [0]
 
 
 def test_ranks_load_disjoint_parts_of_the_dev_set(monkeypatch, data):

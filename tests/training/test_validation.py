@@ -7,6 +7,7 @@ import tiny_run
 import torch
 from ranks import fork_ranks
 
+from icefall_pathways.data.dataset import SpeechDataset
 from icefall_pathways.decoding.scoring import Utterance, score
 from icefall_pathways.searches import GreedySearch, Hypothesis
 
@@ -49,18 +50,29 @@ def test_the_decoded_cuts_are_distributed_over_the_dev_set(corpus, tmp_path, mon
 
 
 def test_ranks_share_the_validation_and_return_the_same_metrics(corpus, tmp_path):
-    metrics = {}
+    metrics, read = {}, {}
     for world_size in (1, 2):
         fork_ranks(_validate, world_size, tmp_path / str(world_size), corpus, tmp_path)
         for rank in range(world_size):
-            metrics[world_size, rank] = torch.load(tmp_path / f"{rank}-of-{world_size}.pt", weights_only=False)
+            saved = torch.load(tmp_path / f"{rank}-of-{world_size}.pt", weights_only=False)
+            metrics[world_size, rank], read[world_size, rank] = saved
     for language, expected in metrics[1, 0].items():
         assert "wer" in expected
         for rank in range(2):
             assert metrics[2, rank][language] == pytest.approx(expected)
+    assert read[2, 0] and read[2, 1], "both ranks read features"
+    assert sorted(read[2, 0] + read[2, 1]) == sorted(read[1, 0]), "one rank reads the features of a cut"
 
 
 def _validate(rank, corpus, folder):
+    """Save the metrics, and the ids of the cuts whose features this rank has read."""
     config = tiny_run.config(corpus, folder / "exp")
     trainer = tiny_run.make_trainer(replace(config, data=replace(config.data, max_duration=2.0)), rank)
-    torch.save(trainer.validator(1), folder / f"{rank.index}-of-{rank.world_size}.pt")
+    read, load = [], SpeechDataset.__getitem__
+
+    def record(dataset, plan):
+        read.extend(plan.cuts.ids)
+        return load(dataset, plan)
+
+    SpeechDataset.__getitem__ = record  # in this process, which is a fork
+    torch.save((trainer.validator(1), read), folder / f"{rank.index}-of-{rank.world_size}.pt")
