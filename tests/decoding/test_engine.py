@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn_masks import random_masks
 from stream_models import make_model
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.streaming import EngineError, Source, StreamEncoder, StreamingDecoder, engine
 from icefall_pathways.export.stream import export_stream
 from icefall_pathways.pathways.activation import FoldedPathways
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 
 LANGUAGES = ("en", "fr", "it")
@@ -27,11 +27,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def masks(model):
-    masks = PathwayMasks.dense(model, LANGUAGES)
-    for name in masks.names:
-        for language in LANGUAGES:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.7)
-    return masks
+    return random_masks(model, LANGUAGES, density=0.7)
 
 
 def _sources():

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from stream_models import make_model, random_masks, spread_tokens
+from drawn_masks import random_masks
+from stream_models import make_model, spread_tokens
 from tiny_experiment import make_experiment, write_complementary_masks
 
 from icefall_pathways.commands.export import Config, run

@@ -9,7 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from stream_models import MODELS, make_model, random_masks
+from drawn_masks import random_masks
+from stream_models import MODELS, make_model
 
 from icefall_pathways import torch_compat
 from icefall_pathways.export.stream import export_stream, language_weights

@@ -1,5 +1,6 @@
 """A small model with all types of prunable layers, and random masks for it."""
 
+import drawn_masks
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +34,5 @@ LAYER_WEIGHTS = ("conv2d.weight", "conv1d.weight", "linear.weight", "lstm.weight
 
 
 def random_masks(model: nn.Module, languages: tuple[str, ...] = LANGUAGES, density: float = 0.5) -> PathwayMasks:
-    masks = PathwayMasks.dense(model, languages)
-    for name in masks.names:
-        for language in languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < density)
-    return masks
+    """Return random masks of all prunable weights; see `drawn_masks.random_masks`."""
+    return drawn_masks.random_masks(model, languages, density=density)

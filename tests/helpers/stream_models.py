@@ -6,7 +6,6 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.language_parameters import language_dependent_modules
-from icefall_pathways.pathways.masks import PathwayMasks
 
 LANGUAGES = ("en", "fr", "it", "nl", "pt-BR")
 SMALL = {
@@ -47,15 +46,6 @@ def make_model(kind: str, vocab_size: int = 20) -> Transducer:
         model.joiner.output_linear.weight *= 8
         model.decoder.embedding.weight[0].normal_()  # so that a pathway has an effect before the first token too
     return model
-
-
-def random_masks(model, languages, roots=None) -> PathwayMasks:
-    """Return masks in which every language uses half of the prunable entries."""
-    masks = PathwayMasks.dense(model, languages, roots)
-    for name in masks.names:
-        for language in languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.5)
-    return masks
 
 
 @torch.inference_mode()

@@ -1,11 +1,13 @@
 """Trainings small enough for tests: random features, a model of two narrow layers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from drawn_masks import random_masks
 from speech_cuts import TEXTS, lengths, make_cuts, write_cuts
 
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
@@ -104,14 +106,14 @@ def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["update"] == b["update"] and a["best_valid_loss"] == b["best_valid_loss"]
 
 
-def save_random_masks(model: Transducer, path: Path) -> None:
-    """Write random masks of all languages for a model, with 40 % of the entries."""
-    masks = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder-predictor"])
-    generator = torch.Generator().manual_seed(1)
-    for name in masks.names:
-        for language in LANGUAGES:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape, generator=generator) < 0.4)
+def save_random_masks(
+    model: Transducer, path: Path, languages: Sequence[str] = LANGUAGES, seed: int = 1
+) -> PathwayMasks:
+    """Write random masks of encoder and predictor with 40 % of the entries, and return them."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = random_masks(model, languages, runs.PRUNE_SCOPES["encoder-predictor"], 0.4, generator)
     masks.save(path)
+    return masks
 
 
 def train_until(config: ExperimentConfig, update: int) -> None:

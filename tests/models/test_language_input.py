@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from stream_models import MODELS, make_model, random_masks
+from drawn_masks import random_masks
+from stream_models import MODELS, make_model
 from torch import nn
 
 from icefall_pathways.models.config import ModelConfig

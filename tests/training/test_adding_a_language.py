@@ -22,11 +22,7 @@ def pathways(corpus, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exp") / "pathways"
     config = tiny_run.config(corpus, exp_dir, "en fr", masks=exp_dir / "given.safetensors", num_updates=6)
     model = build_model(replace(config.model, ctc_head=True), 20)
-    masks = PathwayMasks.dense(model, ["en", "fr"], runs.PRUNE_SCOPES["encoder-predictor"])
-    for name in masks.names:
-        for language in masks.languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.3)
-    masks.save(config.training.masks)
+    tiny_run.save_random_masks(model, config.training.masks, ["en", "fr"])
     runs.train(config)
     return exp_dir
 

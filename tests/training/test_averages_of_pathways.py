@@ -3,6 +3,7 @@
 import pytest
 import tiny_run
 import torch
+from drawn_masks import random_masks
 
 from icefall_pathways.data.datamodule import SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer
@@ -10,7 +11,6 @@ from icefall_pathways.decoding.config import DecodeConfig
 from icefall_pathways.decoding.pretrained import load_trained_model
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 
 LANGUAGES = ["en", "fr", "it"]
@@ -23,10 +23,7 @@ def run(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("averages")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
     start = checkpoints.read(folder / "dense" / "checkpoint-1.pt")["model"]
-    masks = PathwayMasks.dense(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNE_SCOPES["encoder"])
-    for name in masks.names:
-        for language in LANGUAGES:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
+    masks = random_masks(build_model(tiny_run.MODEL, 20), LANGUAGES, runs.PRUNE_SCOPES["encoder"], 0.4)
     masks.save(folder / "masks.safetensors")
     config = tiny_run.config(
         corpus,

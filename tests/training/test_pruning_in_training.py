@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny_run
 import torch
+from drawn_masks import random_masks
 
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.launch.ranks import launch
@@ -130,10 +131,7 @@ def test_masks_of_the_target_sparsity_need_no_ramp(corpus, tmp_path):
 
 def test_gradual_pruning_only_removes_entries_of_the_initial_masks(corpus, tmp_path):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    initial = PathwayMasks.dense(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
-    for name in initial.names:
-        for language in LANGUAGES:
-            initial.set_mask(name, language, torch.rand(initial.codes[name].shape) < 0.5)
+    initial = random_masks(model, LANGUAGES, runs.PRUNE_SCOPES["encoder"])
     initial.save(tmp_path / "masks.safetensors")
     config = tiny_run.config(corpus, tmp_path / "exp", masks=tmp_path / "masks.safetensors")
     pruning = JointPruningConfig("gradual", sparsity=0.9, prune_every=2)

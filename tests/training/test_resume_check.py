@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 import tiny_run
-import torch
 from speech_cuts import TEXTS
 
 from icefall_pathways.data.tokenizer import train_tokenizer
 from icefall_pathways.launch.ranks import Rank
 from icefall_pathways.models.transducer import build_model
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import JointPruningConfig
 from icefall_pathways.training.resume_check import check_resumable
@@ -25,12 +23,7 @@ def dense(corpus, tmp_path_factory):
 
 def make_masks(path, languages, seed):
     model = build_model(replace(tiny_run.MODEL, ctc_head=True), 20)
-    masks = PathwayMasks.dense(model, languages, runs.PRUNE_SCOPES["encoder-predictor"])
-    generator = torch.Generator().manual_seed(seed)
-    for name in masks.names:
-        for language in languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape, generator=generator) < 0.4)
-    masks.save(path)
+    tiny_run.save_random_masks(model, path, languages, seed)
     return path
 
 

@@ -17,7 +17,6 @@ import torch
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.launch import jobs
 from icefall_pathways.launch.signals import EXIT_CODES, Stopped
-from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.training import runs
 from icefall_pathways.training.config import PruningConfig
 from icefall_pathways.training.metrics import read_metrics
@@ -89,12 +88,8 @@ def masked(corpus, tmp_path_factory):
     """Run an uninterrupted training with masks and random augmentation; return its options."""
     folder = tmp_path_factory.mktemp("masked")
     runs.train(tiny_run.config(corpus, folder / "dense", num_updates=1))
-    model = checkpoints.build(checkpoints.newest(folder / "dense")[1])
-    masks = PathwayMasks.dense(model, ["en", "fr", "it"], runs.PRUNE_SCOPES["encoder-predictor"])
-    for name in masks.names:
-        for language in masks.languages:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.4)
-    masks.save(folder / "masks.safetensors")
+    model = checkpoints.build(tiny_run.newest_checkpoint(folder / "dense"))
+    tiny_run.save_random_masks(model, folder / "masks.safetensors")
     config = tiny_run.config(
         corpus,
         folder / "uninterrupted",

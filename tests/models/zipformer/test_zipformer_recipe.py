@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from drawn_masks import random_masks
 from gpu import default_device
 
 from icefall_pathways.models.config import ModelConfig
@@ -13,7 +14,7 @@ from icefall_pathways.models.transducer import build_model
 from icefall_pathways.models.zipformer.config import UNLIMITED
 from icefall_pathways.models.zipformer.encoder import feature_mask, layer_skip_rates
 from icefall_pathways.pathways.activation import activate
-from icefall_pathways.pathways.masks import PathwayMasks, prunable_parameters
+from icefall_pathways.pathways.masks import prunable_parameters
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -80,19 +81,11 @@ def test_only_weights_of_linear_and_convolution_layers_are_prunable(causal):
     assert ("layer.conv_module1.depthwise_conv.chunkwise_conv_scale" in others) == causal
 
 
-def halved_masks(model):
-    masks = PathwayMasks.dense(model, LANGUAGES, ["encoder_embed", "encoder"])
-    for name in masks.names:
-        for language in LANGUAGES:
-            masks.set_mask(name, language, torch.rand(masks.codes[name].shape) < 0.5)
-    return masks
-
-
 @torch.no_grad()
 def test_entries_outside_the_mask_have_no_effect():
     """In whole utterances and in chunks; entries inside the mask of every parameter have an effect."""
     model = make(chunk_size="16", left_context_frames="32").eval()
-    masks = halved_masks(model)
+    masks = random_masks(model, LANGUAGES, ["encoder_embed", "encoder"])
     x, lens = torch.randn(1, 45, 80), torch.tensor([45])
     states = [
         torch.randn_like(state) if state.is_floating_point() else state + 20
@@ -124,7 +117,7 @@ def test_gradients_outside_the_mask_are_zero_in_training():
     """All regularizers that modify gradients are active."""
     model = make().train()
     set_position(model, 1e5)  # where few layers are skipped
-    masks = halved_masks(model)
+    masks = random_masks(model, LANGUAGES, ["encoder_embed", "encoder"])
     y, y_lens = torch.randint(3, 20, (4, 4)), torch.tensor([4, 3, 2, 1])
     with activate(model, masks, "en"):
         losses = model(torch.randn(4, 60, 80), torch.tensor([60, 50, 40, 30]), y, y_lens)
