@@ -10,7 +10,7 @@ from lhotse import Recording, SupervisionSegment
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
-from icefall_pathways.corpora.recordings import read_recording
+from icefall_pathways.corpora.recordings import read_recording, supervise
 from icefall_pathways.corpora.splitting import Speech, divide, sentence_key
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, Rejection
 from icefall_pathways.errors import last_line
@@ -113,16 +113,7 @@ def _read_clips(
             report.drop(language.code, split, *recording)
             continue
         report.add_notes(language.code, split, [*clip.notes, *_notes(recording)])
-        supervision = SupervisionSegment(
-            id=clip.id,
-            recording_id=clip.id,
-            start=0.0,
-            duration=recording.duration,
-            channel=recording.channel_ids if recording.num_channels > 1 else 0,
-            text=clip.text,
-            language=language.code,
-            speaker=clip.speaker or None,
-        )
+        supervision = supervise(recording, clip.text, language.code, clip.speaker or None)
         yield recording.resample(SAMPLE_RATE), supervision
 
 

@@ -18,7 +18,7 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.layout import ANY_CORPUS, SPLITS, SplitFiles, find_corpus, write_manifests
-from icefall_pathways.corpora.recordings import read_recording
+from icefall_pathways.corpora.recordings import read_recording, supervise
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason
 from icefall_pathways.errors import last_line
 from icefall_pathways.files import read_lines
@@ -199,7 +199,8 @@ def _read_lines(
             report.drop(language.code, split, *recording)
             continue
         report.add_notes(language.code, split, _notes(recording, line.gender))
-        yield recording.resample(SAMPLE_RATE), _supervision(line, recording, language)
+        supervision = supervise(recording, line.normalized_text, language.code, line.speaker, line.gender)
+        yield recording.resample(SAMPLE_RATE), supervision
 
 
 def _read_recording(folder: Path, language: Language, line: _Line) -> Recording | tuple[Reason, str]:
@@ -234,20 +235,6 @@ def _notes(recording: Recording, gender: str | None) -> list[str]:
         )
         if applies
     ]
-
-
-def _supervision(line: _Line, recording: Recording, language: Language) -> SupervisionSegment:
-    return SupervisionSegment(
-        id=line.handle,
-        recording_id=line.handle,
-        start=0.0,
-        duration=recording.duration,
-        channel=recording.channel_ids if recording.num_channels > 1 else 0,
-        text=line.normalized_text,
-        language=language.code,
-        speaker=line.speaker,
-        gender=line.gender,
-    )
 
 
 def _audio_path(folder: Path, handle: str) -> Path | None:

@@ -1,10 +1,12 @@
-"""Recordings of audio files."""
+"""Recordings of audio files, and supervisions of whole recordings."""
 
 from contextlib import suppress
 from pathlib import Path
 
 import soundfile
-from lhotse import Recording
+from lhotse import Recording, SupervisionSegment
+
+from icefall_pathways.languages import LanguageCode
 
 _HEAD_BYTES = 4096
 _UNKNOWN_LENGTH = 1 << 62  # samples; libsndfile reports the largest integer
@@ -24,6 +26,23 @@ def read_recording(path: Path, recording_id: str) -> Recording:
             "again, to a file"
         )
     return recording
+
+
+def supervise(
+    recording: Recording, text: str, language: LanguageCode, speaker: str | None, gender: str | None = None
+) -> SupervisionSegment:
+    """Return the supervision of a whole recording, with the same id and all of its channels."""
+    return SupervisionSegment(
+        id=recording.id,
+        recording_id=recording.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=recording.channel_ids if recording.num_channels > 1 else 0,
+        text=text,
+        language=language,
+        speaker=speaker,
+        gender=gender,
+    )
 
 
 def _check_channels(path: Path) -> None:
