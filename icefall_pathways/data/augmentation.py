@@ -12,7 +12,7 @@ from lhotse import CutSet
 from lhotse.dataset import CutMix, SpecAugment
 from torch import Tensor
 
-from icefall_pathways.corpora.paths import PathResolver
+from icefall_pathways.corpora.path_resolver import PathResolver
 from icefall_pathways.data.batch import Batch
 from icefall_pathways.data.manifests import read_cuts
 from icefall_pathways.data.perturbation import PerturbationConfig, perturb

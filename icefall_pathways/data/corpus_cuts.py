@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 
 from icefall_pathways.corpora.layout import SplitFiles, find_corpus, result_name
-from icefall_pathways.corpora.paths import PathResolver
+from icefall_pathways.corpora.path_resolver import PathResolver
 from icefall_pathways.data.cut_index import CutIndex
 from icefall_pathways.data.data_config import DataConfig
 from icefall_pathways.data.indexing import hash_memory, open_index

@@ -16,7 +16,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from safetensors import safe_open
 
-from icefall_pathways.corpora.paths import PathResolver
+from icefall_pathways.corpora.path_resolver import PathResolver
 from icefall_pathways.data.manifests import DataError, parse_cut
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.data.usable_cuts import describe_cut

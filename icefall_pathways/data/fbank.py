@@ -17,7 +17,7 @@ from tqdm import tqdm
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.description import CorpusDescription
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, describe_corpus, find_corpus
-from icefall_pathways.corpora.paths import PathResolver
+from icefall_pathways.corpora.path_resolver import PathResolver
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Reason
 from icefall_pathways.data.feature_shards import FEATURES, SHARD_SIZE, write_shard
 from icefall_pathways.data.manifests import (

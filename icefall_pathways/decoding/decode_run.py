@@ -24,7 +24,7 @@ from icefall_pathways.decoding.config import (
     TrainedModelConfig,
 )
 from icefall_pathways.decoding.cut_audio import read_blocks
-from icefall_pathways.decoding.parts import Decoded, DividedTestSet, Part, Timing, decode_parts, divide
+from icefall_pathways.decoding.divided_test_sets import Decoded, DividedTestSet, Part, Timing, decode_parts, divide
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.decoding.scoring import Alternative, Utterance, write_results
 from icefall_pathways.decoding.streaming import FRAME_SECONDS, AudioError, Source, StreamingDecoder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.corpora.layout import SplitFiles
-from icefall_pathways.decoding.parts import Timing
+from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Score, read_results, score, summarize, write_summary
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import exclusive_lock, read_json

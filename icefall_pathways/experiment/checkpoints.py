@@ -24,7 +24,7 @@ from icefall_pathways.experiment.icefall_checkpoints import read_structure
 from icefall_pathways.files import TEMPORARY_PREFIX, atomic_write, sha256
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.language_input import languages_of_vectors
-from icefall_pathways.models.size import check_size
+from icefall_pathways.models.size_check import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.optim.averaging import average_range, last_sample
 from icefall_pathways.options import from_dict

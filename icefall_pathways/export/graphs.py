@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from icefall_pathways.data.level import LevelNorm, normalize_frames
-from icefall_pathways.export.onnx import EXAMPLE_STREAMS, export_onnx
-from icefall_pathways.export.proto import with_metadata
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, export_onnx, with_metadata
 from icefall_pathways.export.sherpa_states import SherpaStates, sherpa_states
 from icefall_pathways.models.folding import example_chunk, fold
 from icefall_pathways.models.joiner import Joiner

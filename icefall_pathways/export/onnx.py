@@ -50,6 +50,16 @@ def export_onnx(
     return file.getvalue()
 
 
+def with_metadata(graph: bytes, metadata: Mapping[str, object]) -> bytes:
+    """Return a serialized graph with metadata, which runtimes read as strings."""
+    import onnx  # late: most commands import this module and export nothing
+
+    model = onnx.load_from_string(graph)
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in metadata.items()})
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
 def write_graphs(graphs: Iterable[tuple[Path, bytes]]) -> None:
     """Write serialized graphs to files, each atomically."""
     for path, graph in graphs:
@@ -65,7 +75,7 @@ def without_values(graph: bytes, names: Collection[str]) -> bytes:
     Raises:
       ValueError: The graph lacks one of the constants.
     """
-    import onnx  # late: most commands import this module and export nothing
+    import onnx  # late, as above
 
     model = onnx.load_from_string(graph)
     constants = {constant.name: constant for constant in model.graph.initializer}

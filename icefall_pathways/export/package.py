@@ -32,7 +32,7 @@ from icefall_pathways.export.precision import PRECISIONS, Precision
 from icefall_pathways.files import atomic_write, read_json, sha256, write_json
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.language_input import language_of_vector
-from icefall_pathways.models.size import check_size
+from icefall_pathways.models.size_check import check_size
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks, code_type

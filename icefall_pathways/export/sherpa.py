@@ -26,8 +26,8 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
 from icefall_pathways.export.language_model import language_model
 from icefall_pathways.export.onnx import write_graphs
+from icefall_pathways.export.onnx_precision import convert
 from icefall_pathways.export.precision import Precision
-from icefall_pathways.export.proto import convert
 from icefall_pathways.export.sherpa_states import sherpa_states
 from icefall_pathways.export.tokens import VOCABULARY_FILE, write_token_files
 from icefall_pathways.files import write_json

@@ -27,9 +27,8 @@ from icefall_pathways.export.graphs import Predictor
 from icefall_pathways.export.multilingual import Step, multilingual_graph
 from icefall_pathways.export.multilingual_folder import DESCRIPTION_FILE, check_precision, encoder_step
 from icefall_pathways.export.nemo_features import conversion_matrix, convert_features
-from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx, write_graphs
+from icefall_pathways.export.onnx import EXAMPLE_STREAMS, WeightsAsInputs, export_onnx, with_metadata, write_graphs
 from icefall_pathways.export.precision import Precision
-from icefall_pathways.export.proto import with_metadata
 from icefall_pathways.export.sherpa import SherpaFiles
 from icefall_pathways.export.tokens import VOCABULARY_FILE, write_token_files
 from icefall_pathways.files import atomic_write

@@ -12,7 +12,7 @@ from mls_folder import TEXTS, make_language
 
 from icefall_pathways.commands import compute_fbank, export_shar, prepare_manifests
 from icefall_pathways.corpora.description import DESCRIPTION_FILE, CorpusDescription
-from icefall_pathways.corpora.paths import PathResolver
+from icefall_pathways.corpora.path_resolver import PathResolver
 from icefall_pathways.data.datamodule import DataConfig, SpeechDataModule
 from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.config import DecodeConfig, StreamingDecodeConfig

@@ -11,7 +11,7 @@ from stream_models import make_model
 
 from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.decoding.streaming import EngineError, Source, StreamEncoder, StreamingDecoder, engine
-from icefall_pathways.export.stream import export_stream
+from icefall_pathways.export.stream_graph import export_stream
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.searches import GreedySearch, ModifiedBeamSearch
 

@@ -9,7 +9,7 @@ import pytest
 
 from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding import summary as summary_module
-from icefall_pathways.decoding.parts import Timing
+from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Utterance, write_results
 from icefall_pathways.decoding.summary import LanguageResult, ResultSummary
 from icefall_pathways.languages import get_language

@@ -34,8 +34,8 @@ from icefall_pathways.decoding.sherpa_check import (
 from icefall_pathways.experiment import checkpoints
 from icefall_pathways.export.graphs import encoder_graph, joiner_graph, predictor_graph
 from icefall_pathways.export.language_model import language_model
+from icefall_pathways.export.onnx_precision import convert
 from icefall_pathways.export.precision import PRECISIONS
-from icefall_pathways.export.proto import convert
 from icefall_pathways.export.sherpa import INDEX_FILE, export_sherpa
 from icefall_pathways.export.sherpa_process import SherpaError, decode_with_sherpa
 from icefall_pathways.export.sherpa_states import sherpa_states

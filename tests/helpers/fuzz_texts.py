@@ -13,8 +13,8 @@ from fuzzing import Case, Files
 from icefall_pathways.corpora.description import CorpusDescription
 from icefall_pathways.corpora.validation import CorpusReport
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.decoding.divided_test_sets import Decoded
 from icefall_pathways.decoding.language_id.model import LanguageIdModel
-from icefall_pathways.decoding.parts import Decoded
 from icefall_pathways.decoding.scoring import Utterance, read_results, write_results
 from icefall_pathways.experiment import layout, model_files
 from icefall_pathways.searches.context_graph import build_context_graph, read_context_file

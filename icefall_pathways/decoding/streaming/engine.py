@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.errors import first_line
-from icefall_pathways.export.stream import StreamGraph, export_stream, language_weights
+from icefall_pathways.export.stream_graph import StreamGraph, export_stream, language_weights
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.language_cache import LanguageCache

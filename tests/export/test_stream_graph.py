@@ -13,7 +13,7 @@ from drawn_masks import random_masks
 from stream_models import MODELS, make_model
 
 from icefall_pathways import torch_compat
-from icefall_pathways.export.stream import export_stream, language_weights
+from icefall_pathways.export.stream_graph import export_stream, language_weights
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import FoldedPathways

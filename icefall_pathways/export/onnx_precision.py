@@ -1,21 +1,12 @@
-"""Metadata and precision of serialized ONNX graphs."""
+"""Conversion of serialized ONNX graphs to another precision."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
 
 from icefall_pathways.export.precision import Precision
-
-
-def with_metadata(graph: bytes, metadata: Mapping[str, object]) -> bytes:
-    """Return a serialized graph with metadata, which runtimes read as strings."""
-    model = onnx.load_from_string(graph)
-    onnx.helper.set_model_props(model, {name: str(value) for name, value in metadata.items()})
-    serialized: bytes = model.SerializeToString()
-    return serialized
 
 
 def convert(graph: bytes, precision: Precision) -> bytes:
