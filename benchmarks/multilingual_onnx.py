@@ -6,8 +6,8 @@ Usage:
   OMP_NUM_THREADS=1 benchmarks/multilingual_onnx.py
   OMP_NUM_THREADS=1 benchmarks/multilingual_onnx.py --exp-dir egs/mls/ASR/exp/demo/pathways
 
-Without --exp-dir, the models are random, with random masks of 70 % sparsity in four languages. Sizes of the encoder, in
-megabytes (1,000,000 bytes):
+Without --exp-dir, the models are those of 5 M parameters in streaming_models.py, with random weights, and random masks
+of 70 % sparsity in four languages. Sizes of the encoder, in megabytes (1,000,000 bytes):
 
   graph         the graph of all languages
   bound         entropy of the mask codes, and the float32 weights that at least one language uses
@@ -31,6 +31,7 @@ import numpy as np
 import onnxruntime
 import torch
 from random_masks import LANGUAGES, SPARSITY, random_masks
+from streaming_models import MODELS, VOCAB_SIZE
 from tabulate import tabulate
 
 from icefall_pathways.data.features import FbankConfig
@@ -41,14 +42,12 @@ from icefall_pathways.export.language_model import language_model
 from icefall_pathways.export.multilingual import LANGUAGE, multilingual_graph
 from icefall_pathways.export.multilingual_folder import encoder_step
 from icefall_pathways.export.packed_weights import pack_weights
-from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import Transducer, build_model
 from icefall_pathways.options import parse, run_script
 from icefall_pathways.pathways.activation import FoldedPathways
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import PositiveInt
 
-VOCAB_SIZE = 500
 # Prints the bytes by which the creation of a session raises the peak memory of its process.
 _EXPAND = """
 import re, sys, onnxruntime
@@ -60,10 +59,7 @@ before = peak()
 session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 print(peak() - before)
 """
-MODELS = {
-    "Emformer, 5 M": ModelConfig(num_encoder_layers=6, encoder_dim=256, nhead=4, dim_feedforward=1024),
-    "Zipformer, 5 M": ModelConfig(encoder_type="zipformer", zipformer="small", chunk_size="32"),
-}
+_RANDOM_MODELS = ("emformer-5M", "zipformer-5M")
 
 Inputs = dict[str, np.ndarray]
 
@@ -93,7 +89,7 @@ def main(config: BenchmarkConfig) -> None:
 def _models(exp_dir: Path | None) -> list[tuple[str, Transducer, PathwayMasks, FbankConfig]]:
     if exp_dir is None:
         torch.manual_seed(1)
-        models = {name: build_model(model_config, VOCAB_SIZE).eval() for name, model_config in MODELS.items()}
+        models = {name: build_model(MODELS[name], VOCAB_SIZE).eval() for name in _RANDOM_MODELS}
         return [
             (name, model, random_masks(model, LANGUAGES, SPARSITY), FbankConfig(level_norm="running-max"))
             for name, model in models.items()
