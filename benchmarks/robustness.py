@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
-"""Word error rates with silence or noise around the speech, and at other levels than that of the recordings.
+"""Word error rates with silence or noise around the speech, at other levels, and with the bandwidth of telephones.
 
 Usage, after `make demo`, in egs/mls/ASR:
 
   ../../../benchmarks/robustness.py --exp-dir exp/demo/pathways --write 1
 
 Every condition changes the same test utterances: zeros or white noise of a level before, after or between them (pairs
-of utterances in one stream), or a gain. A mark shows where the word error rate exceeds that of the unchanged utterances
-by more than `GOAL` points.
+of utterances in one stream), a gain, or a sample rate of 8 kHz. A mark shows where the word error rate exceeds that of
+the unchanged utterances by more than `GOAL` points.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import soundfile
+import soxr
 import torch
 from tables import put_table
 from torch import Tensor
@@ -33,6 +37,7 @@ GOAL = 1.0  # largest increase of the word error rate, in points
 _TABLES = Path(__file__).with_suffix(".md")
 _FILLS = {"zeros": None, "noise at -60 dBFS": -60.0, "noise at -45 dBFS": -45.0}
 _POSITIONS = ("before", "after", "between")
+_TELEPHONE_RATE = 8000  # Hz
 
 Speech = tuple[Tensor, list[str]]
 """Samples (n,), and their words."""
@@ -53,6 +58,9 @@ class RobustnessConfig(StreamingConfig):
 
     gains: str = "6 -6 -12 -20 -30"
     """Gains in dB, separated by spaces."""
+
+    tables: tuple[Literal["silence", "gains", "bandwidth"], ...] = ("silence", "gains", "bandwidth")
+    """Tables to measure."""
 
     vad: VadName = "none"
     """Voice activity detection, as in transcribe.py."""
@@ -114,31 +122,49 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Word error rates of each language, as text.
+class Telephone:
+    """A sample rate of 8 kHz, with 16 bits or the 8 bits of G.711 mu-law."""
 
-    Attributes:
-      header: Header of both tables.
-      silence: Rows of silence and noise.
-      gains: Rows of gains.
-    """
+    mu_law: bool
 
-    header: list[str]
-    silence: list[list[str]]
-    gains: list[list[str]]
+    @property
+    def name(self) -> str:
+        """The row of the table."""
+        return "8 kHz, mu-law" if self.mu_law else "8 kHz"
+
+    def apply(self, speech: Sequence[Speech], rng: np.random.Generator) -> Iterator[Speech]:
+        """Yield the speech, resampled to 8 kHz and back."""
+        for samples, words in speech:
+            file = io.BytesIO()
+            narrow = soxr.resample(samples.numpy(), SAMPLE_RATE, _TELEPHONE_RATE)
+            subtype = "ULAW" if self.mu_law else "PCM_16"
+            soundfile.write(file, narrow, _TELEPHONE_RATE, format="WAV", subtype=subtype)
+            file.seek(0)
+            decoded, _ = soundfile.read(file, dtype="float32")
+            yield torch.from_numpy(soxr.resample(decoded, _TELEPHONE_RATE, SAMPLE_RATE)), words
 
 
-def measure(config: RobustnessConfig) -> Tables:
-    """Measure the word error rates under all conditions, and print them."""
-    experiment = load_experiment(config)
+Condition = Silence | Gain | Telephone
+
+
+def _conditions(config: RobustnessConfig) -> dict[str, list[Condition]]:
+    """Return the conditions of each table."""
     seconds = parse_numbers("--seconds", config.seconds, float)
-    silences = [Silence(fill, position, s) for position in _POSITIONS for fill in _FILLS for s in seconds]
-    gains = [Gain(value) for value in parse_numbers("--gains", config.gains, float, Range())]
+    return {
+        "silence": [Silence(fill, position, s) for position in _POSITIONS for fill in _FILLS for s in seconds],
+        "gains": [Gain(value) for value in parse_numbers("--gains", config.gains, float, Range())],
+        "bandwidth": [Telephone(mu_law=False), Telephone(mu_law=True)],
+    }
+
+
+def measure(config: RobustnessConfig) -> dict[str, list[list[str]]]:
+    """Measure and print the word error rates; return the rows of each table, the header first."""
+    experiment, conditions = load_experiment(config), _conditions(config)
     speech = {language.code: _draw(experiment, config, language.code) for language in experiment.data.languages}
     clean = {code: _error_rate(experiment, config, code, utterances) for code, utterances in speech.items()}
     print("unchanged", clean, flush=True)
 
-    def row(condition: Silence | Gain) -> list[str]:
+    def row(condition: Condition) -> list[str]:
         cells = [condition.name]
         for code, utterances in speech.items():
             rng = np.random.default_rng(config.seed)
@@ -147,8 +173,8 @@ def measure(config: RobustnessConfig) -> Tables:
         print(" | ".join(cells), flush=True)
         return cells
 
-    first = ["unchanged", *(f"{wer:.1f}" for wer in clean.values())]
-    return Tables(["condition", *speech], [first, *map(row, silences)], [first, *map(row, gains)])
+    first = [["condition", *speech], ["unchanged", *(f"{wer:.1f}" for wer in clean.values())]]
+    return {table: [*first, *map(row, conditions[table])] for table in config.tables}
 
 
 def _cell(wer: float, clean: float) -> str:
@@ -194,8 +220,8 @@ def main() -> None:
     config = parse(RobustnessConfig, __doc__ or "")
     tables = measure(config)
     if config.write:
-        put_table(_TABLES, f"silence, --vad {config.vad}", tables.header, tables.silence)
-        put_table(_TABLES, f"gains, --vad {config.vad}", tables.header, tables.gains)
+        for name, (header, *rows) in tables.items():
+            put_table(_TABLES, f"{name}, --vad {config.vad}", header, rows)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,17 @@ def test_gains_scale_the_samples(robustness):
         assert words == original_words
 
 
+@pytest.mark.parametrize("mu_law", [False, True])
+def test_telephones_keep_what_is_below_4_khz(robustness, mu_law):
+    """Tones of 1 and 6 kHz; mu-law has a signal-to-noise ratio of about 38 dB."""
+    time = torch.arange(16000) / 16000
+    low, high = (0.3 * torch.sin(2 * torch.pi * frequency * time) for frequency in (997, 6000))
+    ((samples, words),) = robustness.Telephone(mu_law).apply([(low + high, ["word"])], np.random.default_rng(1))
+    assert words == ["word"] and samples.shape == low.shape
+    error = float(10 * torch.log10((samples - low)[1000:-1000].square().mean() / low.square().mean()))
+    assert -45 < error < -30 if mu_law else error < -60
+
+
 def test_cells_that_miss_the_goal_are_marked(robustness):
     assert robustness._cell(6.0, 5.0) == "6.0 (+1.0)"
     assert robustness._cell(6.1, 5.0) == "6.1 (+1.1) **"
