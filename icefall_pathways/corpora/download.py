@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from icefall_pathways.corpora.archives import unpack
-from icefall_pathways.corpora.mls_layout import folder_name
+from icefall_pathways.corpora.mls_layout import DOWNLOAD_MARK, folder_name
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.files import write_errors
 from icefall_pathways.languages import parse_languages
@@ -52,6 +52,7 @@ def download_mls(config: DownloadConfig) -> None:
     if not missing:
         return
     config.corpus_dir.mkdir(parents=True, exist_ok=True)
+    (config.corpus_dir / DOWNLOAD_MARK).touch()
     checksums = _read_checksums(f"{config.base_url.rstrip('/')}/md5sum.txt")
     for name in missing:
         archive = config.corpus_dir / f"{name}.tar.gz"

@@ -21,6 +21,7 @@ SEGMENTS_FILE = "segments.txt"
 METAINFO_FILE = "metainfo.txt"
 HANDLES_FILE = "handles.txt"
 LIMITED_DIR = "limited_supervision"
+DOWNLOAD_MARK = ".download"  # in a folder that the downloader has started to fill
 AUDIO_SUFFIXES = (".flac", ".opus")
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from icefall_pathways.corpora.mls_layout import DOWNLOAD_MARK
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport
 from icefall_pathways.languages import DEFAULT_LANGUAGES, MLS_LANGUAGES, Language, LanguageCode, TextOptions
 from icefall_pathways.sharding.executors import Workers
@@ -83,6 +84,7 @@ class CorpusSpec:
       is_own: Result files have the name of the user's folder in place of the name of the corpus.
       synthetic: The command also runs in an existing --corpus-dir, to verify or complete it. A downloaded corpus is
         used unchanged.
+      download_mark: File that the command creates first: in a folder with it, the command completes the download.
     """
 
     name: str
@@ -98,6 +100,7 @@ class CorpusSpec:
     expected_dropped_share: float = 0.0
     is_own: bool = False
     synthetic: bool = False
+    download_mark: str = ""
 
     def load(self) -> CorpusModule:
         """Import the module."""
@@ -164,6 +167,7 @@ CORPORA: dict[str, CorpusSpec] = {
             languages=tuple(MLS_LANGUAGES),
             acquire_command="download_mls",
             acquire_options=("audio_format", "base_url"),
+            download_mark=DOWNLOAD_MARK,
             has_plain_text=True,
         ),
         CorpusSpec(

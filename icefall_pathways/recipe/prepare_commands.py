@@ -18,7 +18,8 @@ def corpus_command(config: PrepareConfig) -> tuple[tuple[str, ...], str]:
       ValueError: The corpus cannot be downloaded or synthesized, and --corpus-dir is not an existing folder.
     """
     spec = get_corpus(config.corpus)
-    if not spec.synthetic and config.has_corpus:
+    is_download = bool(spec.download_mark) and Path(config.corpus_folder, spec.download_mark).exists()
+    if not spec.synthetic and not is_download and config.has_corpus:
         return (), f"The corpus is in {config.corpus_folder}"
     if spec.acquire_command is None:
         raise _missing_corpus(config)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from recipe_graphs import read
 
+from icefall_pathways.corpora.download import DownloadConfig, download_mls
+from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.run import run_graph
 from icefall_pathways.recipe.study import study_graph
@@ -35,6 +37,17 @@ def test_corpus_selected_by_name_is_created_in_a_new_folder(tmp_path, options, s
     assert Path(step.command[1]).name == script and "--corpus-dir new" in " ".join(step.command)
     assert step.message.startswith(f"Creating {tmp_path}/new for --corpus ")
     assert run_graph(read("run", options))[0].steps[0].message == ""
+
+
+def test_a_download_is_completed_and_other_folders_are_used_unchanged(tmp_path):
+    def command():
+        return run_graph(read("run", "--corpus mls --corpus-dir mls"))[0].steps[0].command
+
+    (tmp_path / "mls" / "mls_english").mkdir(parents=True)
+    assert command() == ()
+    with pytest.raises(CorpusError, match="cannot reach"):
+        download_mls(DownloadConfig(tmp_path / "mls", base_url="http://127.0.0.1:1"))
+    assert Path(command()[1]).name == "download_mls.py"
 
 
 def test_preset_uses_an_existing_folder_of_its_corpus(tmp_path):
