@@ -24,7 +24,7 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.layout import SPLITS
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
-from icefall_pathways.corpora.mini_text import CONTENTS, draw_sentence
+from icefall_pathways.corpora.mini_text import CONTENTS, check_content, draw_sentence
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.files import atomic_write, read_json, write_json
@@ -57,7 +57,8 @@ class MiniCorpusConfig(Options):
     """Hours of training speech of some languages, such as "en=0.6 it=0.2"."""
 
     content: str = "numbers calendar"
-    """Types of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary)."""
+    """Types of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary), names (of countries,
+    languages and currencies; without numbers, for languages that have no number words here)."""
 
     highest_number: int = 30
     """Largest number in sentences."""
@@ -118,7 +119,8 @@ class MiniCorpusConfig(Options):
           The languages.
 
         Raises:
-          ValueError: An option is out of range, or there are too few sentences for disjoint splits.
+          ValueError: An option is out of range, a language has no number words, or there are too few sentences for
+            disjoint splits.
         """
         languages = parse_languages(self.languages)
         get_corpus("mini").check_languages(languages)
@@ -126,6 +128,7 @@ class MiniCorpusConfig(Options):
             raise ValueError(f"--hours names {' '.join(sorted(unused))}: expected only --languages {self.languages!r}")
         for language in languages:
             self.hours_of(language)
+            check_content(language, self.sentence_types())
             for split in SPLITS:
                 draw_sentence(language, split, self.sentence_types(), self.highest_number, self.seed, random.Random(0))
         return languages

@@ -27,6 +27,13 @@ VOICES = {
     "es": ("es", "es-419"),
     "pt": ("pt", "pt-br"),
     "pl": ("pl",),
+    "be": ("be",),
+    "bg": ("bg",),
+    "ca": ("ca", "ca-ba", "ca-nw", "ca-va"),
+    "da": ("da",),
+    "el": ("el",),
+    "ro": ("ro",),
+    "ru": ("ru",),
 }
 
 # Natural-sounding variants; whispering, croaking, and robot voices are excluded.

@@ -14,6 +14,23 @@ _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of t
 _MAX_DRAWS = 10_000
 
 
+def check_content(language: Language, content: tuple[str, ...]) -> None:
+    """Check that sentences of these types can be drawn.
+
+    Raises:
+      ValueError: They contain numbers, and num2words does not offer the language.
+    """
+    from num2words import (
+        CONVERTER_CLASSES,  # imported here and below on first use: the command line does not need these packages
+    )
+
+    if set(content) != {"names"} and language.code not in CONVERTER_CLASSES:
+        raise ValueError(
+            f"--content {' '.join(content)!r} has numbers, and there are no {language.name} number words: expected "
+            "--content names, or other --languages"
+        )
+
+
 def draw_sentence(
     language: Language, split: str, content: tuple[str, ...], highest_number: int, seed: int, rng: random.Random
 ) -> str:
@@ -59,9 +76,7 @@ def _split_of(sentence: str, language: Language, seed: int) -> str:
 
 @cache
 def _number_words(value: int, code: str) -> str:
-    from num2words import (
-        num2words,  # imported here and below on first use: the command line does not need these packages
-    )
+    from num2words import num2words
 
     return num2words(value, lang=code).replace("-", " ")
 
@@ -129,11 +144,12 @@ _PHRASES: tuple[Callable[[str, int, random.Random], str], ...] = (_quantities, _
 # Excludes abbreviations and codes ("Imp. gallons", "1e9"), which have no unambiguous pronunciation.
 _PRONOUNCEABLE = re.compile(r"(?!.*([^\W\d]\d|\d[^\W\d]|[^\W\d]\.))[\w\s,.:'’-]+")
 
-#: The types of sentences, by increasing vocabulary.
+#: The types of sentences; all but names contain number words.
 CONTENTS: dict[str, Callable[[str, int, random.Random], str]] = {
     "numbers": _numbers,
     "calendar": _calendar,
     "phrases": _phrases,
+    "names": _name_lists,
 }
 
 

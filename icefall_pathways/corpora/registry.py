@@ -143,6 +143,7 @@ class CorpusSpec:
 
 
 _LANGUAGES_OF_STAMPS = tuple(map(LanguageCode, ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")))
+_LANGUAGES_OF_MINI = (*MLS_LANGUAGES, *(code for code in _LANGUAGES_OF_STAMPS if code not in MLS_LANGUAGES))
 _MANIFEST_OPTIONS = ("manifest_weights", "language_map")
 _SIZE_OPTIONS = ("hours_per_language", "hours", "content", "dev_utterances", "test_utterances", "seed")
 
@@ -153,7 +154,7 @@ CORPORA: dict[str, CorpusSpec] = {
             name="mini",
             description="the embedded corpus: synthetic speech in MLS layout",
             module="icefall_pathways.corpora.mini",
-            languages=tuple(MLS_LANGUAGES),
+            languages=_LANGUAGES_OF_MINI,
             acquire_command="make_mini_corpus",
             acquire_options=(*_SIZE_OPTIONS, "num_jobs"),
             content_options=_SIZE_OPTIONS,
