@@ -76,6 +76,7 @@ def _stamps(config: RunConfig) -> RunConfig:
         data_dir=Path("data/stamps"),
         exp_root=Path("exp/stamps"),
         vocab_size=200,
+        ngram_order=6,
         prepare_args="--perturb-speed 1",
         at_once=2,
         mask_updates=160,
@@ -86,6 +87,8 @@ def _stamps(config: RunConfig) -> RunConfig:
         ),
         finetune_args=f"{training} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
         search_args=f"{training} --base-lr 0.002 {_SEARCH}",
+        # Models of so few updates delete many tokens, and fusion adds to that: the penalty compensates both.
+        decode_args="--max-duration 100 --ngram-lm-scale 0.4 --blank-penalty 1.5",
     )
 
 

@@ -32,6 +32,7 @@ def test_stamps_have_a_preset_of_their_own(line):
     updates = {job.name: options_of(job, "num-updates", "updates-per-round")[0][1:] for job in run_graph(config)}
     assert len({updates[name] for name in ("dense-continued", "lap", "pathways")}) == 1
     assert int(updates["masks-lap"][1]) == len(languages.split()) * int(updates["masks-pathways"][1])
+    assert "--ngram-lm 'data/stamps/lang_bpe_200/ngram-6-{language}.arpa'" in lines["streaming-decode-pathways"]
     assert environment(config).items() >= SINGLE_THREAD.items()
     assert lines["dense"] != commands(run_graph(read("run", "--corpus stamps --encoder-type zipformer")))["dense"]
 
