@@ -1,8 +1,8 @@
-"""Train an n-gram language model over tokens for each language, on its training transcripts.
+r"""Train an n-gram language model over tokens for each language, on its training transcripts.
 
 Usage:
 
-  ./local/train_ngram.py --cuts-dir data/fbank --languages "en fr it nl" --bpe-model data/lang_bpe_500/bpe.model \\
+  ./local/train_ngram.py --cuts-dir data/fbank --languages "en fr it nl" --bpe-model data/lang_bpe_500/bpe.model \
     --order 4 --ngram-lm "data/lang_bpe_500/ngram-4-{language}.arpa"
 
 The models are for small corpora: all n-grams are counted in memory. Decoding uses them with the same --ngram-lm.
