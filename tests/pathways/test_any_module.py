@@ -181,7 +181,7 @@ def test_weight_norm_of_recurrent_and_attention_modules_is_an_error():
         prunable_parameters(weight_norm(nn.MultiheadAttention(4, 2), "in_proj_weight"))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # the category depends on the version of torch
 def test_scripted_module_is_an_error():
     with pytest.raises(ValueError, match="0 is a TorchScript module"):
         prunable_parameters(nn.Sequential(torch.jit.script(nn.Linear(3, 3)), nn.Linear(3, 3)))
