@@ -55,7 +55,7 @@ docs: env
 
 bench: env
 	@. tools/cpu_env.sh && \
-	  OMP_NUM_THREADS=2 "$(PYTHON_BIN)/python" benchmarks/training.py --rounds 9 --write 1 && \
+	  OMP_NUM_THREADS=1 "$(PYTHON_BIN)/python" benchmarks/training.py --rounds 5 --write 1 && \
 	  OMP_NUM_THREADS=1 "$(PYTHON_BIN)/python" benchmarks/decoding.py --seconds 10 --rounds 3 --write 1
 
 gpu-check: env
