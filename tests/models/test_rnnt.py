@@ -238,6 +238,18 @@ def test_peaked_probabilities_do_not_lose_paths():
         torch.testing.assert_close(own_grad, grad)
 
 
+@pytest.mark.parametrize("scales", SCALES)
+def test_gradients_of_contradicting_scores_sum_to_zero(scales):
+    """A constant added to all scores of a frame changes no probability, also where all of them round to 0.
+
+    The joint probabilities round to 0 if every token that one side finds likely is impossible for the other.
+    """
+    am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
+    loss, _, _ = smoothed_rnnt_loss(100 * am, 100 * lm, y, boundary, *scales)
+    for gradient in torch.autograd.grad(loss, [am, lm]):
+        assert gradient.sum(dim=2).abs().max() < 1e-4 * gradient.abs().max()
+
+
 def test_autocast_does_not_change_the_losses(device):
     am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
     ranges = ranges_of(am, lm, y, boundary, 3)

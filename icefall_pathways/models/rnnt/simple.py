@@ -43,8 +43,8 @@ def smoothed_scores(am: Tensor, lm: Tensor, y: Tensor, am_scale: float, lm_scale
     Args: see `smoothed_rnnt_loss`.
     """
     joint_scale, tiny = 1.0 - am_scale - lm_scale, torch.finfo(am.dtype).tiny
-    # Normalizers do not depend on the maxima, so their gradients are not needed.
-    am_max, lm_max = am.detach().amax(dim=2, keepdim=True), lm.detach().amax(dim=2, keepdim=True)
+    # Normalizers depend on the maxima, and need their gradients, if `tiny` exceeds the sum of the exponentials.
+    am_max, lm_max = am.max(dim=2, keepdim=True).values, lm.max(dim=2, keepdim=True).values
     am_exp, lm_exp = (am - am_max).exp(), (lm - lm_max).exp()
     normalizer = (torch.bmm(lm_exp, am_exp.transpose(1, 2)) + tiny).log() + lm_max + am_max.transpose(1, 2)
 
