@@ -10,7 +10,7 @@ from lhotse import Recording, SupervisionSegment
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, write_manifests
-from icefall_pathways.corpora.recordings import read_recording, supervise
+from icefall_pathways.corpora.recordings import make_supervision, read_recording
 from icefall_pathways.corpora.splitting import Speech, divide, sentence_key
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason, Rejection
 from icefall_pathways.errors import last_line
@@ -113,7 +113,7 @@ def _read_clips(
             report.drop(language.code, split, *recording)
             continue
         report.add_notes(language.code, split, [*clip.notes, *_notes(recording)])
-        supervision = supervise(recording, clip.text, language.code, clip.speaker or None)
+        supervision = make_supervision(recording, clip.text, language.code, clip.speaker or None)
         yield recording.resample(SAMPLE_RATE), supervision
 
 

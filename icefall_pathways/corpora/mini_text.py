@@ -20,9 +20,8 @@ def check_content(language: Language, content: tuple[str, ...]) -> None:
     Raises:
       ValueError: They contain numbers, and num2words does not offer the language.
     """
-    from num2words import (
-        CONVERTER_CLASSES,  # imported here and below on first use: the command line does not need these packages
-    )
+    # Imported here and below on first use: the command line does not need these packages.
+    from num2words import CONVERTER_CLASSES
 
     if set(content) != {"names"} and language.code not in CONVERTER_CLASSES:
         raise ValueError(

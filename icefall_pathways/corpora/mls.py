@@ -18,7 +18,7 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.download import DownloadConfig, download_mls
 from icefall_pathways.corpora.layout import ANY_CORPUS, SPLITS, SplitFiles, find_corpus, write_manifests
-from icefall_pathways.corpora.recordings import read_recording, supervise
+from icefall_pathways.corpora.recordings import make_supervision, read_recording
 from icefall_pathways.corpora.validation import CorpusError, CorpusReport, Note, Reason
 from icefall_pathways.errors import last_line
 from icefall_pathways.files import read_lines
@@ -199,7 +199,7 @@ def _read_lines(
             report.drop(language.code, split, *recording)
             continue
         report.add_notes(language.code, split, _notes(recording, line.gender))
-        supervision = supervise(recording, line.normalized_text, language.code, line.speaker, line.gender)
+        supervision = make_supervision(recording, line.normalized_text, language.code, line.speaker, line.gender)
         yield recording.resample(SAMPLE_RATE), supervision
 
 

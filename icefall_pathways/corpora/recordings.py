@@ -28,10 +28,10 @@ def read_recording(path: Path, recording_id: str) -> Recording:
     return recording
 
 
-def supervise(
+def make_supervision(
     recording: Recording, text: str, language: LanguageCode, speaker: str | None, gender: str | None = None
 ) -> SupervisionSegment:
-    """Return the supervision of a whole recording, with the same id and all of its channels."""
+    """Return a supervision of a whole recording, with the id of the recording and all of its channels."""
     return SupervisionSegment(
         id=recording.id,
         recording_id=recording.id,

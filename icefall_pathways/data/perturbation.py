@@ -126,18 +126,18 @@ def perturb_features(utterances: Sequence[Tensor], config: PerturbationConfig, s
         utterances = [_add_silence(x, num_frames, rng) for x in utterances]
     if config.narrowband_perturb:
         is_narrow = rng.random(len(utterances)) < config.narrowband_perturb
-        utterances = [_narrow(x) if narrow else x for x, narrow in zip(utterances, is_narrow, strict=True)]
+        utterances = [_limit_bandwidth(x) if narrow else x for x, narrow in zip(utterances, is_narrow, strict=True)]
     return list(utterances)
 
 
-def _narrow(features: Tensor) -> Tensor:
+def _limit_bandwidth(features: Tensor) -> Tensor:
     """Return features (T, F) with the bandwidth of a recording at 8 kHz."""
-    return (features + _narrow_response().to(features)).clamp(min=_FLOOR)
+    return (features + _narrowband_response().to(features)).clamp(min=_FLOOR)
 
 
 @lru_cache(maxsize=1)
-def _narrow_response() -> Tensor:
-    """Return what resampling to 8 kHz and back adds to the log-mel energies (F,), computed once per process."""
+def _narrowband_response() -> Tensor:
+    """Return the log gain (F,) per mel bin of resampling to 8 kHz and back, computed once per process."""
     samples = _noise_samples()
     narrow = soxr.resample(soxr.resample(samples, SAMPLE_RATE, _NARROW_RATE), _NARROW_RATE, SAMPLE_RATE)
     return _log_mel(narrow).exp().mean(0).log() - _log_mel(samples).exp().mean(0).log()

@@ -128,17 +128,6 @@ def shar_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     )
 
 
-def _max_dropped_share(config: PrepareConfig) -> float:
-    return max(config.max_dropped_share, get_corpus(config.corpus).expected_dropped_share)
-
-
-def _execution_options(config: PrepareConfig) -> dict[str, str]:
-    """Return the options of many machines that are used."""
-    values = {"executor": config.executor, "dask_scheduler": config.dask_scheduler, "shard": config.shard}
-    defaults = ExecutionConfig()
-    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
-
-
 def ngram_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
     """Return the command that trains the n-gram models of some languages."""
     return program("local", "train_ngram") + option_words(
@@ -148,3 +137,14 @@ def ngram_command(config: PrepareConfig, languages: str) -> tuple[str, ...]:
         order=config.ngram_order,
         ngram_lm=config.ngram_lm,
     )
+
+
+def _max_dropped_share(config: PrepareConfig) -> float:
+    return max(config.max_dropped_share, get_corpus(config.corpus).expected_dropped_share)
+
+
+def _execution_options(config: PrepareConfig) -> dict[str, str]:
+    """Return the options of many machines that are used."""
+    values = {"executor": config.executor, "dask_scheduler": config.dask_scheduler, "shard": config.shard}
+    defaults = ExecutionConfig()
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}

@@ -186,9 +186,9 @@ def _read_earlier_efforts(exp_dir: Path, options: Mapping[str, Any]) -> tuple[Ef
     """Return the efforts of the initial model and of the search, given the options of a training."""
     initial, search = Effort(), Effort()
     if options["masks"]:
-        search = _read_search_effort(_present_path(exp_dir, options, options["masks"]))
+        search = _read_search_effort(_current_path(exp_dir, options, options["masks"]))
     if options["init_from"]:
-        folder = _present_path(exp_dir, options, options["init_from"])
+        folder = _current_path(exp_dir, options, options["init_from"])
         initial = _read_effort(folder)
         if not math.isnan(initial.updates):
             earlier = _read_earlier_efforts(folder, read_json(folder / layout.CONFIG_FILE)["training"])
@@ -204,6 +204,6 @@ def _read_search_effort(masks_file: Path) -> Effort:
     return effort
 
 
-def _present_path(exp_dir: Path, options: Mapping[str, Any], path: str) -> Path:
-    """Return a path in the options where it is now, if it has been moved together with the experiment."""
+def _current_path(exp_dir: Path, options: Mapping[str, Any], path: str) -> Path:
+    """Return the current location of a path in the options, assuming that it was moved together with the experiment."""
     return exp_dir.absolute() / os.path.relpath(path, options["exp_dir"])

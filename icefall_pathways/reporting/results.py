@@ -133,7 +133,7 @@ def comparison_table(results: list[SystemResult]) -> str:
 
 
 def relative_changes(results: list[SystemResult]) -> str:
-    """Format the relative change of a system's average WER against each other system, in percent.
+    """Format the relative change of a system's average WER against each of the others, in percent.
 
     The system is the last one with masks, or the last one if none has masks. Systems without errors are left out: a
     change against them is infinite. The result is empty if no system is left.
