@@ -15,6 +15,7 @@ from torch import Tensor
 
 from icefall_pathways.decoding.streaming import AudioError, Recognizer, Result, ScoredSamples, score_speech
 from icefall_pathways.serve.audio import as_float
+from icefall_pathways.serve.load import BatchCost
 from icefall_pathways.serve.metrics import Metrics
 from icefall_pathways.serve.sessions import SegmentEvent, SpeechEvent, SpeechSession
 
@@ -84,6 +85,8 @@ class Batcher:
         self._load, self._last_batch = 0.0, 0.0
         self._batch_start: float | None = None  # while a batch runs
         self._chunk_seconds = 1.0
+        self._cost = BatchCost()
+        self._recent: dict[int, float] = {}  # time of their last batch by the id of the streams of the last second
         metrics.load.set_function(lambda: self.load)  # it falls to 0 when the batches end
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
@@ -112,6 +115,12 @@ class Batcher:
         if start is None:
             return self._load if now - self._last_batch < _IDLE_SECONDS else 0.0
         return max(self._load, (now - start) / self._chunk_seconds)
+
+    def expected_load(self, num_more: int) -> float:
+        """Return the load if the streams of the last second and `num_more` others have a chunk in the same batch."""
+        is_idle = time.monotonic() - self._last_batch >= _IDLE_SECONDS
+        num_streams = num_more + (0 if is_idle else len(self._recent))
+        return self._cost.predict(num_streams) / self._chunk_seconds
 
     def _run(self) -> None:
         while not self._stopping:
@@ -195,6 +204,9 @@ class Batcher:
         recent = self._load if start - self._last_batch < _IDLE_SECONDS else 0.0
         self._load = recent + _SMOOTHING * (seconds / self._chunk_seconds - recent)
         self._last_batch = start + seconds
+        self._cost.add(len(ready), seconds)
+        times = self._recent | dict.fromkeys(map(id, ready), self._last_batch)
+        self._recent = {key: time for key, time in times.items() if self._last_batch - time < _IDLE_SECONDS}
         self._metrics.batch_seconds.observe(seconds)
         self._metrics.batch_streams.observe(len(ready))
 

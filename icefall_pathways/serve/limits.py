@@ -38,8 +38,8 @@ class Limits(Options):
     """Hotwords per stream; 0: none."""
 
     max_load: Annotated[float, Range(0, open_minimum=True)] = 0.7
-    """Refuse new streams while a batch takes longer than this share of the duration of a chunk: the open streams keep
-    their latency."""
+    """Refuse new streams if a batch takes, or with another stream is expected to take, longer than this share of the
+    duration of a chunk: the open streams keep their latency."""
 
     idle_timeout: PositiveFloat = 60.0
     """Seconds without a message from the client after which its stream is ended, or, if it does not read the results,

@@ -121,9 +121,15 @@ class Service:
             return "the server is shutting down: use another one"
         if len(self.streams) >= self.limits.max_streams:
             return f"all {self.limits.max_streams} streams (--max-streams) are in use: try again later"
-        if self.load > self.limits.max_load:
-            return f"the load is {self.load:.2f}, more than {self.limits.max_load:g} (--max-load): try again later"
+        load = max(self.load, self._expected_load())
+        if load > self.limits.max_load:
+            return f"the load would be {load:.2f}, more than {self.limits.max_load:g} (--max-load): try again later"
         return None
+
+    def _expected_load(self) -> float:
+        """Return the load with another stream; 0 if it is the only one, which a slow machine decodes late."""
+        num_starting = sum(stream.is_starting for stream in self.streams)
+        return self._batcher.expected_load(num_starting + 1) if self.streams else 0.0
 
     def open_stream(
         self,

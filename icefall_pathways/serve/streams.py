@@ -17,6 +17,7 @@ from icefall_pathways.serve.recognizers import SpeechModel
 from icefall_pathways.serve.sessions import LanguageEvent, SegmentEvent, SpeechEvent, SpeechSession
 from icefall_pathways.transcription.audio import split_blocks
 
+_START_SECONDS = 2.0  # in which most clients send the audio of the first chunk
 _MAX_EVENTS = 100  # undelivered events after which no more audio is accepted
 
 
@@ -70,7 +71,8 @@ class ClientStream:
         self._num_samples = self._num_buffered = 0
         self._events: deque[SpeechEvent] = deque()
         self._all_arrived = False
-        self._last_active, self._waits_for_space = monotonic(), False
+        self._opened = self._last_active = monotonic()
+        self._waits_for_space = False
         self._space, self._arrived = asyncio.Event(), asyncio.Event()
 
     @cached_property
@@ -121,6 +123,11 @@ class ClientStream:
     def touch(self) -> None:
         """Note that the client sent a message."""
         self._last_active = monotonic()
+
+    @property
+    def is_starting(self) -> bool:
+        """The stream was opened a short time ago, and none of its audio has been decoded: no batch shows its cost."""
+        return self.decoded_seconds == 0 and monotonic() - self._opened < _START_SECONDS
 
     @property
     def idle_seconds(self) -> float:
