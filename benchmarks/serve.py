@@ -12,7 +12,7 @@ Streams at real time: for each number of streams, the 50th, 95th and 99th percen
            chunk, batching and computation
   final    from the end of the audio to the last message
 
-and the CPU seconds of the server process per second of audio.
+and the CPU seconds of the server process per second of audio, and the memory that the server adds per stream.
 
 Streams as fast as possible, which the server slows down to its capacity: CPU seconds per second of audio of the server
 process, of the recognizer alone with a chunk of all streams per batch, and of the server if all audio is in one
@@ -48,7 +48,7 @@ from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.serve.recognizers import SpeechModel
 
 REPORT = Path(__file__).with_suffix(".md")
-HEADER = ("streams", "partial 50/95/99 %", "final 50/95/99 %", "refused", "CPU")
+HEADER = ("streams", "partial 50/95/99 %", "final 50/95/99 %", "refused", "CPU", "kB per stream")
 CAPACITY = ("streams", "server", "recognizer alone", "share", "one language", "mixed / one", "kB per stream")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -77,6 +77,12 @@ class LoadConfig(Options):
 
     seconds: PositiveFloat = 20.0
     """Seconds of audio per stream."""
+
+    ramp: PositiveFloat = 1.0
+    """Seconds in which all streams at real time start."""
+
+    max_load: PositiveFloat = 0.7
+    """--max-load of the server for streams at real time; 1e9: refuse none."""
 
     packet: PositiveFloat = 0.1
     """Seconds of audio per message."""
@@ -158,9 +164,9 @@ async def play(
 
 
 def play_all(speech: Sequence[Speech], config: LoadConfig, real_time: bool) -> Measurement:
-    """Play all streams, which start at different times within a second if they are played at real time."""
+    """Play all streams, which start at different times within `ramp` seconds if they are played at real time."""
     measured, url = Measurement(), f"ws://127.0.0.1:{config.port}/v1/stream"
-    delay, packet = (1 / len(speech), config.packet) if real_time else (0.0, 0.0)
+    delay, packet = (config.ramp / len(speech), config.packet) if real_time else (0.0, 0.0)
 
     async def play_streams() -> None:
         await asyncio.gather(
@@ -245,12 +251,15 @@ def percentiles(values: Sequence[float]) -> str:
 def measure_delays(config: LoadConfig) -> Iterator[list[str]]:
     """Yield the rows of the table of delays."""
     for count in parse_numbers("--streams", config.streams, int, Range(1)):
-        with run_server(config, count) as pid:
+        with run_server(config, count, "--max-load", str(config.max_load)) as pid:
             cpu = cpu_seconds(pid)
-            measured = play_all(load_speech(config, count), config, real_time=True)
-            cost = (cpu_seconds(pid) - cpu) / (max(1, count - measured.refused) * config.seconds)
+            with peak_memory(pid) as memory:
+                measured = play_all(load_speech(config, count), config, real_time=True)
+            served = max(1, count - measured.refused)
+            cost = (cpu_seconds(pid) - cpu) / (served * config.seconds)
         delays = (percentiles(measured.partial), percentiles(measured.final))
-        yield [str(count), *delays, str(measured.refused), f"{cost:.4f}"]
+        per_stream = (memory[1] - memory[0]) / served / 1e3
+        yield [str(count), *delays, str(measured.refused), f"{cost:.4f}", f"{per_stream:.0f}"]
 
 
 def measure_capacity(config: LoadConfig) -> Iterator[list[str]]:
