@@ -5,6 +5,7 @@ files, with any number of processes.
 """
 
 import io
+import json
 import math
 import random
 import shutil
@@ -22,16 +23,18 @@ from tqdm import tqdm
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
-from icefall_pathways.corpora.layout import SPLITS
+from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
-from icefall_pathways.corpora.mini_text import CONTENTS, check_content, draw_sentence
+from icefall_pathways.corpora.mini_text import CONTENTS, TRANSCRIPTS, check_content, draw_sentence
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.registry import get_corpus
+from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.files import atomic_write, read_json, write_json
 from icefall_pathways.languages import Language, codes_of, get_language, parse_languages
 from icefall_pathways.options import to_dict
 from icefall_pathways.ranges import Options, PositiveFloat, PositiveInt, Seed
 from icefall_pathways.sharding.executors import process_pool
+from icefall_pathways.sharding.jsonl import read_lines
 
 __all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
 
@@ -58,7 +61,11 @@ class MiniCorpusConfig(Options):
 
     content: str = "numbers calendar"
     """Types of sentences, in equal shares: numbers, calendar, phrases (a large vocabulary), names (of countries,
-    languages and currencies; without numbers, for languages that have no number words here)."""
+    languages and currencies; without numbers, for languages that have no number words here), transcripts."""
+
+    transcripts_dir: str = ""
+    """Folder of the prepared manifests of another corpus, whose training transcripts are the sentences of the type
+    transcripts."""
 
     highest_number: int = 30
     """Largest number in sentences."""
@@ -108,9 +115,23 @@ class MiniCorpusConfig(Options):
           ValueError: There are none, or one is unknown.
         """
         types = tuple(self.content.split())
-        if not types or not set(types) <= set(CONTENTS):
-            raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}")
+        if not types or not set(types) <= {*CONTENTS, TRANSCRIPTS}:
+            raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}, {TRANSCRIPTS}")
+        if (TRANSCRIPTS in types) != bool(self.transcripts_dir):
+            raise ValueError(
+                f"--content {self.content!r} and --transcripts-dir {self.transcripts_dir!r}: expected both the type "
+                f"{TRANSCRIPTS} and a folder of manifests, or neither"
+            )
         return types
+
+    def draw(self, language: Language, split: str, rng: random.Random) -> str:
+        """Draw a sentence of a split.
+
+        Raises:
+          ValueError: There are too few sentences, or no transcripts of the language.
+        """
+        transcripts = _read_transcripts(self.transcripts_dir, language) if self.transcripts_dir else ()
+        return draw_sentence(language, split, self.sentence_types(), self.highest_number, self.seed, rng, transcripts)
 
     def check(self) -> list[Language]:
         """Check all options.
@@ -130,7 +151,7 @@ class MiniCorpusConfig(Options):
             self.hours_of(language)
             check_content(language, self.sentence_types())
             for split in SPLITS:
-                draw_sentence(language, split, self.sentence_types(), self.highest_number, self.seed, random.Random(0))
+                self.draw(language, split, random.Random(0))
         return languages
 
 
@@ -175,11 +196,11 @@ def acquire(corpus_dir: Path, languages: Sequence[Language], num_jobs: int) -> N
 
 
 def _options(config: MiniCorpusConfig) -> dict[str, object]:
-    """Return the options that determine the content of the corpus."""
+    """Return the options that determine the content of the corpus; those of earlier versions have no transcripts."""
     return {
         name: value
         for name, value in to_dict(config).items()
-        if name not in ("corpus_dir", "languages", "num_jobs", "overwrite")
+        if name not in ("corpus_dir", "languages", "num_jobs", "overwrite") and (name != "transcripts_dir" or value)
     }
 
 
@@ -273,6 +294,20 @@ def _make_split(
 
 
 @cache
+def _read_transcripts(folder: str, language: Language) -> list[str]:
+    """Return the distinct training transcripts of a language, sorted.
+
+    Raises:
+      CorpusError: The manifests of the language are missing.
+    """
+    path = SplitFiles(Path(folder), find_corpus(Path(folder), "supervisions"), language, "train").supervisions
+    if not path.exists():
+        raise CorpusError(f"no {path}: expected the folder of manifests of a corpus prepared for {language.name}")
+    texts = {str(json.loads(line)["text"]) for line in read_lines(path)}
+    return sorted(text for text in texts if text.strip())
+
+
+@cache
 def _synthesizer() -> Synthesizer:
     return Synthesizer()
 
@@ -281,7 +316,7 @@ def _make_utterance(job: tuple[MiniCorpusConfig, Language, str, list[Speaker], i
     config, language, split, speakers, index = job
     rng = random.Random(f"{config.seed}/{language.code}/{split}/{index}")
     speaker = rng.choice(speakers)
-    text = draw_sentence(language, split, config.sentence_types(), config.highest_number, config.seed, rng)
+    text = config.draw(language, split, rng)
     handle = f"{speaker.speaker_id}_{10000 + speaker.speaker_id}_{index:06d}"
     path = _audio_path(config.corpus_dir, language, split, handle)
     if not path.exists():

@@ -5,13 +5,16 @@ import random
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from icefall_pathways.languages import Language, foreign_characters
 
 _SPLIT_SHARES = (("test", 12), ("dev", 24), ("train", 100))  # upper bounds of the hash, in percent
 _MAX_DRAWS = 10_000
+
+#: The type of sentences that are transcripts of another corpus.
+TRANSCRIPTS = "transcripts"
 
 
 def check_content(language: Language, content: tuple[str, ...]) -> None:
@@ -23,7 +26,7 @@ def check_content(language: Language, content: tuple[str, ...]) -> None:
     # Imported here and below on first use: the command line does not need these packages.
     from num2words import CONVERTER_CLASSES
 
-    if set(content) != {"names"} and language.code not in CONVERTER_CLASSES:
+    if not set(content) <= {"names", TRANSCRIPTS} and language.code not in CONVERTER_CLASSES:
         raise ValueError(
             f"--content {' '.join(content)!r} has numbers, and there are no {language.name} number words: expected "
             "--content names, or other --languages"
@@ -31,7 +34,13 @@ def check_content(language: Language, content: tuple[str, ...]) -> None:
 
 
 def draw_sentence(
-    language: Language, split: str, content: tuple[str, ...], highest_number: int, seed: int, rng: random.Random
+    language: Language,
+    split: str,
+    content: tuple[str, ...],
+    highest_number: int,
+    seed: int,
+    rng: random.Random,
+    transcripts: Sequence[str] = (),
 ) -> str:
     """Draw a sentence of `split`.
 
@@ -40,16 +49,21 @@ def draw_sentence(
     Args:
       language: Language of the sentence.
       split: "train", "dev", or "test".
-      content: Types of sentences, drawn with equal probability; see `CONTENTS`.
+      content: Types of sentences, drawn with equal probability: of `CONTENTS`, or `TRANSCRIPTS`.
       highest_number: Largest number in sentences.
       seed: Seed of the corpus.
       rng: Source of the draw.
+      transcripts: The sentences of the type `TRANSCRIPTS`, used as they are.
 
     Raises:
       ValueError: There are too few distinct sentences: none of many draws belongs to the split.
     """
     for _ in range(_MAX_DRAWS):
-        sentence = normalize(CONTENTS[rng.choice(content)](language.code, highest_number, rng), language)
+        kind = rng.choice(content)
+        if kind == TRANSCRIPTS:
+            sentence = rng.choice(transcripts)
+        else:
+            sentence = normalize(CONTENTS[kind](language.code, highest_number, rng), language)
         if sentence and _split_of(sentence, language, seed) == split:
             return sentence
     raise ValueError(

@@ -68,6 +68,9 @@ class PrepareConfig(CorpusOptions, ExecutionConfig, SampleConfig):
     content: str = "numbers calendar"
     """mini: kinds of sentences, see make_mini_corpus.py --help."""
 
+    transcripts_dir: str = ""
+    """mini: folder of the prepared manifests of another corpus, for sentences of the kind transcripts."""
+
     dev_utterances: PositiveInt = 60
     """mini: dev utterances per language."""
 

@@ -12,6 +12,7 @@ from lhotse.recipes.mls import prepare_mls
 from icefall_pathways.corpora.mini import SPLITS, MiniCorpusConfig, make_mini_corpus
 from icefall_pathways.files import read_json
 from icefall_pathways.languages import MLS_LANGUAGES
+from icefall_pathways.sharding.jsonl import write_jsonl
 
 SCRIPT = Path(__file__).parents[2] / "egs" / "mls" / "ASR" / "local" / "make_mini_corpus.py"
 OPTIONS = ["--languages", "en nl", "--hours", "en=0.012 nl=0.006", "--dev-utterances", "6", "--test-utterances", "8"]
@@ -182,6 +183,12 @@ def test_a_folder_of_other_files_is_not_changed(tmp_path: Path) -> None:
         ({"hours": "fr=1"}, "--hours names fr: expected only --languages 'en nl'"),
         ({"content": "poems"}, "--content 'poems': expected some of numbers, calendar, phrases"),
         ({"content": "numbers", "highest_number": 0}, "too few english sentences"),
+        ({"content": "transcripts"}, "--transcripts-dir '': expected both the type transcripts and a folder"),
+        ({"transcripts_dir": "data"}, "--transcripts-dir 'data': expected both the type transcripts and a folder"),
+        (
+            {"content": "transcripts", "transcripts_dir": "none"},
+            "expected the folder of manifests of a corpus prepared",
+        ),
         ({"dev_utterances": 0}, "--dev-utterances is 0: expected at least 1"),
         ({"highest_number": -1}, "--highest-number is -1: expected at least 0"),
     ],
@@ -193,3 +200,19 @@ def test_invalid_options_are_rejected_before_any_file_is_written(
         make_mini_corpus(config_for(tmp_path / "mls", **options))
     assert message in str(caught.value)
     assert not (tmp_path / "mls").exists()
+
+
+def test_sentences_are_transcripts_of_another_corpus(tmp_path: Path) -> None:
+    texts = [f"maak het kwaaie-meid {word}" for word in ("een", "twee", "drie", "vier", "vijf", "zes", "zeven")] * 2
+    path = tmp_path / "manifests" / "stamps-dutch_supervisions_train.jsonl.gz"
+    path.parent.mkdir()
+    write_jsonl(path, ({"id": str(index), "text": text} for index, text in enumerate([*texts, " "])))
+    options = {"languages": "nl", "hours": "nl=0.02", "seed": 3, "dev_utterances": 1, "test_utterances": 1}
+    config = config_for(tmp_path / "mls", content="transcripts names", transcripts_dir=str(path.parent), **options)
+    make_mini_corpus(config)
+    sentences = {split: set(transcripts(tmp_path / "mls", "dutch", split).values()) for split in SPLITS}
+    trained = sentences["train"] & set(texts)
+    assert trained and sentences["train"] - trained  # and names
+    assert not sentences["train"] & (sentences["dev"] | sentences["test"])
+    with pytest.raises(ValueError, match=r"made with transcripts_dir='.*manifests'.*--overwrite 1"):
+        make_mini_corpus(dataclasses.replace(config, transcripts_dir=str(shutil.copytree(path.parent, tmp_path / "b"))))

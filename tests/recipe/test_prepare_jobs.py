@@ -38,6 +38,9 @@ def test_done_marks_of_preparation_contain_the_options_that_determine_the_data(t
     mini = prepare_jobs(PrepareConfig(hours="en=2", spm_temperature=2.0))
     assert mini[0].steps[0].mark_text == "mini download/mini 0.4 en=2 numbers calendar 60 120 42"
     assert mini[-2].steps[0].mark_text.endswith("120 42 0, spm_temperature 2")
+    (corpus_job, *_) = prepare_jobs(PrepareConfig(content="transcripts", transcripts_dir="data/manifests"))
+    assert corpus_job.steps[0].mark_text.endswith(" 42 data/manifests")
+    assert "--transcripts-dir data/manifests" in " ".join(corpus_job.steps[0].command)
 
 
 @pytest.mark.parametrize(("store_feats", "field"), [(True, "features"), (False, "recording")])
