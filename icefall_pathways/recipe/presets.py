@@ -109,7 +109,7 @@ _DEMO = RunConfig(demo=True, exp_root=Path("exp/demo"), at_once=3)
 #: Multilingual LibriSpeech.
 MLS = RunConfig()
 #: `make demo`: 20 minutes on two cores.
-DEMO = _mini(_DEMO, "emformer")
+DEMO = replace(_mini(_DEMO, "emformer"), systems="dense-continued dense-language small-dense lap pathways")
 #: `make demo ENCODER=zipformer`.
 DEMO_ZIPFORMER = _mini(_DEMO, "zipformer")
 #: The study of the embedded corpus.
