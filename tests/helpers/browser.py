@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 #: Reason of skipped tests.
-NO_BROWSER = "no browser: run tools/install_browser.sh .venv/bin/python, or install chromium or google-chrome"
+NO_BROWSER = (
+    "no browser, or no libatomic for playwright: run tools/install_browser.sh .venv/bin/python, or install chromium or "
+    "google-chrome, and libatomic1"
+)
 
 _NAMES = ("chromium", "google-chrome", "google-chrome-stable")
 _OPTIONS = [
@@ -33,19 +36,28 @@ _OPTIONS = [
 
 
 def find_browser() -> str | None:
-    """Return the path of a browser, or None.
+    """Return the path of a browser that playwright can drive, or None.
 
     A name in PATH is not enough: some of Ubuntu's commands only print how to install the browser.
     """
     from playwright.sync_api import sync_playwright
 
+    # Fails where Node.js, which playwright brings along, lacks a system library.
+    if not _succeeds([sys.executable, "-m", "playwright", "--version"]):
+        return None
     for path in filter(None, map(shutil.which, _NAMES)):
-        with suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run([path, "--version"], check=True, capture_output=True)
+        if _succeeds([path, "--version"]):
             return path
     with sync_playwright() as playwright:
         downloaded = playwright.chromium.executable_path
     return downloaded if Path(downloaded).exists() else None
+
+
+def _succeeds(command: list[str]) -> bool:
+    with suppress(OSError, subprocess.CalledProcessError):
+        subprocess.run(command, check=True, capture_output=True)
+        return True
+    return False
 
 
 @contextmanager
