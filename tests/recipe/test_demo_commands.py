@@ -24,10 +24,12 @@ EMFORMER = (
     "--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15 --decoder-dim 64 "
     "--joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
 )
+SMALL_ZIPFORMER = "--encoder-dim 24,32,32,32 --encoder-unmasked-dim 24,32,32,32 --feedforward-dim 48"
 SPEECH_ONLY = "--silence-perturb 0 --join-perturb 0"
 SEARCH = "--lr-warmup 25 --warm-updates 0 --lr-schedule eden --lr-batches 1000000 --lr-epochs 1000000"
 DECODE = "--decoding-method modified_beam_search --split test --max-duration 100"
 PRUNE = "--sparsity 0.7 --prune-rounds 4"
+SYSTEMS = ("dense-continued", "dense-language", "small-dense", "lap", "pathways")
 #: Job -> script and options of its command.
 DEMO = {
     "corpus": "local/make_mini_corpus.py --corpus-dir download/mini --languages 'en fr it nl' "
@@ -51,21 +53,29 @@ DEMO = {
     f"{SPEECH_ONLY} --base-lr 0.002 {SEARCH}",
     "dense-continued": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense "
     f"--exp-dir exp/demo/dense-continued --num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
+    "dense-language": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense "
+    f"--exp-dir exp/demo/dense-language --num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0 "
+    "--language-input 1",
+    "small-dense": f"pruned_transducer_pathways/train.py {DATA} --exp-dir exp/demo/small-dense --encoder-type emformer "
+    f"--num-epochs 30 {EMFORMER} {COMMON} --num-updates 3000 --short-first 1 {SPEECH_ONLY} "
+    "--base-lr 0.0015 --lr-warmup 150 --warm-updates 1000 "
+    "--encoder-dim 24 --dim-feedforward 128 --base-lr 0.004 --num-updates 4500",
     "lap": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/lap "
     f"--num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0 "
     "--masks exp/demo/masks-lap/masks.safetensors",
     "pathways": f"pruned_transducer_pathways/train.py {DATA} --init-from exp/demo/dense --exp-dir exp/demo/pathways "
     f"--num-updates 1500 {COMMON} --base-lr 0.004 --lr-warmup 50 --warm-updates 0 "
     "--masks exp/demo/masks-pathways/masks.safetensors",
-    "decode-dense-continued": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/dense-continued {DECODE}",
-    "decode-lap": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/lap {DECODE}",
-    "decode-pathways": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/pathways {DECODE}",
-    "streaming-decode-dense-continued": "pruned_transducer_pathways/streaming_decode.py "
-    f"--exp-dir exp/demo/dense-continued {DECODE}",
-    "streaming-decode-lap": f"pruned_transducer_pathways/streaming_decode.py --exp-dir exp/demo/lap {DECODE}",
-    "streaming-decode-pathways": f"pruned_transducer_pathways/streaming_decode.py --exp-dir exp/demo/pathways {DECODE}",
+    **{
+        f"decode-{name}": f"pruned_transducer_pathways/decode.py --exp-dir exp/demo/{name} {DECODE}" for name in SYSTEMS
+    },
+    **{
+        f"streaming-decode-{name}": f"pruned_transducer_pathways/streaming_decode.py --exp-dir exp/demo/{name} {DECODE}"
+        for name in SYSTEMS
+    },
     "report": 'pruned_transducer_pathways/report.py --systems "dense=exp/demo/dense-continued '
-    'LAP=exp/demo/lap pathways=exp/demo/pathways" --output exp/demo/report.html',
+    "'dense, language as input=exp/demo/dense-language' 'small dense=exp/demo/small-dense' LAP=exp/demo/lap "
+    'pathways=exp/demo/pathways" --output exp/demo/report.html',
 }
 
 
@@ -74,7 +84,7 @@ def test_demo_commands_are_unchanged():
     assert commands(jobs) == {name: normalized(line) for name, line in DEMO.items()}
     assert {job.name for job in jobs if job.parallel} == {
         *("masks-lap", "masks-pathways"),
-        *("dense-continued", "lap", "pathways"),
+        *SYSTEMS,
     }
     environ = environment(read("run", "--demo 1"))
     assert environ.items() >= SINGLE_THREAD.items()
@@ -85,8 +95,13 @@ def test_zipformer_demo_differs_only_in_model_optimizer_and_learning_rates():
     assert lines.keys() == DEMO.keys()
     model = "--zipformer micro --chunk-size 16 --left-context-frames 64"
     schedule = f"{COMMON} --ref-duration 1.5 --optimizer scaled-adam"
+    small = ("--encoder-dim 24 --dim-feedforward 128 --base-lr 0.004", SMALL_ZIPFORMER)
     for name, expected in DEMO.items():
-        expected = expected.replace("--encoder-type emformer", "--encoder-type zipformer").replace(EMFORMER, model)
+        expected = (
+            expected.replace(*small)
+            .replace("--encoder-type emformer", "--encoder-type zipformer")
+            .replace(EMFORMER, model)
+        )
         expected = expected.replace(COMMON, schedule)
         for lr in ("0.0015", "0.002", "0.004"):
             expected = expected.replace(f"--base-lr {lr} ", "--base-lr 0.03 ")
@@ -112,12 +127,6 @@ def test_demo_trains_and_compares_the_selected_systems():
         )
         masks = f"--masks exp/demo/masks-{name}/masks.safetensors"
         assert lines[name] == normalized(DEMO["lap"].replace("/lap ", f"/{name} ").split("--masks")[0] + masks)
-    language = {job.name: job for job in run_graph(read("run", line.replace("small-dense", "dense-language")))}
-    expected = DEMO["dense-continued"].replace("dense-continued", "dense-language")
-    assert commands(language.values())["dense-language"] == normalized(f"{expected} --language-input 1")
-    from_scratch = DEMO["dense"].replace("exp/demo/dense", "exp/demo/small-dense")
-    assert lines["small-dense"] == normalized(
-        f"{from_scratch} --encoder-dim 24 --dim-feedforward 128 --num-updates 4500"
-    )
+    assert lines["small-dense"] == normalized(DEMO["small-dense"])
     words = shlex.split(lines["report"])
     assert "LAP (random mask)=exp/demo/lap-random" in shlex.split(words[words.index("--systems") + 1])

@@ -30,7 +30,7 @@ def test_stage_depends_on_the_previous_stage():
     assert set(jobs["dense"].after) == {"corpus", "manifests", "features", "tokens", "index"}
     assert jobs["masks-lap"].after == jobs["masks-pathways"].after == ("dense",)
     assert jobs["lap"].after == ("masks-lap", "masks-pathways")
-    assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in ("dense-continued", "lap", "pathways"))
+    assert jobs["report"].after == tuple(f"streaming-decode-{name}" for name in presets.DEMO.selected_systems)
 
 
 def test_mls_run_does_not_use_demo_settings(tmp_path):
@@ -141,5 +141,5 @@ def test_decoding_uses_the_ngram_models_of_the_preparation(tmp_path):
     jobs = {job.name: job for job in run_graph(read("run", f"--demo 1 --ngram-order 3 --data-dir {tmp_path}"))}
     path = f"{tmp_path}/lang_bpe_100/ngram-3-{{language}}.arpa"
     names = [name for name, job in jobs.items() if [row[1] for row in options_of(job, "ngram-lm")] == [path]]
-    systems = ("dense-continued", "lap", "pathways")
-    assert names == ["ngram", *(f"{prefix}-{name}" for prefix in ("decode", "streaming-decode") for name in systems)]
+    decodings = [f"{kind}-{name}" for kind in ("decode", "streaming-decode") for name in presets.DEMO.selected_systems]
+    assert names == ["ngram", *decodings]
