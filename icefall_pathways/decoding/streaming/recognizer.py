@@ -209,7 +209,8 @@ class Recognizer:
         unchanged = common_prefix_length(session.previous_tokens, tokens)
         ends_in_speech = is_too_long and not (is_pause or is_region_end)
         complete = self._complete_words(tokens) if ends_in_speech else len(tokens)
-        audio_end = session.num_samples / self.decoder.fbank.sample_rate  # within the last encoder frame
+        last_sample = session.num_samples if session.finished else session.streams_end
+        audio_end = last_sample / self.decoder.fbank.sample_rate  # within the last encoder frame
         end = audio_end if session.finished else min(self._time(session, stream.num_frames), audio_end)
         result = Result(
             language=stream.language,

@@ -112,6 +112,11 @@ class Session:
         return min(self.num_samples, self.offset + _num_samples(stream)) / SAMPLE_RATE
 
     @property
+    def streams_end(self) -> int:
+        """Position after the last sample that the streams have received."""
+        return self.offset + self._num_passed
+
+    @property
     def has_next_region(self) -> bool:
         """Another region of speech follows, or may follow, when the streams are done."""
         return bool(self._waiting) or not self.input_finished
