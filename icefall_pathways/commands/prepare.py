@@ -21,9 +21,12 @@ Stages:
   3  features, validation, statistics: DATA_DIR/fbank
   4  MUSAN features (with --musan-dir)
   5  SentencePiece: DATA_DIR/lang_bpe_<vocab-size>
+  6  index of the training cuts: DATA_DIR/fbank/index
+  7  training cuts in tar files (with --store shar): DATA_DIR/fbank/*_shar_train
+  8  n-gram models of the tokens (with --ngram-order): DATA_DIR/lang_bpe_<vocab-size>/ngram-<order>-<language>.arpa
 
-Finished stages are skipped: DATA_DIR/.done-<stage>-<language> holds the options of a finished stage. Stages 1 and 3 can
-be divided among machines: with --executor dask, or with --shard 1/64 to 64/64 in the parts of an array job.
+Finished stages are skipped: DATA_DIR/.done-<stage>-<language> holds the options of a finished stage. Stages 1, 3
+and 7 can be divided among machines: with --executor dask, or with --shard 1/64 to 64/64 in the parts of an array job.
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,7 @@ Stages:
      with LAP's mask, with pathways
   4  decode offline
   5  decode chunk by chunk
-  6  compare: a table, and EXP_ROOT/report.html
+  6  compare: tables of error rates and costs, and EXP_ROOT/report.html
 
 Run the same command again to resume; finished trainings are skipped. With --demo 1, --preset, your own clips or another
 encoder, the defaults below change: add --help to see them. They include --train-args, --search-args and
