@@ -164,6 +164,7 @@ def _stages(config: PrepareConfig) -> Iterator[_Stage]:
 def _corpus_options(config: PrepareConfig) -> tuple[str, ...]:
     """Return the options that determine the content of the manifests: the corpus, its folder, and others."""
     values = (as_typed(getattr(config, name)) for name in get_corpus(config.corpus).content_options)
+    # Done marks of earlier versions do not have this option.
     transcripts = (config.transcripts_dir,) if config.transcripts_dir else ()
     return config.corpus, config.corpus_folder, *values, *transcripts, *config.text_options
 

@@ -144,7 +144,7 @@ def relative_changes(results: list[SystemResult]) -> str:
         for other in results
         if other is not subject and other.average_wer > 0
     ]
-    return f"Average WER of {subject.name}: {', '.join(changes)}" if changes else ""
+    return f"Average WER of {subject.name}: {'; '.join(changes)}" if changes else ""
 
 
 def masks_summary(masks: PathwayMasks) -> str:

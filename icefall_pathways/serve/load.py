@@ -2,9 +2,9 @@
 
 import threading
 
-_MEMORY = 0.98  # weight of the previous batches, per batch
-_MIN_SPREAD = 0.5  # standard deviation of the numbers of streams from which they show what another stream costs
-_MAX_SHARE = 0.7  # of the average per stream that another stream costs: larger batches are more efficient
+_DECAY = 0.98  # of the weights of earlier batches, per batch
+_MIN_STD = 0.5  # smallest standard deviation of the numbers of streams from which the slope is estimated
+_MAX_SLOPE = 0.7  # relative to the average per stream: larger batches are more efficient
 
 
 class BatchCost:
@@ -21,7 +21,7 @@ class BatchCost:
     def add(self, num_streams: int, seconds: float) -> None:
         """Add a batch."""
         with self._lock:
-            self._weight = _MEMORY * self._weight + 1
+            self._weight = _DECAY * self._weight + 1
             share = 1 / self._weight
             streams, duration = num_streams - self._mean_streams, seconds - self._mean_seconds
             self._mean_streams += share * streams
@@ -35,7 +35,7 @@ class BatchCost:
             if self._weight == 0:
                 return 0.0
             average = self._mean_seconds / self._mean_streams
-            per_stream = _MAX_SHARE * average
-            if self._variance >= _MIN_SPREAD**2:
+            per_stream = _MAX_SLOPE * average
+            if self._variance >= _MIN_STD**2:
                 per_stream = min(max(0.0, self._covariance / self._variance), per_stream)
             return self._mean_seconds + per_stream * (num_streams - self._mean_streams)

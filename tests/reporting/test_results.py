@@ -35,7 +35,7 @@ def test_costs_have_one_row_per_system():
 
 def test_relative_changes_are_against_each_other_system():
     text = results.relative_changes([system("dense", 9.0), system("LAP", 19.0), system("pathways", 4.0)])
-    assert text == "Average WER of pathways: -50.0 % against dense, -75.0 % against LAP"
+    assert text == "Average WER of pathways: -50.0 % against dense; -75.0 % against LAP"
 
 
 @pytest.mark.parametrize(
