@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.transcription.byte_source import ByteSource, SeekableByteSource
-from icefall_pathways.transcription.headers import declared_range, is_complete_ogg, mp3_frames
+from icefall_pathways.transcription.headers import (
+    ac3_block_bytes,
+    declared_range,
+    is_complete_mpegts,
+    is_complete_ogg,
+    mp3_frames,
+)
 from icefall_pathways.transcription.resampling import check_sample_rate
 
 # Not all formats of FFmpeg: playlists open other files, and some formats match any bytes.
@@ -35,6 +41,7 @@ _DURATION_TOLERANCE = {
 # cut between two blocks cannot be noticed.
 _BLOCK_FORMATS = ("voc",)
 _UNKNOWN_DURATION = 1 << 30  # in AVI files that FFmpeg writes to a pipe
+_AC3_CODECS = ("ac3", "eac3")
 _MIN_GAP = 0.1  # seconds
 _MAX_FILLED = 600.0  # seconds by which the silence in gaps may exceed the audio: time stamps may be damaged
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of files that were joined
@@ -134,6 +141,8 @@ class _Decoder:
             yield from (frame for frame in frames if frame.samples > 0)
 
     def _decode(self, packet: "av.Packet[Any]") -> list[AudioFrame]:
+        if self._audio.codec_context.name in _AC3_CODECS and 0 < packet.size < ac3_block_bytes(bytes(packet)):
+            raise ValueError("the end of a block is missing")  # FFmpeg would replace it by other audio, without a note
         if packet.size % self._pcm_frame_bytes == 0:
             return self._audio.decode(packet)
         # The end of a truncated file: the decoder would drop all samples of the packet.
@@ -210,7 +219,10 @@ class _Decoder:
             raise AudioError(self._damages[0] + others)
         if self._has_partial_block:
             raise AudioError(f"truncated or damaged after {self.seconds:.2f} s (the end of a block is missing)")
-        if self._container.format.name == "ogg" and not is_complete_ogg(self._source.tail):
+        name = self._container.format.name
+        if name == "mpegts" and not is_complete_mpegts(bytes(self._source.head), self._source.size):
+            raise AudioError(f"truncated or damaged after {self.seconds:.2f} s (the end of a packet is missing)")
+        if name == "ogg" and not is_complete_ogg(self._source.tail):
             raise AudioError(f"truncated or damaged after {self.seconds:.2f} s (the end of the Ogg stream is missing)")
 
     def _stated_seconds(self) -> float | None:
@@ -243,7 +255,7 @@ def _select_audio(container: InputContainer) -> AudioStream:
     if audio.codec_context is None:
         raise AudioError("its audio codec is not supported: convert it to WAV or FLAC")
     audio.codec_context.thread_count = 1
-    if audio.codec_context.name in ("flac", "ac3", "eac3"):
+    if audio.codec_context.name in ("flac", *_AC3_CODECS):
         audio.codec_context.options = {"err_detect": "crccheck+explode"}
     if audio.codec_context.name == "alac" and container.format.name == "caf":
         # FFmpeg would drop the end: it takes the missing part of the last packet from its samples.

@@ -1,7 +1,7 @@
 """Facts that the headers of containers state, and that FFmpeg does not report.
 
 FFmpeg reads truncated files of these formats without an error: WAV, RF64, W64, AIFF and CAF state the size of the
-samples, Ogg marks its last page, and MP3 files may start with the number of frames.
+samples, Ogg marks its last page, MPEG-TS has packets of one size, and MP3 files may start with the number of frames.
 """
 
 import re
@@ -21,6 +21,12 @@ _AIFF_PLACEHOLDERS = (0x7F000008,)
 _MAX_BLOCK = 1 << 16  # bytes of a block of samples are fewer
 _OGG_HEADER, _OGG_END_OF_STREAM = 27, 4
 _XING_HAS_FRAMES = 1
+# Kilobits per second of AC-3 by the code of the block size; FFmpeg does not report blocks that are too short.
+_AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+_LAST_AC3_VERSION = 10  # later ones are E-AC-3
+_MPEGTS_SYNC = 0x47
+# Bytes per packet and position of the first sync byte: plain, after time stamps (Blu-ray), with error correction.
+_MPEGTS_LAYOUTS = ((188, 0), (192, 4), (204, 0))
 _WAV_EXTENSIBLE = 0xFFFE
 _PCM_NAMES = {  # by format tag and bytes per sample
     **{(1, 1): "u8", (1, 2): "s16le", (1, 3): "s24le", (1, 4): "s32le"},
@@ -178,6 +184,28 @@ def is_complete_ogg(tail: bytes) -> bool:
     segments = tail[start + _OGG_HEADER : start + _OGG_HEADER + num_segments]
     is_whole = len(segments) == num_segments and len(tail) >= start + _OGG_HEADER + num_segments + sum(segments)
     return is_whole and bool(flags & _OGG_END_OF_STREAM)
+
+
+def is_complete_mpegts(head: bytes, size: int) -> bool:
+    """Return whether an MPEG-TS file of `size` bytes ends with a whole packet, or does not start with one."""
+    for packet, first in _MPEGTS_LAYOUTS:
+        if set(head[first : first + 8 * packet : packet]) == {_MPEGTS_SYNC}:
+            return size % packet == 0
+    return True
+
+
+def ac3_block_bytes(block: bytes) -> int:
+    """Return the size that a block of AC-3, or the first block of E-AC-3, states; 0 if it states none."""
+    if len(block) < 6:
+        return 6
+    if block[5] >> 3 > _LAST_AC3_VERSION:
+        return 2 * (((block[2] & 7) << 8 | block[3]) + 1)
+    rate_code, size_code = block[4] >> 6, block[4] & 63
+    if rate_code == 3 or size_code >= 2 * len(_AC3_BIT_RATES):
+        return 0
+    bit_rate = _AC3_BIT_RATES[size_code >> 1]
+    words = (2 * bit_rate, bit_rate * 96000 // 44100 + (size_code & 1), 3 * bit_rate)[rate_code]  # 48, 44.1, 32 kHz
+    return 2 * words
 
 
 def mp3_frames(head: bytes) -> int | None:

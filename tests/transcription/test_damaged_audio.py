@@ -9,6 +9,7 @@ import soundfile
 from encoded_audio import FORMATS, SlowPipe, encode, read_all, speech_like
 
 from icefall_pathways.transcription.audio import AudioOptions, read_audio, read_file, read_pipe
+from icefall_pathways.transcription.headers import is_complete_mpegts
 
 # Formats that neither state their length nor mark their end: a cut between two packets cannot be noticed.
 WITHOUT_LENGTH = ("aac", "ac3", "ts")
@@ -36,6 +37,24 @@ def test_truncated_files_are_read_up_to_their_end(tmp_path, name, rate):
             # Ogg pages last about a second.
             assert (part - 0.25) * 96000 < len(samples) <= part * 96000 + 3000
             assert "after" in error and (error.endswith("is missing)") or " of 6.0" in error)
+
+
+@pytest.mark.parametrize("name", WITHOUT_LENGTH)
+def test_files_without_a_length_report_an_incomplete_last_packet(tmp_path, name):
+    data = encode(speech_like(4.0), name)
+    assert _read(tmp_path, data)[1] is None
+    for part in np.linspace(0.3, 0.95, 12):
+        size = int(len(data) * part)
+        size += size % 188 == 0 or size % 384 == 0  # the packets of MPEG-TS and AC-3
+        samples, error = _read(tmp_path, data[:size])
+        assert error is not None and error.startswith(("truncated or damaged after", "damaged at"))
+        assert len(samples) == pytest.approx(part * 64000, abs=6000)
+
+
+@pytest.mark.parametrize("packet, first", [(188, 0), (192, 4), (204, 0)])
+def test_packets_of_mpegts_have_one_of_three_sizes(packet, first):
+    data = (bytes(first) + b"\x47").ljust(packet, b"\0") * 10
+    assert is_complete_mpegts(data, len(data)) and not is_complete_mpegts(data, len(data) - 1)
 
 
 @pytest.mark.parametrize("size", [0x7F000000, 0x7FFD0000, 0x80000002, 0x80010000, 0xFFF00000])
