@@ -69,7 +69,11 @@ class TranscribeConfig(RecognizerConfig):
             names = [self.output_path(source).name for source in self.audio]
             duplicates = sorted({name for name in names if names.count(name) > 1})
             if duplicates:
-                raise ValueError(f"several sources would be written to {duplicates[0]}: use a different --output-dir")
+                first, second, *_ = (s for s, name in zip(self.audio, names, strict=True) if name == duplicates[0])
+                raise ValueError(
+                    f"{first} and {second} would both be written to {duplicates[0]}: transcribe them in two calls, "
+                    "with a different --output-dir each"
+                )
             sources = {path for source in self.audio for path in (_entry(source), os.path.realpath(source))}
             replaced = next((path for path in map(self.output_path, self.audio) if _entry(path) in sources), None)
             if replaced is not None:

@@ -258,6 +258,13 @@ def test_invalid_options_are_rejected(speech):
     assert parsed.endpoint.rule2_min_trailing_silence == 0.5
 
 
+def test_sources_with_the_same_transcript_file_are_named(exp_dir, tmp_path):
+    audio = ("talk.wav", "other.wav", "older/talk.mp3")
+    message = r"talk\.wav and older/talk\.mp3 would both be written to talk\.txt: transcribe them in two calls"
+    with pytest.raises(ValueError, match=message):
+        TranscribeConfig(exp_dir=exp_dir, audio=audio, output_dir=tmp_path)
+
+
 @pytest.mark.parametrize("is_link", [False, True])
 def test_transcript_does_not_replace_audio(exp_dir, speech, tmp_path, is_link):
     (tmp_path / "talk.txt").write_bytes(speech.read_bytes())
