@@ -4,9 +4,9 @@
 SHELL := /bin/bash
 # The environment of the stack that STACK=reference|current selects, by default the one for this machine.
 export STACK
-PYTHON_BIN = $(shell STACK=$(STACK) tools/make_env.sh --folder)/bin
+PYTHON_BIN = $(shell STACK='$(STACK)' tools/make_env.sh --folder)/bin
 # The stacks that `make test` tests, by default all that this machine can run.
-STACKS ?= $(shell STACK=$(STACK) tools/make_env.sh --stacks)
+STACKS ?= $(shell STACK='$(STACK)' tools/make_env.sh --stacks)
 ENCODER ?= emformer
 # Tests run one process per core, with one thread each: threads that spin while they wait slow down shared cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -33,7 +33,9 @@ demo: env
 	@egs/mls/ASR/run.sh --demo 1 --encoder-type $(ENCODER)
 
 test:
-	@stacks="$(STACKS)"; $(MAKE) --no-print-directory docs STACK=$${stacks%% *} && for stack in $$stacks; do \
+	@stacks="$(strip $(STACKS))"; \
+	[ -n "$$stacks" ] || { echo "error: no stack to test: STACKS=\"reference current\" or one of them selects it" >&2; exit 2; }; \
+	$(MAKE) --no-print-directory docs STACK=$${stacks%% *} && for stack in $$stacks; do \
 	  $(MAKE) --no-print-directory lint unit-tests STACK=$$stack || exit; \
 	done
 

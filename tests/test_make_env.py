@@ -205,6 +205,19 @@ def test_unknown_stack_is_reported_in_one_line(bare_machine):
     assert done.stderr == "error: STACK=newest is not a stack: expected reference or current\n"
 
 
+@pytest.mark.parametrize("argument", ["STACK=reference current", "STACK=other", "STACKS= "])
+def test_make_test_without_a_stack_fails(bare_machine, argument):
+    folder, environment = bare_machine
+    shutil.copy(ROOT / "Makefile", folder)
+    command = [shutil.which("make"), "test", argument]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[-1] == 'error: no stack to test: STACKS="reference current" or one of them selects it'
+    unknown = f"error: {argument} is not a stack: expected reference or current"
+    assert set(errors[:-1]) == ({unknown} if argument.startswith("STACK=") else set())
+
+
 def test_lock_of_the_current_stack_omits_torch_and_its_cuda_libraries():
     """They depend on the machine. The version of torch is that of requirements-current.in."""
     lines = (ROOT / "requirements-current.txt").read_text().splitlines()
