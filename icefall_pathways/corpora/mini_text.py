@@ -59,11 +59,11 @@ def draw_sentence(
       ValueError: There are too few distinct sentences: none of many draws belongs to the split.
     """
     for _ in range(_MAX_DRAWS):
-        kind = rng.choice(content)
-        if kind == TRANSCRIPTS:
+        sentence_type = rng.choice(content)
+        if sentence_type == TRANSCRIPTS:
             sentence = rng.choice(transcripts)
         else:
-            sentence = normalize(CONTENTS[kind](language.code, highest_number, rng), language)
+            sentence = normalize(CONTENTS[sentence_type](language.code, highest_number, rng), language)
         if sentence and _split_of(sentence, language, seed) == split:
             return sentence
     raise ValueError(

@@ -66,10 +66,10 @@ class PrepareConfig(CorpusOptions, ExecutionConfig, SampleConfig):
     """mini: hours of training speech per language."""
 
     content: str = "numbers calendar"
-    """mini: kinds of sentences, see make_mini_corpus.py --help."""
+    """mini: types of sentences, see make_mini_corpus.py --help."""
 
     transcripts_dir: str = ""
-    """mini: folder of the prepared manifests of another corpus, for sentences of the kind transcripts."""
+    """mini: folder of the prepared manifests of another corpus, for sentences of the type transcripts."""
 
     dev_utterances: PositiveInt = 60
     """mini: dev utterances per language."""
