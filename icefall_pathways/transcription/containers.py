@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.transcription.byte_source import ByteSource, SeekableByteSource
 from icefall_pathways.transcription.headers import (
-    ac3_block_bytes,
+    ac3_frame_bytes,
     declared_range,
     is_complete_mpegts,
     is_complete_ogg,
@@ -141,8 +141,8 @@ class _Decoder:
             yield from (frame for frame in frames if frame.samples > 0)
 
     def _decode(self, packet: "av.Packet[Any]") -> list[AudioFrame]:
-        if self._audio.codec_context.name in _AC3_CODECS and 0 < packet.size < ac3_block_bytes(bytes(packet)):
-            raise ValueError("the end of a block is missing")  # FFmpeg would replace it by other audio, without a note
+        if self._audio.codec_context.name in _AC3_CODECS and 0 < packet.size < ac3_frame_bytes(bytes(packet)):
+            raise ValueError("the end of a frame is missing")  # FFmpeg would replace it by other audio, without a note
         if packet.size % self._pcm_frame_bytes == 0:
             return self._audio.decode(packet)
         # The end of a truncated file: the decoder would drop all samples of the packet.

@@ -21,7 +21,7 @@ _AIFF_PLACEHOLDERS = (0x7F000008,)
 _MAX_BLOCK = 1 << 16  # bytes of a block of samples are fewer
 _OGG_HEADER, _OGG_END_OF_STREAM = 27, 4
 _XING_HAS_FRAMES = 1
-# Kilobits per second of AC-3 by the code of the block size; FFmpeg does not report blocks that are too short.
+# Kilobits per second of AC-3 by the code of the frame size; FFmpeg does not report frames that are too short.
 _AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _LAST_AC3_VERSION = 10  # later ones are E-AC-3
 _MPEGTS_SYNC = 0x47
@@ -194,13 +194,13 @@ def is_complete_mpegts(head: bytes, size: int) -> bool:
     return True
 
 
-def ac3_block_bytes(block: bytes) -> int:
-    """Return the size that a block of AC-3, or the first block of E-AC-3, states; 0 if it states none."""
-    if len(block) < 6:
-        return 6
-    if block[5] >> 3 > _LAST_AC3_VERSION:
-        return 2 * (((block[2] & 7) << 8 | block[3]) + 1)
-    rate_code, size_code = block[4] >> 6, block[4] & 63
+def ac3_frame_bytes(frame: bytes) -> int:
+    """Return the size in bytes that a frame of AC-3, or the first frame of E-AC-3, states; 0 if it states none."""
+    if len(frame) < 6:
+        return 6  # the header that states the size is incomplete
+    if frame[5] >> 3 > _LAST_AC3_VERSION:
+        return 2 * (((frame[2] & 7) << 8 | frame[3]) + 1)
+    rate_code, size_code = frame[4] >> 6, frame[4] & 63
     if rate_code == 3 or size_code >= 2 * len(_AC3_BIT_RATES):
         return 0
     bit_rate = _AC3_BIT_RATES[size_code >> 1]
