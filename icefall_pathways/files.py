@@ -21,6 +21,7 @@ logger = logging.getLogger("icefall_pathways")
 
 _MAX_JSON_BYTES = 64 << 20  # headers and options take a few kilobytes
 _COARSEST_TIME_STAMP = 2_000_000_000  # nanoseconds, of FAT
+_BYTE_ORDER_MARK = "\ufeff"
 TEMPORARY_PREFIX = ".writing-"  # name prefix of files that are being written
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PROBE_BYTES = 1 << 16
@@ -162,7 +163,7 @@ def read_json(path: Path | str) -> Any:
 def read_lines(path: Path | str) -> Iterator[str]:
     """Yield the lines of a text file in UTF-8, without their ends; a name that ends in .gz is decompressed.
 
-    A byte order mark is skipped, and every convention of line ends is accepted.
+    Byte order marks at the start of lines are skipped, and every convention of line ends is accepted.
 
     Raises:
       ValueError: The file is not in UTF-8, or damaged; the message names it and the line, and how to convert it.
@@ -171,7 +172,7 @@ def read_lines(path: Path | str) -> Iterator[str]:
     with opener(path, "rb") as file:
         for index, line in enumerate(_compressed_lines(Path(path), file)):
             try:
-                text = line.decode("utf-8-sig" if index == 0 else "utf-8")
+                text = line.decode()
                 if "\0" in text:
                     raise ValueError("it contains the character NUL")
             except ValueError as error:
@@ -180,7 +181,8 @@ def read_lines(path: Path | str) -> Iterator[str]:
                     f"{path}, line {index + 1} is not in UTF-8 ({error}): convert the file, such as with iconv -f "
                     f"{encoding} -t utf-8"
                 ) from error
-            yield from text.removesuffix("\n").removesuffix("\r").split("\r")
+            parts = text.removesuffix("\n").removesuffix("\r").split("\r")
+            yield from (part.lstrip(_BYTE_ORDER_MARK) for part in parts)  # files that were joined have several marks
 
 
 def _compressed_lines(path: Path, file: Iterable[bytes]) -> Iterator[bytes]:

@@ -89,10 +89,11 @@ _lines = st.lists(st.text(st.characters(blacklist_characters="\0\r\n\ufeff", bla
 
 @settings(deadline=None)
 @given(_lines, st.booleans())
-def test_lines_are_read_with_any_line_end_and_byte_order_mark(tmp_path_factory, lines, marked):
+def test_lines_are_read_with_any_line_end_and_byte_order_marks(tmp_path_factory, lines, marked):
+    """Files that were joined have a mark in front of several lines."""
     path = tmp_path_factory.mktemp("text") / "a.txt"
     for end in ("\n", "\r\n", "\r"):
-        data = ("\ufeff" * (marked and bool(lines)) + "".join(line + end for line in lines)).encode()
+        data = "".join("\ufeff" * marked + line + end for line in lines).encode()
         path.write_bytes(data)
         assert list(read_lines(path)) == lines
         path.with_suffix(".gz").write_bytes(gzip.compress(data))
