@@ -225,6 +225,15 @@ def test_padding_has_no_gradient():
     assert am.grad[1, 8].abs().max() > 0 and lm.grad[1, 2].abs().max() > 0
 
 
+def test_scores_of_padding_are_not_used():
+    am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
+    px, py = smoothed_scores(am.detach(), lm.detach(), y, 0.0, 0.25)
+    expected = sum_paths(px, py, boundary)
+    for scores, num_rows in ((px, 2), (py, 3)):
+        scores[1, num_rows:], scores[1, :, 9:] = float("nan"), float("nan")
+    assert all(map(torch.equal, sum_paths(px, py, boundary), expected))
+
+
 def test_peaked_probabilities_do_not_lose_paths():
     """Scores of thousands of nats: float32 sums, or probabilities outside the logarithm, would lose paths."""
     am, lm, y, boundary = make_batch([(8, 60)], dtype=torch.float64)
@@ -248,6 +257,14 @@ def test_gradients_of_contradicting_scores_sum_to_zero(scales):
     loss, _, _ = smoothed_rnnt_loss(100 * am, 100 * lm, y, boundary, *scales)
     for gradient in torch.autograd.grad(loss, [am, lm]):
         assert gradient.sum(dim=2).abs().max() < 1e-4 * gradient.abs().max()
+
+
+def test_an_impossible_token_has_a_finite_encoder_only_score():
+    """All distributions of the predictor, and therefore the unigram distribution, give it the probability 0."""
+    am, lm, y, boundary = make_batch([(6, 15), (2, 9)])
+    lm = lm.detach().index_add(2, y[0, :1], torch.full((*lm.shape[:2], 1), -1000.0)).requires_grad_()
+    loss, _, _ = smoothed_rnnt_loss(am, lm, y, boundary, 0.1, 0.0)
+    assert loss.isfinite() and all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, [am, lm]))
 
 
 def test_autocast_does_not_change_the_losses(device):
