@@ -57,9 +57,10 @@ def root_cause(error: BaseException) -> str:
 def last_line(error: Exception) -> str:
     """Return the last line of an error message, or the name of its class if it has no message.
 
-    Audio readers state the cause in the last line.
+    Audio readers state the cause in the last line; Lhotse adds one with the arguments of the call.
     """
-    return str(error).strip().split("\n")[-1] or type(error).__name__
+    lines = [line for line in str(error).strip().split("\n") if not line.startswith("[extra info]")]
+    return (lines[-1] if lines else "") or type(error).__name__
 
 
 def k2_error(feature: str, error: ImportError, alternative: str) -> ValueError:

@@ -72,9 +72,16 @@ def _decode(cuts: Iterable[Cut], writer: _FeatureWriter | None, unreadable: Unre
         try:
             audio = cut.recording.load_audio(offset=cut.start, duration=cut.duration)
         except Exception as error:  # audio backends raise exceptions of many types
-            unreadable.append((cut.id, last_line(error)))
+            unreadable.append((cut.id, f"{cut.recording.sources[0].source}: {_reason(cut, error)}"))
             continue
         yield cut if writer is None else writer.store(cut, audio)
+
+
+def _reason(cut: Cut, error: Exception) -> str:
+    """Return why the audio of a cut cannot be decoded."""
+    if "number of declared samples" in str(error):  # Lhotse asks to report an issue
+        return f"it is shorter than its {cut.recording.duration:.2f} s: truncated or damaged"
+    return last_line(error)
 
 
 def _describe(

@@ -1,6 +1,7 @@
 """Features: both libraries agree with Lhotse's extractor and with each other, and streaming with offline extraction."""
 
 import math
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -179,6 +180,16 @@ def kaldi_native(cut: MonoCut) -> Tensor:
     (samples,) = cut.load_audio()
     config = FbankConfig().extractor().config
     return torch.as_tensor(KaldiNativeFbank(config).extract(samples, RATE))
+
+
+def test_unreadable_audio_is_named_with_its_cause(cuts: CutSet, tmp_path: Path) -> None:
+    truncated, damaged, _ = (str(cut.recording.sources[0].source) for cut in cuts)
+    os.truncate(truncated, 32044)
+    Path(damaged).write_bytes(bytes(1000))
+    num_cuts, unreadable = write_shard(Shard(tmp_path, 0, ()), cuts, store_feats=True)
+    assert num_cuts == 1 and [cut_id for cut_id, _ in unreadable] == ["0", "1"]
+    assert unreadable[0][1] == f"{truncated}: it is shorter than its 1.00 s: truncated or damaged"
+    assert unreadable[1][1].startswith(f"{damaged}: ") and "Recording(" not in unreadable[1][1]
 
 
 def test_stored_features_of_both_libraries_are_equal(cuts: CutSet, tmp_path: Path) -> None:
