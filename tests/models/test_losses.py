@@ -120,6 +120,20 @@ def test_unpruned_loss_equals_torchaudio(implementation):
         torch.testing.assert_close(actual_grad, expected_grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_low_precision_are_summed_in_single_precision(implementation, dtype):
+    torch.manual_seed(2)
+    y, boundary = torch.randint(1, 12, (2, 6)), boundaries(torch.tensor([20, 15]), torch.tensor([6, 4]))
+    am, lm = (8 * torch.randn(2, 20, 12)).to(dtype), (8 * torch.randn(2, 7, 12)).to(dtype)
+
+    def losses(am, lm):
+        simple, ranges = simple_loss(am, lm, y, boundary, 3, 0.1, 0.25, implementation)
+        joined = pruned_loss(lambda a, b: (a + b).to(dtype), am, lm, y, ranges, boundary, implementation)
+        return simple, joined, ranges
+
+    assert all(map(torch.equal, losses(am, lm), losses(am.float(), lm.float())))
+
+
 def test_error_names_the_utterances_with_too_few_frames():
     with pytest.raises(ValueError, match="utterance 1 has 3 for 4 tokens, utterance 2 has 0 for 0 tokens"):
         boundaries(torch.tensor([4, 3, 0]), torch.tensor([4, 4, 0]))
