@@ -73,7 +73,16 @@ class Config(ModelSelection):
 
 
 def run(config: Config) -> None:
-    """Export the model, and print what was written."""
+    """Export the model, and print what was written.
+
+    Raises:
+      ValueError: The output folder is that of the model, or an option is not valid for the model.
+    """
+    if config.output_dir.resolve() == config.exp_dir.resolve():
+        raise ValueError(
+            f"--output-dir {config.output_dir} is the folder of --exp-dir, which would then hold two models: use "
+            "another folder"
+        )
     selection = {field.name: getattr(config, field.name) for field in fields(ModelSelection)}
     trained = load_trained_model(TrainedModelConfig(**selection))
     print(f"exporting {trained.description}", flush=True)
@@ -133,9 +142,11 @@ def _export_package(config: Config, trained: TrainedModel) -> None:
     features, vocab_size = trained.data_config.fbank, trained.tokenizer.vocab_size
     card = make_card(masks, trained.options, features, vocab_size, config.exp_dir, config.license)
     write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, precision)
-    language_id = layout.language_id_file(config.exp_dir)
+    language_id, exported_id = layout.language_id_file(config.exp_dir), config.output_dir / layout.LANGUAGE_ID_FILE
     if language_id.is_file() and set(masks.languages) == set(trained.languages):  # it was calibrated for all of them
-        shutil.copyfile(language_id, config.output_dir / layout.LANGUAGE_ID_FILE)
+        shutil.copyfile(language_id, exported_id)
+    else:  # that of an earlier export
+        exported_id.unlink(missing_ok=True)
     size = sum(path.stat().st_size for path in config.output_dir.iterdir() if path.is_file())
     print(f"{config.output_dir}: {size / 1e6:.2f} MB for {' '.join(masks.languages)}")
 

@@ -12,6 +12,7 @@ from tiny_experiment import MODEL, make_experiment, write_complementary_masks
 
 from icefall_pathways import Pathways
 from icefall_pathways.commands.export import Config, run
+from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.icefall_checkpoints import read_weights
 from icefall_pathways.export.code_coding import decode_codes, encode_codes, entropy_bytes
 from icefall_pathways.export.icefall import export_icefall
@@ -132,6 +133,19 @@ def test_cut_down_to_one_language(packages):
     assert load_file(packages / "again" / WEIGHTS_FILE).keys() == load_file(packages / "nl" / WEIGHTS_FILE).keys()
     assert sha256(packages / "again" / WEIGHTS_FILE) == sha256(packages / "nl" / WEIGHTS_FILE)
     assert read_json(packages / "again" / CARD_FILE)["training_options"]["command"] == COMMAND
+
+
+def test_language_identification_of_an_earlier_export_is_removed(packages, tmp_path):
+    (tmp_path / layout.LANGUAGE_ID_FILE).write_text("{}")
+    run(Config(exp_dir=packages / "exp", output_dir=tmp_path, format="package", languages="nl"))
+    assert not (tmp_path / layout.LANGUAGE_ID_FILE).exists()
+
+
+def test_export_into_the_folder_of_the_model_is_an_error(packages):
+    files = sorted((packages / "exp").iterdir())
+    with pytest.raises(ValueError, match="is the folder of --exp-dir, which would then hold two models"):
+        run(Config(exp_dir=packages / "exp", output_dir=packages / "exp" / ".", format="package"))
+    assert sorted((packages / "exp").iterdir()) == files
 
 
 @pytest.fixture
