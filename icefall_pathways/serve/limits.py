@@ -43,7 +43,7 @@ class Limits(Options):
 
     idle_timeout: PositiveFloat = 60.0
     """Seconds without a message from the client after which its stream is ended, or, if it does not read the results,
-    dropped."""
+    dropped. A connection is closed if the head of an HTTP request, or the next part of its body, takes longer."""
 
     drain_timeout: PositiveFloat = 30.0
     """Seconds that open streams have to receive their final results after SIGTERM."""

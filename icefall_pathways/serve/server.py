@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from icefall_pathways.serve import http
 from icefall_pathways.serve.config import ServeConfig
 from icefall_pathways.serve.connections import bearer_token, check_token
+from icefall_pathways.serve.http_connections import RequestTimeoutProtocol
 from icefall_pathways.serve.recognizers import RequestError, SpeechModel
 from icefall_pathways.serve.service import BusyError, Service
 from icefall_pathways.serve.sherpa import serve_sherpa
@@ -96,6 +98,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
+                http=partial(RequestTimeoutProtocol, timeout=config.limits.idle_timeout),  # type: ignore[arg-type]
                 ws="icefall_pathways.serve.keepalive:KeepaliveProtocol",  # a name, as websockets is optional
                 ws_max_size=config.limits.max_message_bytes,
                 ws_ping_interval=_KEEPALIVE_SECONDS,
