@@ -63,13 +63,13 @@ class RunningServer:
 
     def recognize(self, blocks: Iterable[bytes], changes: Mapping[int, str] | None = None, **start) -> list[dict]:
         """Send audio in blocks and return all messages; `changes` has languages that are requested after a block."""
+        messages: list[str | bytes] = [json.dumps({"type": "start", **start})]
+        for index, block in enumerate(blocks):
+            messages.append(block)
+            if changes and index in changes:
+                messages.append(json.dumps({"type": "language", "language": changes[index]}))
         with self.connect() as client:
-            client.send(json.dumps({"type": "start", **start}))
-            for index, block in enumerate(blocks):
-                client.send(block)
-                if changes and index in changes:
-                    client.send(json.dumps({"type": "language", "language": changes[index]}))
-            client.send('{"type": "end"}')
+            send_all(client, *messages, '{"type": "end"}')
             return receive_all(client)
 
 
@@ -165,6 +165,13 @@ def blocks(samples: np.ndarray, size: int = 3200) -> list[bytes]:
     """Split samples into messages of `size` bytes."""
     data = samples.tobytes()
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def send_all(client, *messages: str | bytes) -> None:
+    """Send messages unless the server closes the connection before: it may refuse the stream after the first one."""
+    with suppress(ConnectionClosed):
+        for message in messages:
+            client.send(message)
 
 
 def receive_result(client) -> list[dict]:

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, run_server, texts, wait_until
+from running_server import ANY_LOAD, blocks, encoded, raw_client, receive_all, run_server, send_all, texts, wait_until
 from websockets.frames import Frame, Opcode
 
 from icefall_pathways.serve import server as server_module
@@ -185,7 +185,7 @@ def test_failure_of_one_stream_in_a_batch_does_not_change_the_others(server, mod
             client.send(json.dumps({"type": "start", "language": "en", "partial_results": False}))
         for good_block, bad_block in zip(blocks(quiet), blocks(loud), strict=True):
             good.send(good_block)
-            bad.send(bad_block)
+            send_all(bad, bad_block)
         good.send('{"type": "end"}')
         failed = receive_all(bad)
         assert failed[-2]["code"] == "internal"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from running_server import ANY_LOAD, blocks, receive_all, run_server, texts
+from running_server import ANY_LOAD, blocks, receive_all, run_server, send_all, texts
 from websockets.exceptions import InvalidStatus
 
 from icefall_pathways.serve.audio import PcmDecoder, as_float
@@ -48,14 +48,12 @@ def test_overloaded_server_refuses_new_streams(model, speech):
     [
         (limits(max_stream_seconds=1.0), "--max-stream-seconds"),
         (limits(max_stream_mb=0.05), "--max-stream-mb"),
-        (limits(idle_timeout=0.4), "--idle-timeout"),
+        (limits(idle_timeout=1.0), "--idle-timeout"),
     ],
 )
 def test_stream_that_exceeds_a_limit_ends_with_its_results(model, speech, option, message):
     with run_server(model, option) as server, server.connect() as client:
-        client.send(json.dumps({"type": "start", "language": "en"}))
-        for block in blocks(speech, 9600):
-            client.send(block)
+        send_all(client, json.dumps({"type": "start", "language": "en"}), *blocks(speech, 9600))
         messages = receive_all(client)
         assert client.close_code == 1008
     assert messages[-2]["code"] == "limit" and message in messages[-2]["message"]
@@ -64,8 +62,7 @@ def test_stream_that_exceeds_a_limit_ends_with_its_results(model, speech, option
 
 def test_long_message_closes_the_connection(model):
     with run_server(model, limits(max_message_bytes=1024)) as server, server.connect() as client:
-        client.send(json.dumps({"type": "start", "language": "en"}))
-        client.send(bytes(1025))
+        send_all(client, json.dumps({"type": "start", "language": "en"}), bytes(1025))
         receive_all(client)
         assert client.close_code == 1009
 
@@ -79,9 +76,8 @@ def test_token_is_required(model, tmp_path, speech, way):
             headers = {"Authorization": f"Bearer {token}"} if way == "header" and token else {}
             with server.connect(additional_headers=headers) as client:
                 token_field = {"token": token} if way == "message" else {}
-                client.send(json.dumps({"type": "start", "language": "en"} | token_field))
-                client.send(speech.tobytes())
-                client.send('{"type": "end"}')
+                start = json.dumps({"type": "start", "language": "en"} | token_field)
+                send_all(client, start, speech.tobytes(), '{"type": "end"}')
                 return receive_all(client), client.close_code
 
         for wrong in (None, "other"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from running_server import blocks, load_model, receive_all, run_server
+from running_server import blocks, load_model, receive_all, run_server, send_all
 from window_scorer import WindowScorer
 
 from icefall_pathways import Pathways
@@ -110,7 +110,7 @@ def test_failure_of_voice_activity_detection_ends_only_its_stream(served_dir, pa
             for client in (good, bad):
                 client.send(json.dumps({"type": "start", "language": "en", "partial_results": False}))
             for good_block, bad_block in zip(blocks(pauses, 2000), blocks(loud, 2000), strict=True):
-                bad.send(bad_block)
+                send_all(bad, bad_block)
                 good.send(good_block)
             good.send('{"type": "end"}')
             assert receive_all(bad)[-2]["code"] == "internal"

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from running_server import blocks, load_model, receive_all, run_server, texts
+from running_server import blocks, load_model, receive_all, run_server, send_all, texts
 from websockets.exceptions import ConnectionClosed
 
 from icefall_pathways import Pathways
@@ -202,9 +202,9 @@ def test_streams_do_not_depend_on_each_other(server, speech):
 
     def fail(index):
         with server.connect() as client:
-            client.send(json.dumps({"type": "start", "format": "pcm_f32le", "language": "en"}))
-            client.send(speech[:8000].astype("<f4").tobytes() if index % 2 else b"abc")
-            client.send("nonsense" if index % 3 else np.full(800, np.nan, "<f4").tobytes())
+            start = json.dumps({"type": "start", "format": "pcm_f32le", "language": "en"})
+            audio = speech[:8000].astype("<f4").tobytes() if index % 2 else b"abc"
+            send_all(client, start, audio, "nonsense" if index % 3 else np.full(800, np.nan, "<f4").tobytes())
             client.recv()  # the server is ready; the client leaves without a closing handshake
             client.socket.close()
 
