@@ -27,7 +27,10 @@ def run(script, *words):
 def test_twenty_clips_in_two_languages_are_prepared_trained_and_decoded(tmp_path):
     clips, data, exp = make_own_folder(tmp_path / "my clips"), tmp_path / "data", tmp_path / "exp"
     folders = ("--data-dir", data, "--exp-root", exp)  # those of the user are in the recipe
-    run(RECIPE / "run.sh", "--corpus-dir", clips, *folders, "--stop-stage", 1, "--train-args", SMALL)
+    speech = "--content 'names transcripts' --hours-per-language 0.004 --dev-utterances 2 --test-utterances 1"
+    synthetic = ("--synthetic-updates", 4, "--synthetic-args", speech)
+    run(RECIPE / "run.sh", "--corpus-dir", clips, *folders, "--stop-stage", 1, "--train-args", SMALL, *synthetic)
+    assert read_json(exp / "dense" / "config.json")["training"]["init_from"] == str(exp / "dense-synthetic")
     assert CorpusDescription.load(data / "fbank").label == "my_clips"
     decode = RECIPE / "pruned_transducer_pathways" / "decode.py"
     run(sys.executable, decode, "--exp-dir", exp / "dense", "--manifest-dir", data / "fbank")

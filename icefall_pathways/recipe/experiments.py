@@ -4,8 +4,9 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from icefall_pathways.ranges import PositiveInt
+from icefall_pathways.ranges import PositiveInt, Range
 from icefall_pathways.recipe.corpus_options import CorpusOptions
 from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, with_defaults
 from icefall_pathways.recipe.jobs import Job, Step
@@ -46,6 +47,14 @@ class ExperimentsConfig(CorpusOptions):
 
     prepare_args: str = ""
     """Additional options for prepare.sh."""
+
+    synthetic_updates: Annotated[int, Range(0)] = 0
+    """Updates on synthetic speech of the same languages, from which the training of the dense model starts. 0: the
+    dense model is trained from scratch."""
+
+    synthetic_args: str = "--content transcripts"
+    """Additional options for prepare.sh, for the synthetic speech; sentences of the type transcripts are the training
+    transcripts."""
 
     train_args: str = ""
     """Additional options for train.py, for the dense model."""

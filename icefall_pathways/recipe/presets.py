@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from icefall_pathways.recipe.experiments import ExperimentsConfig, prepare_config
-from icefall_pathways.recipe.prepare_config import corpus_of_folder, languages_of_corpus
+from icefall_pathways.recipe.prepare_config import PrepareConfig, corpus_of_folder, languages_of_corpus
 from icefall_pathways.recipe.run import RunConfig
 from icefall_pathways.recipe.study import StudyConfig
 
@@ -24,6 +24,8 @@ _EMFORMER = (
     "--num-encoder-layers 4 --encoder-dim 48 --nhead 4 --dim-feedforward 192 --cnn-module-kernel 15 --decoder-dim 64 "
     "--joiner-dim 64 --subsampling-channels 8,32 --left-context-length 64 --dropout 0"
 )
+# For real speech: an update takes hardly longer.
+_WIDER_EMFORMER = "--encoder-dim 96 --dim-feedforward 384 --decoder-dim 96 --joiner-dim 96"
 # Half a million parameters, twice as many as the Emformer. The Zipformer's schedules take 20,000 batches of
 # --ref-duration seconds: they end after two thirds of the training.
 _ZIPFORMER = "--zipformer micro --chunk-size 16 --left-context-frames 64"
@@ -68,24 +70,26 @@ def _small(config: Config, encoder_type: str) -> Config:
     )
 
 
-def _stamps(config: RunConfig) -> RunConfig:
+def _stamps(config: Config) -> Config:
     """Return `config` with the settings for real speech; RESULTS.md compares them with others on dev."""
     training = f"{_TRAINING} {_SPEECH_ONLY} --valid-interval 1000"
     return replace(
         _small(config, "emformer"),
         data_dir=Path("data/stamps"),
-        exp_root=Path("exp/stamps"),
         vocab_size=200,
         ngram_order=6,
         prepare_args="--perturb-speed 1",
+        synthetic_updates=4000,
+        synthetic_args="--content 'transcripts names' --hours-per-language 0.5 --dev-utterances 40 --test-utterances 1",
         at_once=2,
         mask_updates=160,
-        finetune_updates=2800,
+        finetune_updates=5000,
         train_args=(
-            f"{_EMFORMER} {training} --num-updates 4500 --short-first 1 --base-lr 0.004 --lr-warmup 150 "
-            "--warm-updates 500"
+            f"{_EMFORMER} {_WIDER_EMFORMER} {training} --num-updates 5000 --short-first 1 --base-lr 0.003 "
+            "--lr-warmup 150 --warm-updates 500"
         ),
-        finetune_args=f"{training} --base-lr 0.004 --lr-warmup 50 --warm-updates 0",
+        small_dense_args="--encoder-dim 48 --dim-feedforward 296 --base-lr 0.004",
+        finetune_args=f"{training} --base-lr 0.003 --lr-warmup 50 --warm-updates 0",
         search_args=f"{training} --base-lr 0.002 {_SEARCH}",
         # Models of so few updates delete many tokens, and fusion adds to that: the penalty compensates both.
         decode_args="--max-duration 100 --ngram-lm-scale 0.4 --blank-penalty 1.5",
@@ -122,6 +126,13 @@ STUDY = _mini(StudyConfig(), "emformer")
 STUDY_ZIPFORMER = _mini(StudyConfig(), "zipformer")
 #: The study of Multilingual LibriSpeech.
 STUDY_MLS = StudyConfig(corpus="mls")
+#: The study of real speech.
+STUDY_STAMPS = replace(
+    _stamps(STUDY_MLS),
+    corpus="stamps",
+    languages=languages_of_corpus(PrepareConfig(corpus="stamps")),
+    study_dir=Path("exp/study-stamps"),
+)
 
 _DEMOS = {preset.encoder_type: preset for preset in (DEMO, DEMO_ZIPFORMER)}
 _STUDIES = {preset.encoder_type: preset for preset in (STUDY, STUDY_ZIPFORMER)}
@@ -159,7 +170,7 @@ def corpus_preset(config: RunConfig, default: RunConfig) -> RunConfig:
     if config.corpus in _SMALL_CORPORA:
         presets = {name: _small(default, name) for name in _SMALL_MODELS}
         if config.corpus == "stamps":
-            presets["emformer"] = _stamps(default)
+            presets["emformer"] = replace(_stamps(default), exp_root=Path("exp/stamps"))
         default = _preset_for_encoder(config, presets)
     if config.languages != default.languages:
         return default
@@ -170,10 +181,12 @@ def study_preset(config: StudyConfig, default: StudyConfig) -> StudyConfig:
     """Return the preset that the options select.
 
     Raises:
-      ValueError: The study of the embedded corpus has no preset for the encoder.
+      ValueError: The study of the corpus has no preset for the encoder.
     """
     if config.corpus == "mini":
         return _preset_for_encoder(config, _STUDIES)
+    if config.corpus == "stamps":
+        return _preset_for_encoder(config, {"emformer": STUDY_STAMPS})
     return replace(STUDY_MLS, corpus=config.corpus)
 
 

@@ -9,7 +9,7 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json
 from icefall_pathways.languages import codes_of, normalize_languages
 from icefall_pathways.ranges import ShareBelowOne, Stage
-from icefall_pathways.recipe import experiments
+from icefall_pathways.recipe import experiments, synthetic
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.recipe.programs import as_typed
@@ -97,7 +97,7 @@ def run_graph(config: RunConfig) -> list[Job]:
     """
     _check_preset(config)
     stages = (
-        experiments.data_jobs,
+        _data_jobs,
         _dense_jobs,
         _search_jobs,
         _system_jobs,
@@ -145,9 +145,23 @@ def _check_preset(config: RunConfig) -> None:
         raise ValueError(f"--preset {config.preset} has no effect with the settings of {selected}: use one of them")
 
 
+def _data_jobs(config: RunConfig) -> list[Job]:
+    jobs = experiments.data_jobs(config)
+    return [*jobs, *synthetic.data_jobs(config, after=tuple(job.name for job in jobs))]
+
+
 def _dense_jobs(config: RunConfig) -> list[Job]:
     exp_dir = config.exp_root / "dense"
-    return [_training_job(config, "dense", exp_dir, experiments.train_dense_command(config, exp_dir), parallel=False)]
+    return _from_scratch_jobs(config, exp_dir, experiments.train_dense_command(config, exp_dir), parallel=False)
+
+
+def _from_scratch_jobs(config: RunConfig, exp_dir: Path, command: tuple[str, ...], parallel: bool = True) -> list[Job]:
+    """Return the jobs that train a model from scratch, each after the previous one."""
+    jobs: list[Job] = []
+    for folder, stage_command in synthetic.training_stages(config, exp_dir, command).items():
+        job = _training_job(config, folder.name, folder, stage_command, parallel)
+        jobs.append(replace(job, after=tuple(previous.name for previous in jobs)))
+    return jobs
 
 
 def _search_jobs(config: RunConfig) -> list[Job]:
@@ -166,21 +180,20 @@ def _search_job(config: RunConfig, system: str) -> Job:
 
 
 def _system_jobs(config: RunConfig) -> list[Job]:
-    return [_system_job(config, name) for name in config.selected_systems]
+    return [job for name in config.selected_systems for job in _jobs_of_system(config, name)]
 
 
-def _system_job(config: RunConfig, system: str) -> Job:
+def _jobs_of_system(config: RunConfig, system: str) -> list[Job]:
     dense, exp_dir, num_updates = config.exp_root / "dense", config.exp_root / system, config.finetune_updates
     if system == "small-dense":
-        command = experiments.small_dense_command(config, exp_dir, num_updates)
-        return _training_job(config, system, exp_dir, command)
+        return _from_scratch_jobs(config, exp_dir, experiments.small_dense_command(config, exp_dir, num_updates))
     options: tuple[str, ...] = ()
     if system in _PRUNE_FOR:
         options = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE))
     elif system == "dense-language":
         options = experiments.LANGUAGE_INPUT
     command = experiments.finetune_command(config, dense, exp_dir, num_updates, *options)
-    return _training_job(config, system, exp_dir, command)
+    return [_training_job(config, system, exp_dir, command)]
 
 
 def _offline_decoding_jobs(config: RunConfig) -> list[Job]:

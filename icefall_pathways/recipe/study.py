@@ -11,7 +11,7 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_text
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Range, parse_numbers
-from icefall_pathways.recipe import experiments
+from icefall_pathways.recipe import experiments, synthetic
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.reporting.systems import STUDY_SYSTEMS
@@ -19,7 +19,7 @@ from icefall_pathways.reporting.systems import STUDY_SYSTEMS
 #: Options that must not change within a study, because its results would not be comparable.
 _SETTINGS = (
     *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
-    *("hours", "budget", "prepare_args", "train_args", "small_dense_args"),
+    *("hours", "budget", "prepare_args", "synthetic_updates", "synthetic_args", "train_args", "small_dense_args"),
     *("search_args", "finetune_args", "dynamic_args"),
 )
 
@@ -29,7 +29,8 @@ class StudyConfig(ExperimentsConfig):
     """Options of the study."""
 
     corpus: CorpusName = "mini"
-    """mini: the embedded corpus, with the settings of the demo; mls: Multilingual LibriSpeech or its layout."""
+    """mini: the embedded corpus, with the settings of the demo; stamps: phrases of Tux Paint, real speech, with the
+    settings of run.sh --preset stamps; mls: Multilingual LibriSpeech or its layout."""
 
     seeds: str = "1 2 3"
     """Seeds, separated by spaces; each has its own dense model."""
@@ -64,7 +65,7 @@ class StudyConfig(ExperimentsConfig):
     @property
     def single_thread(self) -> bool:
         """True if every process has one thread unless OMP_NUM_THREADS is set."""
-        return self.corpus == "mini"
+        return self.corpus in ("mini", "stamps")
 
     @property
     def updates_without_search(self) -> int:
@@ -90,9 +91,9 @@ def run(config: StudyConfig) -> None:
 
 def study_graph(config: StudyConfig) -> list[Job]:
     """Return the jobs of a study."""
-    data = experiments.data_jobs(config)
-    prepared = tuple(job.name for job in data)
-    jobs = [*data]
+    jobs = experiments.data_jobs(config)
+    jobs += synthetic.data_jobs(config, after=tuple(job.name for job in jobs))
+    prepared = tuple(job.name for job in jobs)
     for seed in config.seeds.split():
         jobs.append(replace(_Seed(config, seed).dense_job(), after=prepared))
     for seed in config.seeds.split():
@@ -150,7 +151,7 @@ class _Seed:
         """Return the job that trains the dense model."""
         command = experiments.train_dense_command(self._config, self._dense, "--seed", self._seed)
         heading = f"Dense models, seeds {self._config.seeds}"
-        return self._job("dense", [Step(command, self._dense / DONE_MARK)], heading)
+        return self._job("dense", list(self._from_scratch(command, self._dense)), heading)
 
     def dense_system_jobs(self) -> list[Job]:
         """Return the jobs of the selected systems without masks."""
@@ -195,7 +196,8 @@ class _Seed:
         ratio = experiments.small_dense_ratio(config) if config.budget == "multiply-adds" else 1
         options = self._seed_and_checkpoints(round(ratio * config.updates_without_search))
         command = experiments.small_dense_command(config, folder, config.updates_without_search, *options, ratio=ratio)
-        yield from self._train_and_decode(command, folder)
+        yield from self._from_scratch(command, folder, ratio)
+        yield from self._decode(folder)
 
     def _random_steps(self, sparsity: str, system: str, prune_for: str) -> Iterator[Step]:
         exp_dir = self._folder / f"sparsity-{sparsity}" / "masks" / system
@@ -248,7 +250,8 @@ class _Seed:
         """Yield the steps that train from the dense model and decode."""
         options = (*self._seed_and_checkpoints(num_updates), *options)
         command = experiments.finetune_command(self._config, self._dense, exp_dir, num_updates, *options)
-        yield from self._train_and_decode(command, exp_dir)
+        yield Step(command, exp_dir / DONE_MARK)
+        yield from self._decode(exp_dir)
 
     def _seed_and_checkpoints(self, num_updates: int) -> tuple[str, ...]:
         # Two checkpoints, a quarter of the training apart: decoding averages the weights between them.
@@ -257,8 +260,11 @@ class _Seed:
         seed = ("--seed", self._seed)
         return (*seed, "--average-period", str(period), "--save-every-n", str(save_every), "--keep-last-k", "2")
 
-    def _train_and_decode(self, command: tuple[str, ...], exp_dir: Path) -> Iterator[Step]:
-        yield Step(command, exp_dir / DONE_MARK)
+    def _from_scratch(self, command: tuple[str, ...], exp_dir: Path, ratio: float = 1) -> Iterator[Step]:
+        for folder, stage_command in synthetic.training_stages(self._config, exp_dir, command, ratio).items():
+            yield Step(stage_command, folder / DONE_MARK)
+
+    def _decode(self, exp_dir: Path) -> Iterator[Step]:
         for split in self._config.splits.split():
             decode = experiments.decode_command(self._config, "streaming_decode", exp_dir, split)
             yield Step(decode, exp_dir / f"{DONE_MARK}-{split}")

@@ -72,7 +72,11 @@ def build(config, extra: str = ""):
     return build_model(options.model, config.vocab_size)
 
 
-@pytest.mark.parametrize("config", [presets.STUDY, presets.STUDY_ZIPFORMER], ids=lambda config: config.encoder_type)
+@pytest.mark.parametrize(
+    "config",
+    [presets.STUDY, presets.STUDY_ZIPFORMER, presets.STUDY_STAMPS],
+    ids=lambda config: f"{config.corpus}-{config.encoder_type}",
+)
 def test_small_dense_model_has_as_many_parameters_as_a_pathway_uses(config):
     model, small = build(config), build(config, config.small_dense_args)
     masks = PathwayMasks.dense(model, ["en"], PRUNE_SCOPES["encoder-predictor"])

@@ -1,0 +1,68 @@
+"""Training on synthetic speech of the same languages, before the training on real speech."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from icefall_pathways.corpora.mini_text import TRANSCRIPTS
+from icefall_pathways.recipe.experiments import ExperimentsConfig
+from icefall_pathways.recipe.jobs import Job
+from icefall_pathways.recipe.prepare import prepare_jobs
+from icefall_pathways.recipe.prepare_config import PrepareConfig
+from icefall_pathways.recipe.programs import option_words, read_options
+
+_FEATURES_STAGE = 3  # the last one: the tokenizer is that of the real speech, and training writes the index
+
+
+def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
+    """Return the jobs that synthesize the speech and compute its features; none without --synthetic-updates.
+
+    Args:
+      config: The options.
+      after: Names of the jobs that prepare the real speech, whose transcripts may be synthesized.
+
+    Raises:
+      ValueError: --synthetic-args are not valid, or contradict an existing data folder.
+    """
+    if not config.synthetic_updates:
+        return []
+    folder = _data_dir(config)
+    data = option_words(corpus="mini", corpus_dir=folder / "corpus", languages=config.languages, data_dir=folder)
+    argv = [*data, *option_words(stop_stage=_FEATURES_STAGE), *shlex.split(config.synthetic_args)]
+    prepare = read_options(PrepareConfig, "--synthetic-args", argv)
+    if TRANSCRIPTS in prepare.content.split():
+        prepare = replace(prepare, transcripts_dir=str(config.data_dir / "manifests"))
+    return [_renamed(job, after) for job in prepare_jobs(prepare)]
+
+
+def training_stages(
+    config: ExperimentsConfig, exp_dir: Path, command: tuple[str, ...], ratio: float = 1
+) -> dict[Path, tuple[str, ...]]:
+    """Return the trainings of a model that a command trains from scratch, in their order, by their folders.
+
+    Without --synthetic-updates that is the command; otherwise a training on the synthetic speech comes first, and the
+    command starts from its model.
+
+    Args:
+      config: The options.
+      exp_dir: Folder of the experiment.
+      command: Trains the model in that folder on the real speech.
+      ratio: Updates on synthetic speech, relative to --synthetic-updates.
+    """
+    if not config.synthetic_updates:
+        return {exp_dir: command}
+    first, updates = exp_dir.with_name(f"{exp_dir.name}-synthetic"), round(ratio * config.synthetic_updates)
+    options = option_words(manifest_dir=_data_dir(config) / "fbank", exp_dir=first, num_updates=updates)
+    return {first: (*command, *options), exp_dir: (*command, *option_words(init_from=first))}
+
+
+def _data_dir(config: ExperimentsConfig) -> Path:
+    return config.data_dir / "synthetic"
+
+
+def _renamed(job: Job, after: tuple[str, ...]) -> Job:
+    """Return a job of the preparation with a name that differs from the same job of the real speech."""
+    previous = tuple(f"synthetic-{name}" for name in job.after)
+    return replace(
+        job, name=f"synthetic-{job.name}", after=previous or after, heading=f"Synthetic speech: {job.heading}"
+    )
