@@ -4,12 +4,13 @@ import hashlib
 import re
 from collections.abc import Iterable
 from functools import cached_property
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
+from icefall_pathways.errors import quote
 from icefall_pathways.files import atomic_write
 
 BLANK, SOS_EOS, UNKNOWN = "<blk>", "<sos/eos>", "<unk>"
@@ -77,6 +78,23 @@ class Tokenizer:
         """True if no token has a lower-case letter."""
         pieces = set(self.symbols) - {BLANK, SOS_EOS, UNKNOWN}
         return not any(character.islower() for piece in pieces for character in piece)
+
+    def mismatch(self, vocab_size: int, tokens_file: Path | None) -> str | None:
+        """Describe why this is not the tokenizer of a model; None if it may be.
+
+        Args:
+          vocab_size: Number of tokens of the model.
+          tokens_file: `tokens.txt` of the model; ignored if it is None or does not exist.
+        """
+        if self.vocab_size != vocab_size:
+            return f"{self.model_path} has {self.vocab_size} tokens and the model {vocab_size}"
+        if tokens_file is None or not tokens_file.is_file():
+            return None
+        lines = tokens_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        for index, (own, other) in enumerate(zip_longest(_token_lines(self.symbols), lines, fillvalue="")):
+            if own != other:
+                return f"line {index + 1} of {tokens_file} is {quote(other)} and that of {self.model_path} {quote(own)}"
+        return None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text."""
@@ -176,6 +194,11 @@ def write_tokens(model_path: Path, path: Path) -> None:
     """Write `tokens.txt` of a SentencePiece model: one line "SYMBOL ID" per token."""
     processor = sentencepiece.SentencePieceProcessor()
     processor.Load(str(model_path))
+    symbols = [processor.IdToPiece(index) for index in range(processor.GetPieceSize())]
     with atomic_write(path) as temporary:
-        lines = [f"{processor.IdToPiece(i)} {i}\n" for i in range(processor.GetPieceSize())]
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text("\n".join(_token_lines(symbols)), encoding="utf-8")
+
+
+def _token_lines(symbols: Iterable[str]) -> list[str]:
+    """Return the lines of `tokens.txt`, and an empty one after the last line end."""
+    return [*(f"{symbol} {index}" for index, symbol in enumerate(symbols)), ""]

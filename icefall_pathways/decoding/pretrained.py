@@ -11,14 +11,17 @@ import torch
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.data.tokenizer import Tokenizer
 from icefall_pathways.decoding.config import TrainedModelConfig
+from icefall_pathways.decoding.language_id.model import LanguageIdModel
 from icefall_pathways.decoding.streaming import StreamEncoder, StreamingDecoder
+from icefall_pathways.errors import as_damage
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import check_features, find_tokenizer
-from icefall_pathways.export.package import is_package, read_package
+from icefall_pathways.export.package import Package, PackageError, is_package, read_package
 from icefall_pathways.languages import normalize_languages
 from icefall_pathways.models.transducer import Transducer
 from icefall_pathways.options import from_dict
 from icefall_pathways.pathways.activation import FoldedPathways
+from icefall_pathways.pathways.finite import check_finite
 from icefall_pathways.pathways.masks import PathwayMasks
 
 
@@ -98,12 +101,14 @@ def load_trained_model(config: TrainedModelConfig) -> TrainedModel:
     data_config = from_dict(DataConfig, loaded.config["data"])
     check_features(config.exp_dir, data_config.fbank)
     recorded = Path(loaded.config["training"]["bpe_model"])
-    pathways = _fold(loaded.model, _load_masks(config, loaded), config)
-    model = loaded.model
+    masks, model = _load_masks(config, loaded), loaded.model
+    with as_damage(loaded.path, checkpoints.CheckpointError, "use another checkpoint, or copy it again"):
+        check_finite(model.state_dict(), {} if masks is None else masks.codes)
+    pathways = _fold(model, masks, config)
     return TrainedModel(
         model=model,
         pathways=pathways,
-        tokenizer=_load_tokenizer(config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
+        tokenizer=_load_tokenizer(config, config.bpe_model or find_tokenizer(config.exp_dir, recorded), model),
         data_config=data_config,
         suffix=_suffix(config, loaded.path.stem.replace("checkpoint-", "iter-")),
         description=f"{loaded.path}, {_describe_average(config, loaded.path)}, {_describe_masks(config, loaded)}",
@@ -119,18 +124,35 @@ def _load_package(config: TrainedModelConfig) -> TrainedModel:
             "experiment folder"
         )
     package = read_package(config.exp_dir)
+    _check_language_id(config.exp_dir, package)
     precision = package.card["precision"]
     return TrainedModel(
         model=package.model,
         pathways=_fold(package.model, package.masks, config),
-        tokenizer=package.tokenizer if config.bpe_model is None else _load_tokenizer(config.bpe_model, package.model),
+        tokenizer=_load_tokenizer(config, config.bpe_model, package.model) if config.bpe_model else package.tokenizer,
         data_config=DataConfig(
             languages=normalize_languages(package.masks.languages), level_norm=package.card["features"]["level_norm"]
         ),
         suffix=f"package-{precision}-{config.search_suffix}",
         description=f"{config.exp_dir}, a package with weights in {precision}",
-        options=package.card["training_options"],
+        options=package.card.get("training_options", {}) | {"model": package.card["model"]},
     )
+
+
+def _check_language_id(folder: Path, package: Package) -> None:
+    """Check the language identification of a package, if it has one."""
+    path = layout.language_id_file(folder)
+    if not path.is_file():
+        return
+    try:
+        reason = LanguageIdModel.load(path).mismatch(package.masks.languages, package.tokenizer.vocab_size)
+    except ValueError as error:
+        raise PackageError(str(error)) from error
+    if reason:
+        raise PackageError(
+            f"{path} does not belong to the package ({reason}): copy the whole package again, or remove the file and "
+            "run calibrate_language_id.py"
+        )
 
 
 def _fold(model: Transducer, masks: PathwayMasks | None, config: TrainedModelConfig) -> FoldedPathways:
@@ -175,14 +197,16 @@ def _load_masks(config: TrainedModelConfig, loaded: checkpoints.LoadedModel) -> 
         masks = PathwayMasks.load(config.masks or own)
     if masks is not None:
         masks.check(loaded.model)
+        masks.check_not_empty()
     return masks
 
 
-def _load_tokenizer(path: Path, model: Transducer) -> Tokenizer:
-    tokenizer, expected = Tokenizer(path), model.joiner.output_linear.out_features
-    if tokenizer.vocab_size != expected:
+def _load_tokenizer(config: TrainedModelConfig, path: Path, model: Transducer) -> Tokenizer:
+    tokenizer, vocab_size = Tokenizer(path), model.joiner.output_linear.out_features
+    # A model that is selected by --bpe-model may have other symbols.
+    tokens_file = config.exp_dir / layout.TOKENS_FILE if config.bpe_model is None else None
+    if reason := tokenizer.mismatch(vocab_size, tokens_file):
         raise ValueError(
-            f"{path} has {tokenizer.vocab_size} tokens and the model {expected}: pass the SentencePiece model of its "
-            "training to --bpe-model (in Python: bpe_model)"
+            f"{reason}: pass the SentencePiece model of its training to --bpe-model (in Python: bpe_model)"
         )
     return tokenizer

@@ -29,10 +29,17 @@ def store_model_files(exp_dir: Path, bpe_model: Path, fbank: FbankConfig) -> Non
     if layout.has_checkpoints(exp_dir):
         return
     Tokenizer(bpe_model)  # raises if it is missing or damaged
-    with atomic_write(exp_dir / layout.BPE_MODEL_FILE) as temporary:
-        shutil.copyfile(bpe_model, temporary)
-    write_tokens(exp_dir / layout.BPE_MODEL_FILE, exp_dir / layout.TOKENS_FILE)
+    copy_tokenizer(bpe_model, exp_dir)
     write_json(exp_dir / layout.FEATURES_FILE, _feature_options(fbank))
+
+
+def copy_tokenizer(bpe_model: Path, folder: Path) -> list[Path]:
+    """Copy a SentencePiece model to a folder, write its `tokens.txt` there, and return both paths."""
+    copied, tokens = folder / layout.BPE_MODEL_FILE, folder / layout.TOKENS_FILE
+    with atomic_write(copied) as temporary:
+        shutil.copyfile(bpe_model, temporary)
+    write_tokens(copied, tokens)
+    return [copied, tokens]
 
 
 def stored_tokenizer(path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 _MAX_COUNT = 2**15 - 1  # frequencies are stored as int16
 _TABLE_ENTRY_BITS = 16
+_CODED_TYPES = {"words": torch.int32, "alphabet": torch.int64, "counts": torch.int16}
 
 
 def encode_codes(codes: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -48,6 +49,9 @@ def decode_codes(coded: dict[str, Tensor], shapes: Sequence[torch.Size], dtype: 
     Raises:
       ValueError: The coded tensors are damaged.
     """
+    for name, dtype_of_file in _CODED_TYPES.items():
+        if coded[name].dtype != dtype_of_file:
+            raise ValueError(f"{name} of the codes is {coded[name].dtype}: expected {dtype_of_file}")
     alphabet, counts = coded["alphabet"], coded["counts"].numpy()
     if alphabet.dim() != 1 or counts.shape not in {(1, len(alphabet)), (len(shapes), len(alphabet))}:
         raise ValueError(f"tables of {counts.shape} for {tuple(alphabet.shape)} codes of {len(shapes)} tensors")

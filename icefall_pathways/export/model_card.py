@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
+from icefall_pathways.errors import quote
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -14,6 +15,32 @@ from icefall_pathways.pathways.masks import PathwayMasks
 FORMAT = "icefall_pathways package"
 #: Version of the format; readers reject others.
 VERSION = 1
+
+_REQUIRED = ("model", "vocab_size", "masks", "features", "precision", "sha256")
+_NUMBER = (int, float)
+_ANY_KEY = "*"
+_TYPES: dict[str, Any] = {
+    "license": str,
+    "languages": {_ANY_KEY: {"sparsity": _NUMBER, "word_error_rates": {_ANY_KEY: _NUMBER}}},
+    "union_density": _NUMBER,
+    "model": {},
+    "vocab_size": int,
+    "masks": {
+        "languages": [str],
+        "method": str,
+        "granularity": str,
+        "target_sparsity": _NUMBER,
+        "source": str,
+        "roots": [str],
+        "allocation": str,
+        "layer_sparsity": str,
+    },
+    "features": {},
+    "training_options": {},
+    "precision": str,
+    "sha256": {_ANY_KEY: str},
+}
+_TYPE_NAMES = {str: "a string", int: "an integer", _NUMBER: "a number", dict: "an object", list: "a list"}
 
 
 def make_card(
@@ -49,6 +76,32 @@ def make_card(
         "features": feature_options(features),
         "training_options": dict(options) | _command(exp_dir),
     }
+
+
+def check_card(card: Mapping[str, Any]) -> None:
+    """Check that a card has all fields that readers need, and the types of all known fields; others are ignored.
+
+    Raises:
+      ValueError: A field is missing or has another type; the message names it.
+    """
+    if missing := [name for name in _REQUIRED if name not in card]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    _check_type("", card, _TYPES)
+
+
+def _check_type(name: str, value: Any, expected: Any) -> None:
+    """Check a value against a type, the types of an object's fields, or a list with the type of its items."""
+    expected_type: Any = type(expected) if isinstance(expected, dict | list) else expected
+    if not isinstance(value, expected_type) or isinstance(value, bool):
+        raise ValueError(f"{name} is {quote(str(value))}, expected {_TYPE_NAMES[expected_type]}")
+    if isinstance(expected, list):
+        for item in value:
+            _check_type(f"an item of {name}", item, expected[0])
+    elif isinstance(expected, dict):
+        for key, item in value.items():
+            inner = expected.get(key, expected.get(_ANY_KEY))
+            if inner is not None:
+                _check_type(f"{name}.{key}".lstrip("."), item, inner)
 
 
 def feature_options(features: FbankConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from icefall_pathways.export.precision import Precision
+from icefall_pathways.pathways.finite import check_finite
 
 _INT8_MAX = 127
 
@@ -22,23 +23,27 @@ def pack_weights(weights: Mapping[str, Tensor], codes: Mapping[str, Tensor], pre
       `values` (float32 or float16), and for int8 also `quantized` (int8) and `scales` (float32).
 
     Raises:
-      ValueError: A weight is not finite in this precision.
+      ValueError: A used weight is not finite, or too large for this precision.
     """
+    check_finite(weights, codes)
     parts: dict[str, list[Tensor]] = {name: [] for name in _dtypes(precision)}
     for name, weight in weights.items():
         used = weight.flatten() if name not in codes else weight[codes[name] != 0]
         if precision == "int8" and weight.dim() > 1:
-            scales = (weight * (codes[name] != 0) if name in codes else weight).flatten(1).abs().amax(dim=1) / _INT8_MAX
-            _check_finite(name, scales, precision)
+            kept = weight.masked_fill(codes[name] == 0, 0) if name in codes else weight  # others may be NaN
+            scales = kept.flatten(1).abs().amax(dim=1) / _INT8_MAX
+            _check_range(name, scales, precision)
             steps = used / _row_scales(scales, weight.shape, codes.get(name)).clamp(min=torch.finfo(torch.float32).tiny)
             parts["quantized"].append(steps.round().clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8))
             parts["scales"].append(scales)
             continue
         converted = used.to(_dtypes(precision)["values"])
-        if precision != "float32":
-            _check_finite(name, converted, precision)
+        _check_range(name, converted, precision)
         parts["values"].append(converted)
-    return {name: torch.cat(tensors) if tensors else torch.empty(0) for name, tensors in parts.items()}
+    return {
+        name: torch.cat(parts[name]) if parts[name] else torch.empty(0, dtype=dtype)
+        for name, dtype in _dtypes(precision).items()
+    }
 
 
 def unpack_weights(
@@ -85,9 +90,9 @@ def _row_scales(scales: Tensor, shape: torch.Size, code: Tensor | None) -> Tenso
     return rows.flatten() if code is None else rows[code != 0]
 
 
-def _check_finite(name: str, values: Tensor, precision: Precision) -> None:
+def _check_range(name: str, values: Tensor, precision: Precision) -> None:
     if not bool(values.isfinite().all()):
-        raise ValueError(f"{name} has values that are not finite in {precision}: export it with --precisions float32")
+        raise ValueError(f"{name} has values that are too large for {precision}: export it with --precisions float32")
 
 
 class _Reader:

@@ -1,12 +1,11 @@
 """Token files of exported models."""
 
-import shutil
 from pathlib import Path
 
 import sentencepiece
 
-from icefall_pathways.data.tokenizer import Tokenizer, write_tokens
-from icefall_pathways.experiment import layout
+from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.experiment.model_files import copy_tokenizer
 from icefall_pathways.files import atomic_write
 
 #: Pieces and their scores, from which sherpa-onnx splits hotwords into tokens.
@@ -15,9 +14,7 @@ VOCABULARY_FILE = "bpe.vocab"
 
 def write_token_files(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `bpe.model`, `tokens.txt` (lines "SYMBOL ID") and `bpe.vocab` (lines "SYMBOL<tab>SCORE")."""
-    with atomic_write(folder / layout.BPE_MODEL_FILE) as temporary:
-        shutil.copyfile(tokenizer.model_path, temporary)
-    write_tokens(tokenizer.model_path, folder / layout.TOKENS_FILE)
+    copy_tokenizer(tokenizer.model_path, folder)
     processor = sentencepiece.SentencePieceProcessor()
     processor.Load(str(tokenizer.model_path))
     with atomic_write(folder / VOCABULARY_FILE) as temporary:

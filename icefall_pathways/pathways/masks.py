@@ -263,6 +263,19 @@ class PathwayMasks:
                 "Use masks of this model, or the model that the masks were searched with"
             )
 
+    def check_not_empty(self) -> None:
+        """Check that every language uses at least one entry.
+
+        Raises:
+          MasksError: A language uses none.
+        """
+        for language in self.languages:
+            if not any(bool(self.mask(name, language).any()) for name in self.names):
+                raise MasksError(
+                    f"the mask of {language} is empty, expected weights that the language uses: search or train its "
+                    "mask again"
+                )
+
     def check_granularity(self) -> None:
         """Check that every mask consists of groups of the header's granularity.
 

@@ -7,7 +7,7 @@ and offsets are fitted on the dev split (`calibration`) and stored in the experi
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -190,6 +190,29 @@ class LanguageIdModel:
         weights = torch.tensor([self.weights.get(name, 0.0) for name in FEATURES])
         return values @ weights + torch.tensor([self.offsets[language] for language in languages])
 
+    def mismatch(self, languages: Iterable[str], vocab_size: int) -> str | None:
+        """Describe why this is not the identification of a model; None if it may be.
+
+        Args:
+          languages: Codes of languages of the model.
+          vocab_size: Number of tokens of the model.
+        """
+        for language in languages:
+            if language not in self.offsets or language not in self.unigrams:
+                return f"language identification is not calibrated for {language}"
+            if (count := len(self.unigrams[language])) != vocab_size:
+                return f"language identification has {count} unigrams of {language}, and the model {vocab_size} tokens"
+        return None
+
+    def restrict(self, languages: Sequence[str]) -> "LanguageIdModel":
+        """Return the identification of some of the languages.
+
+        The logit of a language does not depend on the other languages, except that `text_per_token` covers the tokens
+        of all pathways.
+        """
+        offsets = {language: self.offsets[language] for language in languages}
+        return replace(self, offsets=offsets, unigrams={language: self.unigrams[language] for language in languages})
+
     def select(
         self, features: LanguageIdFeatures, languages: Sequence[str], audio_seconds: float, ended: bool
     ) -> int | None:
@@ -240,16 +263,13 @@ class LanguageIdentifier:
       decoder: The decoder of the streams, made by `with_scoring`.
 
     Raises:
-      ValueError: The model lacks a language of the decoder.
+      ValueError: The model lacks a language of the decoder, or has another vocabulary.
     """
 
     def __init__(self, model: LanguageIdModel, decoder: StreamingDecoder) -> None:
-        missing = [code for code in decoder.searches if code not in model.offsets or code not in model.unigrams]
-        if missing:
-            raise ValueError(
-                f"language identification is not calibrated for {missing[0]}: run calibrate_language_id.py with all "
-                "languages"
-            )
+        vocab_size = decoder.model.joiner.output_linear.out_features
+        if reason := model.mismatch(decoder.searches, vocab_size):
+            raise ValueError(f"{reason}: run calibrate_language_id.py with all languages")
         self.model = model
         self.decoder = decoder
 
