@@ -16,21 +16,24 @@ Usage:
 --check-utterances, sherpa-onnx decodes test utterances, and the tokens are compared with the streaming decoder's.
 --format package writes one folder for all languages: entropy-coded masks, the weights that a language uses, tokenizer
 and model card. Pathways.from_pretrained, and --exp-dir of the commands that decode, accept it as well.
---format icefall writes LANGUAGE/pretrained.pt for icefall's own scripts, for Zipformers.
+--format icefall writes LANGUAGE/pretrained.pt, bpe.model and tokens.txt for icefall's own scripts, for Zipformers.
 --format onnx writes one model for all languages for ONNX Runtime; the language of each stream is an input.
 --format sherpa-onnx-multilingual writes one model for all languages for sherpa-onnx, as a NeMo transducer.
 """
 
-import shutil
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from icefall_pathways.data.datamodule import DataConfig
 from icefall_pathways.decoding.config import ModelSelection, TrainedModelConfig
+from icefall_pathways.decoding.language_id.model import LanguageIdModel
 from icefall_pathways.decoding.pretrained import TrainedModel, load_trained_model
 from icefall_pathways.experiment import layout
-from icefall_pathways.export.icefall import export_icefall
+from icefall_pathways.experiment.model_files import copy_tokenizer
+from icefall_pathways.export.icefall import export_icefall, features_note
 from icefall_pathways.export.model_card import make_card
 from icefall_pathways.export.package import write_package
 from icefall_pathways.export.precision import Precision
@@ -141,19 +144,39 @@ def _export_package(config: Config, trained: TrainedModel) -> None:
     masks, precision = _masks_and_precision(config, trained)
     features, vocab_size = trained.data_config.fbank, trained.tokenizer.vocab_size
     card = make_card(masks, trained.options, features, vocab_size, config.exp_dir, config.license)
-    write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, precision)
-    language_id, exported_id = layout.language_id_file(config.exp_dir), config.output_dir / layout.LANGUAGE_ID_FILE
-    if language_id.is_file() and set(masks.languages) == set(trained.languages):  # it was calibrated for all of them
-        shutil.copyfile(language_id, exported_id)
-    else:  # that of an earlier export
-        exported_id.unlink(missing_ok=True)
-    size = sum(path.stat().st_size for path in config.output_dir.iterdir() if path.is_file())
+    language_id = _language_id(config, trained, masks.languages)
+    paths = write_package(config.output_dir, card, trained.model, masks, trained.tokenizer, precision)
+    language_id_file = config.output_dir / layout.LANGUAGE_ID_FILE
+    language_id_file.unlink(missing_ok=True)  # that of an earlier export
+    if language_id is not None:
+        language_id.save(language_id_file)
+        paths.append(language_id_file)
+    size = sum(path.stat().st_size for path in paths)
     print(f"{config.output_dir}: {size / 1e6:.2f} MB for {' '.join(masks.languages)}")
+
+
+def _language_id(config: Config, trained: TrainedModel, languages: Sequence[str]) -> LanguageIdModel | None:
+    """Return the language identification of these languages; None if the model has none for them all."""
+    path = layout.language_id_file(config.exp_dir)
+    if not path.is_file():
+        return None
+    language_id = LanguageIdModel.load(path)
+    if reason := language_id.mismatch(languages, trained.tokenizer.vocab_size):
+        print(
+            f"note: the package has no {layout.LANGUAGE_ID_FILE} ({path}: {reason}); to identify languages, calibrate "
+            f"it with icefall-pathways calibrate-language-id --exp-dir {shlex.quote(str(config.output_dir))} "
+            "--manifest-dir MANIFESTS"
+        )
+        return None
+    return language_id.restrict(languages)
 
 
 def _export_for_icefall(config: Config, trained: TrainedModel) -> None:
     for language in _languages(config, trained):
-        print(export_icefall(trained.pathways, language, config.output_dir))
+        path = export_icefall(trained.pathways, language, config.output_dir)
+        tokenizer_files = copy_tokenizer(trained.tokenizer.model_path, path.parent)
+        print(" ".join(map(str, [path, *tokenizer_files])))
+    print(f"note: {features_note(trained.data_config.fbank)}")
 
 
 def _export_for_onnx_runtime(config: Config, trained: TrainedModel) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from icefall_pathways import torch_compat
+from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.export.language_model import language_model
 from icefall_pathways.files import atomic_write
 from icefall_pathways.models.language_input import language_of_vector
@@ -41,3 +42,19 @@ def export_icefall(pathways: FoldedPathways, language: str, folder: Path) -> Pat
     with atomic_write(path) as temporary:
         torch_compat.save({"model": weights}, temporary)
     return path
+
+
+def features_note(features: FbankConfig) -> str:
+    """Return which features the checkpoints expect, and what icefall's scripts compute instead."""
+    plain = (
+        f"{features.num_bins} log-mel filter bank energies of samples in [-1, 1] at {features.sample_rate} Hz, from "
+        f"{features.low_freq:g} to {features.sample_rate / 2 + features.high_freq:g} Hz, without dither, with "
+        f"snip_edges=False (if pretrained.py does not set opts.mel_opts.high_freq, set it to {features.high_freq:g})"
+    )
+    if features.level_norm == "none":
+        return f"the checkpoint expects {plain}"
+    return (
+        f"the checkpoint expects normalize_level(x, '{features.level_norm}') of icefall_pathways.data.level, where x "
+        f"are {plain}; icefall's scripts do not normalize the level: add this call before the encoder, or train with "
+        "--level-norm none"
+    )

@@ -50,7 +50,7 @@ def _cut(folder, code, index, rng):
         return cut.compute_and_store_features(extractor, writer)
 
 
-def make_experiment(folder: Path, model_config: ModelConfig = MODEL) -> None:
+def make_experiment(folder: Path, model_config: ModelConfig = MODEL, level_norm: str = "auto") -> None:
     """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch to `folder`."""
     rng = np.random.default_rng(1)
     for code in ("en", "nl"):
@@ -59,7 +59,7 @@ def make_experiment(folder: Path, model_config: ModelConfig = MODEL) -> None:
     train_tokenizer(TEXTS, VOCAB_SIZE, folder)
     config = ExperimentConfig(
         training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model", average_period=5),
-        data=DataConfig(manifest_dir=folder, languages="en nl"),
+        data=DataConfig(manifest_dir=folder, languages="en nl", level_norm=level_norm),
         model=model_config,
     )
     torch.manual_seed(3)
