@@ -17,19 +17,19 @@ FORMAT = "icefall_pathways package"
 VERSION = 1
 
 _REQUIRED = ("model", "vocab_size", "masks", "features", "precision", "sha256")
-_NUMBER = (int, float)
+_NUMERIC = (int, float)
 _ANY_KEY = "*"
 _TYPES: dict[str, Any] = {
     "license": str,
-    "languages": {_ANY_KEY: {"sparsity": _NUMBER, "word_error_rates": {_ANY_KEY: _NUMBER}}},
-    "union_density": _NUMBER,
+    "languages": {_ANY_KEY: {"sparsity": _NUMERIC, "word_error_rates": {_ANY_KEY: _NUMERIC}}},
+    "union_density": _NUMERIC,
     "model": {},
     "vocab_size": int,
     "masks": {
         "languages": [str],
         "method": str,
         "granularity": str,
-        "target_sparsity": _NUMBER,
+        "target_sparsity": _NUMERIC,
         "source": str,
         "roots": [str],
         "allocation": str,
@@ -40,7 +40,7 @@ _TYPES: dict[str, Any] = {
     "precision": str,
     "sha256": {_ANY_KEY: str},
 }
-_TYPE_NAMES = {str: "a string", int: "an integer", _NUMBER: "a number", dict: "an object", list: "a list"}
+_TYPE_NAMES = {str: "a string", int: "an integer", _NUMERIC: "a number", dict: "an object", list: "a list"}
 
 
 def make_card(

@@ -45,7 +45,7 @@ def test_codes_survive_coding(data, bits):
 
 
 def test_rare_codes_survive_coding():
-    """One entry of so many that its scaled frequency would be 0."""
+    """A code whose scaled frequency would be rounded to 0."""
     code = torch.zeros(100_000, dtype=torch.uint8)
     code[777] = 1
     assert torch.equal(decode_codes(encode_codes([code]), [code.shape], torch.uint8)[0], code)
