@@ -12,7 +12,7 @@ from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, wit
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import is_typed, option_words, program, read_options
+from icefall_pathways.recipe.programs import is_typed, option_words, program, read_options, split_words
 
 _SCRIPTS = "pruned_transducer_pathways"
 
@@ -146,7 +146,7 @@ def prepare_config(config: ExperimentsConfig) -> PrepareConfig:
         ngram_order=config.ngram_order,
     )
     hours = option_words(hours=config.hours) if config.hours else ()
-    argv = [*words, *hours, *config.prepare_args.split()]
+    argv = [*words, *hours, *split_words(config.prepare_args)]
     return read_options(PrepareConfig, "--prepare-args", argv)
 
 
@@ -170,7 +170,7 @@ def train_dense_command(config: ExperimentsConfig, exp_dir: Path, *options: str)
         *experiment,
         *options,
         *model,
-        *config.train_args.split(),
+        *split_words(config.train_args),
     )
 
 
@@ -204,7 +204,7 @@ def small_dense_ratio(config: ExperimentsConfig) -> float:
     from icefall_pathways.recipe.model_costs import training_multiply_adds  # imports torch, which few commands need
 
     model = option_words(encoder_type=config.encoder_type)
-    dense = (*model, *config.train_args.split())
+    dense = (*model, *split_words(config.train_args))
     small = training_multiply_adds((*dense, *_small_dense_words(config)), config.vocab_size)
     return training_multiply_adds(dense, config.vocab_size) / small
 
@@ -215,7 +215,7 @@ def _small_dense_words(config: ExperimentsConfig) -> list[str]:
             "the system small-dense has no preset here: pass the options of a model with as many parameters as a "
             'pathway uses, such as --small-dense-args "--encoder-dim 256"'
         )
-    return config.small_dense_args.split()
+    return split_words(config.small_dense_args)
 
 
 def _dense_updates(config: ExperimentsConfig) -> int:
@@ -238,8 +238,9 @@ def finetune_command(
     config: ExperimentsConfig, dense: Path, exp_dir: Path, num_updates: int, *options: str
 ) -> tuple[str, ...]:
     """Return the command that fine-tunes the dense model."""
-    training = option_words(init_from=dense, exp_dir=exp_dir, num_updates=num_updates)
-    return (*program(_SCRIPTS, "train"), *data_options(config), *training, *config.finetune_args.split(), *options)
+    experiment = option_words(init_from=dense, exp_dir=exp_dir, num_updates=num_updates)
+    training = split_words(config.finetune_args)
+    return (*program(_SCRIPTS, "train"), *data_options(config), *experiment, *training, *options)
 
 
 def search_command(
@@ -263,14 +264,15 @@ def search_command(
       options: Additional options.
     """
     rounds = option_words(prune_rounds=config.rounds, updates_per_round=num_updates // config.rounds)
-    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *config.search_args.split(), *options)
+    training = split_words(config.search_args)
+    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *training, *options)
 
 
 def random_masks_command(
     config: ExperimentsConfig, dense: Path, exp_dir: Path, prune_for: str, sparsity: str, *options: str
 ) -> tuple[str, ...]:
     """Return the command that draws random masks; the arguments are those of `search_command`."""
-    method = (*config.search_args.split(), *option_words(prune_method="random"), *options)
+    method = (*split_words(config.search_args), *option_words(prune_method="random"), *options)
     return _prune_command(config, dense, exp_dir, prune_for, sparsity, *method)
 
 
@@ -285,7 +287,7 @@ def decode_command(config: ExperimentsConfig, script: str, exp_dir: Path, split:
     """Return the command that decodes a split with modified beam search; `script` is decode or streaming_decode."""
     options = option_words(exp_dir=exp_dir, decoding_method="modified_beam_search", split=split)
     fusion = option_words(ngram_lm=config.ngram_lm) if config.ngram_order else ()
-    return (*program(_SCRIPTS, script), *options, *fusion, *config.decode_args.split())
+    return (*program(_SCRIPTS, script), *options, *fusion, *split_words(config.decode_args))
 
 
 def report_step(script: str, **options: object) -> Step:

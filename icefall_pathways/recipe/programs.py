@@ -1,5 +1,6 @@
 """Command lines of the scripts that the recipe runs."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,18 @@ def option_words(**values: object) -> tuple[str, ...]:
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", as_typed(value)]
     return tuple(words)
+
+
+def split_words(value: str) -> list[str]:
+    """Split the value of an option that holds options, as a shell does: their values may have spaces in quotes.
+
+    Raises:
+      ValueError: A quote is not closed.
+    """
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r}: {error}; expected options as on a command line") from error
 
 
 def as_typed(value: object) -> str:

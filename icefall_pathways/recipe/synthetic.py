@@ -1,6 +1,5 @@
 """Training on synthetic speech of the same languages, before the training on real speech."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import Job
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import option_words, read_options
+from icefall_pathways.recipe.programs import option_words, read_options, split_words
 
 _FEATURES_STAGE = 3  # the last one: the tokenizer is that of the real speech, and training writes the index
 
@@ -28,7 +27,7 @@ def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
         return []
     folder = _data_dir(config)
     data = option_words(corpus="mini", corpus_dir=folder / "corpus", languages=config.languages, data_dir=folder)
-    argv = [*data, *option_words(stop_stage=_FEATURES_STAGE), *shlex.split(config.synthetic_args)]
+    argv = [*data, *option_words(stop_stage=_FEATURES_STAGE), *split_words(config.synthetic_args)]
     prepare = read_options(PrepareConfig, "--synthetic-args", argv)
     if TRANSCRIPTS in prepare.content.split():
         prepare = replace(prepare, transcripts_dir=str(config.data_dir / "manifests"))

@@ -70,6 +70,15 @@ def test_selected_stages_and_extra_options_reach_their_commands():
     assert lines["decode-lap"].endswith("--split test --qux 4")
 
 
+def test_values_of_extra_options_may_have_spaces():
+    extra = """--prepare-args "--content 'numbers phrases'" --train-args "--bpe-model 'my model'" """
+    lines = commands(run_graph(read("run", f"--demo 1 --stop-stage 1 {extra}")))
+    assert "--content 'numbers phrases'" in lines["corpus"]
+    assert lines["dense"].endswith("--bpe-model 'my model'")
+    with pytest.raises(ValueError, match=r"numbers'.*No closing quotation; expected options as on a command line"):
+        run_graph(read("run", """--demo 1 --prepare-args "--content numbers'" """))
+
+
 def test_commands_run_outside_the_recipe_folder(tmp_path, monkeypatch):
     folder = tmp_path / "another-recipe"
     (folder / "local").mkdir(parents=True)
