@@ -26,17 +26,46 @@ def resample(counts: Counts, rounds: int, seed: int, groups: Sequence[str] | Non
     Returns:
       (rounds, K) sums of the counts.
     """
+    return resample_runs(counts[None], np.ones((rounds, 1), np.int64), seed, groups)
+
+
+def draw_runs(num_runs: int, rounds: int, seed: int) -> Counts:
+    """Draw `num_runs` of the runs of a system, with replacement, for each of `rounds` bootstrap samples.
+
+    Returns:
+      (rounds, num_runs) how often each run is drawn.
+    """
+    if num_runs == 1:
+        return np.ones((rounds, 1), np.int64)
+    return np.random.default_rng(seed).multinomial(num_runs, [1 / num_runs] * num_runs, size=rounds)
+
+
+def resample_runs(counts: Counts, run_weights: Counts, seed: int, groups: Sequence[str] | None = None) -> Counts:
+    """Draw bootstrap test sets and sum the counts of each over the drawn runs; all runs have the same test set.
+
+    Args:
+      counts: (runs, utterances, K) counts.
+      run_weights: (rounds, runs) how often each run is drawn, from `draw_runs`; the same for all languages of a system.
+      seed: Random seed of the test sets.
+      groups: Group of each utterance, see `resample`.
+
+    Returns:
+      (rounds, K) sums of the counts.
+    """
     if groups is not None:
         _, indices = np.unique(np.asarray(groups), return_inverse=True)
-        grouped = np.zeros((indices.max() + 1, counts.shape[1]), dtype=np.int64)
-        np.add.at(grouped, indices, counts)
+        grouped = np.zeros((len(counts), indices.max() + 1, counts.shape[2]), dtype=np.int64)
+        for run, run_counts in zip(grouped, counts, strict=True):
+            np.add.at(run, indices, run_counts)
         counts = grouped
     generator = np.random.default_rng(seed)
-    drawn = [
-        counts[generator.integers(len(counts), size=(min(_ROUNDS_PER_BLOCK, rounds - start), len(counts)))].sum(axis=1)
-        for start in range(0, rounds, _ROUNDS_PER_BLOCK)
-    ]
-    return np.concatenate(drawn)
+    samples = []
+    for start in range(0, len(run_weights), _ROUNDS_PER_BLOCK):
+        weights = run_weights[start : start + _ROUNDS_PER_BLOCK]
+        drawn = generator.integers(counts.shape[1], size=(len(weights), counts.shape[1]))
+        sums = np.stack([run[drawn].sum(axis=1) for run in counts])
+        samples.append(np.einsum("br,rbk->bk", weights, sums))
+    return np.concatenate(samples)
 
 
 def error_rates(errors: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from icefall_pathways.decoding.scoring import Utterance
+from icefall_pathways.decoding.significance import bootstrap_p_value
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_json
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
+from icefall_pathways.reporting.comparison import AVERAGE, Run, compare_runs, newest_results
 from icefall_pathways.reporting.costs import NOTE, TITLES, Costs, join_languages, mean_costs, read_costs
 from icefall_pathways.reporting.results import newest_summary, rate_title
 from icefall_pathways.reporting.systems import DENSE_SYSTEMS, STUDY_SYSTEMS, SYSTEMS
 
 # Systems with which the others are compared, in the order of the columns.
 _BASELINES = ("lap", "dense-continued")
+_DIFFERENCES = ("difference (95 % interval)", "relative", "p", "seeds")
+# The system whose difference from every other one is tested.
+_PATHWAYS = "pathways-imp"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class StudyResult:
       system: One of `STUDY_SYSTEMS`.
       sparsity: 0 for a system without masks.
       seed: Seed of the dense model, the masks and the training.
+      folders: Its experiment folder, or those of its models.
       wer: Word error rate in percent, by language code.
       costs: Updates and multiply-adds.
     """
@@ -60,6 +67,7 @@ class StudyResult:
     system: str
     sparsity: float
     seed: int
+    folders: tuple[Path, ...]
     wer: dict[str, float]
     costs: Costs
 
@@ -97,8 +105,8 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
     """Yield the result of a system if it is complete: LSP has one model per language."""
     models = sorted(path for path in folder.iterdir() if path.is_dir()) if system == "lsp" and folder.exists() else []
     wer: dict[str, float] = {}
-    costs = []
-    for model in models or [folder]:
+    costs, models = [], models or [folder]
+    for model in models:
         try:
             summary = newest_summary(system, model / config.method, config.split)
         except ValueError:
@@ -107,20 +115,24 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
         wer |= {code: scores["wer"] for code, scores in languages.items()}
         masks = model / layout.MASKS_FILE
         costs.append(read_costs(model, summary, languages, PathwayMasks.load(masks) if masks.exists() else None))
-    yield StudyResult(system, sparsity, seed, wer, join_languages(costs))
+    yield StudyResult(system, sparsity, seed, tuple(models), wer, join_languages(costs))
 
 
-def tables(results: list[StudyResult]) -> str:
-    """Format two Markdown tables per sparsity: error rates and costs.
+def tables(config: StudyConfig, results: list[StudyResult]) -> str:
+    """Format Markdown tables per sparsity: error rates, costs, and differences of pathways from the other systems.
 
-    Error rates are means and standard deviations over seeds, with relative changes per seed; costs are means. Systems
-    without masks are in every table; if there are no others, they have tables of their own.
+    Error rates are means and standard deviations over seeds, with relative changes per seed; costs are means.
+    Differences have the 95 % interval of a bootstrap over utterances and seeds. Systems without masks are in every
+    table; if there are no others, they have tables of their own.
+
+    Raises:
+      ValueError: The decoded utterances of a system are damaged, or differ from those of another one.
     """
     sparsities = sorted({result.sparsity for result in results} - {0.0}) or [0.0]
-    return "\n\n".join([*(_tables(results, sparsity) for sparsity in sparsities), NOTE])
+    return "\n\n".join([*(_tables(config, results, sparsity) for sparsity in sparsities), NOTE])
 
 
-def _tables(results: list[StudyResult], sparsity: float) -> str:
+def _tables(config: StudyConfig, results: list[StudyResult], sparsity: float) -> str:
     languages = list(results[0].wer)
     seeds = {result.seed for result in results if result.sparsity == sparsity}
     by_system: dict[str, list[StudyResult]] = defaultdict(list)
@@ -137,8 +149,31 @@ def _tables(results: list[StudyResult], sparsity: float) -> str:
         costs.append([SYSTEMS[system], *mean_costs([run.costs for run in runs]).cells()])
     against = (f"against {SYSTEMS[baseline]}" for baseline in baselines)
     header = ["system", *map(rate_title, languages), "average", *against, "seeds"]
-    title = f"Sparsity {100 * sparsity:.0f} %"
-    return f"{title}\n\n{_markdown(header, rows)}\n\n{_markdown(['system', *TITLES], costs)}"
+    parts = [f"Sparsity {100 * sparsity:.0f} %", _markdown(header, rows), _markdown(["system", *TITLES], costs)]
+    if differences := list(_differences(config, by_system)):
+        parts.append(_markdown([f"average WER of {SYSTEMS[_PATHWAYS]} against", *_DIFFERENCES], differences))
+    return "\n\n".join(parts)
+
+
+def _differences(config: StudyConfig, by_system: dict[str, list[StudyResult]]) -> Iterator[list[str]]:
+    """Yield a row for every system that has seeds in common with pathways."""
+    pathways = {result.seed: result for result in by_system[_PATHWAYS]}
+    for system in (system for system in STUDY_SYSTEMS if system != _PATHWAYS):
+        others = [result for result in by_system[system] if result.seed in pathways]
+        if others:
+            paired = [pathways[result.seed] for result in others]
+            runs, pathways_runs = ([_run(config, result) for result in results] for results in (others, paired))
+            average = compare_runs(runs, pathways_runs)[AVERAGE]
+            p_value = f"{bootstrap_p_value(average.differences):.4f}"
+            yield [SYSTEMS[system], average.interval_text, average.relative_text, p_value, str(len(others))]
+
+
+def _run(config: StudyConfig, result: StudyResult) -> Run:
+    """Read the decoded utterances of a system, of all its models."""
+    results: dict[str, list[Utterance]] = {}
+    for folder in result.folders:
+        results |= newest_results(folder, config.method, config.split)
+    return str(result.folders[0]), results
 
 
 def spread(values: list[float], sign: str = "") -> str:
@@ -167,7 +202,7 @@ def write_study(config: StudyConfig) -> str:
       ValueError: Nothing has been decoded.
     """
     results = gather(config)
-    text = tables(results)
+    text = tables(config, results)
     with atomic_write(config.output) as page:
         page.write_text(f"{text}\n", encoding="utf-8")
     with atomic_write(config.output.with_suffix(".png")) as image:

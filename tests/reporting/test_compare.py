@@ -27,7 +27,8 @@ def _decode(folder, wrong, suffix="iter-5-greedy_search", count=40):
 
 
 def _config(folder, **options):
-    return CompareConfig(system_a=folder / "a", system_b=folder / "b", method="greedy_search", rounds=2000, **options)
+    systems = (folder / "a",), (folder / "b",)
+    return CompareConfig(*systems, method="greedy_search", rounds=2000, **options)
 
 
 def test_better_system_is_significant(tmp_path):
@@ -51,7 +52,7 @@ def test_swapping_the_systems_negates_the_difference(tmp_path):
     _decode(tmp_path / "b", {"en": 4})
     forward, backward = tmp_path / "forward.json", tmp_path / "backward.json"
     compare(_config(tmp_path, output=forward))
-    swapped = CompareConfig(tmp_path / "b", tmp_path / "a", "greedy_search", rounds=2000, output=backward)
+    swapped = CompareConfig((tmp_path / "b",), (tmp_path / "a",), "greedy_search", rounds=2000, output=backward)
     compare(swapped)
     forward, backward = (json.loads(path.read_text())["languages"]["en"] for path in (forward, backward))
     assert forward["difference"] == -backward["difference"]
@@ -69,6 +70,41 @@ def test_speaker_bootstrap_draws_whole_speakers(tmp_path):
         low, high = json.loads(output.read_text())["languages"]["en"]["interval"]
         widths.append(high - low)
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_runs_with_several_seeds_are_pairs(tmp_path):
+    """The difference is the mean over seeds, and its interval also covers the variation between seeds."""
+    output = tmp_path / "figures.json"
+    errors = {"a": (2, 4, 5), "b": (4, 8, 5)}  # every n-th utterance has an error
+    for system, seeds in errors.items():
+        for seed, every in enumerate(seeds):
+            _decode(tmp_path / f"{system}{seed}", {"en": every, "nl": every})
+
+    def figures(seeds, **options):
+        runs = (tuple(tmp_path / f"{system}{seed}" for seed in seeds) for system in "ab")
+        table = compare(CompareConfig(*runs, method="greedy_search", rounds=2000, output=output, **options))
+        return json.loads(output.read_text()), table
+
+    single = [figures([seed])[0]["languages"]["average"] for seed in range(3)]
+    joint, table = figures(range(3))
+    average = joint["languages"]["average"]
+    for key in ("wer_a", "wer_b", "difference"):
+        assert average[key] == pytest.approx(sum(run[key] for run in single) / 3)
+    assert joint["system_a"] == [str(tmp_path / f"a{seed}") for seed in range(3)]
+    assert average["matched_pairs_p"] is None and table.splitlines()[-1].split()[0] == "average"
+    # A bootstrap sample may consist of the third seed only, which has no difference.
+    low, high = average["interval"]
+    assert low < single[0]["difference"] * 2 / 3 and high >= 0
+    same = figures([0, 0, 0])[0]["languages"]["average"]
+    assert same["interval"] == pytest.approx(single[0]["interval"]), "equal runs add no variation"
+
+
+def test_different_numbers_of_runs_are_rejected(tmp_path):
+    _decode(tmp_path / "a", {"en": 3})
+    _decode(tmp_path / "b", {"en": 4})
+    config = CompareConfig((tmp_path / "a",), (tmp_path / "b",) * 2, method="greedy_search")
+    with pytest.raises(ValueError, match="expected pairs of runs"):
+        compare(config)
 
 
 def test_incomparable_systems_are_rejected(tmp_path):

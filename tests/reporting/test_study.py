@@ -1,11 +1,12 @@
 """Tables and plot of a study."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from icefall_pathways.decoding.scoring import Utterance, summarize, write_results, write_summary
+from icefall_pathways.languages import get_language
 from icefall_pathways.reporting import study
 from icefall_pathways.reporting.costs import Costs, Effort
 from icefall_pathways.reporting.plots import common_seeds
@@ -14,10 +15,13 @@ from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_
 METHOD = "streaming/modified_beam_search"
 
 
-def write_wer_summary(folder: Path, **wer: float) -> None:
-    (folder / METHOD).mkdir(parents=True)
-    summary = {"languages": {code: {"wer": value} for code, value in wer.items()}}
-    (folder / METHOD / "wer-summary-all-mls-test-x.json").write_text(json.dumps(summary))
+def write_results_of(folder: Path, **wer: int) -> None:
+    """Write the results of a system: a hundred utterances of one word per language."""
+    scores = {}
+    for code, errors in wer.items():
+        utterances = [Utterance(f"1_1_{index:06}", ["a"], ["b" if index < errors else "a"]) for index in range(100)]
+        scores[code] = write_results(folder / METHOD, f"mls-{get_language(code).name}-test", "x", utterances)
+    write_summary(folder / METHOD, "mls", "x", summarize("test", METHOD, scores))
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +39,16 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path) -> StudyConfig:
     for seed, dense, lap, path in ((1, 10, 20, 8), (2, 20, 10, 9)):
         root = tmp_path / f"seed-{seed}"
-        write_wer_summary(root / "dense-continued", en=dense, fr=dense + 2)
-        write_wer_summary(root / "small-dense", en=2 * dense, fr=2 * dense)
-        write_wer_summary(root / "sparsity-0.7/lap-random", en=30, fr=30)
-        write_wer_summary(root / "sparsity-0.7/lap", en=lap, fr=lap)
-        write_wer_summary(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
+        write_results_of(root / "dense-continued", en=dense, fr=dense + 2)
+        write_results_of(root / "small-dense", en=2 * dense, fr=2 * dense)
+        write_results_of(root / "sparsity-0.7/lap-random", en=30, fr=30)
+        write_results_of(root / "sparsity-0.7/lap", en=lap, fr=lap)
+        write_results_of(root / "sparsity-0.7/pathways-imp", en=path, fr=path)
     (tmp_path / "seed-1/sparsity-0.7/dynamic").mkdir()  # trained, not decoded
-    write_wer_summary(tmp_path / "seed-1/sparsity-0.9/lsp/en", en=30)
+    write_results_of(tmp_path / "seed-1/sparsity-0.9/lsp/en", en=30)
     (tmp_path / "seed-1/sparsity-0.9/lsp/fr").mkdir()
-    write_wer_summary(tmp_path / "seed-1/sparsity-0.8/lsp/en", en=30)
-    write_wer_summary(tmp_path / "seed-1/sparsity-0.8/lsp/fr", fr=40)
+    write_results_of(tmp_path / "seed-1/sparsity-0.8/lsp/en", en=30)
+    write_results_of(tmp_path / "seed-1/sparsity-0.8/lsp/fr", fr=40)
     return StudyConfig(tmp_path, output=tmp_path / "study.md")
 
 
@@ -72,6 +76,10 @@ def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> 
     assert imp == "| pathways (IMP) | 8.5 ± 0.7 | 8.5 ± 0.7 | 8.5 ± 0.7 | -35.0 ± 35.4 % | -42.2 ± 21.1 % | 2 |"
     assert block[10].startswith("| system | updates: initial model + search + training | multiply-adds of the search |")
     assert block[12] == "| dense | 50 + 20 + 200 | 3.00 G | 6.00 G | 8.00 M | 3.00 M |"
+    title, _, *differences = block[18:23]
+    assert title == "| average WER of pathways (IMP) against | difference (95 % interval) | relative | p | seeds |"
+    assert differences[0].startswith("| dense | -7.50 (-1") and differences[0].endswith(" | 2 |")
+    assert [row.split(" | ")[2] for row in differences] == ["-46.9 %", "-71.7 %", "-71.7 %"]
     assert "multiplied like any other" in text.splitlines()[-1]
     block = text.split("Sparsity ")[2].splitlines()
     assert block[2] == "| system | en | fr | average | against dense | seeds |", "LAP has no results at this sparsity"
@@ -81,10 +89,10 @@ def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> 
 
 
 def test_a_study_without_masks_has_one_table(tmp_path: Path) -> None:
-    write_wer_summary(tmp_path / "seed-1/small-dense", en=8)
+    write_results_of(tmp_path / "seed-1/small-dense", en=8)
     for baseline, change in (("", ""), ("dense-continued", " -20.0 % |")):
         if baseline:
-            write_wer_summary(tmp_path / "seed-1" / baseline, en=10)
+            write_results_of(tmp_path / "seed-1" / baseline, en=10)
         text = write_study(StudyConfig(tmp_path, output=tmp_path / "study.md"))
         assert text.startswith("Sparsity 0 %\n") and f"| small dense | 8.0 | 8.0 |{change} 1 |\n" in text
 
