@@ -145,6 +145,8 @@ def test_gpu_that_torch_1_13_does_not_support_selects_the_current_stack(bare_mac
         name = nvidia_smi.split(", ")[-1].rstrip("'")
         line = f"Using the current stack in .venv-current: torch 1.13.1 of the reference stack does not support {name}"
         assert make_env(folder, environment).stdout == f"{line}\n"
+        warning = f"warning: torch 1.13.1 of the reference stack does not support {name}: STACK=current can use it\n"
+        assert warning in make_env(folder, environment | {"STACK": "reference"}).stderr
 
 
 @pytest.fixture

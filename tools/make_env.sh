@@ -196,7 +196,7 @@ follow_move() {
 }
 
 main() {
-  local stack reason venv versions requirements fingerprint imports
+  local stack reason venv versions requirements fingerprint imports gpu
   if [ "${1:-}" = --stacks ]; then
     print_stacks
     return
@@ -208,6 +208,10 @@ main() {
   fi
   fingerprint=$(cat "$requirements" "${requirements%.txt}.in" pyproject.toml "$KALDIFEAT/requirements.txt" "$0" | sha256sum | cut -c1-16)
   echo "Using the $stack stack in ${venv##*/}: $reason"
+  gpu=$(unsupported_gpu)
+  if [ "$stack" = reference ] && [ -n "$gpu" ]; then
+    echo "warning: torch 1.13.1 of the reference stack does not support $gpu: STACK=current can use it" >&2
+  fi
   if [ "$(cat "$venv/.installed" 2>/dev/null)" = "$fingerprint" ]; then
     follow_move
     return
