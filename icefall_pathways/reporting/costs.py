@@ -42,17 +42,17 @@ _PREFIXES = ("", " k", " M", " G", " T", " P", " E", " Z")
 
 
 @dataclass(frozen=True)
-class Effort:
+class TrainingLength:
     """Updates of trainings, and the seconds of audio in them without padding; NaN if they are unknown."""
 
     updates: float = 0
     audio_seconds: float = 0.0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        return Effort(self.updates + other.updates, self.audio_seconds + other.audio_seconds)
+    def __add__(self, other: "TrainingLength") -> "TrainingLength":
+        return TrainingLength(self.updates + other.updates, self.audio_seconds + other.audio_seconds)
 
-    def __truediv__(self, divisor: int) -> "Effort":
-        return Effort(self.updates / divisor, self.audio_seconds / divisor)
+    def __truediv__(self, divisor: int) -> "TrainingLength":
+        return TrainingLength(self.updates / divisor, self.audio_seconds / divisor)
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,36 @@ class Costs:
     """Costs of a system.
 
     Attributes:
-      initial: Effort of the model that its training started from.
-      search: Effort of the search of its masks, for all languages.
-      training: Effort of its training.
+      initial: Length of the training of the model that its training started from.
+      search: Length of the search of its masks, for all languages.
+      training: Length of its training.
       forward: Multiply-adds of the forward pass of training, per second of audio; all these trainings have one
         architecture.
       executed: Multiply-adds of decoding, per second of audio. A masked weight is multiplied like any other.
       active: The same without products with pruned weights, by language code.
     """
 
-    initial: Effort
-    search: Effort
-    training: Effort
+    initial: TrainingLength
+    search: TrainingLength
+    training: TrainingLength
     forward: float
     executed: float
     active: Mapping[str, float]
 
     def cells(self) -> list[str]:
         """Return the cells of a table with the columns `TITLES`."""
-        efforts = (self.initial, self.search, self.training)
+        lengths = (self.initial, self.search, self.training)
         low, high = (format_count(bound(self.active.values())) for bound in (min, max))
         return [
-            " + ".join(_format(effort.updates, "{:,.0f}") for effort in efforts),
+            " + ".join(_format(length.updates, "{:,.0f}") for length in lengths),
             format_count(self._multiply_adds(self.search)),
             format_count(self._multiply_adds(self.initial + self.training)),
             format_count(self.executed),
             low if low == high else f"{low} to {high}",
         ]
 
-    def _multiply_adds(self, effort: Effort) -> float:
-        return UPDATE_FACTOR * self.forward * effort.audio_seconds
+    def _multiply_adds(self, length: TrainingLength) -> float:
+        return UPDATE_FACTOR * self.forward * length.audio_seconds
 
 
 def read_costs(exp_dir: Path, summary: Path, languages: Iterable[str], masks: PathwayMasks | None) -> Costs:
@@ -109,11 +109,11 @@ def read_costs(exp_dir: Path, summary: Path, languages: Iterable[str], masks: Pa
     beam = re.search(r"beam-size-(\d+)", summary.name)
     streaming = summary.parent == layout.results_dir(exp_dir, summary.parent.name, streaming=True)
     forward, decoding = _count(config, checkpoint["vocab_size"], int(beam[1]) if beam else 1, streaming)
-    initial, search = _read_earlier_efforts(exp_dir, checkpoint["config"]["training"])
+    initial, search = _read_earlier_lengths(exp_dir, checkpoint["config"]["training"])
     return Costs(
         initial=initial,
         search=search,
-        training=_read_effort(exp_dir),
+        training=_read_length(exp_dir),
         forward=forward,
         executed=decoding.total(),
         active={language: _active(decoding, masks, language) for language in languages},
@@ -122,7 +122,7 @@ def read_costs(exp_dir: Path, summary: Path, languages: Iterable[str], masks: Pa
 
 def join_languages(models: Sequence[Costs]) -> Costs:
     """Return the costs of a system with one model per language: they share the initial model and the search."""
-    training = sum((model.training for model in models), Effort())
+    training = sum((model.training for model in models), TrainingLength())
     active = {language: count for model in models for language, count in model.active.items()}
     return replace(models[0], training=training, active=active)
 
@@ -130,8 +130,8 @@ def join_languages(models: Sequence[Costs]) -> Costs:
 def mean_costs(runs: Sequence[Costs]) -> Costs:
     """Return the mean costs of runs of one system with several seeds."""
 
-    def mean(efforts: Iterable[Effort]) -> Effort:
-        return sum(efforts, Effort()) / len(runs)
+    def mean(lengths: Iterable[TrainingLength]) -> TrainingLength:
+        return sum(lengths, TrainingLength()) / len(runs)
 
     return replace(
         runs[0],
@@ -169,39 +169,39 @@ def _active(counts: Counter[str], masks: PathwayMasks | None, language: str) -> 
     return counts.total() - sum(pruned)
 
 
-def _read_effort(folder: Path) -> Effort:
-    """Return the effort of the training in a folder, or of the searches in its subfolders, one per language."""
+def _read_length(folder: Path) -> TrainingLength:
+    """Return the length of the training in a folder, or of the searches in its subfolders, one per language."""
     files = [folder / layout.METRICS_FILE, *folder.glob(f"*/{layout.METRICS_FILE}")]
     trainings = [read_metrics(file) for file in files if file.exists()]
-    efforts = []
+    lengths = []
     for records in trainings:
         train = [record for record in records if record["kind"] == "train"]
-        efforts.append(
-            Effort(max(record["update"] for record in train), sum(record["audio_seconds"] for record in train))
+        lengths.append(
+            TrainingLength(max(record["update"] for record in train), sum(record["audio_seconds"] for record in train))
         )
-    return sum(efforts, Effort()) if efforts else Effort(math.nan, math.nan)
+    return sum(lengths, TrainingLength()) if lengths else TrainingLength(math.nan, math.nan)
 
 
-def _read_earlier_efforts(exp_dir: Path, options: Mapping[str, Any]) -> tuple[Effort, Effort]:
-    """Return the efforts of the initial model and of the search, given the options of a training."""
-    initial, search = Effort(), Effort()
+def _read_earlier_lengths(exp_dir: Path, options: Mapping[str, Any]) -> tuple[TrainingLength, TrainingLength]:
+    """Return the lengths of the initial model and of the search, given the options of a training."""
+    initial, search = TrainingLength(), TrainingLength()
     if options["masks"]:
-        search = _read_search_effort(_current_path(exp_dir, options, options["masks"]))
+        search = _read_search_length(_current_path(exp_dir, options, options["masks"]))
     if options["init_from"]:
         folder = _current_path(exp_dir, options, options["init_from"])
-        initial = _read_effort(folder)
+        initial = _read_length(folder)
         if not math.isnan(initial.updates):
-            earlier = _read_earlier_efforts(folder, read_json(folder / layout.CONFIG_FILE)["training"])
+            earlier = _read_earlier_lengths(folder, read_json(folder / layout.CONFIG_FILE)["training"])
             initial = sum(earlier, initial)
     return initial, search
 
 
-def _read_search_effort(masks_file: Path) -> Effort:
-    """Return the effort of the search that wrote a masks file."""
-    effort, header = _read_effort(masks_file.parent), masks_file.with_suffix(".json")
-    if math.isnan(effort.updates) and header.exists() and read_header(header)[0].method == "random":
-        return Effort()  # drawn without training
-    return effort
+def _read_search_length(masks_file: Path) -> TrainingLength:
+    """Return the length of the search that wrote a masks file."""
+    length, header = _read_length(masks_file.parent), masks_file.with_suffix(".json")
+    if math.isnan(length.updates) and header.exists() and read_header(header)[0].method == "random":
+        return TrainingLength()  # drawn without training
+    return length
 
 
 def _current_path(exp_dir: Path, options: Mapping[str, Any], path: str) -> Path:

@@ -14,7 +14,7 @@ from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.multiply_adds import decoding_per_second, forward_per_second, model_to_count
 from icefall_pathways.options import to_dict
 from icefall_pathways.pathways.masks import PathwayMasks
-from icefall_pathways.reporting.costs import Costs, Effort, format_count, join_languages, mean_costs, read_costs
+from icefall_pathways.reporting.costs import Costs, TrainingLength, format_count, join_languages, mean_costs, read_costs
 from icefall_pathways.training.config import ExperimentConfig, TrainingConfig
 
 MODEL = ModelConfig(
@@ -68,17 +68,23 @@ def costs_of(exp_dir: Path, masks: PathwayMasks | None = None, summary: str = SU
 
 def test_search_and_initial_model_are_found_after_a_move(experiments):
     dense, pathways = costs_of(experiments / "exp/dense"), costs_of(experiments / "exp/pathways")
-    assert (dense.initial, dense.search, dense.training) == (Effort(), Effort(), Effort(30, 300))
-    assert (pathways.initial, pathways.search) == (Effort(30, 300), Effort(16, 100)), "both languages' searches"
-    assert pathways.training == Effort(20, 200)
+    assert (dense.initial, dense.search, dense.training) == (
+        TrainingLength(),
+        TrainingLength(),
+        TrainingLength(30, 300),
+    )
+    assert (pathways.initial, pathways.search) == (TrainingLength(30, 300), TrainingLength(16, 100)), (
+        "both languages' searches"
+    )
+    assert pathways.training == TrainingLength(20, 200)
 
 
 def test_the_initial_model_includes_what_was_before_it(experiments):
     more = costs_of(experiments / "exp/more")
-    assert more.initial == Effort(30 + 16 + 20, 300 + 100 + 200) and more.search == Effort(16, 100)
+    assert more.initial == TrainingLength(30 + 16 + 20, 300 + 100 + 200) and more.search == TrainingLength(16, 100)
 
 
-def test_efforts_that_are_not_recorded_are_unknown(experiments):
+def test_lengths_that_are_not_recorded_are_unknown(experiments):
     (experiments / "exp/dense").rename(experiments / "elsewhere")
     cells = costs_of(experiments / "exp/pathways").cells()
     assert cells[0] == "unknown + 16 + 20" and cells[2] == "unknown" and cells[1] != "unknown"
@@ -122,15 +128,29 @@ def test_the_search_follows_from_the_path_of_the_results(experiments):
 
 def test_models_of_single_languages_share_search_and_initial_model():
     def model(language: str, updates: int, active: float) -> Costs:
-        return Costs(Effort(30, 300), Effort(16, 100), Effort(updates, 10.0), 1.0, 9.0, {language: active})
+        return Costs(
+            TrainingLength(30, 300),
+            TrainingLength(16, 100),
+            TrainingLength(updates, 10.0),
+            1.0,
+            9.0,
+            {language: active},
+        )
 
     joined = join_languages([model("en", 5, 3.0), model("fr", 6, 4.0)])
-    assert joined == Costs(Effort(30, 300), Effort(16, 100), Effort(11, 20.0), 1.0, 9.0, {"en": 3.0, "fr": 4.0})
+    assert joined == Costs(
+        TrainingLength(30, 300), TrainingLength(16, 100), TrainingLength(11, 20.0), 1.0, 9.0, {"en": 3.0, "fr": 4.0}
+    )
 
 
 def test_costs_of_seeds_are_averaged():
-    runs = [Costs(Effort(30, s), Effort(), Effort(20, 2 * s), 1.0, 9.0, {"en": s}) for s in (100.0, 300.0)]
-    assert mean_costs(runs) == Costs(Effort(30, 200), Effort(), Effort(20, 400), 1.0, 9.0, {"en": 200.0})
+    runs = [
+        Costs(TrainingLength(30, s), TrainingLength(), TrainingLength(20, 2 * s), 1.0, 9.0, {"en": s})
+        for s in (100.0, 300.0)
+    ]
+    assert mean_costs(runs) == Costs(
+        TrainingLength(30, 200), TrainingLength(), TrainingLength(20, 400), 1.0, 9.0, {"en": 200.0}
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import torch
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks
 from icefall_pathways.reporting import results
-from icefall_pathways.reporting.costs import Costs, Effort
+from icefall_pathways.reporting.costs import Costs, TrainingLength
 from icefall_pathways.reporting.report import ReportConfig, write_report
 from icefall_pathways.reporting.results import SystemResult
 
-COSTS = Costs(Effort(3000, 1e6), Effort(1600, 1e5), Effort(1500, 1e5), 1e7, 8e6, {"en": 3e6, "fr": 3.2e6})
+COSTS = Costs(
+    TrainingLength(3000, 1e6), TrainingLength(1600, 1e5), TrainingLength(1500, 1e5), 1e7, 8e6, {"en": 3e6, "fr": 3.2e6}
+)
 
 
 def system(name, wer):

@@ -8,7 +8,7 @@ import pytest
 from icefall_pathways.decoding.scoring import Utterance, summarize, write_results, write_summary
 from icefall_pathways.languages import get_language
 from icefall_pathways.reporting import study
-from icefall_pathways.reporting.costs import Costs, Effort
+from icefall_pathways.reporting.costs import Costs, TrainingLength
 from icefall_pathways.reporting.plots import common_seeds
 from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_study
 
@@ -29,8 +29,10 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the costs of an experiment known without a model: seed 2 takes more updates of training."""
 
     def read(exp_dir: Path, _summary: Path, languages: Iterable[str], _masks: object) -> Costs:
-        training = Effort(300 if "seed-2" in exp_dir.parts else 100, 1e3)
-        return Costs(Effort(50, 1e3), Effort(20, 1e3), training, 1e6, 8e6, dict.fromkeys(languages, 3e6))
+        training = TrainingLength(300 if "seed-2" in exp_dir.parts else 100, 1e3)
+        return Costs(
+            TrainingLength(50, 1e3), TrainingLength(20, 1e3), training, 1e6, 8e6, dict.fromkeys(languages, 3e6)
+        )
 
     monkeypatch.setattr(study, "read_costs", read)
 
