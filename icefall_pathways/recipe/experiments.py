@@ -69,6 +69,9 @@ class ExperimentsConfig(CorpusOptions):
     finetune_args: str = ""
     """Additional options for train.py, for fine-tuning."""
 
+    dynamic_args: str = "--prune-every 25"
+    """Additional options for train.py, for dynamic pathways."""
+
     decode_args: str = ""
     """Additional options for decode.py and streaming_decode.py."""
 
@@ -266,6 +269,11 @@ def search_command(
     rounds = option_words(prune_rounds=config.rounds, updates_per_round=num_updates // config.rounds)
     training = split_words(config.search_args)
     return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *training, *options)
+
+
+def dynamic_words(config: ExperimentsConfig, sparsity: str) -> tuple[str, ...]:
+    """Return the options of train.py that make a fine-tuning prune each language's pathway while it trains."""
+    return (*option_words(prune_method="adaptive", sparsity=sparsity), *split_words(config.dynamic_args))
 
 
 def random_masks_command(

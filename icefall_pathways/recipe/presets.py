@@ -170,7 +170,8 @@ def corpus_preset(config: RunConfig, default: RunConfig) -> RunConfig:
     if config.corpus in _SMALL_CORPORA:
         presets = {name: _small(default, name) for name in _SMALL_MODELS}
         if config.corpus == "stamps":
-            presets["emformer"] = replace(_stamps(default), exp_root=Path("exp/stamps"))
+            stamps = _stamps(default)
+            presets["emformer"] = replace(stamps, exp_root=Path("exp/stamps"), systems=f"{stamps.systems} dynamic")
         default = _preset_for_encoder(config, presets)
     if config.languages != default.languages:
         return default

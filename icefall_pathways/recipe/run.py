@@ -58,7 +58,7 @@ class RunConfig(ExperimentsConfig):
 
     systems: str = "dense-continued lap pathways"
     """Systems to compare, separated by spaces, of dense-continued dense-language small-dense lap-random lap
-    pathways-random pathways. dense-language is fine-tuned with --language-input 1. small-dense trains from scratch, for
+    pathways-random pathways dynamic. dense-language is fine-tuned with --language-input 1. small-dense trains from scratch, for
     as many updates as the dense model and its fine-tuning together."""
 
     def __post_init__(self) -> None:
@@ -192,6 +192,8 @@ def _jobs_of_system(config: RunConfig, system: str) -> list[Job]:
         options = ("--masks", str(config.exp_root / f"masks-{system}" / layout.MASKS_FILE))
     elif system == "dense-language":
         options = experiments.LANGUAGE_INPUT
+    elif system == "dynamic":
+        options = experiments.dynamic_words(config, as_typed(config.sparsity))
     command = experiments.finetune_command(config, dense, exp_dir, num_updates, *options)
     return [_training_job(config, system, exp_dir, command)]
 

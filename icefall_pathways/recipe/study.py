@@ -14,7 +14,6 @@ from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.recipe import experiments, synthetic
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
-from icefall_pathways.recipe.programs import split_words
 from icefall_pathways.reporting.systems import STUDY_SYSTEMS
 
 #: Options that must not change within a study, because its results would not be comparable.
@@ -52,9 +51,6 @@ class StudyConfig(ExperimentsConfig):
 
     study_dir: Path = Path("exp/study")
     """Folder for all results; its study.md holds the tables."""
-
-    dynamic_args: str = "--prune-every 25"
-    """Additional options for train.py, for dynamic pathways."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,8 +228,7 @@ class _Seed:
         yield from self._train(folder, config.finetune_updates, "--masks", self._masks(sparsity, "lth"))
 
     def _dynamic_steps(self, sparsity: str) -> Iterator[Step]:
-        schedule = split_words(self._config.dynamic_args)
-        pruning = ("--prune-method", "adaptive", "--sparsity", sparsity, *schedule)
+        pruning = experiments.dynamic_words(self._config, sparsity)
         folder = self._folder / f"sparsity-{sparsity}" / "dynamic"
         yield from self._train(folder, self._config.updates_without_search, *pruning)
 

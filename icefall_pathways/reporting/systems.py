@@ -19,7 +19,7 @@ SYSTEMS = {
 DENSE_SYSTEMS = ("dense-continued", "dense-language", "small-dense")
 
 #: Systems of the run.
-RUN_SYSTEMS = (*DENSE_SYSTEMS, "lap-random", "lap", "pathways-random", "pathways")
+RUN_SYSTEMS = (*DENSE_SYSTEMS, "lap-random", "lap", "pathways-random", "pathways", "dynamic")
 
 #: Systems of the study: its pathways are named after the method that searched their masks.
 STUDY_SYSTEMS = tuple(system for system in SYSTEMS if system != "pathways")

@@ -30,7 +30,8 @@ def test_stamps_have_a_preset_of_their_own(line):
     assert config.languages == languages and "--perturb-speed 1" in lines["features"]
     assert f"--languages '{languages}' --vocab-size 200 --output-dir data/stamps/lang_bpe_200" in lines["tokens"]
     updates = {job.name: options_of(job, "num-updates", "updates-per-round")[0][1:] for job in run_graph(config)}
-    assert len({updates[name] for name in ("dense-continued", "lap", "pathways")}) == 1
+    assert len({updates[name] for name in ("dense-continued", "lap", "pathways", "dynamic")}) == 1
+    assert "--masks" not in lines["dynamic"] and "--prune-method adaptive --sparsity 0.7" in lines["dynamic"]
     assert int(updates["masks-lap"][1]) == len(languages.split()) * int(updates["masks-pathways"][1])
     assert "--ngram-lm 'data/stamps/lang_bpe_200/ngram-6-{language}.arpa'" in lines["streaming-decode-pathways"]
     assert environment(config).items() >= SINGLE_THREAD.items()
