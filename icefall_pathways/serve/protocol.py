@@ -130,8 +130,9 @@ class SegmentResult(BaseModel):
       segment: Index of the segment, from 0; there is one final result per segment.
       start: Start of the segment, in seconds from the start of the stream.
       end: End of the decoded audio of the segment, in seconds.
-      language: The language code; None if the model does not distinguish languages and none was requested.
-      language_confidence: Probability of an identified language; None if the language was requested.
+      language: The language code; None if the model does not distinguish languages and none was requested, or if a
+        segment without text gives nothing to identify.
+      language_confidence: Probability of an identified language; None if there is none.
       text: The text of the segment.
       stable_text: Leading part of the text that later results of the segment do not change.
       words: Words of the text, if requested.

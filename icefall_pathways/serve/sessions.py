@@ -37,7 +37,8 @@ class SegmentEvent:
 
     Attributes:
       index: Index of the segment.
-      segment: Text, times and language; the words are empty in partial results, unless they were requested.
+      segment: Text, times and language, which is None if it was to be identified and the segment has no text; the
+        words are empty in partial results, unless they were requested.
       language_confidence: Probability of an identified language.
       tokens: Token IDs.
       times: Time of each token in seconds from the start of the stream.
@@ -146,15 +147,17 @@ class SpeechSession:
         identifier = self.recognizer.select_language
         if self._language is None and self._probabilities is None and isinstance(identifier, ConfidentIdentifier):
             assert self.inner.identified is not None
-            self._probabilities = identifier.take_probabilities(self.inner.identified)
-            yield LanguageEvent(result.segment, self.decoded_seconds, result.language, self._probabilities)
+            probabilities = identifier.take_probabilities(self.inner.identified)
+            if result.tokens or not result.is_final:  # else the end of audio without words forced a selection
+                self._probabilities = probabilities
+                yield LanguageEvent(result.segment, self.decoded_seconds, result.language, probabilities)
         if result.changed or result.is_final:
             yield self._segment_event(result)
         if result.is_final and not result.is_last:
             self._change_language()
 
     def _segment_event(self, result: Result) -> SegmentEvent:
-        language = self._language if self._model.one_pathway else result.language
+        language = self._language if self._probabilities is None else result.language
         segment = to_segment(result, self._model.tokenizer, language, self._all_words or result.is_final)
         confidence = None if self._probabilities is None else self._probabilities[result.language]
         return SegmentEvent(result.segment, segment, confidence, result.tokens, result.times, result.log_probs)

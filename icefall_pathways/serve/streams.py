@@ -34,7 +34,7 @@ class ClientStream:
       on_close: Called once when the stream is closed.
 
     Attributes:
-      language: Code of the language of the newest result; None if it is not known.
+      language: Code of the newest known language of a result; None if there is none.
       inbox: Audio and commands that the batcher has not taken yet.
       input_ended: No more audio is accepted.
       closed: The client is gone, or all events were delivered: the batcher drops the stream.
@@ -173,7 +173,8 @@ class ClientStream:
         """Receive progress from the batcher."""
         self._num_buffered -= update.num_samples
         for event in update.events:
-            self.language = event.language if isinstance(event, LanguageEvent) else event.segment.language
+            language = event.language if isinstance(event, LanguageEvent) else event.segment.language
+            self.language = language or self.language  # silence does not identify a language
             if self._events and _replaces(event, self._events[-1]):
                 self._events.pop()
             self._events.append(event)

@@ -177,6 +177,14 @@ def test_detected_languages_are_listed_with_their_confidence(opened, server, rec
     ]
 
 
+def test_language_of_silence_is_not_shown(opened, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
+    opened.page.get_by_label("Language").select_option("auto")
+    opened.page.get_by_label("Audio or video file").set_input_files(tmp_path / "silence.wav")
+    opened.wait_for_status("Finished: 1.0 s of audio")
+    assert opened.page.locator("#languages tr").count() == 0
+
+
 def test_keyboard_operates_every_control(opened, recording):
     page, keyboard = opened.page, opened.page.keyboard
 

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 from encoded_audio import encode
@@ -77,6 +78,12 @@ def test_language_is_identified_by_default(client, upload):
     verbose = client.audio.transcriptions.create(model="any", file=upload, response_format="verbose_json")
     assert verbose.language == "english"
     assert verbose.segments[0].language_confidence > 0.5
+
+
+def test_language_of_silence_is_unknown(client):
+    silence = ("silence.flac", encode(np.zeros((16000, 1), "<i2"), "flac", 16000))
+    verbose = client.audio.transcriptions.create(model="any", file=silence, response_format="verbose_json")
+    assert (verbose.language, verbose.text, verbose.segments) == ("unknown", "", [])
 
 
 @pytest.mark.parametrize(

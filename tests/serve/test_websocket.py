@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -85,15 +86,35 @@ def test_language_is_identified_again_in_each_segment(server, speech):
             latest = message
         elif message["type"] in ("partial", "final"):
             assert message["segment"] in seen or not message["text"]
-            assert message["language"] == latest["language"]
-            assert message["language_confidence"] == latest["confidence"]
+            expected = latest if message["segment"] in seen else {"language": None, "confidence": None}
+            assert message["language"] == expected["language"]
+            assert message["language_confidence"] == expected["confidence"]
 
 
-@pytest.mark.parametrize("count", [0, 100, 4000])
-def test_language_of_short_audio_is_that_of_its_segment(server, speech, count):
-    messages = server.recognize([speech[:count].tobytes()], language="auto")
-    assert [message["type"] for message in messages] == ["ready", "language", "final", "ended"]
-    assert messages[1]["segment"] == messages[2]["segment"] == 0
+def test_language_of_short_audio_is_decided_at_its_end(served_dir, speech, tmp_path):
+    """With a model that waits for more audio."""
+    folder = shutil.copytree(served_dir, tmp_path / "model")
+    replace(LanguageIdModel.load(layout.language_id_file(folder)), seconds=100.0).save(layout.language_id_file(folder))
+    with run_server(load_model(folder)) as server:
+        ready, decision, final, ended = server.recognize([speech.tobytes()], language="auto")
+    assert (ready["type"], decision["type"], final["type"], ended["type"]) == ("ready", "language", "final", "ended")
+    assert final["text"] and final["language"] == decision["language"]
+    assert final["language_confidence"] == decision["confidence"]
+
+
+@pytest.mark.parametrize("count", [0, 100, 32000])
+def test_language_of_silence_is_not_decided(server, count):
+    ready, final, ended = server.recognize([bytes(2 * count)], language="auto")
+    assert (ready["type"], final["type"], ended["type"]) == ("ready", "final", "ended")
+    assert (final["text"], final["language"], final["language_confidence"]) == ("", None, None)
+
+
+def test_silence_after_speech_decides_nothing(server, speech):
+    messages = server.recognize([np.concatenate([speech, np.zeros(64000, "<i2")]).tobytes()], language="auto")
+    decided = {message["segment"]: message["language"] for message in messages if message["type"] == "language"}
+    finals = [message for message in messages if message["type"] == "final"]
+    assert [message["language"] for message in finals] == [decided.get(message["segment"]) for message in finals]
+    assert decided and finals[-1]["text"] == "" and finals[-1]["language"] is None
 
 
 def test_talk_changes_its_language(served_dir, speech, tmp_path):
