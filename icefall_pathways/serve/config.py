@@ -89,14 +89,19 @@ class ServeConfig(RecognizerConfig):
         """Return the secret of `token_file`, or None if there is none.
 
         Raises:
-          ValueError: The file is missing or empty.
+          ValueError: The file is missing or empty, or has characters that clients cannot send in a header.
         """
         if self.token_file is None:
             return None
         try:
-            token = self.token_file.read_text(encoding="utf-8").strip()
+            token = self.token_file.read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise ValueError(f"cannot read --token-file {self.token_file} ({error.strerror or error})") from error
         if not token:
             raise ValueError(f"--token-file {self.token_file} is empty: write a secret into it")
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError(
+                f"--token-file {self.token_file} has characters that clients cannot send in a header: expected one "
+                "line of ASCII letters, digits and punctuation"
+            )
         return token

@@ -4,6 +4,22 @@ from asyncio import TimerHandle
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
+from websockets.server import ServerProtocol
+
+
+class _ServerProtocol(ServerProtocol):
+    """The websocket protocol, with a close frame that names the option which limits the size of messages."""
+
+    def __init__(self, max_message_bytes: int, **kwargs: Any) -> None:
+        super().__init__(max_size=max_message_bytes, **kwargs)
+        self._max_message_bytes = max_message_bytes
+
+    def fail(self, code: CloseCode | int, reason: str = "") -> None:
+        """Close the connection because of an error."""
+        if code == CloseCode.MESSAGE_TOO_BIG:
+            reason = f"a message exceeds {self._max_message_bytes} bytes (--max-message-bytes): send shorter ones"
+        super().fail(code, reason)
 
 
 class KeepaliveProtocol(WebSocketsSansIOProtocol):
@@ -16,6 +32,10 @@ class KeepaliveProtocol(WebSocketsSansIOProtocol):
 
     _last_arrival = 0.0
     _abort_timer: TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = _ServerProtocol(self.config.ws_max_size, logger=self.conn.logger)
 
     def data_received(self, data: bytes) -> None:
         """Process bytes of the client."""

@@ -1,6 +1,8 @@
 """Limits and access: what is refused, with which code, and that the running streams continue."""
 
 import json
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_long_message_closes_the_connection(model):
     with run_server(model, limits(max_message_bytes=1024)) as server, server.connect() as client:
         send_all(client, json.dumps({"type": "start", "language": "en"}), bytes(1025))
         receive_all(client)
-        assert client.close_code == 1009
+        assert client.close_code == 1009 and "1024 bytes (--max-message-bytes)" in client.close_reason
 
 
 @pytest.mark.parametrize("way", ["header", "message"])
@@ -84,6 +86,21 @@ def test_token_is_required(model, tmp_path, speech, way):
             (error,), code = recognize(wrong)
             assert error["code"] == "unauthorized" and code == 1008
         assert texts(recognize("secret")[0])
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/"])
+def test_header_that_is_not_ascii_has_a_wrong_token(model, tmp_path, path, caplog):
+    (tmp_path / "token").write_text("secret")
+    headers = {"Authorization": "Bearer sécret"}
+    with run_server(model, token_file=tmp_path / "token") as server:
+        with server.connect(path, additional_headers=headers) as client:
+            send_all(client, '{"type": "start"}')
+            receive_all(client)
+        assert client.close_code == 1008
+        request = Request(f"http://{server.address}/v1/models", headers=headers)
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(request, timeout=60)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("path", ["/v1/stream", "/"])

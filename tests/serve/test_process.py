@@ -105,6 +105,16 @@ def test_unusable_tls_files_are_reported(served_dir, tmp_path):
         assert key_name in str(raised.value)
 
 
+@pytest.mark.parametrize("secret", ["sécret".encode(), "sécret".encode("latin-1"), b"two\nlines", b"\0"])
+def test_secret_that_a_header_cannot_have_is_reported(tmp_path, secret, capsys):
+    (tmp_path / "token").write_bytes(secret)
+    with pytest.raises(SystemExit) as stop:
+        cli.run_command("serve", ["--token-file", str(tmp_path / "token")])
+    assert stop.value.code != 0
+    errors = capsys.readouterr().err
+    assert str(tmp_path / "token") in errors and "expected one line of ASCII letters" in re.sub(r"[\s│]+", " ", errors)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
