@@ -119,6 +119,9 @@ async def feed_blocks(stream: ClientStream, blocks: Iterator[Tensor], executor: 
         await loop.run_in_executor(executor, run)
     except AudioError as error:
         stream.fail("invalid_audio", str(error))
+    except OSError as error:  # of a temporary file, for formats that need seeking
+        _log.error("cannot store the audio of a client (%s): free space in the temporary folder", error)
+        stream.fail("internal", f"the server cannot store the audio ({error.strerror or error}): try again later")
     except Exception as error:
         _log.exception("cannot decode a container")
         stream.fail("internal", f"the server cannot decode the audio ({type(error).__name__})")

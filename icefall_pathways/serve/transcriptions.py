@@ -3,21 +3,22 @@
 import asyncio
 import io
 import json
+import logging
 import shutil
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Message
-from torch import Tensor
 
 from icefall_pathways.languages import get_language
 from icefall_pathways.serve.feeders import feed_blocks
@@ -27,6 +28,8 @@ from icefall_pathways.serve.streams import ClientStream
 from icefall_pathways.transcription.audio import AudioOptions, read_file
 from icefall_pathways.transcription.transcript import Transcript, Word, mean_log_prob
 from icefall_pathways.transcription.writers import WRITERS
+
+_log = logging.getLogger(__name__)
 
 _FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _GRANULARITIES = ("segment", "word")
@@ -93,10 +96,11 @@ async def transcriptions(request: Request) -> Response:
     stream = service.open_stream(FILE_PROTOCOL, fields.language)
     try:
         executor = service.container_executor(stream)
-        events = _decode(stream, fields.file, executor)
+        file = await _store_upload(stream, fields.file, executor)
+        events = _decode(stream, file, executor)
         if fields.stream:
             return StreamingResponse(_server_sent_events(events, stream), media_type="text/event-stream")
-        results = [event async for event in events if event.segment.is_final]
+        results = [event async for event in _while_connected(request, events) if event.segment.is_final]
     except BaseException:
         stream.close()
         raise
@@ -105,24 +109,50 @@ async def transcriptions(request: Request) -> Response:
     return _response(fields, results, stream.notes)
 
 
+async def _while_connected(request: Request, events: AsyncIterator[SegmentEvent]) -> AsyncIterator[SegmentEvent]:
+    """Yield the events while the client waits for them.
+
+    Raises:
+      HTTPException: The client has closed the connection.
+    """
+    async for event in events:
+        if await request.is_disconnected():
+            raise HTTPException(400, "the connection ended before the end of the transcription")
+        yield event
+
+
 async def _read_form(request: Request, max_mb: float) -> FormData:
     """Read the form of a request.
 
     Raises:
-      HTTPException: It is not a valid form, incomplete or too large.
+      HTTPException: It is not a valid form, incomplete or too large, or cannot be stored.
     """
     content_type = request.headers.get("content-type", "")
-    if not content_type.startswith("multipart/form-data"):
+    media_type, *parameters = content_type.split(";")
+    media_type = media_type.strip().lower()
+    if media_type != "multipart/form-data":
         expected = "expected multipart/form-data, with an audio file in the field file"
         raise HTTPException(400, f"content type {content_type!r}: {expected}")
+    headers = MutableHeaders(request.headers)
+    headers["content-type"] = ";".join([media_type, *parameters])  # parsers expect it in lower case
+    scope = {**request.scope, "headers": headers.raw}
     try:
-        return await Request(request.scope, _limit_body(request, max_mb)).form(max_files=1, max_fields=_MAX_FIELDS)
+        return await Request(scope, _limit_body(request, max_mb)).form(max_files=1, max_fields=_MAX_FIELDS)
     except ClientDisconnect as error:
         raise HTTPException(400, "the connection ended before the end of the upload: send it again") from error
     except HTTPException as error:
         if error.status_code != 400:
             raise
         raise HTTPException(400, f"not a valid multipart form ({error.detail})") from error
+    except OSError as error:
+        raise _storage_error(error) from error
+
+
+def _storage_error(error: OSError) -> HTTPException:
+    """Log that an upload cannot be stored, and return the error for its client."""
+    _log.error("cannot store an upload (%s): free space in the temporary folder, or set TMPDIR to another one", error)
+    reason = error.strerror or str(error)
+    return HTTPException(507, f"the server cannot store the upload ({reason}): try again later, or split the file")
 
 
 def _error(stream: ClientStream) -> HTTPException | None:
@@ -148,25 +178,48 @@ def _limit_body(request: Request, max_mb: float) -> Any:
     return receive
 
 
-async def _decode(stream: ClientStream, file: UploadFile, executor: Executor) -> AsyncIterator[SegmentEvent]:
-    """Decode the file and yield the results, then close the stream."""
-    feeding = asyncio.ensure_future(feed_blocks(stream, _read_upload(file.file, stream.notes.append), executor))
+async def _store_upload(stream: ClientStream, upload: UploadFile, executor: Executor) -> IO[bytes]:
+    """Return the upload of a stream as a temporary file.
+
+    Raises:
+      HTTPException: It cannot be stored.
+    """
     try:
-        async for event in stream.events():
-            if isinstance(event, SegmentEvent):
-                yield event
-    finally:
-        stream.close()
-        await feeding
+        return await asyncio.get_running_loop().run_in_executor(executor, _store, upload.file)
+    except OSError as error:
+        refusal = _storage_error(error)
+        stream.fail("internal", refusal.detail)
+        raise refusal from error
 
 
-def _read_upload(upload: IO[bytes], on_note: Callable[[str], None]) -> Iterator[Tensor]:
-    """Yield the samples of an upload, from a temporary file whose name does not depend on the client."""
-    with tempfile.NamedTemporaryFile() as file:
-        upload.seek(0)
-        shutil.copyfileobj(upload, file)
+async def _decode(stream: ClientStream, file: IO[bytes], executor: Executor) -> AsyncIterator[SegmentEvent]:
+    """Decode a temporary file and yield the results, then close the stream and delete the file."""
+    with file:
+        blocks = read_file(Path(file.name), AudioOptions(on_note=stream.notes.append))
+        feeding = asyncio.ensure_future(feed_blocks(stream, blocks, executor))
+        try:
+            async for event in stream.events():
+                if isinstance(event, SegmentEvent):
+                    yield event
+        finally:
+            stream.close()
+            await feeding
+
+
+def _store(upload: IO[bytes]) -> IO[bytes]:
+    """Return a copy of an upload as a temporary file whose name does not depend on the client, and delete the upload.
+
+    Raises:
+      OSError: The temporary folder is full or not writable.
+    """
+    with ExitStack() as on_error:
+        file = on_error.enter_context(tempfile.NamedTemporaryFile())
+        with upload:
+            upload.seek(0)
+            shutil.copyfileobj(upload, file)
         file.flush()
-        yield from read_file(Path(file.name), AudioOptions(on_note=on_note))
+        on_error.pop_all()
+    return file
 
 
 async def _server_sent_events(events: AsyncIterator[SegmentEvent], stream: ClientStream) -> AsyncIterator[str]:

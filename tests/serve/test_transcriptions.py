@@ -3,6 +3,8 @@
 import errno
 import json
 import socket
+import threading
+import time
 from collections import Counter
 
 import httpx2
@@ -15,6 +17,7 @@ from running_server import ANY_LOAD, run_server, wait_until
 from icefall_pathways import Pathways
 from icefall_pathways.serve import transcriptions as transcriptions_module
 from icefall_pathways.serve.limits import Limits
+from icefall_pathways.serve.streams import ClientStream
 
 
 def make_client(server, token="unused"):
@@ -119,6 +122,7 @@ _FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r
         (_FILE, _FORM, "no complete file"),
         (_FILE + b"\r\n--x--", "multipart/form-data", "not a valid multipart form"),
         (b"abc", "audio/wav", "'audio/wav': expected multipart/form-data"),
+        (_FILE, "multipart/form-data2; boundary=x", "expected multipart/form-data"),
     ],
 )
 def test_request_without_a_file_is_reported(server, content, content_type, message):
@@ -139,15 +143,63 @@ def test_upload_that_is_cut_off_is_no_error_of_the_server(server, client, upload
     assert not caplog.records
 
 
-def test_failure_to_read_an_upload_ends_its_request(client, upload, monkeypatch):
-    """Not only audio can be at fault: the disk of temporary files may be full."""
+@pytest.mark.parametrize("function", ["starlette.formparsers.SpooledTemporaryFile", "shutil.copyfileobj"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_full_temporary_folder_ends_the_request(server, client, upload, monkeypatch, caplog, function, stream):
+    """While the upload arrives, or when it is complete."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(transcriptions_module.shutil, "copyfileobj", fail)
-    with pytest.raises(openai.InternalServerError, match=r"cannot decode the audio \(OSError\)"):
-        client.audio.transcriptions.create(model="any", file=upload, language="en")
+    with monkeypatch.context() as patch:
+        patch.setattr(function, fail)
+        with pytest.raises(openai.InternalServerError, match="cannot store the upload") as error:
+            client.audio.transcriptions.create(model="any", file=upload, language="en", stream=stream)
+    assert error.value.status_code == 507
+    assert "No space left on device" in error.value.message and "Traceback" not in caplog.text
+    assert "free space in the temporary folder, or set TMPDIR" in caplog.text
+    assert not server.service.streams
+    assert client.audio.transcriptions.create(model="any", file=upload, language="en").text
+
+
+def multipart(data, **fields):
+    """Return a request for the transcription of a file, as bytes."""
+    parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n' for name in fields]
+    file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
+    body = "".join(parts).encode() + file
+    head = f"Host: x\r\nContent-Type: {_FORM}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return f"POST /v1/audio/transcriptions HTTP/1.1\r\n{head}".encode() + body
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_client_that_leaves_frees_its_stream(server, speech, stream, monkeypatch):
+    """Its file is not decoded to the end; nor if it leaves before the answer starts."""
+    opened, is_gone, decoded = threading.Event(), threading.Event(), []
+    store, close = transcriptions_module._store, ClientStream.close
+
+    def store_for_client_that_is_gone(upload):
+        opened.set()
+        is_gone.wait(60)
+        time.sleep(0.5)  # the server notices it
+        return store(upload)
+
+    monkeypatch.setattr(transcriptions_module, "_store", store_for_client_that_is_gone)
+    monkeypatch.setattr(ClientStream, "close", lambda self: (decoded.append(self.decoded_seconds), close(self)))
+    audio = encode(np.tile(speech, 100)[:, None], "flac", 16000)
+    with socket.create_connection(server.address.split(":")) as raw:
+        raw.sendall(multipart(audio, language="en", stream=stream))
+        assert opened.wait(60)
+    is_gone.set()
+    wait_until(lambda: not server.service.streams)
+    assert decoded[0] < 100
+
+
+@pytest.mark.parametrize("media_type", ["Multipart/Form-Data", "MULTIPART/FORM-DATA ", "multipart/form-data"])
+def test_media_type_is_not_case_sensitive(server, upload, media_type):
+    body = multipart(upload[1], language="en").partition(b"\r\n\r\n")[2]
+    headers = {"content-type": f"{media_type}; boundary=x"}
+    answer = httpx2.post(f"http://{server.address}/v1/audio/transcriptions", content=body, headers=headers)
+    assert answer.status_code == 200 and answer.json()["text"]
 
 
 def test_limits_and_token(model, upload, tmp_path):
