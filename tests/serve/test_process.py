@@ -4,6 +4,9 @@ import json
 import re
 import signal
 import ssl
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -78,6 +81,25 @@ def test_tls_serves_https_and_wss(model, speech, tmp_path):
             connect(f"wss://{server.address}/v1/stream", ssl=ssl.create_default_context())
         with pytest.raises(httpx2.HTTPError):
             httpx2.get(f"http://{server.address}/health")
+
+
+def health_check(port):
+    """Return the status of the image's health check, here for a server on another port."""
+    dockerfile = Path(__file__).parents[2] / "deploy" / "Dockerfile"
+    words = json.loads(re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile.read_text(), re.MULTILINE)[1])
+    assert words[0] == "python" and words[-1].count(":6006/") == 2
+    script = words[-1].replace(":6006/", f":{port}/")
+    return subprocess.run([sys.executable, *words[1:-1], script], stderr=subprocess.DEVNULL).returncode
+
+
+def test_health_check_of_the_image(model, tmp_path, free_port, caplog):
+    """With and without TLS, and without a server; it leaves nothing in the log."""
+    trustme.CA().issue_cert("speech.example.org").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    for tls in ({}, {"tls_certificate": tmp_path / "pem", "tls_key": tmp_path / "pem"}):
+        with run_server(model, **tls) as server:
+            assert health_check(server.address.split(":")[1]) == 0
+    assert health_check(free_port) != 0
+    assert not caplog.records
 
 
 def test_unusable_tls_files_are_reported(served_dir, tmp_path):
