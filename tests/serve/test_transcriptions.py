@@ -2,10 +2,14 @@
 
 import errno
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -75,6 +79,32 @@ def test_stream_of_events_adds_up_to_the_text(client, upload, expected):
     assert {event.type for event in events[:-1]} == {"transcript.text.delta"} and len(events) > 2
     assert "".join(event.delta for event in events[:-1]) == expected.text
     assert (events[-1].type, events[-1].text) == ("transcript.text.done", expected.text)
+
+
+def run_documented_client(server, path, language):
+    """Run the client of the documentation with other values."""
+    page = Path(__file__).parents[2] / "docs" / "guide" / "serving.md"
+    (script,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    values = {"127.0.0.1:6006": server.address, "speech.mp3": str(path), '"fr"': f'"{language}"'}
+    for example, value in values.items():
+        assert script.count(example) == 1
+        script = script.replace(example, value)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+def test_documented_client(server, upload, expected, tmp_path):
+    """It prints the text, or the error of the server without a traceback."""
+    (tmp_path / "speech").write_bytes(upload[1])
+    (tmp_path / "damaged").write_bytes(upload[1][:9000])
+    client = run_documented_client(server, tmp_path / "speech", "en")
+    assert (client.returncode, client.stdout, client.stderr) == (0, expected.text + "\n", "")
+    for name, language, message in (
+        ("speech", "xx", "error: language 'xx': this model supports en, nl and auto\n"),
+        ("damaged", "en", "damaged"),
+        ("missing", "en", "No such file"),
+    ):
+        client = run_documented_client(server, tmp_path / name, language)
+        assert client.returncode != 0 and message in client.stderr and "Traceback" not in client.stderr
 
 
 def test_language_is_identified_by_default(client, upload):
