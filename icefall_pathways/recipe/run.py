@@ -58,8 +58,8 @@ class RunConfig(ExperimentsConfig):
 
     systems: str = "dense-continued lap pathways"
     """Systems to compare, separated by spaces, of dense-continued dense-language small-dense lap-random lap
-    pathways-random pathways dynamic. dense-language is fine-tuned with --language-input 1. small-dense trains from scratch, for
-    as many updates as the dense model and its fine-tuning together."""
+    pathways-random pathways dynamic. dense-language is fine-tuned with --language-input 1. small-dense trains from
+    scratch, for as many updates as the dense model and its fine-tuning together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
