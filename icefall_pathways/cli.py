@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import icefall_pathways
-from icefall_pathways.interrupts import exit_on_interrupt
+from icefall_pathways.interrupts import NOT_RESUMABLE, RESUMABLE, exit_on_interrupt
 
 with exit_on_interrupt():
     from icefall_pathways import options
@@ -44,6 +44,19 @@ SCRIPTS = {
     "train-ngram": "local/train_ngram.py",
     "index-cuts": "local/index_cuts.py",
     "export-shar": "local/export_shar.py",
+}
+
+_NOT_RESUMABLE_COMMANDS = {
+    "transcribe",
+    "serve",
+    "calibrate-language-id",
+    "export",
+    "report",
+    "compare",
+    "latency",
+    "study",
+    "train-bpe",
+    "train-ngram",
 }
 
 #: Hidden aliases: previous names of commands, and of options per command.
@@ -152,7 +165,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         finally:
             options.command_line.reset(token)
 
-    options.run_script(run)
+    options.run_script(run, NOT_RESUMABLE if name in _NOT_RESUMABLE_COMMANDS else RESUMABLE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

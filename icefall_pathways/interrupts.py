@@ -12,10 +12,15 @@ from types import FrameType
 JOB_VARIABLE = "ICEFALL_PATHWAYS_JOB"
 
 
-def report_interrupt() -> None:
+#: What an interrupted command leaves, for those that can resume and those that cannot.
+RESUMABLE = "; finished work is kept, run the same command again to resume"
+NOT_RESUMABLE = "; what is already written is kept, and the same command starts from the beginning"
+
+
+def report_interrupt(consequence: str = "") -> None:
     """Report that this command was interrupted, unless the recipe runs it: the recipe reports that once for all."""
     if not os.environ.get(JOB_VARIABLE):
-        print("interrupted; finished work is kept, run the same command again to resume", file=sys.stderr, flush=True)
+        print(f"interrupted{consequence}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from icefall_pathways.interrupts import report_interrupt
+from icefall_pathways.interrupts import RESUMABLE, report_interrupt
 
 Config = TypeVar("Config")
 
@@ -108,11 +108,15 @@ def parse(
     )
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None], after_interrupt: str = RESUMABLE) -> None:
     """Run the main function of a script; report a user-actionable error in one line and exit with status 1.
 
     ValueError and OSError are user-actionable. Other exceptions are bugs and keep their traceback. If the reader of
     standard output has closed it, as `head` does, exit without a message and with the status of SIGPIPE.
+
+    Args:
+      main: The main function.
+      after_interrupt: Reported after Ctrl-C: `RESUMABLE` or `NOT_RESUMABLE`.
     """
     try:
         try:
@@ -131,7 +135,7 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error: {_file_in_place_of_folder(error) or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        report_interrupt()
+        report_interrupt(after_interrupt)
         sys.exit(getattr(interrupt, "exit_code", 130))
 
 

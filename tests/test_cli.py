@@ -180,8 +180,25 @@ def test_ctrl_c_during_imports_ends_a_command_without_traceback(tmp_path, module
     wait_until(lambda: (tmp_path / "started").exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    expected = "interrupted; finished work is kept, run the same command again to resume\n"
-    assert (process.returncode, err) == (130, expected)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "consequence"),
+    [
+        ("decode", "finished work is kept, run the same command again to resume"),
+        ("transcribe", "what is already written is kept, and the same command starts from the beginning"),
+    ],
+)
+def test_ctrl_c_reports_whether_a_command_can_resume(monkeypatch, capsys, name, consequence):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read_config", interrupt)
+    with pytest.raises(SystemExit) as exit_status:
+        cli.run_command(name, [])
+    assert exit_status.value.code == 130
+    assert capsys.readouterr().err == f"interrupted; {consequence}\n"
 
 
 def wait_until(condition):

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket
 
 from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.data.tokenizer import Tokenizer
+from icefall_pathways.errors import quote
 from icefall_pathways.serve.connections import bearer_token, check_token
 from icefall_pathways.serve.feeders import PcmFeeder
 from icefall_pathways.serve.protocol import ProtocolError
@@ -20,6 +21,7 @@ from icefall_pathways.serve.streams import ClientStream
 from icefall_pathways.serve.websocket import NORMAL, close_with_reason, serve_connection
 
 _END_OF_AUDIO, _END_OF_RESULTS = "Done", "Done!"
+_MAX_DIGITS = 9  # of a sample rate; Python refuses to convert thousands of digits
 
 
 async def serve_sherpa(websocket: WebSocket) -> None:
@@ -30,8 +32,8 @@ async def serve_sherpa(websocket: WebSocket) -> None:
 async def _serve(websocket: WebSocket, service: Service) -> None:
     check_token(service, bearer_token(websocket))
     sample_rate = websocket.query_params.get("sample_rate", str(SAMPLE_RATE))
-    if not sample_rate.isdecimal():
-        raise ProtocolError(f"sample_rate={sample_rate}: expected a whole number of Hz")
+    if not sample_rate.isdecimal() or len(sample_rate) > _MAX_DIGITS:
+        raise ProtocolError(f"sample_rate={quote(sample_rate)}: expected a whole number of Hz")
     stream = service.open_stream("sherpa", websocket.query_params.get("language"))
     try:
         feeder = PcmFeeder(stream, "pcm_f32le", int(sample_rate))

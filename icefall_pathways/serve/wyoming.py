@@ -75,7 +75,7 @@ class _Connection(AsyncEventHandler):
     async def _read(self) -> Event | None:
         try:
             return await async_read_event(self.reader)
-        except _MALFORMED:
+        except (*_MALFORMED, RecursionError):
             return None
 
     async def handle_event(self, event: Event) -> bool:

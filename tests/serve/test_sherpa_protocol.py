@@ -63,6 +63,10 @@ def test_error_is_the_reason_of_the_close_frame(server):
         1008,
         "language 'xx': this model supports en, nl and auto",
     )
+    for sample_rate in ("1" * 5000, "-1", "1e3", ""):
+        code, reason = asyncio.run(close_frame(f"?sample_rate={sample_rate}", b""))
+        assert code == 1007 and reason.startswith(f"sample_rate='{sample_rate[:80]}")
+    assert asyncio.run(close_frame("?sample_rate=999999999", b""))[1].startswith("a sample rate of 999999999 Hz")
     code, reason = asyncio.run(close_frame("", "Finished"))
     assert code == 1007 and "expected binary samples, or the text Done" in reason
     code, reason = asyncio.run(close_frame("", np.full(4000, np.inf, np.float32).tobytes()))

@@ -1,6 +1,7 @@
 """The Wyoming protocol, used with its own client, as Home Assistant does."""
 
 import asyncio
+import gc
 import json
 import socket
 from contextlib import contextmanager, suppress
@@ -133,9 +134,12 @@ def test_saturated_server_refuses_audio(exchange, wyoming):
         b'{"type": "transcribe", "data": 5}\n',
         b'{"type": "audio-chunk", "payload_length": 1000000000}\n' + bytes(100000),
         b"x" * 200000,
+        b"[" * 50000 + b"\n",
+        b'{"type": ' + b"1" * 5000 + b"}\n",
     ],
+    ids=lambda data: str(data[:20]),
 )
-def test_malformed_events_end_only_their_connection(exchange, wyoming, port, speech, data):
+def test_malformed_events_end_only_their_connection(exchange, wyoming, port, speech, caplog, data):
     """Even in the middle of audio; nothing is left of the stream."""
 
     async def send():
@@ -150,6 +154,8 @@ def test_malformed_events_end_only_their_connection(exchange, wyoming, port, spe
     (answer,) = exchange(audio(speech[:16000]), count=1)
     assert Transcript.from_event(answer).text
     wait_until(lambda: not wyoming.service.streams)
+    gc.collect()  # asyncio reports exceptions of tasks when it deletes them
+    assert not caplog.records
 
 
 def test_client_that_vanishes_leaves_no_stream(wyoming, exchange, speech):
