@@ -53,6 +53,11 @@ class TrainedModel:
         return self.pathways.masks
 
     @property
+    def covers_narrowband(self) -> bool:
+        """True if the model was also trained on narrowband audio, as of telephones."""
+        return self.data_config.narrowband_perturb > 0
+
+    @property
     def languages(self) -> list[str]:
         """Codes of the supported languages: those with a pathway or, for a dense model, those of its training."""
         return list(self.data_config.languages if self.masks is None else self.masks.languages)
@@ -125,17 +130,21 @@ def _load_package(config: TrainedModelConfig) -> TrainedModel:
         )
     package = read_package(config.exp_dir)
     _check_language_id(config.exp_dir, package)
-    precision = package.card["precision"]
+    card, precision = package.card, package.card["precision"]
+    options = card.get("training_options", {})
+    covers_narrowband = options.get("data", {}).get("narrowband_perturb", 0) > 0
     return TrainedModel(
         model=package.model,
         pathways=_fold(package.model, package.masks, config),
         tokenizer=_load_tokenizer(config, config.bpe_model, package.model) if config.bpe_model else package.tokenizer,
         data_config=DataConfig(
-            languages=normalize_languages(package.masks.languages), level_norm=package.card["features"]["level_norm"]
+            languages=normalize_languages(package.masks.languages),
+            level_norm=card["features"]["level_norm"],
+            narrowband_perturb=float(covers_narrowband),
         ),
         suffix=f"package-{precision}-{config.search_suffix}",
         description=f"{config.exp_dir}, a package with weights in {precision}",
-        options=package.card.get("training_options", {}) | {"model": package.card["model"]},
+        options=options | {"model": card["model"]},
     )
 
 

@@ -36,7 +36,7 @@ _TYPES: dict[str, Any] = {
         "layer_sparsity": str,
     },
     "features": {},
-    "training_options": {},
+    "training_options": {"data": {"narrowband_perturb": _NUMERIC}},
     "precision": str,
     "sha256": {_ANY_KEY: str},
 }

@@ -47,7 +47,7 @@ class PcmFeeder:
     def __init__(self, stream: ClientStream, audio_format: AudioFormat, sample_rate: int) -> None:
         self._stream = stream
         self._decoder = PcmDecoder(audio_format, sample_rate)
-        if (note := narrowband_note(sample_rate)) is not None:
+        if (note := narrowband_note(sample_rate, stream.model.covers_narrowband)) is not None:
             stream.notes.append(note)
 
     async def accept(self, data: bytes) -> None:
@@ -81,7 +81,7 @@ class ContainerFeeder:
 
     def __init__(self, stream: ClientStream, executor: Executor) -> None:
         self._pipe = Pipe()
-        blocks = read_blocks(io.BufferedReader(self._pipe), stream.notes.append)
+        blocks = read_pipe(io.BufferedReader(self._pipe), audio_options(stream))
         self._decoding = asyncio.ensure_future(feed_blocks(stream, blocks, executor))
 
     async def accept(self, data: bytes) -> None:
@@ -98,9 +98,9 @@ class ContainerFeeder:
         self._pipe.end()
 
 
-def read_blocks(file: io.BufferedReader, on_note: Callable[[str], None]) -> Iterator[Tensor]:
-    """Yield the samples (n,) of a container at 16 kHz; it is opened at the first one, which waits for its header."""
-    yield from read_pipe(file, AudioOptions(on_note=on_note))
+def audio_options(stream: ClientStream) -> AudioOptions:
+    """Return the options to read the audio of a stream with: remarks go to its notes."""
+    return AudioOptions(on_note=stream.notes.append, covers_narrowband=stream.model.covers_narrowband)
 
 
 async def feed_blocks(stream: ClientStream, blocks: Iterator[Tensor], executor: Executor) -> None:

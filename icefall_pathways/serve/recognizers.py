@@ -67,6 +67,7 @@ class SpeechModel:
       identifier: Identifies languages; None if all languages use the same weights, or if it is not calibrated.
       one_pathway: All languages use the same weights, so that all streams are decoded as `languages[0]`.
       calibration_hint: Message for users if languages cannot be identified.
+      covers_narrowband: The model was also trained on narrowband audio.
       created: Time at which it was loaded, in seconds since 1970.
     """
 
@@ -77,6 +78,7 @@ class SpeechModel:
     identifier: ConfidentIdentifier | None
     one_pathway: bool
     calibration_hint: str
+    covers_narrowband: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -126,7 +128,8 @@ class SpeechModel:
         )
         recognizer.make_gate()  # reports missing packages, and reads the weights, before the first stream
         name = config.exp_dir.resolve().name
-        return cls(name, languages, trained.tokenizer, recognizer, identifier, one_pathway, hint)
+        covers_narrowband = trained.covers_narrowband
+        return cls(name, languages, trained.tokenizer, recognizer, identifier, one_pathway, hint, covers_narrowband)
 
     @property
     def description(self) -> str:

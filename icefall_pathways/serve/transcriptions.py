@@ -21,11 +21,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.types import Message
 
 from icefall_pathways.languages import get_language
-from icefall_pathways.serve.feeders import feed_blocks
+from icefall_pathways.serve.feeders import audio_options, feed_blocks
 from icefall_pathways.serve.service import FILE_PROTOCOL, Service
 from icefall_pathways.serve.sessions import SegmentEvent
 from icefall_pathways.serve.streams import ClientStream
-from icefall_pathways.transcription.audio import AudioOptions, read_file
+from icefall_pathways.transcription.audio import read_file
 from icefall_pathways.transcription.transcript import Transcript, Word, mean_log_prob
 from icefall_pathways.transcription.writers import WRITERS
 
@@ -195,7 +195,7 @@ async def _store_upload(stream: ClientStream, upload: UploadFile, executor: Exec
 async def _decode(stream: ClientStream, file: IO[bytes], executor: Executor) -> AsyncIterator[SegmentEvent]:
     """Decode a temporary file and yield the results, then close the stream and delete the file."""
     with file:
-        blocks = read_file(Path(file.name), AudioOptions(on_note=stream.notes.append))
+        blocks = read_file(Path(file.name), audio_options(stream))
         feeding = asyncio.ensure_future(feed_blocks(stream, blocks, executor))
         try:
             async for event in stream.events():

@@ -117,15 +117,15 @@ class Pathways:
           ValueError: The model does not support the language, or cannot identify languages.
         """
         notes: list[str] = []
+        options = AudioOptions(None, channel, notes.append, self._trained.covers_narrowband)
         if isinstance(audio, str | Path):
             if sample_rate is not None:
                 raise ValueError(f"sample_rate={sample_rate} with a file, which states its own: omit sample_rate")
-            options = AudioOptions(channel=channel, on_note=notes.append)
             name, blocks = str(audio), read_file(Path(audio).expanduser(), options)
         else:
             if channel is not None:
                 raise ValueError(f"channel={channel} with samples, which are mono: pass the samples of that channel")
-            name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate), notes.append)
+            name, blocks = "samples", read_samples(as_mono(audio), _check_rate(sample_rate), options)
         errors: list[AudioError] = []
         segments = self._transcriber(language).transcribe(
             [(name, blocks)], num_streams=1, on_error=lambda _, error: errors.append(error)
@@ -152,7 +152,7 @@ class Pathways:
           ValueError: The model does not support the language, or cannot identify languages.
         """
         stream = TranscriptionStream(self._transcriber(language), rate := _check_rate(sample_rate))
-        if (note := narrowband_note(rate)) is not None:
+        if (note := narrowband_note(rate, self._trained.covers_narrowband)) is not None:
             warnings.warn(note, stacklevel=2)
         return stream
 

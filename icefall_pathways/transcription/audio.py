@@ -39,11 +39,13 @@ class AudioOptions:
       sample_rate: Standard input is raw 16-bit little-endian mono at this rate, in Hz; None: it states its format.
       channel: Channel to read, counted from 0; None: the active ones are averaged.
       on_note: Called with remarks about the audio, such as the channels used or a low sample rate.
+      covers_narrowband: The model was also trained on narrowband audio: there is no remark about low sample rates.
     """
 
     sample_rate: int | None = None
     channel: int | None = None
     on_note: Callable[[str], None] = _ignore
+    covers_narrowband: bool = False
 
 
 def read_audio(source: str, options: AudioOptions = AudioOptions()) -> Iterator[Tensor]:
@@ -112,20 +114,20 @@ def split_blocks(samples: Tensor, sample_rate: int) -> Iterator[Tensor]:
         yield from samples.split(max(1, int(_BLOCK_SECONDS * sample_rate)))
 
 
-def read_samples(samples: Tensor, sample_rate: int, on_note: Callable[[str], None] = _ignore) -> Iterator[Tensor]:
+def read_samples(samples: Tensor, sample_rate: int, options: AudioOptions = AudioOptions()) -> Iterator[Tensor]:
     """Yield samples (n,) of any rate as blocks at 16 kHz.
 
     Args:
       samples: The samples.
       sample_rate: Their rate in Hz.
-      on_note: Called with remarks about the audio.
+      options: Where remarks about the audio go.
 
     Raises:
       AudioError: The sample rate is out of range.
     """
     check_sample_rate(sample_rate)
-    if (note := narrowband_note(sample_rate)) is not None:
-        on_note(note)
+    if (note := narrowband_note(sample_rate, options.covers_narrowband)) is not None:
+        options.on_note(note)
     resampler = StreamingResampler(sample_rate, SAMPLE_RATE)
     for block in split_blocks(samples, sample_rate):
         yield resampler.accept(block)
@@ -183,7 +185,8 @@ def _convert(blocks: Iterator[Block], options: AudioOptions) -> Iterator[Tensor]
                 if converter is not None:
                     yield converter.flush()
                 converter = _Converter(*shape, options)
-                if (note := narrowband_note(block.rate)) is not None and note not in notes:
+                note = narrowband_note(block.rate, options.covers_narrowband)
+                if note is not None and note not in notes:
                     options.on_note(note)
                     notes.add(note)
             yield converter.accept(block.samples)

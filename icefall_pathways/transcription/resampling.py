@@ -42,14 +42,19 @@ class StreamingResampler:
         return torch.from_numpy(stream.resample_chunk(samples.numpy(), last))
 
 
-def narrowband_note(sample_rate: int) -> str | None:
-    """Return a remark about audio whose sample rate, in Hz, is below that of the models; None for other audio."""
-    if sample_rate >= SAMPLE_RATE:
+def narrowband_note(sample_rate: int, covers_narrowband: bool = False) -> str | None:
+    """Return a remark about audio whose sample rate is below that of the model; None if there is nothing to remark.
+
+    Args:
+      sample_rate: Sample rate of the audio in Hz.
+      covers_narrowband: The model was also trained on narrowband audio.
+    """
+    if sample_rate >= SAMPLE_RATE or covers_narrowband:
         return None
     return (
         f"a sample rate of {sample_rate} Hz, below the {SAMPLE_RATE} Hz of the model: frequencies above "
-        f"{sample_rate // 2} Hz are missing; expect more errors unless it was trained with --narrowband-perturb, or "
-        f"record at {SAMPLE_RATE} Hz or more"
+        f"{sample_rate // 2} Hz are missing; expect more errors: train the model with --narrowband-perturb, or record "
+        f"at {SAMPLE_RATE} Hz or more"
     )
 
 

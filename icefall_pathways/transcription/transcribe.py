@@ -108,11 +108,12 @@ def transcribe(config: TranscribeConfig, out: TextIO | None = None) -> dict[str,
     """
     if config.output_dir is None and out is None and sys.stdout is None:
         raise ValueError("standard output is closed: open it, or use --output-dir")
-    transcriber = Transcriber(load_trained_model(config), config, config.lang)
+    trained = load_trained_model(config)
+    transcriber = Transcriber(trained, config, config.lang)
     out = out or sys.stdout
     errors: dict[str, str] = {}
     results = transcriber.transcribe(
-        ((source, _read(source, config)) for source in config.audio),
+        ((source, _read(source, config, trained.covers_narrowband)) for source in config.audio),
         num_streams=1 if config.output_dir is None else config.num_decode_streams,
         on_error=lambda source, error: errors.update({source: str(error)}),
     )
@@ -160,8 +161,9 @@ def _report(source: str, note: str) -> None:
     print(f"note: {source}: {note}", file=sys.stderr)
 
 
-def _read(source: str, config: TranscribeConfig) -> Iterator[Tensor]:
-    blocks = read_audio(source, AudioOptions(config.sample_rate, config.channel, partial(_report, source)))
+def _read(source: str, config: TranscribeConfig, covers_narrowband: bool) -> Iterator[Tensor]:
+    options = AudioOptions(config.sample_rate, config.channel, partial(_report, source), covers_narrowband)
+    blocks = read_audio(source, options)
     return UntilInterrupted(blocks) if source in (STDIN, MICROPHONE) else blocks
 
 

@@ -253,7 +253,7 @@ def test_icefall_checkpoint_of_one_language(tmp_path):
 @pytest.mark.parametrize("level_norm", ["none", "running-max"])
 def test_icefall_export_has_the_tokens_and_states_the_features(tmp_path, capsys, level_norm):
     config = ModelConfig(encoder_type="zipformer", zipformer="tiny")
-    make_experiment(tmp_path, config, level_norm)
+    make_experiment(tmp_path, config, level_norm=level_norm)
     run(Config(exp_dir=tmp_path / "exp", output_dir=tmp_path / "icefall", format="icefall", languages="nl"))
     folder = tmp_path / "icefall" / "nl"
     assert (folder / "bpe.model").read_bytes() == (tmp_path / "bpe.model").read_bytes()

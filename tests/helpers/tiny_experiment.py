@@ -1,6 +1,7 @@
 """An experiment folder with a random model, two languages and a few cuts of noise."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -50,8 +51,14 @@ def _cut(folder, code, index, rng):
         return cut.compute_and_store_features(extractor, writer)
 
 
-def make_experiment(folder: Path, model_config: ModelConfig = MODEL, level_norm: str = "auto") -> None:
-    """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch to `folder`."""
+def make_experiment(folder: Path, model_config: ModelConfig = MODEL, **data: Any) -> None:
+    """Write exp/checkpoint-5.pt, bpe.model, and test cuts of English and Dutch to `folder`.
+
+    Args:
+      folder: The folder.
+      model_config: Options of the model.
+      **data: Options of the data.
+    """
     rng = np.random.default_rng(1)
     for code in ("en", "nl"):
         cuts = CutSet.from_cuts(_cut(folder, code, index, rng) for index in range(3))
@@ -59,7 +66,7 @@ def make_experiment(folder: Path, model_config: ModelConfig = MODEL, level_norm:
     train_tokenizer(TEXTS, VOCAB_SIZE, folder)
     config = ExperimentConfig(
         training=TrainingConfig(exp_dir=folder / "exp", bpe_model=folder / "bpe.model", average_period=5),
-        data=DataConfig(manifest_dir=folder, languages="en nl", level_norm=level_norm),
+        data=DataConfig(manifest_dir=folder, languages="en nl", **data),
         model=model_config,
     )
     torch.manual_seed(3)

@@ -126,8 +126,8 @@ def test_low_sample_rate_is_reported_once_per_source(exp_dir, speech, tmp_path, 
     _, errors = _transcribe(exp_dir, tmp_path / "narrow.wav", tmp_path / "wide.wav")
     assert errors == {} and capsys.readouterr().err.splitlines() == [
         f"note: {tmp_path}/narrow.wav: a sample rate of 8000 Hz, below the 16000 Hz of the model: frequencies above "
-        "4000 Hz are missing; expect more errors unless it was trained with --narrowband-perturb, or record at 16000 "
-        "Hz or more"
+        "4000 Hz are missing; expect more errors: train the model with --narrowband-perturb, or record at 16000 Hz or "
+        "more"
     ]
 
 
