@@ -11,6 +11,7 @@ from icefall_pathways.transcription.headers import (
     is_wav,
     mp4_boxes,
     starts_again,
+    voc_block_size,
     wav_pcm_format,
     wav_samples,
 )
@@ -85,7 +86,7 @@ class ByteSource:
     @property
     def needs_seeking(self) -> bool:
         """The format cannot be read from a pipe: FFmpeg does not skip chunks of CAF and W64 without seeking."""
-        return self.is_mp4 or self.prefix.startswith((b"caff", b"riff"))
+        return self.is_mp4 or self.prefix.startswith((b"caff", b"riff")) or voc_block_size(self.prefix) == 0
 
     @property
     def is_sequential(self) -> bool:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.transcription.byte_source import ByteSource, SeekableByteSource
 from icefall_pathways.transcription.headers import (
+    VOC_PLACEHOLDER,
     ac3_frame_bytes,
     declared_range,
     is_complete_mpegts,
     is_complete_ogg,
     mp3_frames,
+    voc_block_size,
 )
 from icefall_pathways.transcription.resampling import check_sample_rate
 
@@ -37,12 +39,10 @@ _DURATION_TOLERANCE = {
     **dict.fromkeys(("mov,mp4,m4a,3gp,3g2,mj2", "mp3"), 0.15),
     **dict.fromkeys(("avi", "matroska,webm"), 0.5),
 }
-# Formats of blocks that state their sizes. FFmpeg marks the last packet of a file that ends in the middle of a block; a
-# cut between two blocks cannot be noticed.
-_BLOCK_FORMATS = ("voc",)
 _UNKNOWN_DURATION = 1 << 30  # in AVI files that FFmpeg writes to a pipe
 _AC3_CODECS = ("ac3", "eac3")
 _MIN_GAP = 0.1  # seconds
+_MAX_DECIMALS = 6
 _MAX_FILLED = 600.0  # seconds by which the silence in gaps may exceed the audio: time stamps may be damaged
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of files that were joined
 
@@ -168,8 +168,16 @@ class _Decoder:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._last_packet_end = max(self._last_packet_end, end)
             if packet.stream_index == self._audio.index:
-                self._has_partial_block |= packet.is_corrupt and self._container.format.name in _BLOCK_FORMATS
+                self._has_partial_block |= packet.is_corrupt and self._states_block_sizes()
                 yield packet
+
+    def _states_block_sizes(self) -> bool:
+        """Return whether blocks state their sizes: FFmpeg marks the last packet of a file that ends inside a block.
+
+        A cut between two blocks cannot be noticed.
+        """
+        is_open = voc_block_size(bytes(self._source.head)) == VOC_PLACEHOLDER
+        return self._container.format.name == "voc" and not is_open
 
     def _convert(self, frame: AudioFrame) -> NDArray[np.float32]:
         """Return the samples (n, C) of a frame, in [-1, 1]."""
@@ -210,7 +218,7 @@ class _Decoder:
         expected = self._stated_seconds()
         if expected is not None and max(self.seconds, self._last_packet_end) < expected - tolerance:
             raise AudioError(
-                f"truncated or damaged after {self.seconds:.2f} of {expected:.2f} s (shorter than its header states)"
+                f"truncated or damaged after {_durations(self.seconds, expected)} (shorter than its header states)"
             )
         if (rest := self._source.describe_rest()) is not None:
             raise AudioError(f"{rest}, after {self.seconds:.2f} s: split or convert the file")
@@ -243,6 +251,13 @@ class _Decoder:
                 return None
             return float(self._audio.duration * (self._audio.time_base or 0))
         return None if self._container.duration is None else self._container.duration / av.time_base
+
+
+def _durations(seconds: float, expected: float) -> str:
+    """Return "SECONDS of EXPECTED s", with the decimals, at least two, that show their difference."""
+    texts = ((f"{seconds:.{decimals}f}", f"{expected:.{decimals}f}") for decimals in range(2, _MAX_DECIMALS + 1))
+    decoded, stated = next((pair for pair in texts if pair[0] != pair[1]), (f"{seconds}", f"{expected}"))
+    return f"{decoded} of {stated} s"
 
 
 def _select_audio(container: InputContainer) -> AudioStream:

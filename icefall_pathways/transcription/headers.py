@@ -18,6 +18,9 @@ _SIZE_IN_DS64, _MAX_SIZE = 0xFFFFFFFF, 1 << 62
 # 0x7ffff000 (sox, MPlayer), 2^32 - 1 (FFmpeg); AIFF: 0x7f000000 and 8 bytes of the chunk (sox).
 _WAV_PLACEHOLDERS = (1 << 31, 0x7FFFF000, (1 << 32) - 1)
 _AIFF_PLACEHOLDERS = (0x7F000008,)
+VOC_PLACEHOLDER = 0xFFFFFF
+_VOC_SIGNATURE = b"Creative Voice File\x1a"
+_VOC_SAMPLES = (1, 9)  # types of blocks
 _MAX_BLOCK = 1 << 16  # bytes of a block of samples are fewer
 _OGG_HEADER, _OGG_END_OF_STREAM = 27, 4
 _XING_HAS_FRAMES = 1
@@ -128,6 +131,22 @@ def declared_range(head: bytes) -> ByteRange | None:
     elif head[:4] == b"caff":
         samples = _find_chunk(head, _CAF, b"data")
     return samples if samples is not None and samples.start < samples.stop < _MAX_SIZE else None
+
+
+def voc_block_size(head: bytes) -> int | None:
+    """Return the size that the first block of samples of VOC states; None for other formats and short heads.
+
+    Programs that write to a pipe leave 0, which FFmpeg accepts if it can seek, or `VOC_PLACEHOLDER`.
+    """
+    if not head.startswith(_VOC_SIGNATURE):
+        return None
+    position = int.from_bytes(head[20:22], "little")
+    while position + 4 <= len(head):
+        size = int.from_bytes(head[position + 1 : position + 4], "little")
+        if head[position] in _VOC_SAMPLES:
+            return size
+        position += 4 + size
+    return None
 
 
 def starts_again(head: bytes, following: bytes) -> bool:

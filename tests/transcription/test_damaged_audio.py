@@ -65,6 +65,33 @@ def test_truncated_wav_of_gigabytes(tmp_path, size):
     assert len(samples) == 16000 and error.startswith(f"truncated or damaged after 1.00 of {size / 32000:.2f} s")
 
 
+@pytest.mark.parametrize(("missing", "durations"), [(2, "0.9999 of 1.0000"), (1, "0.9999 of 1.0000")])
+def test_a_missing_sample_is_visible_in_the_error(tmp_path, missing, durations):
+    data = encode(speech_like(1.0, 16000), "wav", 16000)[:-missing]
+    samples, error = _read(tmp_path, data)
+    assert len(samples) == 15999
+    assert error == f"truncated or damaged after {durations} s (shorter than its header states)"
+
+
+def _voc(samples, size):
+    """Return a VOC file with one block of 16-bit samples, which states `size` bytes."""
+    head = b"Creative Voice File\x1a" + struct.pack("<HHH", 26, 0x0114, 0x111F)
+    comment = b"\x05\x03\0\0ab\0"
+    block = struct.pack("<I", 9 | size << 8) + struct.pack("<IBBHI", 16000, 16, 1, 4, 0)
+    return head + comment + block + samples.tobytes()
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFF])
+def test_voc_that_was_written_to_a_pipe_is_complete(tmp_path, size):
+    """Its block states a placeholder, since the size was not known."""
+    samples = speech_like(1.0, 16000)
+    read, error = _read(tmp_path, _voc(samples, size))
+    assert error is None
+    assert read.tolist() == (samples[:, 0] / np.float32(32768)).tolist()
+    _, error = _read(tmp_path, _voc(samples, 2 * len(samples) + 14))
+    assert error == "truncated or damaged after 1.00 s (the end of a block is missing)"
+
+
 def test_truncated_nist_file(tmp_path):
     file = io.BytesIO()
     soundfile.write(file, speech_like(2.0, 16000), 16000, format="NIST")
