@@ -38,7 +38,6 @@ from icefall_pathways.sharding.jsonl import read_lines
 
 __all__ = ["MiniCorpusConfig", "acquire", "make_mini_corpus", "prepare_manifests"]
 
-_OPTIONS_FILE = "mini_corpus.json"
 _HELD_OUT_SPEAKERS = 8  # in dev, and the same number of others in test
 _MEAN_DURATION = 2.0
 
@@ -184,7 +183,7 @@ def make_mini_corpus(config: MiniCorpusConfig) -> None:
     ):
         for language in languages:
             _make_language(config, language, pool, bar)
-    path = config.corpus_dir / _OPTIONS_FILE
+    path = config.corpus_dir / mls_layout.MINI_OPTIONS_FILE
     finished = _finished_languages(read_json(path)) | {language.code for language in languages}
     write_json(path, _options(config) | {"finished": sorted(finished)})
 
@@ -213,7 +212,7 @@ def _prepare_folder(config: MiniCorpusConfig) -> bool:
     Raises:
       ValueError: It holds another corpus, or something else.
     """
-    path, options = config.corpus_dir / _OPTIONS_FILE, _options(config)
+    path, options = config.corpus_dir / mls_layout.MINI_OPTIONS_FILE, _options(config)
     languages: set[str] = {language.code for language in parse_languages(config.languages)}
     finished: set[str] = set()
     if not path.exists() and config.corpus_dir.exists() and any(config.corpus_dir.iterdir()):

@@ -21,6 +21,7 @@ SEGMENTS_FILE = "segments.txt"
 METAINFO_FILE = "metainfo.txt"
 HANDLES_FILE = "handles.txt"
 LIMITED_DIR = "limited_supervision"
+MINI_OPTIONS_FILE = "mini_corpus.json"  # in a folder of the embedded corpus
 DOWNLOAD_MARK = ".download"  # in a folder that the downloader has started to fill
 AUDIO_SUFFIXES = (".flac", ".opus")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from icefall_pathways.corpora.mls_layout import DOWNLOAD_MARK, MINI_OPTIONS_FILE
 from icefall_pathways.corpora.registry import CorpusName, get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.ranges import PositiveFloat, PositiveInt, Seed, Share, Stage
@@ -116,14 +117,20 @@ def implied_corpus(config: PrepareConfig, default: PrepareConfig) -> PrepareConf
 
 
 def corpus_of_folder(corpus_dir: str) -> str | None:
-    """Return the corpus that --corpus-dir implies: "folder", or None without it and if it is in the layout of MLS.
+    """Return the corpus that --corpus-dir implies; None without it.
 
-    A folder that does not exist implies "folder" too: its path may be mistyped, so only a corpus that is selected by
-    its name may be downloaded or synthesized into it.
+    It is "mini" for a folder that make_mini_corpus.py has created, "mls" for another one in the layout of MLS, and
+    otherwise "folder". A folder that does not exist implies "folder" too: its path may be mistyped, so only a corpus
+    that is selected by its name may be downloaded or synthesized into it.
     """
+    if not corpus_dir:
+        return None
     folder = Path(corpus_dir)
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if corpus_dir and folder.is_dir() else []
-    return "folder" if corpus_dir and not any(name.startswith("mls_") for name in names) else None
+    if (folder / MINI_OPTIONS_FILE).is_file():
+        return "mini"
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    is_mls = (folder / DOWNLOAD_MARK).exists() or any(name.startswith("mls_") for name in names)
+    return "mls" if is_mls else "folder"
 
 
 def default_languages(config: PrepareConfig, default: PrepareConfig) -> PrepareConfig:

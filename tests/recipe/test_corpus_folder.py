@@ -56,6 +56,25 @@ def test_preset_uses_an_existing_folder_of_its_corpus(tmp_path):
     assert (step.command, step.message) == ((), "The corpus is in unpacked")
 
 
+@pytest.mark.parametrize("command", ["run", "run-study", "prepare"])
+@pytest.mark.parametrize(
+    ("paths", "corpus"),
+    [
+        (["mls_german/train"], "mls"),
+        ([".download"], "mls"),
+        (["mini_corpus.json", "mls_english/train"], "mini"),
+        (["german/one.wav"], "folder"),
+    ],
+)
+def test_corpus_folder_implies_its_corpus(tmp_path, command, paths, corpus):
+    """The embedded corpus is in the layout of MLS, too."""
+    for path in (tmp_path / "corpus" / path for path in paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert read(command, "--corpus-dir corpus").corpus == corpus
+    assert read(command, "--corpus stamps --corpus-dir corpus").corpus == "stamps"
+
+
 @pytest.mark.parametrize("command", ["run", "prepare"])
 def test_clips_without_a_folder_per_language_are_reported(tmp_path, command):
     (tmp_path / "clips").mkdir()
