@@ -33,8 +33,8 @@ class CorpusModule(Protocol):
         """Write the recording and supervision manifests of every split, with `layout.write_manifests`.
 
         Every supervision has the code of its language and a text, and every recording is sampled at 16 kHz
-        (`recording.resample(16000)`); `write_manifests` normalizes the texts and checks the sampling rates. Recording
-        ids are SPEAKER_BOOK_INDEX or SPEAKER_INDEX, as in MLS, if `compare.py --resample speaker` is to be used.
+        (`recording.resample(16000)`); `write_manifests` normalizes the texts and checks the sampling rates. It has a
+        speaker, if `compare.py --resample speaker` is to be used.
 
         Args:
           corpus_dir: Folder of the corpus.

@@ -1,6 +1,7 @@
 """Comparison of two systems: word error rates and the significance of their difference."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from icefall_pathways.languages import get_language
 from icefall_pathways.ranges import Options, PositiveInt, Seed
 from icefall_pathways.reporting.comparison import AVERAGE, Bootstrap, Comparison, Run, compare_runs, newest_results
 from icefall_pathways.reporting.results import rate_title
+from icefall_pathways.reporting.speakers import speakers_of
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ def compare(config: CompareConfig) -> str:
     """Compare two systems, and return a table.
 
     Raises:
-      ValueError: A system has not been decoded, the systems were decoded on different utterances, or they have
-        different numbers of runs.
+      ValueError: A system has not been decoded, the systems were decoded on different utterances, they have different
+        numbers of runs, or speakers are not known.
     """
-    bootstrap = Bootstrap(config.rounds, config.seed, by_speaker=config.resample == "speaker")
+    read_speakers = partial(speakers_of, config.system_a[0], config.method, config.split)
+    bootstrap = Bootstrap(config.rounds, config.seed, read_speakers if config.resample == "speaker" else None)
     compared = compare_runs(_read(config.system_a, config), _read(config.system_b, config), bootstrap)
     if config.output:
         statistics = {code: comparison.as_dict() for code, comparison in compared.items()}

@@ -1,6 +1,6 @@
 """Paired bootstrap of two systems, over utterances and over runs with several seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from icefall_pathways.corpora.mls_layout import split_handle
 from icefall_pathways.decoding.scoring import Utterance, read_results, score
 from icefall_pathways.decoding.significance import (
     Counts,
@@ -22,7 +21,7 @@ from icefall_pathways.decoding.significance import (
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json
 from icefall_pathways.languages import get_language, scored_by_characters
-from icefall_pathways.reporting.results import newest_summary
+from icefall_pathways.reporting.results import newest_summary, recorded_corpus
 
 #: Decoded utterances of an experiment by language code.
 Results = Mapping[str, list[Utterance]]
@@ -40,12 +39,13 @@ class Bootstrap:
     Attributes:
       rounds: Number of bootstrap samples.
       seed: Random seed.
-      by_speaker: Draw speakers with all their utterances instead of single utterances.
+      read_speakers: Returns the speakers of cuts of a language, given its code and their ids, to draw speakers with all
+        their utterances; None: draw utterances.
     """
 
     rounds: int = 10000
     seed: int = 42
-    by_speaker: bool = False
+    read_speakers: Callable[[str, Sequence[str]], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def newest_results(exp_dir: Path, method: str, split: str) -> Results:
     """
     path = newest_summary(str(exp_dir), exp_dir / method, split)
     summary = read_json(path)
-    corpus = summary.get("corpus", "mls")  # summaries of earlier versions, which read MLS only, do not record it
+    corpus = recorded_corpus(summary)
     prefix = layout.result_file(path.parent, "wer-summary", f"all-{corpus}-{split}", "", "").name
     suffix = path.stem.removeprefix(prefix)
     test_sets = {code: f"{corpus}-{get_language(code).name}-{split}" for code in summary["languages"]}
@@ -135,7 +135,7 @@ def compare_runs(a: Sequence[Run], b: Sequence[Run], options: Bootstrap = Bootst
         order = [utterance.cut_id for utterance in utterances]
         pairs = zip(a, b, strict=True)
         counts = np.stack([_paired_counts(run_a[code], run_b[code], order, code) for (_, run_a), (_, run_b) in pairs])
-        speakers = [split_handle(cut_id)[0] for cut_id in order] if options.by_speaker else None
+        speakers = None if options.read_speakers is None else options.read_speakers(code, order)
         compared[code] = _compare(counts, resample_runs(counts, run_weights, options.seed + index, speakers))
     compared[AVERAGE] = Comparison(
         wer=_mean_wer(list(compared.values())),

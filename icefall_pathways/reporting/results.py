@@ -1,6 +1,6 @@
 """Results of experiments, read from their folders and formatted as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ def newest_summary(name: str, folder: Path, split: str) -> Path:
     if newest is None:
         raise ValueError(f"no {pattern} in {folder}: decode {name} first")
     return newest
+
+
+def recorded_corpus(summary: Mapping[str, Any]) -> str:
+    """Return the corpus of a summary; those of earlier versions, which read MLS only, do not record it."""
+    return str(summary.get("corpus", "mls"))
 
 
 def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:

@@ -1,13 +1,19 @@
 """Comparison of two decoded systems."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lhotse import CutSet
+from tiny_experiment import make_experiment
 
+from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding.scoring import Utterance, summarize, write_results, write_summary
+from icefall_pathways.languages import get_language
 from icefall_pathways.reporting.compare import CompareConfig, compare
 
 SCRIPT = Path(__file__).resolve().parents[2] / "egs/mls/ASR/pruned_transducer_pathways/compare.py"
@@ -105,6 +111,45 @@ def test_different_numbers_of_runs_are_rejected(tmp_path):
     config = CompareConfig((tmp_path / "a",), (tmp_path / "b",) * 2, method="greedy_search")
     with pytest.raises(ValueError, match="expected pairs of runs"):
         compare(config)
+
+
+def _prepare(folder, speaker_of):
+    """Write a checkpoint to `a`, and the manifest of the test set of English of a corpus of clips."""
+    make_experiment(folder)
+    (folder / "a").mkdir()
+    shutil.copy(folder / "exp" / "checkpoint-5.pt", folder / "a")
+    path = SplitFiles(folder, "mls", get_language("en"), "test").cuts
+    template = next(iter(CutSet.from_file(path)))
+    cuts = []
+    for n in range(40):
+        supervision = replace(template.supervisions[0], speaker=speaker_of(n))
+        cuts.append(replace(template, id=f"clip_{n:02}", supervisions=[supervision]))
+    CutSet.from_cuts(cuts).to_file(path)
+    for system, every in (("a", 4), ("b", 50)):
+        errors = [["a", "x"] if n % every == 0 else ["a", "b"] for n in range(40)]
+        utterances = [Utterance(f"clip_{n:02}", ["a", "b"], hypothesis) for n, hypothesis in enumerate(errors)]
+        score = write_results(folder / system / "greedy_search", "clips-english-test", "iter-5", utterances)
+        write_summary(folder / system / "greedy_search", "clips", "iter-5", summarize("test", "greedy", {"en": score}))
+    return path
+
+
+def test_speakers_of_other_corpora_are_those_of_the_manifest(tmp_path):
+    _prepare(tmp_path, lambda n: f"speaker-{n % 4}")
+    widths = []
+    for unit in ("utterance", "speaker"):
+        compare(_config(tmp_path, resample=unit, output=tmp_path / "figures.json"))
+        low, high = json.loads((tmp_path / "figures.json").read_text())["languages"]["en"]["interval"]
+        widths.append(high - low)
+    assert widths[1] > 1.5 * widths[0], "all errors are of one speaker"
+
+
+def test_missing_speakers_are_reported(tmp_path):
+    path = _prepare(tmp_path, lambda n: None if n == 7 else "x")
+    with pytest.raises(ValueError, match=rf"{path} has no speaker of 1 of 40 utterances, such as clip_07: add"):
+        compare(_config(tmp_path, resample="speaker"))
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"reads the speakers from {path}, .* which does not exist: run"):
+        compare(_config(tmp_path, resample="speaker"))
 
 
 def test_incomparable_systems_are_rejected(tmp_path):
