@@ -1,6 +1,7 @@
 """Access control of all connections, and the error messages of refused ones."""
 
 from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
 
 from icefall_pathways.decoding.streaming import AudioError
 from icefall_pathways.serve.protocol import ErrorCode, ErrorMessage, ProtocolError
@@ -21,6 +22,12 @@ REFUSALS = tuple(_CODES)
 def refusal(error: Exception) -> ErrorMessage:
     """Return the message for one of `REFUSALS`."""
     return ErrorMessage(code=next(code for kind, code in _CODES.items() if isinstance(error, kind)), message=str(error))
+
+
+def error_response(message: str, status: int) -> Response:
+    """Return an error in the format of OpenAI's API."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:

@@ -14,13 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icefall_pathways.serve import http
 from icefall_pathways.serve.config import ServeConfig
-from icefall_pathways.serve.connections import bearer_token, check_token
+from icefall_pathways.serve.connections import bearer_token, check_token, error_response
 from icefall_pathways.serve.http_connections import RequestTimeoutProtocol
 from icefall_pathways.serve.recognizers import RequestError, SpeechModel
 from icefall_pathways.serve.service import BusyError, Service
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(service),
-                http=partial(RequestTimeoutProtocol, timeout=config.limits.idle_timeout),  # type: ignore[arg-type]
+                http=partial(RequestTimeoutProtocol, limits=config.limits),  # type: ignore[arg-type]
                 ws="icefall_pathways.serve.keepalive:KeepaliveProtocol",  # a name, as websockets is optional
                 ws_max_size=config.limits.max_message_bytes,
                 ws_ping_interval=_KEEPALIVE_SECONDS,
@@ -200,9 +200,3 @@ _EXCEPTION_HANDLERS = {
     BusyError: _handle_busy,
     RequestError: _handle_request_error,
 }
-
-
-def error_response(message: str, status: int) -> Response:
-    """Return an error in the format of OpenAI's API."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)

@@ -3,16 +3,17 @@
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.request import urlopen
 
 import pytest
 from running_server import ANY_LOAD, receive_all, run_server, wait_until
 
 from icefall_pathways.serve import http_connections
+from icefall_pathways.serve.http_connections import RequestTimeoutProtocol
 from icefall_pathways.serve.limits import Limits
 
-LIMITS = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1.0)
+LIMITS = Limits(max_load=ANY_LOAD.max_load, idle_timeout=1.0, upload_timeout=4.0)
 HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: server\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 
 
@@ -39,15 +40,80 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [b"", b"GET /he", HEAD + b"Content-Length: 100\r\n\r\n--x", HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n--"],
-)
-def test_request_that_does_not_arrive_is_not_awaited(server, sent):
+@pytest.mark.parametrize("sent", [b"", b"GET /he"])
+def test_head_that_does_not_arrive_is_not_awaited(server, sent):
     with open_socket(server) as connection:
         connection.sendall(sent)
         assert is_closed(connection)
     assert is_healthy(server)
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: server\r\n\r\n"
+BODIES = [b"Content-Length: 100\r\n\r\n--x", b"Transfer-Encoding: chunked\r\n\r\n5\r\n--"]
+
+
+def received(connection: socket.socket) -> str:
+    """Return what the server sends until it closes the connection."""
+    data = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            data += part
+    return data.decode()
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("previous", [b"", GET, 2 * GET])
+def test_body_that_does_not_arrive_is_not_awaited(server, previous, body, caplog):
+    """Also if the request arrives before the previous ones of the connection are answered."""
+    with open_socket(server) as connection:
+        connection.sendall(previous + HEAD + body)
+        *answers, last = received(connection).split("HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == ["200"] * previous.count(GET)
+    assert last.startswith("408 Request Timeout") and "no part of the request arrived for 1 s (--idle-timeout)" in last
+    assert not caplog.records and is_healthy(server)
+
+
+def send_slowly(connection: socket.socket) -> None:
+    """Send parts of a body until the server closes the connection."""
+    with suppress(OSError):
+        for _ in range(100):
+            connection.sendall(b"1\r\nx\r\n")
+            time.sleep(0.2)
+
+
+def test_body_in_small_parts_has_to_arrive_in_time(server, caplog):
+    with open_socket(server) as connection:
+        file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n" % (len(file), file))
+        start = time.monotonic()
+        send_slowly(connection)
+        assert 3.5 < time.monotonic() - start < 15
+        answer = received(connection)
+    assert answer.startswith("HTTP/1.1 408") and "did not arrive within 4 s (--upload-timeout)" in answer
+    assert not caplog.records
+
+
+def test_body_of_a_refused_request_is_not_read_for_ever(server):
+    with open_socket(server) as connection:
+        connection.sendall(HEAD.replace(b"multipart/form-data", b"text/plain") + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        start = time.monotonic()
+        send_slowly(connection)
+        assert time.monotonic() - start < 15
+    assert is_healthy(server)
+
+
+def test_answer_that_is_not_read_is_dropped(server, monkeypatch):
+    lost, connection_lost = [], RequestTimeoutProtocol.connection_lost
+    monkeypatch.setattr(RequestTimeoutProtocol, "connection_lost", lambda *args: lost.append(connection_lost(*args)))
+    host, port = server.address.split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect((host, int(port)))
+        connection.settimeout(0.5)
+        with suppress(TimeoutError):  # the server stops reading
+            connection.sendall(2000 * GET.replace(b"/health", b"/page/page.js"))
+        wait_until(lambda: lost, 30)
 
 
 def test_bytes_of_a_head_do_not_prolong_its_time(server):
