@@ -105,8 +105,6 @@ def _expanded_weights(
     flat = torch.stack([masks.flat_mask(weights, language) for language in masks.languages])
     used = flat.any(dim=0)
     values = pack_weights(weights, masks.codes, precision)["values"]
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"weights of {', '.join(masks.languages)} are not finite: export an earlier checkpoint")
     sizes = [weight.numel() for weight in weights.values()]
     sizes.append(-sum(sizes) % 8)  # bits that complete the last byte
     constants = {

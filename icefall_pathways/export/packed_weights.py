@@ -25,7 +25,10 @@ def pack_weights(weights: Mapping[str, Tensor], codes: Mapping[str, Tensor], pre
     Raises:
       ValueError: A used weight is not finite, or too large for this precision.
     """
-    check_finite(weights, codes)
+    try:
+        check_finite(weights, codes)
+    except ValueError as error:
+        raise ValueError(f"{error}: export another checkpoint") from error
     parts: dict[str, list[Tensor]] = {name: [] for name in _dtypes(precision)}
     for name, weight in weights.items():
         used = weight.flatten() if name not in codes else weight[codes[name] != 0]

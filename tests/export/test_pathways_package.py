@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_not_packed(precision, name, value):
     weights["masked"][0, 1] = value  # no language uses it
     pack_weights(weights, codes, precision)
     weights[name].view(-1)[0] = value
-    with pytest.raises(ValueError, match=rf"{name} has 1 NaN or infinite of {weights[name].numel()} values"):
+    with pytest.raises(ValueError, match=rf"{name} has 1 NaN or infinite .*: export another checkpoint"):
         pack_weights(weights, codes, precision)
 
 
