@@ -11,22 +11,20 @@ Counts = NDArray[np.int64]
 _ROUNDS_PER_BLOCK = 500  # limits the memory of the drawn counts
 
 
-def resample(counts: Counts, rounds: int, seed: int, groups: Sequence[str] | None = None) -> Counts:
+def resample(counts: Counts, rounds: int, seed: int) -> Counts:
     """Draw bootstrap test sets of the same size, with replacement, and sum the counts of each.
 
-    "Bootstrap estimates for confidence intervals in ASR performance evaluation" (Bisani and Ney, 2004). Utterances
-    of one speaker are not independent; drawing whole `groups` of utterances accounts for that.
+    "Bootstrap estimates for confidence intervals in ASR performance evaluation" (Bisani and Ney, 2004).
 
     Args:
       counts: (utterances, K) counts, such as errors and words.
       rounds: Number of test sets.
       seed: Random seed.
-      groups: Group of each utterance, such as its speaker; None: draw single utterances.
 
     Returns:
       (rounds, K) sums of the counts.
     """
-    return resample_runs(counts[None], np.ones((rounds, 1), np.int64), seed, groups)
+    return resample_runs(counts[None], draw_runs(1, rounds, seed), seed)
 
 
 def draw_runs(num_runs: int, rounds: int, seed: int) -> Counts:
@@ -41,13 +39,15 @@ def draw_runs(num_runs: int, rounds: int, seed: int) -> Counts:
 
 
 def resample_runs(counts: Counts, run_weights: Counts, seed: int, groups: Sequence[str] | None = None) -> Counts:
-    """Draw bootstrap test sets and sum the counts of each over the drawn runs; all runs have the same test set.
+    """Draw bootstrap test sets, and sum the counts of each over the drawn runs, which all have the same test set.
+
+    Utterances of one speaker are not independent; drawing whole `groups` of utterances accounts for that.
 
     Args:
       counts: (runs, utterances, K) counts.
       run_weights: (rounds, runs) how often each run is drawn, from `draw_runs`; the same for all languages of a system.
       seed: Random seed of the test sets.
-      groups: Group of each utterance, see `resample`.
+      groups: Group of each utterance, such as its speaker; None: draw single utterances.
 
     Returns:
       (rounds, K) sums of the counts.

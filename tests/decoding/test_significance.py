@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from icefall_pathways.decoding.significance import (
     bootstrap_p_value,
+    draw_runs,
     error_rates,
     interval,
     matched_pairs_p_value,
     resample,
+    resample_runs,
 )
 
 _counts = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=6).map(np.array)
@@ -28,9 +30,19 @@ def test_bootstrap_test_sets_have_the_original_size(counts, seed):
 
 
 def test_groups_are_resampled_as_a_whole():
-    counts = np.array([[1, 0], [1, 0], [0, 1], [1, 0]])
-    drawn = resample(counts, 300, 0, groups=["a", "a", "b", "a"])
+    counts = np.array([[[1, 0], [1, 0], [0, 1], [1, 0]]])
+    drawn = resample_runs(counts, draw_runs(1, 300, 0), 0, groups=["a", "a", "b", "a"])
     assert {tuple(row) for row in drawn.tolist()} == {(6, 0), (3, 1), (0, 2)}
+
+
+def test_drawn_runs_share_their_test_sets():
+    generator = np.random.default_rng(3)
+    first = generator.integers(0, 9, size=(6, 2))
+    weights = draw_runs(3, 1200, 4)
+    assert (weights.sum(axis=1) == 3).all() and weights.min() == 0 and weights.max() == 3
+    drawn = resample_runs(np.stack([first, 10 * first, 100 * first]), weights, 4)
+    factors = weights @ np.array([1, 10, 100])
+    np.testing.assert_array_equal(drawn, factors[:, None] * resample(first, 1200, 4))
 
 
 def test_intervals_have_their_nominal_coverage():
