@@ -53,8 +53,8 @@ class ExperimentsConfig(CorpusOptions):
     dense model is trained from scratch."""
 
     synthetic_args: str = "--content transcripts"
-    """Additional options for prepare.sh, for the synthetic speech; sentences of the type transcripts are the training
-    transcripts."""
+    """Additional options for prepare.sh --corpus mini, which synthesizes the speech. --content transcripts speaks the
+    training transcripts."""
 
     train_args: str = ""
     """Additional options for train.py, for the dense model."""
@@ -242,8 +242,8 @@ def finetune_command(
 ) -> tuple[str, ...]:
     """Return the command that fine-tunes the dense model."""
     experiment = option_words(init_from=dense, exp_dir=exp_dir, num_updates=num_updates)
-    training = split_words(config.finetune_args)
-    return (*program(_SCRIPTS, "train"), *data_options(config), *experiment, *training, *options)
+    arguments = split_words(config.finetune_args)
+    return (*program(_SCRIPTS, "train"), *data_options(config), *experiment, *arguments, *options)
 
 
 def search_command(
@@ -267,12 +267,12 @@ def search_command(
       options: Additional options.
     """
     rounds = option_words(prune_rounds=config.rounds, updates_per_round=num_updates // config.rounds)
-    training = split_words(config.search_args)
-    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *training, *options)
+    arguments = split_words(config.search_args)
+    return _prune_command(config, dense, exp_dir, prune_for, sparsity, *rounds, *arguments, *options)
 
 
-def dynamic_words(config: ExperimentsConfig, sparsity: str) -> tuple[str, ...]:
-    """Return the options of train.py that make a fine-tuning prune each language's pathway while it trains."""
+def dynamic_options(config: ExperimentsConfig, sparsity: str) -> tuple[str, ...]:
+    """Return the options of train.py for dynamic pathways."""
     return (*option_words(prune_method="adaptive", sparsity=sparsity), *split_words(config.dynamic_args))
 
 

@@ -193,7 +193,7 @@ def _jobs_of_system(config: RunConfig, system: str) -> list[Job]:
     elif system == "dense-language":
         options = experiments.LANGUAGE_INPUT
     elif system == "dynamic":
-        options = experiments.dynamic_words(config, as_typed(config.sparsity))
+        options = experiments.dynamic_options(config, as_typed(config.sparsity))
     command = experiments.finetune_command(config, dense, exp_dir, num_updates, *options)
     return [_training_job(config, system, exp_dir, command)]
 

@@ -228,7 +228,7 @@ class _Seed:
         yield from self._train(folder, config.finetune_updates, "--masks", self._masks(sparsity, "lth"))
 
     def _dynamic_steps(self, sparsity: str) -> Iterator[Step]:
-        pruning = experiments.dynamic_words(self._config, sparsity)
+        pruning = experiments.dynamic_options(self._config, sparsity)
         folder = self._folder / f"sparsity-{sparsity}" / "dynamic"
         yield from self._train(folder, self._config.updates_without_search, *pruning)
 

@@ -10,11 +10,11 @@ from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
 from icefall_pathways.recipe.programs import option_words, read_options, split_words
 
-_FEATURES_STAGE = 3  # the last one: the tokenizer is that of the real speech, and training writes the index
+_LAST_STAGE = 3  # features: the tokenizer is that of the real speech, and training writes the index
 
 
 def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
-    """Return the jobs that synthesize the speech and compute its features; none without --synthetic-updates.
+    """Return the jobs that synthesize the speech and compute its features; none if --synthetic-updates is 0.
 
     Args:
       config: The options.
@@ -27,25 +27,24 @@ def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
         return []
     folder = _data_dir(config)
     data = option_words(corpus="mini", corpus_dir=folder / "corpus", languages=config.languages, data_dir=folder)
-    argv = [*data, *option_words(stop_stage=_FEATURES_STAGE), *split_words(config.synthetic_args)]
+    argv = [*data, *option_words(stop_stage=_LAST_STAGE), *split_words(config.synthetic_args)]
     prepare = read_options(PrepareConfig, "--synthetic-args", argv)
     if TRANSCRIPTS in prepare.content.split():
         prepare = replace(prepare, transcripts_dir=str(config.data_dir / "manifests"))
-    return [_renamed(job, after) for job in prepare_jobs(prepare)]
+    return [_rename(job, after) for job in prepare_jobs(prepare)]
 
 
 def training_stages(
     config: ExperimentsConfig, exp_dir: Path, command: tuple[str, ...], ratio: float = 1
 ) -> dict[Path, tuple[str, ...]]:
-    """Return the trainings of a model that a command trains from scratch, in their order, by their folders.
+    """Return the training commands of a model by experiment folder, in the order of execution.
 
-    Without --synthetic-updates that is the command; otherwise a training on the synthetic speech comes first, and the
-    command starts from its model.
+    With --synthetic-updates, the first one trains on the synthetic speech, and the second one starts from its model.
 
     Args:
       config: The options.
-      exp_dir: Folder of the experiment.
-      command: Trains the model in that folder on the real speech.
+      exp_dir: Experiment folder of the model.
+      command: Command that trains the model from scratch on the real speech.
       ratio: Updates on synthetic speech, relative to --synthetic-updates.
     """
     if not config.synthetic_updates:
@@ -59,8 +58,8 @@ def _data_dir(config: ExperimentsConfig) -> Path:
     return config.data_dir / "synthetic"
 
 
-def _renamed(job: Job, after: tuple[str, ...]) -> Job:
-    """Return a job of the preparation with a name that differs from the same job of the real speech."""
+def _rename(job: Job, after: tuple[str, ...]) -> Job:
+    """Return a job whose name differs from that of the same job for the real speech; `after` precede the first one."""
     previous = tuple(f"synthetic-{name}" for name in job.after)
     return replace(
         job, name=f"synthetic-{job.name}", after=previous or after, heading=f"Synthetic speech: {job.heading}"

@@ -30,7 +30,7 @@ from icefall_pathways.reporting.systems import DENSE_SYSTEMS, STUDY_SYSTEMS, SYS
 # Systems with which the others are compared, in the order of the columns.
 _BASELINES = ("lap", "dense-continued")
 _DIFFERENCES = ("difference (95 % interval)", "relative", "p", "seeds")
-# The system whose difference from every other one is tested.
+# The system that the last table compares with every other one.
 _PATHWAYS = "pathways-imp"
 
 
@@ -59,7 +59,7 @@ class StudyResult:
       system: One of `STUDY_SYSTEMS`.
       sparsity: 0 for a system without masks.
       seed: Seed of the dense model, the masks and the training.
-      folders: Its experiment folder, or those of its models.
+      folders: Experiment folders: one per language for LSP, one for other systems.
       wer: Word error rate in percent, by language code.
       costs: Updates and multiply-adds.
     """
@@ -158,18 +158,19 @@ def _tables(config: StudyConfig, results: list[StudyResult], sparsity: float) ->
 def _differences(config: StudyConfig, by_system: dict[str, list[StudyResult]]) -> Iterator[list[str]]:
     """Yield a row for every system that has seeds in common with pathways."""
     pathways = {result.seed: result for result in by_system[_PATHWAYS]}
-    for system in (system for system in STUDY_SYSTEMS if system != _PATHWAYS):
+    for system in STUDY_SYSTEMS:
         others = [result for result in by_system[system] if result.seed in pathways]
-        if others:
-            paired = [pathways[result.seed] for result in others]
-            runs, pathways_runs = ([_run(config, result) for result in results] for results in (others, paired))
-            average = compare_runs(runs, pathways_runs)[AVERAGE]
-            p_value = f"{bootstrap_p_value(average.differences):.4f}"
-            yield [SYSTEMS[system], average.interval_text, average.relative_text, p_value, str(len(others))]
+        if system == _PATHWAYS or not others:
+            continue
+        runs = [_read_run(config, result) for result in others]
+        pathways_runs = [_read_run(config, pathways[result.seed]) for result in others]
+        average = compare_runs(runs, pathways_runs)[AVERAGE]
+        p_value = f"{bootstrap_p_value(average.differences):.4f}"
+        yield [SYSTEMS[system], average.interval_text, average.relative_text, p_value, str(len(others))]
 
 
-def _run(config: StudyConfig, result: StudyResult) -> Run:
-    """Read the decoded utterances of a system, of all its models."""
+def _read_run(config: StudyConfig, result: StudyResult) -> Run:
+    """Read the decoded utterances of all models of a system."""
     results: dict[str, list[Utterance]] = {}
     for folder in result.folders:
         results |= newest_results(folder, config.method, config.split)
@@ -199,7 +200,7 @@ def write_study(config: StudyConfig) -> str:
     """Write the tables and the plot, and return the tables.
 
     Raises:
-      ValueError: Nothing has been decoded.
+      ValueError: Nothing has been decoded, or results are damaged or not comparable.
     """
     results = gather(config)
     text = tables(config, results)
