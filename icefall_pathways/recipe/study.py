@@ -110,8 +110,8 @@ def keep_settings(config: StudyConfig) -> None:
     """
     file = config.study_dir / "settings.txt"
     settings = {name: " ".join(str(getattr(config, name)).split()) for name in _SETTINGS}
-    # The studies of earlier versions had this budget.
-    stored = {"budget": "multiply-adds"} | _read_settings(file) if file.exists() else {}
+    # The studies of earlier versions had this budget, and no synthetic speech.
+    stored = {"budget": "multiply-adds", "synthetic_updates": "0"} | _read_settings(file) if file.exists() else {}
     # Earlier versions had fewer settings, whose systems they did not have either.
     changed = [
         f"{name}: now {value!r}, stored {stored[name]!r}"

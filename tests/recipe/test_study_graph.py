@@ -206,6 +206,9 @@ def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
     file.write_text("".join(line for line in complete.splitlines(True) if "budget" not in line))
     with pytest.raises(ValueError, match=r"other settings \(budget: now 'updates', stored 'multiply-adds'\)"):
         keep_settings(replace(config, budget="updates"))
+    file.write_text("".join(line for line in complete.splitlines(True) if "synthetic" not in line))
+    with pytest.raises(ValueError, match=r"other settings \(synthetic_updates: now '70', stored '0'\)"):
+        keep_settings(replace(config, synthetic_updates=70))
     keep_settings(config)
     with pytest.raises(ValueError, match=r"other settings \(small_dense_args: now '--encoder-dim 8', stored"):
         keep_settings(replace(config, small_dense_args="--encoder-dim 8"))
