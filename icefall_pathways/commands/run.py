@@ -18,7 +18,7 @@ Usage:
 Stages:
 
   0  prepare the data (prepare.sh)
-  1  train the dense model
+  1  train the dense model; with --synthetic-updates, on synthetic speech first
   2  search masks: one for all languages (LAP), and one per language (pathways)
   3  train the systems of --systems, by default from the dense model with the same number of updates: without masks,
      with LAP's mask, with pathways
@@ -27,8 +27,8 @@ Stages:
   6  compare: tables of error rates and costs, and EXP_ROOT/report.html
 
 Run the same command again to resume; finished trainings are skipped. With --demo 1, --preset, your own clips or another
-encoder, the defaults below change: add --help to see them. They include --train-args, --search-args and
---finetune-args, which other values replace as a whole.
+encoder, the defaults below change: add --help to see them. They include --train-args, --search-args, --finetune-args
+and others that end in -args, which other values replace as a whole.
 """
 
 from collections.abc import Sequence

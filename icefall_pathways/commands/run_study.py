@@ -7,6 +7,8 @@ Usage:
   ./run_study.sh --seeds 1 --sparsities "0.5 0.8 0.9" --at-once 2
   ./run_study.sh --systems "lap-random pathways-random small-dense"
   ./run_study.sh --budget updates --study-dir exp/study-updates
+  # real speech: spoken phrases in nine languages, on two cores without GPU
+  ./run_study.sh --corpus stamps
   ./run_study.sh --corpus mls --corpus-dir /data/mls --world-size 8 --languages "en fr it nl"
 
 Systems, all but small-dense trained from the dense model of their seed:
@@ -42,7 +44,9 @@ Budget, in updates after the dense model, where N is the number of languages, M 
                           assumed to have as much audio; the table of costs is computed from the audio that was used
 
 The weights of a search are discarded: every training starts from the dense model. Decoding averages the weights of the
-last quarter of a training. With --corpus mini, the settings of the demo are the defaults.
+last quarter of a training. With --corpus mini, the settings of the demo are the defaults; with --corpus stamps, those
+of run.sh --preset stamps. With --synthetic-updates S, the dense models are first trained for S updates on synthetic
+speech, and small-dense for R x S.
 
 Run the command again to resume, or to add seeds, sparsities and systems: finished steps are skipped. The output of each
 job is in STUDY_DIR/log.

@@ -1,4 +1,4 @@
-r"""Summarize a study: tables of means and spreads over seeds and of costs, and a plot of error rates over sparsities.
+r"""Summarize a study: tables of error rates, costs and differences over seeds, and a plot over sparsities.
 
 Usage:
 
