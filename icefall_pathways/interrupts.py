@@ -11,8 +11,7 @@ from types import FrameType
 #: Environment variable with the name of the job, in commands that the recipe runs.
 JOB_VARIABLE = "ICEFALL_PATHWAYS_JOB"
 
-
-#: What an interrupted command leaves, for those that can resume and those that cannot.
+#: Consequences of an interruption, for commands that can resume and those that cannot.
 RESUMABLE = "; finished work is kept, run the same command again to resume"
 NOT_RESUMABLE = "; what is already written is kept, and the same command starts from the beginning"
 

@@ -15,10 +15,10 @@ _SPARE_FILES = 128  # that the process opens for other purposes
 
 
 class RequestTimeoutProtocol(H11Protocol):
-    """An HTTP connection that does not wait for ever for a request, whose token is not checked before it arrives.
+    """An HTTP connection that limits the time of a request, whose token is not checked before it arrives.
 
     The head of a request has to arrive within `--idle-timeout`, and so has each part of its body, which has to be
-    complete within `--upload-timeout`. An answer whose client reads nothing for `--idle-timeout` is dropped. A
+    complete within `--upload-timeout`. A response whose client reads nothing for `--idle-timeout` is dropped. A
     connection that would leave too few files for the rest of the process is closed at once.
 
     Args:
@@ -43,7 +43,7 @@ class RequestTimeoutProtocol(H11Protocol):
             self._start_timer(self._limits.idle_timeout)
 
     def handle_events(self) -> None:
-        """Process what has arrived of requests, after bytes of the client and after an answer to a previous request."""
+        """Process the bytes of requests, when they arrive and after the response to a previous request."""
         super().handle_events()
         state = self.conn.their_state
         if state is h11.IDLE and self._timer is not None:
@@ -57,7 +57,7 @@ class RequestTimeoutProtocol(H11Protocol):
             self._wait_for_body()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, and for the client to read the answer."""
+        """Wait for the next request, and for the client to read the response."""
         super().on_response_complete()
         self._wait_for_reader()
 
@@ -99,13 +99,13 @@ class RequestTimeoutProtocol(H11Protocol):
             self._refuse(f"no part of the request arrived for {self._limits.idle_timeout:g} s (--idle-timeout)")
 
     def _refuse(self, message: str) -> None:
-        """Answer to a request whose body is not complete, and close the connection."""
-        answer = error_response(f"{message}: send it again, or split the file", 408)
-        headers = [*answer.raw_headers, (b"connection", b"close")]
+        """Respond to a request whose body is not complete, and close the connection."""
+        response = error_response(f"{message}: send it again, or split the file", 408)
+        headers = [*response.raw_headers, (b"connection", b"close")]
         start = h11.Response(status_code=408, headers=headers, reason=b"Request Timeout")
-        for event in (start, h11.Data(bytes(answer.body)), h11.EndOfMessage()):
+        for event in (start, h11.Data(bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.cycle.disconnected = True  # the application, which waits for the body, sends no other answer
+        self.cycle.disconnected = True  # the application, which waits for the body, sends no other response
         self.cycle.message_event.set()
         self.transport.close()
 
@@ -114,7 +114,7 @@ class RequestTimeoutProtocol(H11Protocol):
             self._check_progress(sys.maxsize)
 
     def _check_progress(self, previous: int) -> None:
-        """Drop an answer of which the client has read nothing since the last check, when `previous` bytes waited."""
+        """Drop a response of which the client has read nothing since the last check, when `previous` bytes waited."""
         num_waiting = self.transport.get_write_buffer_size()
         self._write_timer = None
         if num_waiting >= previous:

@@ -9,7 +9,7 @@ from websockets.server import ServerProtocol
 
 
 class _ServerProtocol(ServerProtocol):
-    """The websocket protocol, with a close frame that names the option which limits the size of messages."""
+    """The websocket protocol, whose close frame names the option that limits the size of messages."""
 
     def __init__(self, max_message_bytes: int, **kwargs: Any) -> None:
         super().__init__(max_size=max_message_bytes, **kwargs)

@@ -44,10 +44,10 @@ class Limits(Options):
     idle_timeout: PositiveFloat = 60.0
     """Seconds without a message from the client after which its stream is ended, or, if it does not read the results,
     dropped. A connection is closed if the head of an HTTP request, or the next part of its body, takes longer, or if
-    its client reads nothing of an answer for that time."""
+    its client reads nothing of a response for that time."""
 
     upload_timeout: PositiveFloat = 1800.0
-    """Seconds in which the body of an HTTP request has to arrive, which is refused otherwise (HTTP 408)."""
+    """Seconds in which the body of an HTTP request has to arrive; later ones are refused (HTTP 408)."""
 
     drain_timeout: PositiveFloat = 30.0
     """Seconds that open streams have to receive their final results after SIGTERM."""

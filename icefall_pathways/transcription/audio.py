@@ -120,7 +120,7 @@ def read_samples(samples: Tensor, sample_rate: int, options: AudioOptions = Audi
     Args:
       samples: The samples.
       sample_rate: Their rate in Hz.
-      options: Where remarks about the audio go.
+      options: Options; those that select a rate or channel of a file have no effect.
 
     Raises:
       AudioError: The sample rate is out of range.
