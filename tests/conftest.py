@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import shutil
 import socket
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,7 +12,11 @@ from stacks import fail_skipped_test, running_stack
 from tiny_experiment import make_experiment
 
 # Tests that this machine cannot run are not collected, because a skipped test of the reference stack is an error.
-collect_ignore_glob = [*([] if HAS_CUDA else ["*_on_cuda.py"]), *([] if HAS_TRITON else ["*test_rnnt_kernels.py"])]
+collect_ignore_glob = [
+    *([] if HAS_CUDA else ["*_on_cuda.py"]),
+    *([] if HAS_TRITON else ["*test_rnnt_kernels.py"]),
+    *([] if shutil.which("systemd-analyze") else ["*test_systemd_unit.py"]),
+]
 
 
 @pytest.hookimpl(wrapper=True)
