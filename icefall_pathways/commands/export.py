@@ -156,7 +156,7 @@ def _export_package(config: Config, trained: TrainedModel) -> None:
 
 
 def _language_id(config: Config, trained: TrainedModel, languages: Sequence[str]) -> LanguageIdModel | None:
-    """Return the language identification of these languages; None if the model has none for them all."""
+    """Return language identification restricted to these languages; None if it is missing or lacks one of them."""
     path = layout.language_id_file(config.exp_dir)
     if not path.is_file():
         return None

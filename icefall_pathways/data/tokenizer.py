@@ -80,7 +80,7 @@ class Tokenizer:
         return not any(character.islower() for piece in pieces for character in piece)
 
     def mismatch(self, vocab_size: int, tokens_file: Path | None) -> str | None:
-        """Describe why this is not the tokenizer of a model; None if it may be.
+        """Return the reason why the tokenizer does not fit a model; None if it fits.
 
         Args:
           vocab_size: Number of tokens of the model.
@@ -200,5 +200,5 @@ def write_tokens(model_path: Path, path: Path) -> None:
 
 
 def _token_lines(symbols: Iterable[str]) -> list[str]:
-    """Return the lines of `tokens.txt`, and an empty one after the last line end."""
+    """Return the lines of `tokens.txt`, and an empty string for the final newline."""
     return [*(f"{symbol} {index}" for index, symbol in enumerate(symbols)), ""]

@@ -207,7 +207,7 @@ async def _decode(stream: ClientStream, file: IO[bytes], executor: Executor) -> 
 
 
 def _store(upload: IO[bytes]) -> IO[bytes]:
-    """Return a copy of an upload as a temporary file whose name does not depend on the client, and delete the upload.
+    """Move an upload to a temporary file whose name does not depend on the client, and return the file.
 
     Raises:
       OSError: The temporary folder is full or not writable.

@@ -104,12 +104,10 @@ def test_weights_that_are_not_finite_are_not_packed(precision, name, value):
         pack_weights(weights, codes, precision)
 
 
-@pytest.mark.parametrize(("precision", "too_large"), [("float32", False), ("float16", True), ("int8", True)])
-def test_weights_that_are_too_large_for_a_precision_are_not_packed(precision, too_large):
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_weights_that_are_too_large_for_a_precision_are_not_packed(precision):
     weights = {"bias": torch.tensor([1.0, 1e6])}
-    if not too_large:
-        assert torch.equal(pack_weights(weights, {}, precision)["values"], weights["bias"])
-        return
+    assert torch.equal(pack_weights(weights, {}, "float32")["values"], weights["bias"])
     with pytest.raises(ValueError, match=f"bias has values that are too large for {precision}: export it with"):
         pack_weights(weights, {}, precision)
 

@@ -191,7 +191,7 @@ class LanguageIdModel:
         return values @ weights + torch.tensor([self.offsets[language] for language in languages])
 
     def mismatch(self, languages: Iterable[str], vocab_size: int) -> str | None:
-        """Describe why this is not the identification of a model; None if it may be.
+        """Return the reason why language identification does not fit a model; None if it fits.
 
         Args:
           languages: Codes of languages of the model.
@@ -205,7 +205,7 @@ class LanguageIdModel:
         return None
 
     def restrict(self, languages: Sequence[str]) -> "LanguageIdModel":
-        """Return the identification of some of the languages.
+        """Return language identification restricted to some of the languages.
 
         The logit of a language does not depend on the other languages, except that `text_per_token` covers the tokens
         of all pathways.
