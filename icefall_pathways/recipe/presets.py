@@ -1,4 +1,4 @@
-"""Presets of the recipe: defaults of the options for the demo, for the study and for MLS."""
+"""Presets of the recipe: defaults of the options for the demo, the studies, small corpora and MLS."""
 
 from dataclasses import replace
 from pathlib import Path
