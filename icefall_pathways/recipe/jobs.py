@@ -170,26 +170,41 @@ class _Runner:
         self._succeeded: set[str] = set()
         self._failed: list[Job] = []
         self._skipped: list[Job] = []
-        self._finished: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()  # slot, error
+        self._finished: queue.SimpleQueue[tuple[int, str, float]] = queue.SimpleQueue()  # slot, error, seconds
         self._heading = ""
         self._processes = _Processes()
 
     def run(self) -> None:
         with self._processes.forward_signals():
-            while self._running or self._waiting:
+            try:
+                self._run_all()
+            except BrokenPipeError:  # Ctrl-C also ends the `tee` of `./run.sh | tee log`
+                self._stop()
                 if not self._processes.stopped_by:
-                    self._start_ready()
-                elif not self._running:
-                    break
-                if self._running:
-                    with suppress(queue.Empty):
-                        self._collect(*self._finished.get(timeout=_POLL))
+                    raise
         if self._processes.stopped_by:
             raise JobsInterrupted(self._processes.stopped_by)
         if self._failed:
             logs = ", ".join(f"{job.name} (see {_output_location(job)})" for job in self._failed)
             skipped = f"; not started because of their dependencies: {_names(self._skipped)}" if self._skipped else ""
             raise ValueError(f"failed: {logs}{skipped}. Run the same command again to resume")
+
+    def _run_all(self) -> None:
+        while self._running or self._waiting:
+            if not self._processes.stopped_by:
+                self._start_ready()
+            elif not self._running:
+                break
+            if self._running:
+                with suppress(queue.Empty):
+                    self._collect(*self._finished.get(timeout=_POLL))
+
+    def _stop(self) -> None:
+        """Stop the running jobs, and wait until they have saved their state; nothing can be printed any more."""
+        self._processes.send(signal.SIGTERM)
+        while self._running:
+            with suppress(queue.Empty):
+                self._running.pop(self._finished.get(timeout=_POLL)[0])
 
     def _start_ready(self) -> None:
         for job in list(self._waiting):
@@ -235,11 +250,11 @@ class _Runner:
                     step.set_done()
         except Exception as problem:  # reported: the main thread waits for the result of every job
             error = f"failed: {problem}"
-        _print_progress(f"{job.name}: {error or 'done'} ({time.monotonic() - start:.0f} s)")
-        self._finished.put((slot, error))
+        self._finished.put((slot, error, time.monotonic() - start))
 
-    def _collect(self, slot: int, error: str) -> None:
+    def _collect(self, slot: int, error: str, seconds: float) -> None:
         job = self._running.pop(slot)
+        _print_progress(f"{job.name}: {error or 'done'} ({seconds:.0f} s)")
         if not error:
             self._succeeded.add(job.name)
             return
@@ -317,11 +332,15 @@ class _Processes:
     def _forward(self, signum: int, _frame: FrameType | None) -> None:
         with self._lock:
             self.stopped_by = signum
+            # Commands save their state on SIGTERM, not on SIGHUP.
+            self.send(signal.SIGTERM if signum == signal.SIGHUP else signum)
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the process groups of the running commands, as a terminal does."""
+        with self._lock:
             for process in self._running:
                 with suppress(ProcessLookupError):
-                    # Signal the whole process group, as a terminal does. Commands save their state on SIGTERM, not on
-                    # SIGHUP.
-                    os.killpg(process.pid, signal.SIGTERM if signum == signal.SIGHUP else signum)
+                    os.killpg(process.pid, signum)
 
 
 def _print_progress(text: str) -> None:

@@ -192,7 +192,9 @@ stopped = []
 for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(signum, lambda signum, _: stopped.append(signum))
 (folder / f"started-{name}").touch()
-while not stopped: time.sleep(0.02)
+while not stopped:
+    time.sleep(0.02)
+    if (folder / f"finish-{name}").exists(): sys.exit()
 time.sleep(0.2)
 (folder / f"saved-{name}").write_text(str(int(stopped[0])))
 sys.exit(128 + stopped[0])
@@ -234,6 +236,31 @@ def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, s
 
 def test_exit_status_of_an_interrupted_run_is_128_plus_signal():
     assert JobsInterrupted(signal.SIGTERM).exit_code == 143
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, None])
+def test_run_whose_output_is_closed_stops_its_jobs(tmp_path, signum):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=handle_signals_by_default,
+    )
+    wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
+    process.stdout.close()  # as if Ctrl-C had ended the `tee` of a pipeline
+    if signum:
+        process.send_signal(signum)
+    else:
+        (tmp_path / "finish-a").touch()
+    try:
+        assert process.wait(timeout=60) == (130 if signum else 141)
+    finally:
+        process.kill()
+    err = process.stderr.read()
+    saved = {path.name for path in tmp_path.glob("saved-*")}
+    assert saved == ({"saved-a", "saved-b"} if signum else {"saved-b"}) and "Traceback" not in err
 
 
 WITH_WORKER = """
