@@ -12,7 +12,7 @@ from icefall_pathways.recipe.environment import SINGLE_THREAD, cpu_defaults, wit
 from icefall_pathways.recipe.jobs import Job, Step
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import is_typed, option_words, program, read_options, split_words
+from icefall_pathways.recipe.programs import is_typed, option_words, program, read_args_option, split_words
 
 _SCRIPTS = "pruned_transducer_pathways"
 
@@ -150,7 +150,7 @@ def prepare_config(config: ExperimentsConfig) -> PrepareConfig:
     )
     hours = option_words(hours=config.hours) if config.hours else ()
     argv = [*words, *hours, *split_words(config.prepare_args)]
-    return read_options(PrepareConfig, "--prepare-args", argv)
+    return read_args_option(PrepareConfig, "--prepare-args", "./prepare.sh", argv)
 
 
 def data_options(config: ExperimentsConfig) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from icefall_pathways.models.multiply_adds import forward_per_second, model_to_count
-from icefall_pathways.recipe.programs import read_options
+from icefall_pathways.recipe.programs import read_args_option
 from icefall_pathways.training.config import ExperimentConfig
 
 
@@ -14,5 +14,5 @@ def training_multiply_adds(words: Sequence[str], vocab_size: int) -> int:
       words: Options of train.py.
       vocab_size: Number of tokens.
     """
-    config = read_options(ExperimentConfig, "--train-args", words).model
+    config = read_args_option(ExperimentConfig, "--train-args", "train.py", words).model
     return forward_per_second(model_to_count(config, vocab_size)).total()

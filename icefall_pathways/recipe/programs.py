@@ -69,6 +69,26 @@ def read_options(
     return options.parse(config_class, description, words, default=default, prog=prog)
 
 
+def read_args_option(config_class: type[Config], option: str, script: str, argv: Sequence[str]) -> Config:
+    """Parse the options of a script, with those that an -args option of the recipe adds.
+
+    Args:
+      config_class: Dataclass of the script's options.
+      option: The option of the recipe, such as --prepare-args.
+      script: The script, as users call it.
+      argv: All options of the script.
+
+    Raises:
+      ValueError: The script does not accept an option, which has been printed.
+    """
+    try:
+        return read_options(config_class, option, argv, prog=script)
+    except SystemExit as problem:
+        if not problem.code:
+            raise  # --help
+        raise ValueError(f"{option}: expected options of {script}; the message above has the wrong one") from problem
+
+
 def is_typed(name: str, argv: Sequence[str]) -> bool:
     """Return whether a command line has the option of a field."""
     return any(word.partition("=")[0].replace("-", "_") == f"__{name}" for word in argv)

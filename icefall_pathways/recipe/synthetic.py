@@ -8,7 +8,7 @@ from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import Job
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import option_words, read_options, split_words
+from icefall_pathways.recipe.programs import is_typed, option_words, read_args_option, split_words
 
 _LAST_STAGE = 3  # features: the tokenizer is that of the real speech, and training writes the index
 
@@ -26,9 +26,19 @@ def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
     if not config.synthetic_updates:
         return []
     folder = _data_dir(config)
-    data = option_words(corpus="mini", corpus_dir=folder / "corpus", languages=config.languages, data_dir=folder)
-    argv = [*data, *option_words(stop_stage=_LAST_STAGE), *split_words(config.synthetic_args)]
-    prepare = read_options(PrepareConfig, "--synthetic-args", argv)
+    fixed = {
+        "corpus": "mini",
+        "corpus_dir": folder / "corpus",
+        "languages": config.languages,
+        "data_dir": folder,
+        "stop_stage": _LAST_STAGE,
+    }
+    words = split_words(config.synthetic_args)
+    for name in fixed:
+        if is_typed(name, words):
+            raise ValueError(f"--synthetic-args has --{name.replace('_', '-')}, which the recipe sets: leave it out")
+    argv = [*option_words(**fixed), *words]
+    prepare = read_args_option(PrepareConfig, "--synthetic-args", "./prepare.sh", argv)
     if TRANSCRIPTS in prepare.content.split():
         prepare = replace(prepare, transcripts_dir=str(config.data_dir / "manifests"))
     return [_rename(job, after) for job in prepare_jobs(prepare)]

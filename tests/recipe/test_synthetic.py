@@ -52,9 +52,15 @@ def test_without_updates_there_is_no_synthetic_speech():
 
 
 def test_mistyped_option_of_the_synthetic_speech_is_reported_before_anything_runs(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=r"--synthetic-args: expected options of ./prepare.sh"):
         jobs_of("--synthetic-args '--kontent names'")
-    assert "--kontent" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "--kontent" in printed and "./prepare.sh --help" in printed
+
+
+def test_synthetic_speech_is_always_that_of_the_embedded_corpus():
+    with pytest.raises(ValueError, match="has --corpus-dir, which the recipe sets: leave it out"):
+        jobs_of("--synthetic-args '--corpus-dir /data/clips'")
 
 
 @pytest.mark.parametrize("budget", ["updates", "multiply-adds"])
