@@ -1,11 +1,14 @@
 """Connections of websockets: close those of clients that are gone or do not read, and not of those that send much."""
 
 from asyncio import TimerHandle
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode
 from websockets.server import ServerProtocol
+
+from icefall_pathways.errors import root_cause
 
 
 class _ServerProtocol(ServerProtocol):
@@ -41,6 +44,8 @@ class KeepaliveProtocol(WebSocketsSansIOProtocol):
         """Process bytes of the client."""
         self._last_arrival = self.loop.time()
         super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self._reject(self.conn.handshake_exc)
 
     async def receive(self) -> Any:
         """Return the next message; only then the server reads further ones, and the answer to a ping after them."""
@@ -69,6 +74,14 @@ class KeepaliveProtocol(WebSocketsSansIOProtocol):
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         super().connection_lost(exc)
+
+    def _reject(self, error: Exception) -> None:
+        """Answer a request that is not a valid handshake; the base class would leave the connection open without one."""
+        advice = "send a GET request without a body, and with fewer or shorter headers"
+        text = f"Failed to open a WebSocket connection: {root_cause(error)}: {advice}.\n"
+        self.handshake_complete = self.close_sent = True
+        self.transport.write(self.conn.reject(HTTPStatus.BAD_REQUEST, text).serialize())
+        self.transport.close()
 
     def _abort_later(self) -> None:
         """Drop what the client has not read after the timeout of a ping: `Transport.close` would wait for it."""

@@ -73,6 +73,27 @@ def test_body_that_does_not_arrive_is_not_awaited(server, previous, body, caplog
     assert not caplog.records and is_healthy(server)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Cookie: %s\r\n" % (9000 * b"a"),
+        b"".join(b"X-%d: a\r\n" % index for index in range(200)),
+        b"Content-Length: 1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+    ],
+    ids=["long header", "many headers", "body", "chunked body"],
+)
+def test_handshake_that_websockets_do_not_accept_is_answered(server, headers, caplog):
+    upgrade = b"Host: server\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with open_socket(server) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"GET /v1/stream HTTP/1.1\r\n" + upgrade + headers + b"\r\n")
+        answer = received(connection)
+    assert answer.startswith("HTTP/1.1 400 Bad Request\r\n")
+    assert "Failed to open a WebSocket connection: " in answer and "send a GET request without a body" in answer
+    assert not caplog.records and is_healthy(server)
+
+
 def send_slowly(connection: socket.socket) -> None:
     """Send parts of a body until the server closes the connection."""
     with suppress(OSError):
