@@ -76,7 +76,7 @@ class KeepaliveProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def _reject(self, error: Exception) -> None:
-        """Answer a request that is not a valid handshake; the base class would leave the connection open without one."""
+        """Answer a request that is not a valid handshake: the base class would leave the connection open."""
         advice = "send a GET request without a body, and with fewer or shorter headers"
         text = f"Failed to open a WebSocket connection: {root_cause(error)}: {advice}.\n"
         self.handshake_complete = self.close_sent = True

@@ -148,7 +148,8 @@ class SpeechSession:
         if self._language is None and self._probabilities is None and isinstance(identifier, ConfidentIdentifier):
             assert self.inner.identified is not None
             probabilities = identifier.take_probabilities(self.inner.identified)
-            if result.tokens or not result.is_final:  # else the end of audio without words forced a selection
+            # Else the end of audio without words forced a selection. A carried-over word continues in this language.
+            if result.tokens or not result.is_final or self.inner.carried_over:
                 self._probabilities = probabilities
                 yield LanguageEvent(result.segment, self.decoded_seconds, result.language, probabilities)
         if result.changed or result.is_final:

@@ -117,6 +117,19 @@ def test_silence_after_speech_decides_nothing(server, speech):
     assert decided and finals[-1]["text"] == "" and finals[-1]["language"] is None
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.4])
+def test_language_is_identified_of_a_segment_that_ends_within_its_first_word(served_dir, seconds):
+    """The next segment starts with that word, in the same language."""
+    model = load_model(served_dir)
+    model.recognizer.endpoints = replace(model.recognizer.endpoints, rule3_min_utterance_length=seconds)
+    loud = (np.random.default_rng(1).standard_normal(9600) * 3000).astype("<i2")
+    with run_server(model) as server:
+        ready, decision, first, *results, ended = server.recognize([*blocks(loud), bytes(19200)], language="auto")
+    assert (ready["type"], decision["type"], first["type"], ended["type"]) == ("ready", "language", "final", "ended")
+    assert first["text"] == "" and "".join(texts(results))
+    assert {result["language"] for result in (first, results[0])} == {decision["language"]}
+
+
 def test_talk_changes_its_language(served_dir, speech, tmp_path):
     """With a model that takes loud noise for Dutch, and quiet noise for English."""
     folder = shutil.copytree(served_dir, tmp_path / "model")
