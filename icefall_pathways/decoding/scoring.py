@@ -235,8 +235,11 @@ def read_results(folder: Path, test_set: str, suffix: str) -> list[Utterance]:
     for line_number, line in enumerate(read_lines(path), start=1):
         cut_id, _, entry = line.partition(":\t")
         side, _, words = entry.partition("=")
+        sides = texts.setdefault(cut_id, {})
         try:
-            texts.setdefault(cut_id, {})[side] = _parse_words(words)
+            if side in sides:
+                raise ValueError("a repeated line")
+            sides[side] = _parse_words(words)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:  # of `ast.literal_eval`
             raise ValueError(f"{path}, line {line_number} is damaged ({quote(line)}): decode again") from error
     incomplete = [cut_id for cut_id, sides in texts.items() if set(sides) != {"ref", "hyp"}]

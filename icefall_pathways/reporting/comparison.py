@@ -148,7 +148,7 @@ def compare_runs(a: Sequence[Run], b: Sequence[Run], options: Bootstrap = Bootst
 
 def _check_comparable(first: str, expected: Results, name: str, results: Results) -> None:
     """Raise a ValueError if a run has other languages or utterances than the first one."""
-    if list(results) != list(expected):
+    if set(results) != set(expected):
         raise ValueError(
             f"{first} was decoded in {' '.join(expected)}, {name} in {' '.join(results)}: decode both in the same "
             "languages"

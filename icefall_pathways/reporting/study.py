@@ -81,9 +81,9 @@ def gather(config: StudyConfig) -> list[StudyResult]:
     """Read all available results.
 
     Raises:
-      ValueError: There are none.
+      ValueError: There are none, or systems were decoded in different languages.
     """
-    results = []
+    results: list[StudyResult] = []
     for seed, folder in _numbered(config.study_dir, "seed"):
         for system in DENSE_SYSTEMS:
             results += list(_read(config, system, 0.0, int(seed), folder / system))
@@ -92,7 +92,23 @@ def gather(config: StudyConfig) -> list[StudyResult]:
                 results += list(_read(config, system, sparsity, int(seed), systems / system))
     if not results:
         raise ValueError(f"nothing in {config.study_dir} has been decoded on {config.split}: run ./run_study.sh first")
-    return results
+    return _complete(results)
+
+
+def _complete(results: list[StudyResult]) -> list[StudyResult]:
+    """Return the results without those of LSP that lack languages, whose models are not trained yet.
+
+    Raises:
+      ValueError: Another system lacks a language.
+    """
+    expected = max(results, key=lambda result: len(result.wer))
+    for result in results:
+        if result.wer.keys() != expected.wer.keys() and result.system != "lsp":
+            raise ValueError(
+                f"{result.folders[0]} was decoded in {' '.join(result.wer)}, {expected.folders[0]} in "
+                f"{' '.join(expected.wer)}: decode both in the same languages"
+            )
+    return [result for result in results if result.wer.keys() == expected.wer.keys()]
 
 
 def _numbered(folder: Path, prefix: str) -> Iterator[tuple[float, Path]]:

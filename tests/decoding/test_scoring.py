@@ -123,6 +123,9 @@ def test_results_round_trip(tmp_path):
     path.write_text(text[: text.rindex("cut-d")])
     with pytest.raises(ValueError, match="cut-d lacks"):
         read_results(tmp_path, "mls-french-test", "epoch-1")
+    path.write_text(text + text.splitlines()[1].replace("day", "night"))
+    with pytest.raises(ValueError, match="line 9 is damaged"):
+        read_results(tmp_path, "mls-french-test", "epoch-1")
 
 
 def test_adjacent_errors_share_a_bracket(tmp_path):

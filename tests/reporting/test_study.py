@@ -90,6 +90,22 @@ def test_tables_contain_mean_spread_and_changes_by_seed(config: StudyConfig) -> 
     assert block[12] == "| LSP | 50 + 20 + 200 | 3.00 G | 9.00 G | 8.00 M | 3.00 M |", "a model per language"
 
 
+def test_languages_may_have_any_order_and_models_of_lsp_may_be_missing(tmp_path: Path) -> None:
+    write_results_of(tmp_path / "seed-1/sparsity-0.7/pathways-imp", fr=5, en=8)
+    for code, is_complete in (("en", False), ("fr", True)):
+        write_results_of(tmp_path / f"seed-1/sparsity-0.7/lsp/{code}", **{code: 10})
+        text = write_study(StudyConfig(tmp_path, output=tmp_path / "study.md"))
+        assert "| pathways (IMP) | 8.0 | 5.0 | 6.5 |" in text or not is_complete
+        assert ("| LSP | 10.0 | 10.0 | 10.0 |" in text) == ("| LSP | -3.50 (" in text) == is_complete
+
+
+def test_systems_in_different_languages_are_not_compared(tmp_path: Path) -> None:
+    write_results_of(tmp_path / "seed-1/dense-continued", en=8)
+    write_results_of(tmp_path / "seed-1/small-dense", en=8, fr=9)
+    with pytest.raises(ValueError, match=r"dense-continued was decoded in en, \S+/small-dense in en fr: decode both"):
+        gather(StudyConfig(tmp_path))
+
+
 def test_a_study_without_masks_has_one_table(tmp_path: Path) -> None:
     write_results_of(tmp_path / "seed-1/small-dense", en=8)
     for baseline, change in (("", ""), ("dense-continued", " -20.0 % |")):
