@@ -52,7 +52,7 @@ class ExperimentsConfig(CorpusOptions):
     """Updates on synthetic speech of the same languages, from which the training of the dense model starts. 0: the
     dense model is trained from scratch."""
 
-    synthetic_args: str = "--content transcripts"
+    synthetic_args: str = "--content transcripts --dev-utterances 20 --test-utterances 1"
     """Additional options for prepare.sh --corpus mini, which synthesizes the speech. --content transcripts speaks the
     training transcripts."""
 

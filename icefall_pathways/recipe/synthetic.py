@@ -4,6 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from icefall_pathways.corpora.mini_text import TRANSCRIPTS
+from icefall_pathways.corpora.registry import get_corpus
+from icefall_pathways.corpora.validation import CorpusError
+from icefall_pathways.languages import parse_languages
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import Job
 from icefall_pathways.recipe.prepare import prepare_jobs
@@ -21,10 +24,17 @@ def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
       after: Names of the jobs that prepare the real speech, whose transcripts may be synthesized.
 
     Raises:
-      ValueError: --synthetic-args are not valid, or contradict an existing data folder.
+      ValueError: A language has no voice, or --synthetic-args are not valid or contradict an existing data folder.
     """
     if not config.synthetic_updates:
         return []
+    try:
+        get_corpus("mini").check_languages(parse_languages(config.languages))
+    except CorpusError as error:
+        raise ValueError(
+            f"--synthetic-updates {config.synthetic_updates} needs a voice for every language ({error}): leave the "
+            "option out, or select languages with --languages"
+        ) from error
     folder = _data_dir(config)
     fixed = {
         "corpus": "mini",

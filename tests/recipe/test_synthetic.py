@@ -1,10 +1,13 @@
 """Training on synthetic speech before real speech."""
 
+from dataclasses import replace
+
 import pytest
 from recipe_graphs import commands, options_of, read
 
 from icefall_pathways.recipe.run import run_graph
 from icefall_pathways.recipe.study import study_graph
+from icefall_pathways.recipe.synthetic import data_jobs
 
 pytestmark = pytest.mark.usefixtures("recipe_folder")
 
@@ -43,6 +46,11 @@ def test_synthetic_speech_is_prepared_after_the_transcripts_that_it_repeats():
 def test_content_without_transcripts_does_not_need_them():
     jobs = jobs_of("--synthetic-args '--content names'")
     assert options_of(jobs["synthetic-corpus"], "transcripts-dir") == [("make_mini_corpus", "")]
+
+
+def test_language_without_a_voice_is_reported_before_anything_runs():
+    with pytest.raises(ValueError, match=r"--synthetic-updates 70 needs a voice for every language .* fi; .*leave"):
+        data_jobs(replace(read("run", OPTIONS), languages="fr fi"), after=())
 
 
 def test_without_updates_there_is_no_synthetic_speech():
