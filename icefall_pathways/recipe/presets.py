@@ -92,7 +92,7 @@ def _stamps(config: Config) -> Config:
         finetune_args=f"{training} --base-lr 0.003 --lr-warmup 50 --warm-updates 0",
         search_args=f"{training} --base-lr 0.002 {_SEARCH}",
         # Models of so few updates delete many tokens, and fusion adds to that: the penalty compensates both.
-        decode_args="--max-duration 100 --ngram-lm-scale 0.4 --blank-penalty 1.5 --beam-size 8",
+        decode_args="--max-duration 100 --ngram-lm-scale 0.4 --blank-penalty 1.5",
     )
 
 

@@ -1,10 +1,12 @@
 """Presets of the run and the study."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from recipe_graphs import commands, options_of, read
 
+from icefall_pathways import cli
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.analysis import active_parameters
 from icefall_pathways.pathways.masks import PathwayMasks
@@ -36,6 +38,14 @@ def test_stamps_have_a_preset_of_their_own(line):
     assert "--ngram-lm 'data/stamps/lang_bpe_200/ngram-6-{language}.arpa'" in lines["streaming-decode-pathways"]
     assert environment(config).items() >= SINGLE_THREAD.items()
     assert lines["dense"] != commands(run_graph(read("run", "--corpus stamps --encoder-type zipformer")))["dense"]
+
+
+@pytest.mark.parametrize("line", ["--demo 1", "--demo 1 --encoder-type zipformer", "--corpus mls", "--preset stamps"])
+def test_commands_of_presets_have_valid_options(line):
+    for job in run_graph(read("run", line)):
+        for step in job.steps:
+            script, *options = step.command[1:]
+            assert cli.read_config(Path(script).stem.replace("_", "-"), options)
 
 
 def test_preset_is_another_name_of_the_option_that_selects_it():
