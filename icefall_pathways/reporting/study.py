@@ -173,14 +173,13 @@ def _tables(config: StudyConfig, results: list[StudyResult], sparsity: float) ->
 
 def _differences(config: StudyConfig, by_system: dict[str, list[StudyResult]]) -> Iterator[list[str]]:
     """Yield a row for every system that has seeds in common with pathways."""
-    pathways = {result.seed: result for result in by_system[_PATHWAYS]}
+    pathways = {result.seed: _read_run(config, result) for result in by_system[_PATHWAYS]}
     for system in STUDY_SYSTEMS:
         others = [result for result in by_system[system] if result.seed in pathways]
         if system == _PATHWAYS or not others:
             continue
         runs = [_read_run(config, result) for result in others]
-        pathways_runs = [_read_run(config, pathways[result.seed]) for result in others]
-        average = compare_runs(runs, pathways_runs)[AVERAGE]
+        average = compare_runs(runs, [pathways[result.seed] for result in others])[AVERAGE]
         p_value = f"{bootstrap_p_value(average.differences):.4f}"
         yield [SYSTEMS[system], average.interval_text, average.relative_text, p_value, str(len(others))]
 
