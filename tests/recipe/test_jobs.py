@@ -211,17 +211,23 @@ def handle_signals_by_default():
         signal.signal(signum, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, signum):
+def start_jobs(folder):
+    """Start a process that runs the jobs of INTERRUPTED, and return it when the first two have started."""
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, tmp_path],
+        [sys.executable, "-c", INTERRUPTED, folder],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=handle_signals_by_default,
     )
-    wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
+    wait_until(lambda: all((folder / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_forwarded_to_running_jobs_so_that_they_can_save(tmp_path, signum):
+    process = start_jobs(tmp_path)
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
@@ -240,15 +246,7 @@ def test_exit_status_of_an_interrupted_run_is_128_plus_signal():
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, None])
 def test_run_whose_output_is_closed_stops_its_jobs(tmp_path, signum):
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, tmp_path],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=handle_signals_by_default,
-    )
-    wait_until(lambda: all((tmp_path / f"started-{name}").exists() for name in "ab") or process.poll() is not None)
+    process = start_jobs(tmp_path)
     process.stdout.close()  # as if Ctrl-C had ended the `tee` of a pipeline
     if signum:
         process.send_signal(signum)
