@@ -110,11 +110,9 @@ def check_epochs(config: ExperimentsConfig, argv: Sequence[str]) -> None:
     """
     updates = _find_num_updates(config.train_args)
     if updates and is_typed("num_epochs", argv):
-        start, stop = updates.span(1)
-        train_args = f"{config.train_args[:start]}N{config.train_args[stop:]}"
         raise ValueError(
             f"--num-epochs {config.num_epochs} has no effect, because --train-args has --num-updates {updates[1]}: "
-            f'leave out --num-epochs, or set a number of updates N with --train-args "{train_args}"'
+            'leave out --num-epochs, or set a number of updates N with --train-args "--num-updates N"'
         )
 
 

@@ -1,10 +1,11 @@
 """Command lines of the scripts that the recipe runs."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from icefall_pathways import options
 
@@ -103,6 +104,9 @@ def read_with_defaults(
 ) -> Config:
     """Parse a command line whose options select the defaults of others.
 
+    What is typed replaces a default, except that an -args option, such as `--train-args "--dropout 0.1"`, is appended:
+    of options that occur twice, scripts use the last one.
+
     Args:
       config_class: Dataclass of the options.
       description: Shown by `--help` above the options.
@@ -114,5 +118,16 @@ def read_with_defaults(
     without_help = [word for word in argv if word not in ("-h", "--help")]
     default = config_class()
     for select in select_defaults:
-        default = select(read_options(config_class, description, without_help, default, prog), default)
-    return read_options(config_class, description, argv, default, prog)
+        default = select(_read_appending(config_class, description, without_help, default, prog), default)
+    return _read_appending(config_class, description, argv, default, prog)
+
+
+def _read_appending(
+    config_class: type[Config], description: str, argv: Sequence[str], default: Config, prog: str | None
+) -> Config:
+    """Parse a command line; append typed -args options to their defaults."""
+    config: Any = read_options(config_class, description, argv, default, prog)
+    names = [field.name for field in dataclasses.fields(config) if field.name.endswith("_args")]
+    typed = [name for name in names if is_typed(name, argv)]
+    appended = {name: f"{getattr(default, name)} {getattr(config, name)}".strip() for name in typed}
+    return cast(Config, dataclasses.replace(config, **appended))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from recipe_graphs import commands, normalized, options_of, read
@@ -9,7 +10,7 @@ from recipe_graphs import commands, normalized, options_of, read
 from icefall_pathways import cli
 from icefall_pathways.files import write_json
 from icefall_pathways.recipe import presets
-from icefall_pathways.recipe.experiments import environment
+from icefall_pathways.recipe.experiments import environment, prepare_config, small_dense_command
 from icefall_pathways.recipe.run import run_graph
 from icefall_pathways.reporting.systems import RUN_SYSTEMS, STUDY_SYSTEMS
 
@@ -55,7 +56,25 @@ def test_given_options_take_precedence_over_the_preset():
     assert config.at_once == 1 and config.vocab_size == 100
     lines = commands(run_graph(config))
     assert "corpus" not in lines
-    assert lines["dense"].endswith("--exp-dir 'my own/dense' --encoder-type emformer --num-epochs 30 --num-updates 6")
+    head, tail = "--exp-dir 'my own/dense' --encoder-type emformer --num-epochs 30 ", " --num-updates 6"
+    assert lines["dense"].endswith(f"{head}{presets.DEMO.train_args}{tail}")
+
+
+def test_options_in_args_options_are_appended_to_those_of_the_preset():
+    """So that one option can be changed without repeating the model of the preset."""
+    for line, preset in (("--demo 1", presets.DEMO), ("", presets.MLS)):
+        words = [f"--{name} '--bar 2'" for name in ("train-args", "small_dense_args", "decode-args")]
+        config = read("run", f"{line} {' '.join(words)} --finetune-args=--baz")
+        for name in ("train_args", "small_dense_args", "decode_args"):
+            assert getattr(config, name).split() == [*getattr(preset, name).split(), "--bar", "2"], name
+        assert config.finetune_args.split() == [*preset.finetune_args.split(), "--baz"]
+        assert config.search_args == preset.search_args
+
+
+def test_the_last_of_repeated_options_is_used():
+    config = read("run", "--demo 1 --prepare-args '--content phrases --dev-utterances 3'")
+    assert prepare_config(config).content == "phrases" and prepare_config(config).dev_utterances == 3
+    assert small_dense_command(read("run", "--demo 1 --train-args '--num-updates 6'"), Path("small"), 4)[-1] == "10"
 
 
 def test_selected_stages_and_extra_options_reach_their_commands():
@@ -119,16 +138,15 @@ def test_small_dense_model_without_size_or_updates_is_rejected(line, message):
 @pytest.mark.parametrize("option", ["--num-epochs 30", "--num-epochs=3", "--num_epochs 3"])
 @pytest.mark.parametrize(("command", "preset"), [("run", "--demo 1"), ("run", "--preset stamps"), ("run-study", "")])
 def test_epochs_are_rejected_if_updates_determine_the_training(command, preset, option):
-    train_args = read(command, preset).train_args
     with pytest.raises(ValueError, match=r"--num-epochs \d+ has no effect, .* --num-updates \d+: ") as error:
         read(command, f"{preset} {option}")
     words = shlex.split(str(error.value).partition(" N with ")[2].replace("updates N", "updates 77"))
     changed = cli.read_config(command, [*shlex.split(preset), *words]).train_args
-    assert changed != train_args and changed == re.sub(r"(?<=--num-updates )\d+", "77", train_args)
+    assert re.findall(r"--num-updates (\d+)", changed)[-1] == "77"
 
 
 def test_epochs_determine_a_training_without_updates():
-    for command, line in (("run", ""), ("run", "--demo 1 --train-args '--dropout 0'"), ("run-study", "--corpus mls")):
+    for command, line in (("run", ""), ("run", "--train-args '--dropout 0'"), ("run-study", "--corpus mls")):
         assert read(command, f"{line} --num-epochs 7").num_epochs == 7
 
 
