@@ -99,11 +99,14 @@ def check_number(option: str, value: float, accepted: Range = NOT_NEGATIVE) -> N
         raise ValueError(f"{option} is {value}: expected {accepted}")
 
 
-def parse_numbers(option: str, text: str, number_type: type[Number], accepted: Range = NOT_NEGATIVE) -> list[Number]:
+def parse_numbers(
+    option: str, text: str, number_type: type[Number], accepted: Range = NOT_NEGATIVE, distinct: bool = False
+) -> list[Number]:
     """Parse numbers separated by spaces, at least one.
 
     Raises:
-      ValueError: There is none, or a word is not a number or out of range; the message names `option`.
+      ValueError: There is none, a word is not a number or out of range, or a number is repeated although all have to be
+        distinct; the message names `option`.
     """
     numbers = []
     for word in text.split():
@@ -114,6 +117,8 @@ def parse_numbers(option: str, text: str, number_type: type[Number], accepted: R
         check_number(option, numbers[-1], accepted)
     if not numbers:
         raise ValueError(f"{option} is empty: expected numbers separated by spaces")
+    if distinct and len(set(numbers)) < len(numbers):
+        raise ValueError(f"{option} is {text!r}: expected each number once")
     return numbers
 
 

@@ -54,8 +54,8 @@ class StudyConfig(ExperimentsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_numbers("--seeds", self.seeds, int)
-        parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True))
+        parse_numbers("--seeds", self.seeds, int, distinct=True)
+        parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True), distinct=True)
         experiments.check_systems(self.systems, STUDY_SYSTEMS)
         parse_languages(self.languages)
 

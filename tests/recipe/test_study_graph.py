@@ -80,6 +80,8 @@ def test_short_study_saves_two_checkpoints():
         ("--systems 'lap dens'", "unknown system 'dens'"),
         ("--systems ''", "--systems is empty"),
         ("--languages elvish", "unknown language 'elvish'"),
+        ("--seeds '1 01'", "--seeds is '1 01': expected each number once"),
+        ("--sparsities '0.7 0.70'", "--sparsities is '0.7 0.70': expected each number once"),
     ],
 )
 def test_invalid_study_option_is_reported(line, message, capsys):
