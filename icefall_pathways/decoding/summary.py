@@ -10,7 +10,24 @@ from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Score, read_results, score, summarize, write_summary
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import exclusive_lock, read_json
+from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
 from icefall_pathways.languages import get_language, scored_by_characters
+
+_TYPES: dict[str, Any] = {"languages": {ANY_KEY: {"wer": NUMBER, "utterances": int}}, "average_wer": NUMBER}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a file `wer-summary-all-*.json`.
+
+    Raises:
+      ValueError: The file is damaged, or not a summary.
+    """
+    summary: dict[str, Any] = read_json(path)
+    try:
+        check_types(summary, _TYPES, complete=True)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a summary of results: {error}; restore it, or decode again") from error
+    return summary
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class ResultSummary:
         path = layout.result_file(self.folder, "wer-summary", f"all-{self.corpus}-{self.split}", self.suffix, ".json")
         if not path.exists():
             return {}
-        summary = read_json(path)
+        summary = read_summary(path)
         codes = [code for code in summary["languages"] if code not in decoded]
         if codes and summary.get("model") != self.model:
             print(f"{path} has results of another model for {', '.join(codes)}: they are not in the new table")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.errors import quote
+from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import read_json
+from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
 from icefall_pathways.pathways.masks import PathwayMasks
 
 #: Value of `format`, which distinguishes the cards of packages from other JSON files.
@@ -17,30 +18,27 @@ FORMAT = "icefall_pathways package"
 VERSION = 1
 
 _REQUIRED = ("model", "vocab_size", "masks", "features", "precision", "sha256")
-_NUMERIC = (int, float)
-_ANY_KEY = "*"
 _TYPES: dict[str, Any] = {
     "license": str,
-    "languages": {_ANY_KEY: {"sparsity": _NUMERIC, "word_error_rates": {_ANY_KEY: _NUMERIC}}},
-    "union_density": _NUMERIC,
+    "languages": {ANY_KEY: {"sparsity": NUMBER, "word_error_rates": {ANY_KEY: NUMBER}}},
+    "union_density": NUMBER,
     "model": {},
     "vocab_size": int,
     "masks": {
         "languages": [str],
         "method": str,
         "granularity": str,
-        "target_sparsity": _NUMERIC,
+        "target_sparsity": NUMBER,
         "source": str,
         "roots": [str],
         "allocation": str,
         "layer_sparsity": str,
     },
     "features": {},
-    "training_options": {"data": {"narrowband_perturb": _NUMERIC}},
+    "training_options": {"data": {"narrowband_perturb": NUMBER}},
     "precision": str,
-    "sha256": {_ANY_KEY: str},
+    "sha256": {ANY_KEY: str},
 }
-_TYPE_NAMES = {str: "a string", int: "an integer", _NUMERIC: "a number", dict: "an object", list: "a list"}
 
 
 def make_card(
@@ -86,22 +84,7 @@ def check_card(card: Mapping[str, Any]) -> None:
     """
     if missing := [name for name in _REQUIRED if name not in card]:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    _check_type("", card, _TYPES)
-
-
-def _check_type(name: str, value: Any, expected: Any) -> None:
-    """Check a value against a type, the types of an object's fields, or a list with the type of its items."""
-    expected_type: Any = type(expected) if isinstance(expected, dict | list) else expected
-    if not isinstance(value, expected_type) or isinstance(value, bool):
-        raise ValueError(f"{name} is {quote(str(value))}, expected {_TYPE_NAMES[expected_type]}")
-    if isinstance(expected, list):
-        for item in value:
-            _check_type(f"an item of {name}", item, expected[0])
-    elif isinstance(expected, dict):
-        for key, item in value.items():
-            inner = expected.get(key, expected.get(_ANY_KEY))
-            if inner is not None:
-                _check_type(f"{name}.{key}".lstrip("."), item, inner)
+    check_types(card, _TYPES)
 
 
 def feature_options(features: FbankConfig) -> dict[str, Any]:
@@ -127,4 +110,4 @@ def _results(exp_dir: Path, language: str) -> dict[str, float]:
 
 def _summaries(exp_dir: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for path in sorted(exp_dir.glob("**/wer-summary-all-*.json")):
-        yield path, read_json(path)
+        yield path, read_summary(path)

@@ -18,8 +18,8 @@ from icefall_pathways.decoding.significance import (
     matched_pairs_p_value,
     resample_runs,
 )
+from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import read_json
 from icefall_pathways.languages import get_language, scored_by_characters
 from icefall_pathways.reporting.results import newest_summary, recorded_corpus
 
@@ -100,7 +100,7 @@ def newest_results(exp_dir: Path, method: str, split: str) -> Results:
       ValueError: The experiment has not been decoded with this method on this split, or a file is damaged.
     """
     path = newest_summary(str(exp_dir), exp_dir / method, split)
-    summary = read_json(path)
+    summary = read_summary(path)
     corpus = recorded_corpus(summary)
     prefix = layout.result_file(path.parent, "wer-summary", f"all-{corpus}-{split}", "", "").name
     suffix = path.stem.removeprefix(prefix)
@@ -125,7 +125,10 @@ def compare_runs(a: Sequence[Run], b: Sequence[Run], options: Bootstrap = Bootst
     """
     if len(a) != len(b):
         names_a, names_b = (", ".join(name for name, _ in runs) for runs in (a, b))
-        raise ValueError(f"{names_a}: {len(a)} runs, {names_b}: {len(b)} runs; expected pairs of runs")
+        raise ValueError(
+            f"the systems have different numbers of runs, {len(a)} ({names_a}) and {len(b)} ({names_b}): pass as many "
+            "folders for each, those of the same seed at the same position"
+        )
     first, expected = a[0]
     for name, results in (*a, *b):
         _check_comparable(first, expected, name, results)

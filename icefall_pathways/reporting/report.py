@@ -31,8 +31,8 @@ class ReportConfig(Options):
     """Options of the report."""
 
     systems: str = "dense=exp/dense-continued LAP=exp/lap pathways=exp/pathways"
-    """Systems as NAME=EXP_DIR, in the order of the table; quote names with spaces: "'my LAP=my exp/lap'". The last one
-    with masks is compared with each of the others."""
+    """Systems as NAME=EXP_DIR, in the order of the table; quote names with spaces: "'my LAP=my exp/lap'". The one named
+    pathways, or else the last one with masks, is compared with each of the others."""
 
     method: str = "streaming/modified_beam_search"
     """Folder of the results in each experiment folder, such as greedy_search."""

@@ -7,13 +7,14 @@ from typing import Any
 
 from tabulate import tabulate
 
+from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import checkpoints, layout
-from icefall_pathways.files import read_json
 from icefall_pathways.languages import scored_by_characters
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.reporting.costs import TITLES, Costs, read_costs
+from icefall_pathways.reporting.systems import SYSTEMS
 from icefall_pathways.training.metrics import read_metrics
 
 _HEADER_WIDTH = 22  # characters of a line in the header of a table
@@ -81,7 +82,7 @@ def collect(name: str, exp_dir: Path, method: str, split: str) -> SystemResult:
       ValueError: The experiment has not been trained, or not decoded with this method on this split.
     """
     summary_path = newest_summary(name, exp_dir / method, split)
-    summary = read_json(summary_path)
+    summary = read_summary(summary_path)
     masks_path = exp_dir / layout.MASKS_FILE
     masks = PathwayMasks.load(masks_path) if masks_path.exists() else None
     newest = checkpoints.newest(exp_dir)
@@ -140,10 +141,11 @@ def comparison_table(results: list[SystemResult]) -> str:
 def relative_changes(results: list[SystemResult]) -> str:
     """Format the relative change of a system's average WER against each of the others, in percent.
 
-    The system is the last one with masks, or the last one if none has masks. Systems without errors are left out: a
-    change against them is infinite. The result is empty if no system is left.
+    The system is the one named "pathways", otherwise the last one with masks, or the last one if none has masks.
+    Systems without errors are left out: a change against them is infinite. The result is empty if no system is left.
     """
-    subject = next((result for result in reversed(results) if result.masks is not None), results[-1])
+    masked = [result for result in results if result.masks is not None]
+    subject = next((result for result in results if result.name == SYSTEMS["pathways"]), [*results, *masked][-1])
     changes = [
         f"{100 * (subject.average_wer / other.average_wer - 1):+.1f} % against {other.name}"
         for other in results

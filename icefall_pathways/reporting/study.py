@@ -17,8 +17,9 @@ from statistics import fmean, stdev
 
 from icefall_pathways.decoding.scoring import Utterance
 from icefall_pathways.decoding.significance import bootstrap_p_value
+from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import atomic_write, read_json
+from icefall_pathways.files import atomic_write
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import Options
 from icefall_pathways.reporting import plots
@@ -127,7 +128,7 @@ def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: 
             summary = newest_summary(system, model / config.method, config.split)
         except ValueError:
             return
-        languages = read_json(summary)["languages"]
+        languages = read_summary(summary)["languages"]
         wer |= {code: scores["wer"] for code, scores in languages.items()}
         masks = model / layout.MASKS_FILE
         costs.append(read_costs(model, summary, languages, PathwayMasks.load(masks) if masks.exists() else None))

@@ -11,7 +11,7 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding import summary as summary_module
 from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Utterance, write_results
-from icefall_pathways.decoding.summary import LanguageResult, ResultSummary
+from icefall_pathways.decoding.summary import LanguageResult, ResultSummary, read_summary
 from icefall_pathways.languages import get_language
 
 LANGUAGES = ("en", "fr", "it")
@@ -59,3 +59,20 @@ def test_runs_that_end_at_the_same_time_keep_the_languages_of_each_other(
     assert [run.exitcode for run in runs] == [0, 0, 0]
     assert list(summarized(tmp_path / "results")) == list(LANGUAGES)
     assert not (tmp_path / "results" / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "it is '\\[\\]', expected an object"),
+        ({"average_wer": 4.0}, "it lacks languages"),
+        ({"average_wer": 4.0, "languages": {"en": {"utterances": 3}}}, "languages.en lacks wer"),
+        ({"average_wer": 4.0, "languages": {"en": {"wer": "4", "utterances": 3}}}, "languages.en.wer is '4', expected"),
+        ({"average_wer": None, "languages": {}}, "average_wer is 'None', expected a number"),
+    ],
+)
+def test_damaged_summaries_are_rejected_by_name(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "wer-summary-all-mls-test-greedy.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{path.name} is not a summary of results: {message}"):
+        read_summary(path)

@@ -48,9 +48,10 @@ def test_relative_changes_are_against_each_other_system():
         ([("*pathways", 4.0), ("dense", 9.0)], "Average WER of pathways: -50.0 % against dense"),
         ([("*LAP", 9.0), ("dense", -1.0), ("small dense", 4.0)], "Average WER of LAP: +100.0 % against small dense"),
         ([("dense", -1.0), ("*LAP", 4.0)], ""),
+        ([("*pathways", 4.0), ("*dynamic pathways", 9.0)], "Average WER of pathways: -50.0 % against dynamic pathways"),
     ],
 )
-def test_the_last_system_with_masks_is_compared_with_each_other_one(systems, expected):
+def test_pathways_or_the_last_system_with_masks_is_compared_with_each_other_one(systems, expected):
     """An asterisk marks a system with masks; a system with a WER of -1 in the first language makes no errors."""
     masks = PathwayMasks(MasksHeader(("en", "fr"), "imp"), {"w": torch.tensor([3, 1], dtype=torch.uint8)})
     made = [replace(system(name.strip("*"), wer), masks=masks if name[0] == "*" else None) for name, wer in systems]
