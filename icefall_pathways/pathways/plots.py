@@ -27,7 +27,7 @@ __all__ = [
 #: Color-blind-safe palette (Okabe and Ito).
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555")
 # A marker per color, for black-and-white prints.
-_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -53,7 +53,7 @@ def density_figure(rows: Sequence[DensityRow]) -> "Figure":
     axis = figure.subplots()
     positions = range(len(rows))
     for i, language in enumerate(languages):
-        color, marker = COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         # Markers of equal density would overlap: each language has its own height within the row.
         heights = [position + 0.6 * ((i + 0.5) / len(languages) - 0.5) for position in positions]
         densities = [row.density[language] for row in rows]

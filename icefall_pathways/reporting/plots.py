@@ -4,7 +4,7 @@ from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
-from icefall_pathways.pathways.plots import COLORS, new_figure
+from icefall_pathways.pathways.plots import COLORS, MARKERS, new_figure
 from icefall_pathways.reporting.results import SystemResult
 
 
@@ -41,6 +41,30 @@ def plot_wer(results: list[SystemResult], path: Path) -> None:
     axis.set(ylabel="word error rate (%)", title="Word error rate by system and language")
     axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def plot_systems(averages: dict[str, dict[int, float]], path: Path) -> None:
+    """Plot average word error rates by system as horizontal bars: the mean with its value, and a marker per seed.
+
+    Args:
+      averages: Word error rates by system and seed.
+      path: PNG file.
+    """
+    figure = new_figure(8, 1 + 0.45 * len(averages))
+    axis = figure.subplots()
+    means = [sum(runs.values()) / len(runs) for runs in averages.values()]
+    bars = axis.barh(list(averages), means, color=COLORS[0], alpha=0.4)
+    axis.bar_label(bars, fmt="%.1f", label_type="center")
+    seeds = sorted({seed for runs in averages.values() for seed in runs})
+    for seed, marker in zip(seeds, cycle(MARKERS), strict=False):
+        points = {name: runs[seed] for name, runs in averages.items() if seed in runs}
+        axis.plot(list(points.values()), list(points), color="black", marker=marker, markersize=5, linestyle="none")
+        axis.lines[-1].set_label(f"seed {seed}")
+    axis.invert_yaxis()  # the order of the tables
+    axis.set(xlabel="average word error rate (%)", xlim=(0, None))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend()
+    figure.savefig(path, dpi=110, format="png")
 
 
 def plot_sweep(curves: dict[str, dict[float, dict[int, float]]], path: Path) -> None:

@@ -49,7 +49,8 @@ class StudyConfig(Options):
     """Decoded split, test or dev."""
 
     output: Path = Path("exp/study/study.md")
-    """Markdown file for the tables; the plot of error rates over sparsity is written next to it, as .png."""
+    """Markdown file for the tables; the plot of error rates, by system or over sparsity, is written next to it, as
+    .png."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,16 @@ def write_study(config: StudyConfig) -> str:
     with atomic_write(config.output) as page:
         page.write_text(f"{text}\n", encoding="utf-8")
     with atomic_write(config.output.with_suffix(".png")) as image:
-        curves: dict[str, dict[float, dict[int, float]]] = {}
-        for result in results:
-            curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, {})[result.seed] = result.average
-        plots.plot_sweep(curves, image)
+        _plot(results, image)
     return text
+
+
+def _plot(results: list[StudyResult], path: Path) -> None:
+    """Plot the averages over sparsity, or by system if there is only one sparsity."""
+    curves: dict[str, dict[float, dict[int, float]]] = {}
+    for result in sorted(results, key=lambda result: STUDY_SYSTEMS.index(result.system)):
+        curves.setdefault(SYSTEMS[result.system], {}).setdefault(result.sparsity, {})[result.seed] = result.average
+    if len({result.sparsity for result in results} - {0.0}) > 1:
+        plots.plot_sweep(curves, path)
+    else:
+        plots.plot_systems({name: runs for name, points in curves.items() for runs in points.values()}, path)

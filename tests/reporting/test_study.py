@@ -7,7 +7,8 @@ import pytest
 
 from icefall_pathways.decoding.scoring import Utterance, summarize, write_results, write_summary
 from icefall_pathways.languages import get_language
-from icefall_pathways.reporting import study
+from icefall_pathways.pathways.plots import new_figure
+from icefall_pathways.reporting import plots, study
 from icefall_pathways.reporting.costs import Costs, TrainingLength
 from icefall_pathways.reporting.plots import common_seeds
 from icefall_pathways.reporting.study import StudyConfig, gather, spread, write_study
@@ -97,6 +98,26 @@ def test_languages_may_have_any_order_and_models_of_lsp_may_be_missing(tmp_path:
         text = write_study(StudyConfig(tmp_path, output=tmp_path / "study.md"))
         assert "| pathways (IMP) | 8.0 | 5.0 | 6.5 |" in text or not is_complete
         assert ("| LSP | 10.0 | 10.0 | 10.0 |" in text) == ("| LSP | -3.50 (" in text) == is_complete
+
+
+@pytest.mark.parametrize("sparsities", [("0.7",), ("0.7", "0.9")])
+def test_plot_shows_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparsities: tuple[str, ...]) -> None:
+    """By system, or over sparsity if there are several."""
+    figures = []
+    monkeypatch.setattr(plots, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    for seed, dense, pathways in ((1, 10, 6), (2, 20, 10)):
+        write_results_of(tmp_path / f"seed-{seed}/dense-continued", en=dense)
+        for sparsity in sparsities:
+            write_results_of(tmp_path / f"seed-{seed}/sparsity-{sparsity}/pathways-imp", en=pathways)
+    write_study(StudyConfig(tmp_path, output=tmp_path / "study.md"))
+    axis = figures[0].axes[0]
+    if len(sparsities) == 1:
+        assert [bar.get_width() for bar in axis.patches] == [15, 8]
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["dense", "pathways (IMP)"]
+        assert [list(line.get_xdata()) for line in axis.lines] == [[10, 6], [20, 10]]
+        assert [line.get_label() for line in axis.lines] == ["seed 1", "seed 2"]
+    else:
+        assert [list(line.get_ydata()) for line in axis.lines] == [[15, 15], [8, 8], [6], [10], [6], [10]]
 
 
 def test_systems_in_different_languages_are_not_compared(tmp_path: Path) -> None:
