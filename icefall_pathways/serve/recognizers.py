@@ -155,10 +155,10 @@ class SpeechModel:
           RequestError: The model does not support it, or cannot identify languages.
         """
         if language.lower() == AUTO:
-            if self.identifier is None and not self.one_pathway:
+            if self.calibration_hint:
                 raise RequestError(self.calibration_hint)
             return None
-        supported = f"this model supports {', '.join(self.languages)} and {AUTO}"
+        supported = f"this model supports {', '.join(self.languages)}{'' if self.calibration_hint else f' and {AUTO}'}"
         try:
             code: str = get_language(language).code
         except ValueError as error:

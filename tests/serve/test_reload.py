@@ -109,6 +109,11 @@ def test_model_without_the_default_language_is_not_loaded(served):
         assert server.service.model is model
     with pytest.raises(ValueError, match="--lang: language 'de': this model supports en, nl and auto"):
         SpeechModel.load(ServeConfig(exp_dir=served, engine="eager", vad="none", lang="de"))
+    layout.language_id_file(served).unlink()
+    with pytest.raises(
+        ValueError, match="--lang: language 'de': this model supports en, nl$"
+    ):  # it cannot identify them
+        SpeechModel.load(ServeConfig(exp_dir=served, engine="eager", vad="none", lang="de"))
 
 
 def test_signals_in_quick_succession_load_the_files_after_the_last_one(served, monkeypatch):
