@@ -12,6 +12,8 @@ from icefall_pathways.files import read_json
 from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
 from icefall_pathways.pathways.masks import PathwayMasks
 
+#: File name of the card in a package.
+CARD_FILE = "model.json"
 #: Value of `format`, which distinguishes the cards of packages from other JSON files.
 FORMAT = "icefall_pathways package"
 #: Version of the format; readers reject others.
@@ -100,8 +102,13 @@ def _command(exp_dir: Path) -> dict[str, str]:
 
 
 def _results(exp_dir: Path, language: str) -> dict[str, float]:
-    """Return the word error rates of a language in percent, by the name of the file that has them."""
-    return {
+    """Return the word error rates of a language in percent, by the name of the file that has them.
+
+    A package has those of its card, and of the decoding with it.
+    """
+    card = exp_dir / CARD_FILE
+    earlier = read_json(card)["languages"][language]["word_error_rates"] if card.is_file() else {}
+    return earlier | {
         str(path.relative_to(exp_dir)): summary["languages"][language]["wer"]
         for path, summary in _summaries(exp_dir)
         if language in summary["languages"]

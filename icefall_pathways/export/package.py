@@ -26,7 +26,7 @@ from icefall_pathways.errors import as_damage, root_cause
 from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.model_files import copy_tokenizer
 from icefall_pathways.export.code_coding import decode_codes, encode_codes
-from icefall_pathways.export.model_card import FORMAT, VERSION, check_card, feature_options
+from icefall_pathways.export.model_card import CARD_FILE, FORMAT, VERSION, check_card, feature_options
 from icefall_pathways.export.packed_weights import pack_weights, unpack_weights
 from icefall_pathways.export.precision import PRECISIONS, Precision
 from icefall_pathways.files import atomic_write, read_json, sha256, write_json
@@ -40,7 +40,6 @@ from icefall_pathways.pathways.finite import check_finite
 from icefall_pathways.pathways.masks import MasksHeader, PathwayMasks, code_type
 from icefall_pathways.pathways.prunable import prunable_parameters
 
-CARD_FILE = "model.json"
 WEIGHTS_FILE = "pathways.safetensors"
 
 _CODES = "codes."  # prefix of the tensors of the masks

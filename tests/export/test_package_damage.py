@@ -15,7 +15,8 @@ from icefall_pathways.data.tokenizer import Tokenizer, train_tokenizer
 from icefall_pathways.decoding.language_id.model import LanguageIdModel
 from icefall_pathways.experiment import checkpoints, layout
 from icefall_pathways.experiment.model_files import copy_tokenizer
-from icefall_pathways.export.package import CARD_FILE, WEIGHTS_FILE, PackageError, read_package, write_package
+from icefall_pathways.export.model_card import CARD_FILE
+from icefall_pathways.export.package import WEIGHTS_FILE, PackageError, read_package, write_package
 from icefall_pathways.files import read_json, sha256, write_json
 from icefall_pathways.pathways.masks import MasksError, PathwayMasks
 

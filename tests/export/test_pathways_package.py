@@ -17,10 +17,11 @@ from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.icefall_checkpoints import read_weights
 from icefall_pathways.export.code_coding import decode_codes, encode_codes, entropy_bytes
 from icefall_pathways.export.icefall import export_icefall
-from icefall_pathways.export.package import CARD_FILE, WEIGHTS_FILE, read_package
+from icefall_pathways.export.model_card import CARD_FILE
+from icefall_pathways.export.package import WEIGHTS_FILE, read_package
 from icefall_pathways.export.packed_weights import pack_weights, unpack_weights
 from icefall_pathways.export.precision import PRECISIONS
-from icefall_pathways.files import read_json, sha256
+from icefall_pathways.files import read_json, sha256, write_json
 from icefall_pathways.models.config import ModelConfig
 from icefall_pathways.models.transducer import build_model
 from icefall_pathways.pathways.activation import FoldedPathways
@@ -152,10 +153,20 @@ def test_cut_down_to_one_language(packages):
     run(replace(config, exp_dir=packages / "float32", output_dir=packages / "again"))  # a package of a package
     assert load_file(packages / "again" / WEIGHTS_FILE).keys() == load_file(packages / "nl" / WEIGHTS_FILE).keys()
     assert sha256(packages / "again" / WEIGHTS_FILE) == sha256(packages / "nl" / WEIGHTS_FILE)
-    assert (
-        read_json(packages / "again" / CARD_FILE)["training_options"]["command"]
-        == read_json(packages / "exp" / "config.json")["command"]
-    )
+    card = read_json(packages / "again" / CARD_FILE)
+    assert card["training_options"]["command"] == read_json(packages / "exp" / "config.json")["command"]
+
+
+def test_error_rates_are_in_the_card_of_a_package_and_of_its_package(packages, tmp_path):
+    experiment = shutil.copytree(packages / "exp", tmp_path / "exp")
+    name = "greedy_search/wer-summary-all-mls-test-epoch-1.json"
+    (experiment / name).parent.mkdir()
+    scores = {"wer": 7.5, "utterances": 3}
+    write_json(experiment / name, {"languages": {"nl": scores}, "average_wer": 7.5})
+    for source, target in (("exp", "package"), ("package", "again")):
+        run(Config(exp_dir=tmp_path / source, output_dir=tmp_path / target, format="package"))
+        languages = read_json(tmp_path / target / CARD_FILE)["languages"]
+        assert languages["nl"]["word_error_rates"] == {name: 7.5} and languages["en"]["word_error_rates"] == {}
 
 
 def test_language_identification_of_an_earlier_export_is_removed(packages, tmp_path):
