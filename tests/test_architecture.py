@@ -19,7 +19,7 @@ PACKAGE = "icefall_pathways"
 LAYERS = (
     ("interrupts",),
     ("constants", "errors", "files", "languages", "launch", "options", "ranges", "torch_compat"),
-    ("sharding",),
+    ("json_types", "sharding"),
     ("corpora", "models"),
     ("data", "pathways"),
     ("optim",),

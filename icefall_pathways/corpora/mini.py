@@ -25,7 +25,7 @@ from icefall_pathways.constants import SAMPLE_RATE
 from icefall_pathways.corpora import mls_layout
 from icefall_pathways.corpora.layout import SPLITS, SplitFiles, find_corpus
 from icefall_pathways.corpora.mini_speech import Speaker, Synthesizer, draw_speakers, synthesize_utterance
-from icefall_pathways.corpora.mini_text import CONTENTS, TRANSCRIPTS, check_content, draw_sentence
+from icefall_pathways.corpora.mini_text import check_content, draw_sentence, parse_content
 from icefall_pathways.corpora.mls import prepare_manifests
 from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.corpora.validation import CorpusError
@@ -113,15 +113,7 @@ class MiniCorpusConfig(Options):
         Raises:
           ValueError: There are none, or one is unknown.
         """
-        types = tuple(self.content.split())
-        if not types or not set(types) <= {*CONTENTS, TRANSCRIPTS}:
-            raise ValueError(f"--content {self.content!r}: expected some of {', '.join(CONTENTS)}, {TRANSCRIPTS}")
-        if (TRANSCRIPTS in types) != bool(self.transcripts_dir):
-            raise ValueError(
-                f"--content {self.content!r} and --transcripts-dir {self.transcripts_dir!r}: expected both the type "
-                f"{TRANSCRIPTS} and a folder of manifests, or neither"
-            )
-        return types
+        return parse_content(self.content, self.transcripts_dir)
 
     def draw(self, language: Language, split: str, rng: random.Random) -> str:
         """Draw a sentence of a split.

@@ -17,6 +17,27 @@ _MAX_DRAWS = 10_000
 TRANSCRIPTS = "transcripts"
 
 
+def parse_content(content: str, transcripts_dir: str) -> tuple[str, ...]:
+    """Parse the options for the types of sentences.
+
+    Args:
+      content: Types of sentences, separated by spaces.
+      transcripts_dir: Folder of manifests, for the type `TRANSCRIPTS`; "" without it.
+
+    Raises:
+      ValueError: There is no type, one is unknown, or there are transcripts without a folder, or the reverse.
+    """
+    types = tuple(content.split())
+    if not types or not set(types) <= {*CONTENTS, TRANSCRIPTS}:
+        raise ValueError(f"--content {content!r}: expected some of {', '.join(CONTENTS)}, {TRANSCRIPTS}")
+    if (TRANSCRIPTS in types) != bool(transcripts_dir):
+        raise ValueError(
+            f"--content {content!r} and --transcripts-dir {transcripts_dir!r}: expected both the type {TRANSCRIPTS} "
+            "and a folder of manifests, or neither"
+        )
+    return types
+
+
 def check_content(language: Language, content: tuple[str, ...]) -> None:
     """Check that sentences of these types can be drawn.
 

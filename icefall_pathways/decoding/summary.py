@@ -9,25 +9,9 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Score, read_results, score, summarize, write_summary
 from icefall_pathways.experiment import layout
-from icefall_pathways.files import exclusive_lock, read_json
-from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
+from icefall_pathways.experiment.result_summary import read_summary
+from icefall_pathways.files import exclusive_lock
 from icefall_pathways.languages import get_language, scored_by_characters
-
-_TYPES: dict[str, Any] = {"languages": {ANY_KEY: {"wer": NUMBER, "utterances": int}}, "average_wer": NUMBER}
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read a file `wer-summary-all-*.json`.
-
-    Raises:
-      ValueError: The file is damaged, or not a summary.
-    """
-    summary: dict[str, Any] = read_json(path)
-    try:
-        check_types(summary, _TYPES, complete=True)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a summary of results: {error}; restore it, or decode again") from error
-    return summary
 
 
 @dataclass(frozen=True)

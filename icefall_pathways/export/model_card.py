@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from icefall_pathways.data.features import FbankConfig
-from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
+from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.files import read_json
 from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
 from icefall_pathways.pathways.masks import PathwayMasks

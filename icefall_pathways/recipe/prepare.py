@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from icefall_pathways.corpora.mini_text import check_content, parse_content
 from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.data.sample_config import SampleConfig
 from icefall_pathways.files import read_text
@@ -68,11 +69,15 @@ def prepare_jobs(config: PrepareConfig) -> list[Job]:
 
     Raises:
       ValueError: A stage was finished in this folder with other options, the MUSAN folder does not exist, the corpus
-        does not offer a language or has no case or punctuation to keep, or --shard is not K/N or used with several
-        stages.
+        does not offer a language or has no case or punctuation to keep, sentences of --content cannot be synthesized,
+        or --shard is not K/N or used with several stages.
     """
     spec = get_corpus(config.corpus)
-    spec.check_languages(parse_languages(config.languages))
+    languages = parse_languages(config.languages)
+    spec.check_languages(languages)
+    if config.corpus == "mini" and not config.has_corpus:
+        for language in languages:
+            check_content(language, parse_content(config.content, config.transcripts_dir))
     spec.text_options(config.keep_case, config.keep_punctuation)
     ArrayPart.parse(config.shard)  # here, because a job that fails adds a second message
     if config.shard and not (config.stage == config.stop_stage and config.stage in _SHARDED_STAGES):

@@ -18,8 +18,8 @@ from icefall_pathways.decoding.significance import (
     matched_pairs_p_value,
     resample_runs,
 )
-from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
+from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.languages import get_language, scored_by_characters
 from icefall_pathways.reporting.results import newest_summary, recorded_corpus
 

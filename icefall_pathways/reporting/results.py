@@ -7,8 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import checkpoints, layout
+from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.languages import scored_by_characters
 from icefall_pathways.pathways import analysis
 from icefall_pathways.pathways.analysis import DensityRow

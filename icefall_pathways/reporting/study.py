@@ -17,8 +17,8 @@ from statistics import fmean, stdev
 
 from icefall_pathways.decoding.scoring import Utterance
 from icefall_pathways.decoding.significance import bootstrap_p_value
-from icefall_pathways.decoding.summary import read_summary
 from icefall_pathways.experiment import layout
+from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.files import atomic_write
 from icefall_pathways.pathways.masks import PathwayMasks
 from icefall_pathways.ranges import Options

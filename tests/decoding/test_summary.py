@@ -11,7 +11,8 @@ from icefall_pathways.corpora.layout import SplitFiles
 from icefall_pathways.decoding import summary as summary_module
 from icefall_pathways.decoding.divided_test_sets import Timing
 from icefall_pathways.decoding.scoring import Utterance, write_results
-from icefall_pathways.decoding.summary import LanguageResult, ResultSummary, read_summary
+from icefall_pathways.decoding.summary import LanguageResult, ResultSummary
+from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.languages import get_language
 
 LANGUAGES = ("en", "fr", "it")

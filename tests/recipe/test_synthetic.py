@@ -53,6 +53,15 @@ def test_language_without_a_voice_is_reported_before_anything_runs():
         data_jobs(replace(read("run", OPTIONS), languages="fr fi"), after=())
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("poems", "expected some of numbers, calendar"), ("numbers", "there are no bulgarian number words")],
+)
+def test_sentences_that_cannot_be_synthesized_are_reported_before_anything_runs(content, message):
+    with pytest.raises(ValueError, match=f"--content '{content}'.*{message}"):
+        jobs_of(f"--synthetic-args '--content {content}'")
+
+
 def test_without_updates_there_is_no_synthetic_speech():
     jobs = jobs_of("--synthetic-updates 0")
     assert not [name for name in jobs if "synthetic" in name]

@@ -1,0 +1,23 @@
+"""Summaries of decoding results: the files `wer-summary-all-*.json`."""
+
+from pathlib import Path
+from typing import Any
+
+from icefall_pathways.files import read_json
+from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
+
+_TYPES: dict[str, Any] = {"languages": {ANY_KEY: {"wer": NUMBER, "utterances": int}}, "average_wer": NUMBER}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a file `wer-summary-all-*.json`.
+
+    Raises:
+      ValueError: The file is damaged, or not a summary.
+    """
+    summary: dict[str, Any] = read_json(path)
+    try:
+        check_types(summary, _TYPES, complete=True)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a summary of results: {error}; restore it, or decode again") from error
+    return summary
