@@ -45,8 +45,8 @@ Budget, in updates after the dense model, where N is the number of languages, M 
 
 The weights of a search are discarded: every training starts from the dense model. Decoding averages the weights of the
 last quarter of a training. With --corpus mini, the settings of the demo are the defaults; with --corpus stamps, those
-of run.sh --preset stamps. With --synthetic-updates S, the dense models are first trained for S updates on synthetic
-speech, and small-dense for R x S.
+of run.sh --preset stamps. Options that end in -args are appended to those of the defaults. With --synthetic-updates S,
+the dense models are first trained for S updates on synthetic speech, and small-dense for R x S.
 
 Run the command again to resume, or to add seeds, sparsities and systems: finished steps are skipped. The output of each
 job is in STUDY_DIR/log.
