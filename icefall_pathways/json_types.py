@@ -1,15 +1,16 @@
-"""Checks of the types of JSON values, which may come from a stranger or be damaged."""
+"""Checks of the types of JSON values, which may be damaged or from an untrusted source."""
 
+import math
 from typing import Any
 
 from icefall_pathways.errors import quote
 
 #: The type of numbers with and without decimals.
-NUMBER = (int, float)
+NUMERIC = (int, float)
 #: Key of an expected object whose value is the type of all fields that it does not name.
 ANY_KEY = "*"
 
-_NAMES = {str: "a string", int: "an integer", NUMBER: "a number", dict: "an object", list: "a list"}
+_NAMES = {str: "a string", int: "an integer", NUMERIC: "a number", dict: "an object", list: "a list"}
 
 
 def check_types(value: Any, expected: Any, name: str = "", complete: bool = False) -> None:
@@ -28,6 +29,8 @@ def check_types(value: Any, expected: Any, name: str = "", complete: bool = Fals
     expected_type: Any = type(expected) if isinstance(expected, dict | list) else expected
     if not isinstance(value, expected_type) or isinstance(value, bool):
         raise ValueError(f"{name or 'it'} is {quote(str(value))}, expected {_NAMES[expected_type]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name or 'it'} is {value}, expected a finite number")
     if isinstance(expected, list):
         for item in value:
             check_types(item, expected[0], f"an item of {name}", complete)

@@ -9,7 +9,7 @@ from icefall_pathways.data.features import FbankConfig
 from icefall_pathways.experiment import layout
 from icefall_pathways.experiment.result_summary import read_summary
 from icefall_pathways.files import read_json
-from icefall_pathways.json_types import ANY_KEY, NUMBER, check_types
+from icefall_pathways.json_types import ANY_KEY, NUMERIC, check_types
 from icefall_pathways.pathways.masks import PathwayMasks
 
 #: File name of the card in a package.
@@ -22,22 +22,22 @@ VERSION = 1
 _REQUIRED = ("model", "vocab_size", "masks", "features", "precision", "sha256")
 _TYPES: dict[str, Any] = {
     "license": str,
-    "languages": {ANY_KEY: {"sparsity": NUMBER, "word_error_rates": {ANY_KEY: NUMBER}}},
-    "union_density": NUMBER,
+    "languages": {ANY_KEY: {"sparsity": NUMERIC, "word_error_rates": {ANY_KEY: NUMERIC}}},
+    "union_density": NUMERIC,
     "model": {},
     "vocab_size": int,
     "masks": {
         "languages": [str],
         "method": str,
         "granularity": str,
-        "target_sparsity": NUMBER,
+        "target_sparsity": NUMERIC,
         "source": str,
         "roots": [str],
         "allocation": str,
         "layer_sparsity": str,
     },
     "features": {},
-    "training_options": {"data": {"narrowband_perturb": NUMBER}},
+    "training_options": {"data": {"narrowband_perturb": NUMERIC}},
     "precision": str,
     "sha256": {ANY_KEY: str},
 }

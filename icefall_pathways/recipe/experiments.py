@@ -1,6 +1,5 @@
 """Options and commands that the run and the study share."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,7 @@ def check_epochs(config: ExperimentsConfig, argv: Sequence[str]) -> None:
     updates = _find_num_updates(config.train_args)
     if updates and is_typed("num_epochs", argv):
         raise ValueError(
-            f"--num-epochs {config.num_epochs} has no effect, because --train-args has --num-updates {updates[1]}: "
+            f"--num-epochs {config.num_epochs} has no effect, because --train-args has --num-updates {updates}: "
             'leave out --num-epochs, or set a number of updates N with --train-args "--num-updates N"'
         )
 
@@ -222,17 +221,22 @@ def _small_dense_words(config: ExperimentsConfig) -> list[str]:
 def _dense_updates(config: ExperimentsConfig) -> int:
     """Return the number of updates of the dense model."""
     updates = _find_num_updates(config.train_args)
-    if updates is None or not updates[1].isdecimal():
+    if updates is None or not updates.isdecimal():
         raise ValueError(
             "the system small-dense trains for as many updates as the dense model and its fine-tuning together, and "
             f'--train-args "{config.train_args}" has no number of updates: add --num-updates to it'
         )
-    return int(updates[1])
+    return int(updates)
 
 
-def _find_num_updates(train_args: str) -> re.Match[str] | None:
-    """Return the match whose group 1 is the number of updates in --train-args, the last one; None without it."""
-    return max(re.finditer(r"--num-updates[ =]+(\S+)", train_args), key=re.Match.start, default=None)
+def _find_num_updates(train_args: str) -> str | None:
+    """Return the number of updates in --train-args, the last one; None without it."""
+    words = split_words(train_args)
+    updates = None
+    for index, word in enumerate(words):
+        if is_typed("num_updates", [word]):
+            updates = word.partition("=")[2] or "".join(words[index + 1 : index + 2])
+    return updates
 
 
 def finetune_command(

@@ -60,13 +60,22 @@ def read_options(
     default: Config | None = None,
     prog: str | None = None,
 ) -> Config:
-    """Parse a command line whose -args options take options as values, such as `--train-args "--num-updates 10"`."""
+    """Parse a command line whose -args options take options as values, such as `--train-args "--num-updates 10"`.
+
+    The values of an -args option that occurs several times are joined.
+    """
     words: list[str] = []
-    for word in argv:
-        if words and words[-1].startswith("--") and words[-1].endswith(("-args", "_args")):
-            words[-1] += f"={word}"
+    args: dict[str, list[str]] = {}
+    remaining = iter(argv)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        option = name.replace("_", "-")
+        takes_options = option.startswith("--") and option.endswith("-args")
+        if takes_options and (following := value if equals else next(remaining, None)) is not None:
+            args.setdefault(option, []).append(following)
         else:
             words.append(word)
+    words += [f"{option}={' '.join(values)}" for option, values in args.items()]
     return options.parse(config_class, description, words, default=default, prog=prog)
 
 
@@ -127,7 +136,12 @@ def _read_appending(
 ) -> Config:
     """Parse a command line; append typed -args options to their defaults."""
     config: Any = read_options(config_class, description, argv, default, prog)
-    names = [field.name for field in dataclasses.fields(config) if field.name.endswith("_args")]
-    typed = [name for name in names if is_typed(name, argv)]
-    appended = {name: f"{getattr(default, name)} {getattr(config, name)}".strip() for name in typed}
+    appended = {}
+    for name in (field.name for field in dataclasses.fields(config)):
+        if name.endswith("_args") and is_typed(name, argv):
+            try:
+                split_words(getattr(config, name))
+            except ValueError as error:
+                raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+            appended[name] = f"{getattr(default, name)} {getattr(config, name)}".strip()
     return cast(Config, dataclasses.replace(config, **appended))

@@ -10,6 +10,7 @@ from icefall_pathways.files import read_json
 from icefall_pathways.languages import codes_of, normalize_languages
 from icefall_pathways.ranges import ShareBelowOne, Stage
 from icefall_pathways.recipe import experiments, synthetic
+from icefall_pathways.recipe.args_options import check_args_options
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.recipe.programs import as_typed
@@ -93,9 +94,11 @@ def run_graph(config: RunConfig) -> list[Job]:
     """Return the jobs of the selected stages; a stage starts when the previous one has finished.
 
     Raises:
-      ValueError: --preset contradicts --demo or --corpus, or a system needs options that are not given.
+      ValueError: --preset contradicts --demo or --corpus, an -args option is not valid, or a system needs options that
+        are not given.
     """
     _check_preset(config)
+    check_args_options(config)
     stages = (
         _data_jobs,
         _dense_jobs,

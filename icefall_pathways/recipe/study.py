@@ -12,6 +12,7 @@ from icefall_pathways.files import atomic_write, read_text
 from icefall_pathways.languages import parse_languages
 from icefall_pathways.ranges import Range, parse_numbers
 from icefall_pathways.recipe import experiments, synthetic
+from icefall_pathways.recipe.args_options import check_args_options
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import DONE_MARK, Job, Step, print_graph, run_jobs
 from icefall_pathways.reporting.systems import STUDY_SYSTEMS
@@ -20,8 +21,11 @@ from icefall_pathways.reporting.systems import STUDY_SYSTEMS
 _SETTINGS = (
     *("corpus", "languages", "vocab_size", "encoder_type", "num_epochs", "mask_updates", "finetune_updates", "rounds"),
     *("hours", "budget", "prepare_args", "synthetic_updates", "synthetic_args", "train_args", "small_dense_args"),
-    *("search_args", "finetune_args", "dynamic_args"),
+    *("search_args", "finetune_args", "dynamic_args", "decode_args", "ngram_order", "data_dir", "corpus_dir", "subset"),
 )
+_SEEDS = Range(0, 2**32 - 1)
+_SPARSITIES = Range(0, 1, open_minimum=True, open_maximum=True)
+_SPLITS = ("dev", "test")
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,23 @@ class StudyConfig(ExperimentsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_numbers("--seeds", self.seeds, int, distinct=True)
-        parse_numbers("--sparsities", self.sparsities, float, Range(0, 1, open_maximum=True), distinct=True)
+        # Folders have canonical numbers, so that .7 and 0.70 are the same experiment.
+        self._set("seeds", [str(seed) for seed in parse_numbers("--seeds", self.seeds, int, _SEEDS, distinct=True)])
+        sparsities = parse_numbers("--sparsities", self.sparsities, float, _SPARSITIES, distinct=True)
+        self._set("sparsities", [f"{sparsity:.9f}".rstrip("0") for sparsity in sparsities])
+        self._set("splits", list(dict.fromkeys(self.splits.split())))
         experiments.check_systems(self.systems, STUDY_SYSTEMS)
-        parse_languages(self.languages)
+        if not self.splits or not set(self.splits.split()) <= set(_SPLITS):
+            raise ValueError(f"--splits is {self.splits!r}: expected some of {' '.join(_SPLITS)}")
+        languages = parse_languages(self.languages)
+        if "lsp" in self.systems.split() and self.finetune_updates < len(languages):
+            raise ValueError(
+                f"--finetune-updates is {self.finetune_updates}: expected at least {len(languages)}, an update for the "
+                "model of each language in the system lsp"
+            )
+
+    def _set(self, name: str, words: list[str]) -> None:
+        object.__setattr__(self, name, " ".join(words))
 
     @property
     def single_thread(self) -> bool:
@@ -88,6 +105,7 @@ def run(config: StudyConfig) -> None:
 
 def study_graph(config: StudyConfig) -> list[Job]:
     """Return the jobs of a study."""
+    check_args_options(config, also=("seed",))
     jobs = experiments.data_jobs(config)
     jobs += synthetic.data_jobs(config, after=tuple(job.name for job in jobs))
     prepared = tuple(job.name for job in jobs)
@@ -98,12 +116,14 @@ def study_graph(config: StudyConfig) -> list[Job]:
     for sparsity in config.sparsities.split():
         for seed in config.seeds.split():
             jobs += _Seed(config, seed).system_jobs(sparsity)
-    step = experiments.report_step("study", study_dir=config.study_dir, output=config.study_dir / "study.md")
+    split = "test" if "test" in config.splits.split() else config.splits
+    output = config.study_dir / "study.md"
+    step = experiments.report_step("study", study_dir=config.study_dir, split=split, output=output)
     return [*jobs, Job("tables", (step,), tuple(job.name for job in jobs), heading="")]
 
 
 def keep_settings(config: StudyConfig) -> None:
-    """Store the settings of a study in its folder; if settings are stored, check that they are the same.
+    """Store the settings of a study in its folder; if it has finished trainings, check that they had the same.
 
     Raises:
       ValueError: The folder holds a study with other settings; the message lists the differences.
@@ -118,7 +138,7 @@ def keep_settings(config: StudyConfig) -> None:
         for name, value in settings.items()
         if value != stored.get(name, value)
     ]
-    if changed:
+    if changed and any(config.study_dir.glob(f"seed-*/**/{DONE_MARK}")):
         raise ValueError(
             f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same settings, or "
             "another --study-dir"

@@ -7,11 +7,12 @@ from icefall_pathways.corpora.mini_text import TRANSCRIPTS
 from icefall_pathways.corpora.registry import get_corpus
 from icefall_pathways.corpora.validation import CorpusError
 from icefall_pathways.languages import parse_languages
+from icefall_pathways.recipe.args_options import reject_options
 from icefall_pathways.recipe.experiments import ExperimentsConfig
 from icefall_pathways.recipe.jobs import Job
 from icefall_pathways.recipe.prepare import prepare_jobs
 from icefall_pathways.recipe.prepare_config import PrepareConfig
-from icefall_pathways.recipe.programs import is_typed, option_words, read_args_option, split_words
+from icefall_pathways.recipe.programs import option_words, read_args_option, split_words
 
 _LAST_STAGE = 3  # features: the tokenizer is that of the real speech, and training writes the index
 
@@ -43,11 +44,8 @@ def data_jobs(config: ExperimentsConfig, after: tuple[str, ...]) -> list[Job]:
         "data_dir": folder,
         "stop_stage": _LAST_STAGE,
     }
-    words = split_words(config.synthetic_args)
-    for name in fixed:
-        if is_typed(name, words):
-            raise ValueError(f"--synthetic-args has --{name.replace('_', '-')}, which the recipe sets: leave it out")
-    argv = [*option_words(**fixed), *words]
+    reject_options("--synthetic-args", config.synthetic_args, fixed)
+    argv = [*option_words(**fixed), *split_words(config.synthetic_args)]
     prepare = read_args_option(PrepareConfig, "--synthetic-args", "./prepare.sh", argv)
     if TRANSCRIPTS in prepare.content.split():
         prepare = replace(prepare, transcripts_dir=str(config.data_dir / "manifests"))

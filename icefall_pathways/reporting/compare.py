@@ -45,6 +45,14 @@ class CompareConfig(Options):
     output: Path | None = None
     """JSON file for the results; None: only print the table."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, folders in (("--system-a", self.system_a), ("--system-b", self.system_b)):
+            if not folders:
+                raise ValueError(f"{option} is empty: expected the experiment folder of a system, or several")
+            if len(set(folders)) < len(folders):
+                raise ValueError(f"{option} is {' '.join(map(str, folders))}: expected each folder once, one per seed")
+
 
 def compare(config: CompareConfig) -> str:
     """Compare two systems, and return a table.

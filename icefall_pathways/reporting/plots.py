@@ -63,7 +63,7 @@ def plot_systems(averages: dict[str, dict[int, float]], path: Path) -> None:
     axis.invert_yaxis()  # the order of the tables
     axis.set(xlabel="average word error rate (%)", xlim=(0, None))
     axis.grid(alpha=0.3, axis="x")
-    axis.legend()
+    figure.legend(loc="outside upper right", ncols=len(seeds))
     figure.savefig(path, dpi=110, format="png")
 
 

@@ -52,6 +52,11 @@ class StudyConfig(Options):
     """Markdown file for the tables; the plot of error rates, by system or over sparsity, is written next to it, as
     .png."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output.suffix == ".png":
+            raise ValueError(f"--output is {self.output}: expected a Markdown file, the plot gets its name with .png")
+
 
 @dataclass(frozen=True)
 class StudyResult:
@@ -114,9 +119,19 @@ def _complete(results: list[StudyResult]) -> list[StudyResult]:
 
 
 def _numbered(folder: Path, prefix: str) -> Iterator[tuple[float, Path]]:
-    """Yield the folders PREFIX-<number> with their numbers, in ascending order."""
-    matches = [(re.fullmatch(rf"{prefix}-(\d+(?:\.\d+)?)", path.name), path) for path in folder.glob(f"{prefix}-*")]
-    yield from sorted((float(match[1]), path) for match, path in matches if match)
+    """Yield the folders PREFIX-<number> with their numbers, in ascending order.
+
+    Raises:
+      ValueError: Two folders have the same number.
+    """
+    folders: dict[float, Path] = {}
+    for path in sorted(folder.glob(f"{prefix}-*")):
+        if match := re.fullmatch(rf"{prefix}-(\d*\.?\d+)", path.name):
+            value = float(match[1])
+            if value in folders:
+                raise ValueError(f"{folders[value]} and {path} are of the same {prefix}: remove one")
+            folders[value] = path
+    yield from sorted(folders.items())
 
 
 def _read(config: StudyConfig, system: str, sparsity: float, seed: int, folder: Path) -> Iterator[StudyResult]:

@@ -1,6 +1,7 @@
 """The table of all languages is complete, whichever runs decode them."""
 
 import json
+import math
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_runs_that_end_at_the_same_time_keep_the_languages_of_each_other(
         ({"average_wer": 4.0, "languages": {"en": {"utterances": 3}}}, "languages.en lacks wer"),
         ({"average_wer": 4.0, "languages": {"en": {"wer": "4", "utterances": 3}}}, "languages.en.wer is '4', expected"),
         ({"average_wer": None, "languages": {}}, "average_wer is 'None', expected a number"),
+        ({"average_wer": math.inf, "languages": {}}, "average_wer is inf, expected a finite number"),
+        ({"average_wer": 4.0, "languages": {}}, "it has no languages"),
     ],
 )
 def test_damaged_summaries_are_rejected_by_name(tmp_path: Path, content: object, message: str) -> None:

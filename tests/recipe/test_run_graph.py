@@ -12,6 +12,7 @@ from icefall_pathways.files import write_json
 from icefall_pathways.recipe import presets
 from icefall_pathways.recipe.experiments import environment, prepare_config, small_dense_command
 from icefall_pathways.recipe.run import run_graph
+from icefall_pathways.recipe.study import study_graph
 from icefall_pathways.reporting.systems import RUN_SYSTEMS, STUDY_SYSTEMS
 
 pytestmark = pytest.mark.usefixtures("recipe_folder")
@@ -71,10 +72,37 @@ def test_options_in_args_options_are_appended_to_those_of_the_preset():
         assert config.search_args == preset.search_args
 
 
+def test_values_of_a_repeated_args_option_are_joined():
+    config = read("run", "--train-args '--bar 1' --languages 'de fr' --train_args='--baz 2' --train-args ''")
+    assert config.train_args.split() == ["--bar", "1", "--baz", "2"] and config.languages == "de fr"
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [
+        ("run", "--search-args '--sparsity 0.3'", "--search-args has --sparsity, which the recipe sets: leave it out"),
+        ("run", "--finetune-args '--num_updates=6'", "--finetune-args has --num-updates, which the recipe sets"),
+        ("run", "--decode-args '--split dev'", "--decode-args has --split, which the recipe sets"),
+        ("run", "--prepare-args '--languages fr'", "--prepare-args has --languages, which the recipe sets"),
+        ("run", '--train-args "--dropout \'0"', "--train-args: .*No closing quotation"),
+        ("run-study", "--train-args '--seed 5'", "--train-args has --seed, which the recipe sets"),
+    ],
+)
+def test_options_that_the_recipe_sets_are_rejected_in_args_options(command, line, message):
+    make_graph = run_graph if command == "run" else study_graph
+    with pytest.raises(ValueError, match=message):
+        make_graph(read(command, line))
+
+
+def test_seed_of_a_run_can_be_set():
+    assert commands(run_graph(read("run", "--demo 1 --train-args '--seed 5'")))["dense"].endswith("--seed 5")
+
+
 def test_the_last_of_repeated_options_is_used():
     config = read("run", "--demo 1 --prepare-args '--content phrases --dev-utterances 3'")
     assert prepare_config(config).content == "phrases" and prepare_config(config).dev_utterances == 3
-    assert small_dense_command(read("run", "--demo 1 --train-args '--num-updates 6'"), Path("small"), 4)[-1] == "10"
+    for words in ("--num-updates 6", "--num_updates 6", "--num-updates=6"):
+        assert small_dense_command(read("run", f"--demo 1 --train-args '{words}'"), Path("small"), 4)[-1] == "10"
 
 
 def test_selected_stages_and_extra_options_reach_their_commands():
@@ -90,10 +118,10 @@ def test_selected_stages_and_extra_options_reach_their_commands():
 
 
 def test_values_of_extra_options_may_have_spaces():
-    extra = """--prepare-args "--content 'numbers phrases'" --train-args "--bpe-model 'my model'" """
+    extra = """--prepare-args "--content 'numbers phrases'" --train-args "--index-dir 'my index'" """
     lines = commands(run_graph(read("run", f"--demo 1 --stop-stage 1 {extra}")))
     assert "--content 'numbers phrases'" in lines["corpus"]
-    assert lines["dense"].endswith("--bpe-model 'my model'")
+    assert lines["dense"].endswith("--index-dir 'my index'")
     with pytest.raises(ValueError, match=r"numbers'.*No closing quotation; expected options as on a command line"):
         run_graph(read("run", """--demo 1 --prepare-args "--content numbers'" """))
 

@@ -81,6 +81,10 @@ def test_short_study_saves_two_checkpoints():
         ("--systems ''", "--systems is empty"),
         ("--languages elvish", "unknown language 'elvish'"),
         ("--seeds '1 01'", "--seeds is '1 01': expected each number once"),
+        ("--seeds 4294967296", "--seeds is 4294967296: expected at least 0 and at most 4294967295"),
+        ("--sparsities 0", "--sparsities is 0.0: expected more than 0 and less than 1"),
+        ("--splits 'dev train'", "--splits is 'dev train': expected some of dev test"),
+        ("--systems lsp --finetune-updates 3", "--finetune-updates is 3: expected at least 4"),
         ("--sparsities '0.7 0.70'", "--sparsities is '0.7 0.70': expected each number once"),
     ],
 )
@@ -90,10 +94,37 @@ def test_invalid_study_option_is_reported(line, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_spellings_of_a_number_are_the_same_experiment():
+    config = read("run-study", "--seeds '01 2_0' --sparsities '.7 0.80 5e-1' --splits 'test test'")
+    assert (config.seeds, config.sparsities, config.splits) == ("1 20", "0.7 0.8 0.5", "test")
+
+
+def test_report_is_on_a_decoded_split():
+    for splits, split in (("dev", "dev"), ("dev test", "test")):
+        tables = study_graph(read("run-study", f"--splits '{splits}'"))[-1]
+        assert options_of(tables, "split") == [("study", split)]
+
+
+def finish_dense(study_dir):
+    """Mark the dense model of a study as trained."""
+    (study_dir / "seed-1" / "dense").mkdir(parents=True)
+    (study_dir / "seed-1" / "dense" / ".done").touch()
+
+
+def test_study_without_finished_trainings_accepts_other_settings(tmp_path):
+    """So that a wrong option can be corrected."""
+    for updates in (7, 8):
+        keep_settings(read("run-study", f"--study-dir {tmp_path} --mask-updates {updates}"))
+    assert 'mask_updates="8"\n' in (tmp_path / "settings.txt").read_text()
+
+
 def test_study_rejects_changed_settings(tmp_path):
     config = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7")
     keep_settings(config)
+    finish_dense(tmp_path / "study")
     keep_settings(config)
+    with pytest.raises(ValueError, match=r"decode_args: now '--max-duration 100 --beam-size 8', stored"):
+        keep_settings(read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7 --decode-args '--beam-size 8'"))
     settings = (tmp_path / "study" / "settings.txt").read_text()
     assert 'mask_updates="7"\n' in settings and 'finetune_updates="1500"\n' in settings
     changed = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 8")
@@ -200,6 +231,7 @@ def test_the_ratio_of_the_small_dense_model_is_that_of_its_options():
 def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
     config = read("run-study", f"--study-dir {tmp_path}")
     keep_settings(config)
+    finish_dense(tmp_path)
     file = tmp_path / "settings.txt"
     complete = file.read_text()
     file.write_text("".join(line for line in complete.splitlines(True) if "small_dense_args" not in line))

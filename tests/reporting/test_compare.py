@@ -83,7 +83,7 @@ def test_runs_with_several_seeds_are_pairs(tmp_path):
     output = tmp_path / "figures.json"
     errors = {"a": (2, 4, 5), "b": (4, 8, 5)}  # every n-th utterance has an error
     for system, seeds in errors.items():
-        for seed, every in enumerate(seeds):
+        for seed, every in enumerate((*seeds, seeds[0], seeds[0])):
             _decode(tmp_path / f"{system}{seed}", {"en": every, "nl": every})
 
     def figures(seeds, **options):
@@ -101,16 +101,23 @@ def test_runs_with_several_seeds_are_pairs(tmp_path):
     # A bootstrap sample may consist of the third seed only, which has no difference.
     low, high = average["interval"]
     assert low < single[0]["difference"] * 2 / 3 and high >= 0
-    same = figures([0, 0, 0])[0]["languages"]["average"]
+    same = figures([0, 3, 4])[0]["languages"]["average"]
     assert same["interval"] == pytest.approx(single[0]["interval"]), "equal runs add no variation"
 
 
 def test_different_numbers_of_runs_are_rejected(tmp_path):
     _decode(tmp_path / "a", {"en": 3})
     _decode(tmp_path / "b", {"en": 4})
-    config = CompareConfig((tmp_path / "a",), (tmp_path / "b",) * 2, method="greedy_search")
+    _decode(tmp_path / "c", {"en": 4})
+    config = CompareConfig((tmp_path / "a",), (tmp_path / "b", tmp_path / "c"), method="greedy_search")
     with pytest.raises(ValueError, match=r"numbers of runs, 1 \(.*a\) and 2 \(.*: pass as many"):
         compare(config)
+
+
+@pytest.mark.parametrize(("folders", "message"), [((), "empty"), ((Path("a"), Path("a")), "a a: expected each folder")])
+def test_a_system_needs_distinct_folders(folders, message):
+    with pytest.raises(ValueError, match=f"--system-b is {message}"):
+        CompareConfig((Path("x"),), folders)
 
 
 def _prepare(folder, speaker_of):

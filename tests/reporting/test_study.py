@@ -136,6 +136,17 @@ def test_a_study_without_masks_has_one_table(tmp_path: Path) -> None:
         assert text.startswith("Sparsity 0 %\n") and f"| small dense | 8.0 | 8.0 |{change} 1 |\n" in text
 
 
+def test_folders_of_the_same_number_are_not_averaged(config: StudyConfig) -> None:
+    (config.study_dir / "seed-1/sparsity-.70").mkdir()
+    with pytest.raises(ValueError, match=r"sparsity-\.70 and \S+/sparsity-0\.7 are of the same sparsity: remove one"):
+        gather(config)
+
+
+def test_plot_does_not_replace_the_tables(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"study\.png: expected a Markdown file"):
+        StudyConfig(tmp_path, output=tmp_path / "study.png")
+
+
 def test_empty_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run \./run_study\.sh first"):
         gather(StudyConfig(tmp_path))
