@@ -60,7 +60,7 @@ class ExperimentsConfig(CorpusOptions):
 
     small_dense_args: str = ""
     """Additional options for train.py, after --train-args, for the system small-dense: a dense model with as many
-    parameters as a pathway uses."""
+    parameters as a pathway uses. Set it too if --train-args change the size of the model."""
 
     search_args: str = ""
     """Additional options for prune.py."""
