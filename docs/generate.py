@@ -22,8 +22,7 @@ COPIES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "egs/mls/ASR/RESULTS.md": "results.md",
-    "egs/mls/ASR/study.png": "study.png",
-}
+} | {f"egs/mls/ASR/{path.name}": path.name for path in sorted((ROOT / "egs" / "mls" / "ASR").glob("*.png"))}
 # Pages that are generated from a file or folder of the repository.
 PAGES = COPIES | {"icefall_pathways/commands": "options.md"}
 FIGURES = {
