@@ -33,7 +33,7 @@ def check_types(value: Any, expected: Any, name: str = "", complete: bool = Fals
         raise ValueError(f"{name or 'it'} is {value}, expected a finite number")
     if isinstance(expected, list):
         for item in value:
-            check_types(item, expected[0], f"an item of {name}", complete)
+            check_types(item, expected[0], f"an item of {name or 'it'}", complete)
     elif isinstance(expected, dict):
         missing = [key for key in expected if key not in value and key != ANY_KEY]
         if complete and missing:

@@ -45,8 +45,9 @@ PositiveFloat = Annotated[float, Range(0, open_minimum=True)]
 SignedFloat = Annotated[float, Range()]
 Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, 1, open_maximum=True)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]
+SEEDS = Range(0, 2**32 - 1)
 """Seeds that Python, numpy and torch accept."""
+Seed = Annotated[int, SEEDS]
 Port = Annotated[int, Range(1, 65535)]
 Stage = Annotated[int, Range(-1)]
 """Stages of scripts; as in icefall, -1 is before the first."""

@@ -29,6 +29,7 @@ Stages:
 Run the same command again to resume; finished trainings are skipped. With --demo 1, --preset, your own clips or another
 encoder, the defaults below change: add --help to see them. They include --train-args, --search-args, --finetune-args
 and others that end in -args, to which yours are appended: --train-args "--num-updates 1000" changes only this option.
+An option of a preset cannot be removed, only set to another value.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ Systems, all but small-dense trained from the dense model of their seed:
   dense-continued   the dense model, trained further
   dense-language    the same with the language as an input (train.py --language-input 1)
   small-dense       a dense model with as many parameters as a pathway uses at 70 % sparsity, trained from scratch with
-                    --train-args and --small-dense-args, so without what only --finetune-args add
+                    --train-args and --small-dense-args; --finetune-args do not apply
   lap-random        one random mask for all languages
   lap               one mask for all languages, searched on all of them by IMP
   lsp               one model per language, each with its own weights and a mask searched by IMP

@@ -104,11 +104,11 @@ def _command(exp_dir: Path) -> dict[str, str]:
 def _results(exp_dir: Path, language: str) -> dict[str, float]:
     """Return the word error rates of a language in percent, by the name of the file that has them.
 
-    A package has those of its card, and of the decoding with it.
+    For a package, include those in its card; results of decoding with the package itself take precedence.
     """
     card = exp_dir / CARD_FILE
-    earlier = read_json(card)["languages"][language]["word_error_rates"] if card.is_file() else {}
-    return earlier | {
+    languages = read_json(card).get("languages", {}) if card.is_file() else {}
+    return languages.get(language, {}).get("word_error_rates", {}) | {
         str(path.relative_to(exp_dir)): summary["languages"][language]["wer"]
         for path, summary in _summaries(exp_dir)
         if language in summary["languages"]

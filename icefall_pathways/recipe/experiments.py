@@ -60,7 +60,8 @@ class ExperimentsConfig(CorpusOptions):
 
     small_dense_args: str = ""
     """Additional options for train.py, after --train-args, for the system small-dense: a dense model with as many
-    parameters as a pathway uses. Set it too if --train-args change the size of the model."""
+    parameters as a pathway uses. Set this option too if --train-args changes the size
+    of the model."""
 
     search_args: str = ""
     """Additional options for prune.py."""
@@ -230,12 +231,12 @@ def _dense_updates(config: ExperimentsConfig) -> int:
 
 
 def _find_num_updates(train_args: str) -> str | None:
-    """Return the number of updates in --train-args, the last one; None without it."""
+    """Return the last value of --num-updates in --train-args; None without it."""
     words = split_words(train_args)
     updates = None
     for index, word in enumerate(words):
         if is_typed("num_updates", [word]):
-            updates = word.partition("=")[2] or "".join(words[index + 1 : index + 2])
+            updates = word.partition("=")[2] or next(iter(words[index + 1 :]), "")
     return updates
 
 

@@ -76,8 +76,9 @@ def prepare_jobs(config: PrepareConfig) -> list[Job]:
     languages = parse_languages(config.languages)
     spec.check_languages(languages)
     if config.corpus == "mini" and not config.has_corpus:
+        content = parse_content(config.content, config.transcripts_dir)
         for language in languages:
-            check_content(language, parse_content(config.content, config.transcripts_dir))
+            check_content(language, content)
     spec.text_options(config.keep_case, config.keep_punctuation)
     ArrayPart.parse(config.shard)  # here, because a job that fails adds a second message
     if config.shard and not (config.stage == config.stop_stage and config.stage in _SHARDED_STAGES):

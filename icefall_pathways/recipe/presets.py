@@ -117,7 +117,7 @@ _DEMO = RunConfig(
 
 #: Multilingual LibriSpeech.
 MLS = RunConfig()
-#: `make demo`: 25 minutes on two cores.
+#: `make demo`: 15 to 25 minutes on two cores.
 DEMO = _mini(_DEMO, "emformer")
 #: `make demo ENCODER=zipformer`.
 DEMO_ZIPFORMER = _mini(_DEMO, "zipformer")

@@ -71,8 +71,8 @@ def read_options(
         name, equals, value = word.partition("=")
         option = name.replace("_", "-")
         takes_options = option.startswith("--") and option.endswith("-args")
-        if takes_options and (following := value if equals else next(remaining, None)) is not None:
-            args.setdefault(option, []).append(following)
+        if takes_options and (argument := value if equals else next(remaining, None)) is not None:
+            args.setdefault(option, []).append(argument)
         else:
             words.append(word)
     words += [f"{option}={' '.join(values)}" for option, values in args.items()]

@@ -10,7 +10,7 @@ from icefall_pathways.corpora.registry import CorpusName
 from icefall_pathways.experiment import layout
 from icefall_pathways.files import atomic_write, read_text
 from icefall_pathways.languages import parse_languages
-from icefall_pathways.ranges import Range, parse_numbers
+from icefall_pathways.ranges import SEEDS, Range, parse_numbers
 from icefall_pathways.recipe import experiments, synthetic
 from icefall_pathways.recipe.args_options import check_args_options
 from icefall_pathways.recipe.experiments import ExperimentsConfig
@@ -23,7 +23,6 @@ _SETTINGS = (
     *("hours", "budget", "prepare_args", "synthetic_updates", "synthetic_args", "train_args", "small_dense_args"),
     *("search_args", "finetune_args", "dynamic_args", "decode_args", "ngram_order", "data_dir", "corpus_dir", "subset"),
 )
-_SEEDS = Range(0, 2**32 - 1)
 _SPARSITIES = Range(0, 1, open_minimum=True, open_maximum=True)
 _SPLITS = ("dev", "test")
 
@@ -58,8 +57,8 @@ class StudyConfig(ExperimentsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Folders have canonical numbers, so that .7 and 0.70 are the same experiment.
-        self._set("seeds", [str(seed) for seed in parse_numbers("--seeds", self.seeds, int, _SEEDS, distinct=True)])
+        # Folders have canonical numbers, so that .7 and 0.70 are the same experiment; the report reads no exponents.
+        self._set("seeds", [str(seed) for seed in parse_numbers("--seeds", self.seeds, int, SEEDS, distinct=True)])
         sparsities = parse_numbers("--sparsities", self.sparsities, float, _SPARSITIES, distinct=True)
         self._set("sparsities", [f"{sparsity:.9f}".rstrip("0") for sparsity in sparsities])
         self._set("splits", list(dict.fromkeys(self.splits.split())))
@@ -105,7 +104,7 @@ def run(config: StudyConfig) -> None:
 
 def study_graph(config: StudyConfig) -> list[Job]:
     """Return the jobs of a study."""
-    check_args_options(config, also=("seed",))
+    check_args_options(config, is_study=True)
     jobs = experiments.data_jobs(config)
     jobs += synthetic.data_jobs(config, after=tuple(job.name for job in jobs))
     prepared = tuple(job.name for job in jobs)
@@ -123,7 +122,7 @@ def study_graph(config: StudyConfig) -> list[Job]:
 
 
 def keep_settings(config: StudyConfig) -> None:
-    """Store the settings of a study in its folder; if it has finished trainings, check that they had the same.
+    """Store the settings of a study in its folder; if a training has started, check that it had the same.
 
     Raises:
       ValueError: The folder holds a study with other settings; the message lists the differences.
@@ -132,13 +131,13 @@ def keep_settings(config: StudyConfig) -> None:
     settings = {name: " ".join(str(getattr(config, name)).split()) for name in _SETTINGS}
     # The studies of earlier versions had this budget, and no synthetic speech.
     stored = {"budget": "multiply-adds", "synthetic_updates": "0"} | _read_settings(file) if file.exists() else {}
-    # Earlier versions had fewer settings, whose systems they did not have either.
+    # Earlier versions stored fewer settings; those that are missing cannot be checked.
     changed = [
         f"{name}: now {value!r}, stored {stored[name]!r}"
         for name, value in settings.items()
         if value != stored.get(name, value)
     ]
-    if changed and any(config.study_dir.glob(f"seed-*/**/{DONE_MARK}")):
+    if changed and any(layout.has_checkpoints(folder) for folder in config.study_dir.glob("seed-*/**/")):
         raise ValueError(
             f"{config.study_dir} was started with other settings ({'; '.join(changed)}): use the same settings, or "
             "another --study-dir"

@@ -58,12 +58,12 @@ def plot_systems(averages: dict[str, dict[int, float]], path: Path) -> None:
     seeds = sorted({seed for runs in averages.values() for seed in runs})
     for seed, marker in zip(seeds, cycle(MARKERS), strict=False):
         points = {name: runs[seed] for name, runs in averages.items() if seed in runs}
-        axis.plot(list(points.values()), list(points), color="black", marker=marker, markersize=5, linestyle="none")
-        axis.lines[-1].set_label(f"seed {seed}")
+        averages_of_seed, systems = list(points.values()), list(points)
+        axis.plot(averages_of_seed, systems, label=f"seed {seed}", color="black", marker=marker, linestyle="none")
     axis.invert_yaxis()  # the order of the tables
     axis.set(xlabel="average word error rate (%)", xlim=(0, None))
     axis.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside upper right", ncols=len(seeds))
+    figure.legend(loc="outside upper right", ncols=min(len(seeds), 6))
     figure.savefig(path, dpi=110, format="png")
 
 

@@ -144,8 +144,9 @@ def relative_changes(results: list[SystemResult]) -> str:
     The system is the one named "pathways", otherwise the last one with masks, or the last one if none has masks.
     Systems without errors are left out: a change against them is infinite. The result is empty if no system is left.
     """
+    pathways = [result for result in results if result.name == SYSTEMS["pathways"]]
     masked = [result for result in results if result.masks is not None]
-    subject = next((result for result in results if result.name == SYSTEMS["pathways"]), [*results, *masked][-1])
+    subject = (pathways or masked or results)[-1]
     changes = [
         f"{100 * (subject.average_wer / other.average_wer - 1):+.1f} % against {other.name}"
         for other in results

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,15 @@ def test_values_of_a_repeated_args_option_are_joined():
 @pytest.mark.parametrize(
     ("command", "line", "message"),
     [
-        ("run", "--search-args '--sparsity 0.3'", "--search-args has --sparsity, which the recipe sets: leave it out"),
+        (
+            "run",
+            "--search-args '--sparsity 0.3'",
+            "--search-args has --sparsity, which the recipe sets: use",
+        ),
         ("run", "--finetune-args '--num_updates=6'", "--finetune-args has --num-updates, which the recipe sets"),
         ("run", "--decode-args '--split dev'", "--decode-args has --split, which the recipe sets"),
-        ("run", "--prepare-args '--languages fr'", "--prepare-args has --languages, which the recipe sets"),
+        ("run", "--prepare-args '--languages fr'", "which the recipe sets: use --languages of the recipe"),
+        ("run", "--train-args '--encoder-type zipformer'", "which the recipe sets: use --encoder-type of the recipe"),
         ("run", '--train-args "--dropout \'0"', "--train-args: .*No closing quotation"),
         ("run-study", "--train-args '--seed 5'", "--train-args has --seed, which the recipe sets"),
     ],
@@ -92,6 +98,40 @@ def test_options_that_the_recipe_sets_are_rejected_in_args_options(command, line
     make_graph = run_graph if command == "run" else study_graph
     with pytest.raises(ValueError, match=message):
         make_graph(read(command, line))
+
+
+# Options that a generated command has, and that an -args option may set: their values are used, or the study's own.
+_ADJUSTABLE = {"num-updates", "num-epochs", "save-every-n", "keep-last-k", "ngram-lm"}
+
+
+@pytest.mark.parametrize(("command", "make_graph"), [("run", run_graph), ("run-study", study_graph)])
+def test_options_of_generated_commands_are_rejected_or_adjustable(command, make_graph):
+    """So that no -args option changes what a comparison depends on, or is ignored."""
+    systems = "dense-continued small-dense lap pathways-random dynamic"
+    line = f"--corpus mls --num-epochs 2 --systems '{systems}' --small-dense-args '--num-heads 2'"
+    config = replace(read(command, line), train_args="--num-updates 9", dynamic_args="", decode_args="")
+    checked = set()
+    for job in make_graph(config):
+        for step in job.steps:
+            field = _args_option(step.command)
+            names = {word[2:].partition("=")[0] for word in step.command if word.startswith("--")}
+            # The searches of a run may use another method, which random masks do not.
+            for name in names - _ADJUSTABLE - ({"num-heads", "prune-method"} if command == "run" else {"num-heads"}):
+                if field:
+                    checked.add(field)
+                    with pytest.raises(ValueError, match=f"has --{name}, which the recipe sets"):
+                        make_graph(replace(config, **{field: f"--{name} 1"}))
+    assert checked == {"train_args", "small_dense_args", "search_args", "finetune_args", "dynamic_args", "decode_args"}
+
+
+def _args_option(command):
+    """Return the -args option that adds to a command; None if there is none."""
+    script = Path(command[1]).stem
+    if script != "train":
+        return {"prune": "search_args", "decode": "decode_args", "streaming_decode": "decode_args"}.get(script)
+    if "--init-from" not in command:
+        return "small_dense_args" if "--num-heads" in command else "train_args"
+    return "dynamic_args" if "adaptive" in command else "finetune_args"
 
 
 def test_seed_of_a_run_can_be_set():

@@ -105,13 +105,13 @@ def test_report_is_on_a_decoded_split():
         assert options_of(tables, "split") == [("study", split)]
 
 
-def finish_dense(study_dir):
-    """Mark the dense model of a study as trained."""
+def start_dense(study_dir):
+    """Write a checkpoint of the dense model of a study."""
     (study_dir / "seed-1" / "dense").mkdir(parents=True)
-    (study_dir / "seed-1" / "dense" / ".done").touch()
+    (study_dir / "seed-1" / "dense" / "checkpoint-5.pt").touch()
 
 
-def test_study_without_finished_trainings_accepts_other_settings(tmp_path):
+def test_study_without_trainings_accepts_other_settings(tmp_path):
     """So that a wrong option can be corrected."""
     for updates in (7, 8):
         keep_settings(read("run-study", f"--study-dir {tmp_path} --mask-updates {updates}"))
@@ -121,7 +121,7 @@ def test_study_without_finished_trainings_accepts_other_settings(tmp_path):
 def test_study_rejects_changed_settings(tmp_path):
     config = read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7")
     keep_settings(config)
-    finish_dense(tmp_path / "study")
+    start_dense(tmp_path / "study")
     keep_settings(config)
     with pytest.raises(ValueError, match=r"decode_args: now '--max-duration 100 --beam-size 8', stored"):
         keep_settings(read("run-study", f"--study-dir {tmp_path}/study --mask-updates 7 --decode-args '--beam-size 8'"))
@@ -231,7 +231,7 @@ def test_the_ratio_of_the_small_dense_model_is_that_of_its_options():
 def test_a_study_of_an_earlier_version_continues_with_new_systems(tmp_path):
     config = read("run-study", f"--study-dir {tmp_path}")
     keep_settings(config)
-    finish_dense(tmp_path)
+    start_dense(tmp_path)
     file = tmp_path / "settings.txt"
     complete = file.read_text()
     file.write_text("".join(line for line in complete.splitlines(True) if "small_dense_args" not in line))
