@@ -129,7 +129,7 @@ def test_study_skips_finished_steps(finished):
         "languages": " ".join(languages),
         "vocab-size": "60",
         "hours": "",
-        "prepare-args": PREPARE,
+        "prepare-args": f"{PREPARE} --content 'numbers calendar'",  # that of the finished preparation
         "search-args": TRAINING,
         "finetune-args": TRAINING,
         "dynamic-args": "--prune-every 2",
