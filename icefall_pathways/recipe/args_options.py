@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from icefall_pathways.recipe.experiments import ExperimentsConfig
-from icefall_pathways.recipe.programs import is_typed, split_words
+from icefall_pathways.recipe.programs import is_typed, option_flag, split_words
 
 _EXPERIMENT = ("exp_dir", "manifest_dir", "languages", "bpe_model", "world_size")
 _FROM_DENSE_MODEL = (*_EXPERIMENT, "init_from", "masks", "num_updates")
@@ -38,7 +38,7 @@ def check_args_options(config: ExperimentsConfig, is_study: bool = False) -> Non
     """
     for name, fixed in _SET_BY_THE_RECIPE.items():
         names = {*fixed, *(_ALSO_SET_BY_THE_STUDY.get(name, ()) if is_study else ())}
-        reject_options(f"--{name.replace('_', '-')}", getattr(config, name), names, vars(config))
+        reject_options(option_flag(name), getattr(config, name), names, vars(config))
 
 
 def reject_options(option: str, value: str, names: Collection[str], recipe_options: Collection[str] = ()) -> None:
@@ -53,6 +53,6 @@ def reject_options(option: str, value: str, names: Collection[str], recipe_optio
     words = split_words(value)
     for name in sorted(names):
         if is_typed(name, words):
-            typed = f"--{name.replace('_', '-')}"
-            advice = f"use {typed} of the recipe" if name in recipe_options else "leave it out"
-            raise ValueError(f"{option} has {typed}, which the recipe sets: {advice}")
+            flag = option_flag(name)
+            advice = f"use {flag} of the recipe" if name in recipe_options else "leave it out"
+            raise ValueError(f"{option} has {flag}, which the recipe sets: {advice}")

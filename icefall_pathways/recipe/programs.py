@@ -26,11 +26,16 @@ def program(folder: str, name: str) -> tuple[str, ...]:
     return sys.executable, "-m", "icefall_pathways", name.replace("_", "-")
 
 
+def option_flag(name: str) -> str:
+    """Return the command-line name of the option that a field defines."""
+    return f"--{name.replace('_', '-')}"
+
+
 def option_words(**values: object) -> tuple[str, ...]:
     """Return `--some-option VALUE` for each argument `some_option=value`."""
     words: list[str] = []
     for name, value in values.items():
-        words += [f"--{name.replace('_', '-')}", as_typed(value)]
+        words += [option_flag(name), as_typed(value)]
     return tuple(words)
 
 
@@ -142,6 +147,6 @@ def _read_appending(
             try:
                 split_words(getattr(config, name))
             except ValueError as error:
-                raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+                raise ValueError(f"{option_flag(name)}: {error}") from error
             appended[name] = f"{getattr(default, name)} {getattr(config, name)}".strip()
     return cast(Config, dataclasses.replace(config, **appended))
